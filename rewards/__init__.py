@@ -1,1 +1,22 @@
-"""Placeholder until the package lands."""
+"""Everything that decides whether a function call is right; standard library only."""
+
+from rewards.calls import Call, as_calls, as_tools, category_of
+from rewards.function_call import FunctionCallReward, RewardResult
+from rewards.matcher import MatchResult, match_calls
+from rewards.parser import ParsedCompletion, parse_calls, parse_completion
+from rewards.render import render_calls
+
+__all__ = [
+    "Call",
+    "FunctionCallReward",
+    "MatchResult",
+    "ParsedCompletion",
+    "RewardResult",
+    "as_calls",
+    "as_tools",
+    "category_of",
+    "match_calls",
+    "parse_calls",
+    "parse_completion",
+    "render_calls",
+]
