@@ -1,0 +1,193 @@
+"""A row as the model sees it: chat prompt, target text, and the segment of every token."""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from datamodules.packing import CALL, COT, PROMPT, Encoded
+from datamodules.readers import BadRow
+from datamodules.rows import Example
+from rewards import as_calls, render_calls
+
+SYSTEM_PROMPT = """You answer a request by calling the functions listed under Tools.
+First reason inside <think></think>: which function fits, and where the request gives each argument.
+Then write the calls on one line as a Python list:
+<think>your reasoning</think>
+
+[name(param=value, ...), other_name(param=value)]
+Give each argument its declared type. If no function fits, write [] instead.
+
+# Tools
+"""
+_THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def resolve_model_folder(init_from: str) -> str:
+    """Find the Hugging Face folder meant by `model.init_args.init_from`.
+
+    Args:
+        init_from: A run folder (its `hf/` is meant), an `hf/` folder, any Hugging Face folder, or a hub id.
+
+    Returns:
+        The folder; a hub id is returned unchanged.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no exported model.
+    """
+    folder = Path(init_from).expanduser()
+    if folder.is_dir():
+        for candidate in (folder, folder / "hf"):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+        raise FileNotFoundError(f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one")
+    if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
+        raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
+    return init_from
+
+
+def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model, with the two things this project needs of it: offsets and a chat template.
+
+    Args:
+        init_from: See `resolve_model_folder`.
+
+    Returns:
+        The fast tokenizer.
+
+    Raises:
+        FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
+        ValueError: The tokenizer has no chat template, or no fast (Rust) version.
+    """
+    folder = resolve_model_folder(init_from)
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise FileNotFoundError(f"init_from: {folder} is neither a folder here nor a model the hub gives us") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if not tokenizer.chat_template:
+        raise ValueError(f"init_from: the tokenizer of {folder} has no chat template; add a chat_template.jinja to it")
+    return tokenizer
+
+
+def messages(example: Example) -> list[dict[str, str]]:
+    """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query."""
+    system = SYSTEM_PROMPT + json.dumps(json.loads(example.tools), ensure_ascii=False, separators=(",", ":"))
+    history = json.loads(example.history)
+    if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
+        system, history = f"{system}\n\n{history[0]['content']}", history[1:]
+    return [{"role": "system", "content": system}, *history, {"role": "user", "content": example.query}]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
+    """Render the prompt of a row through the model's own chat template, up to where the answer begins.
+
+    A `<think>` (or empty think block) that the template itself appends is taken off: the model writes its own, so that
+    the text it is trained on, generates and is scored on is one and the same.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        example: The row.
+
+    Returns:
+        The text; nothing in it is trained on.
+
+    Raises:
+        BadRow: The row's own text holds a special token of this tokenizer, which would end a turn early.
+        ValueError: The template refuses a system message followed by these turns.
+    """
+    turns = messages(example)
+    _refuse_special_tokens(tokenizer, {"query": example.query, "tools": turns[0]["content"], "history": str(turns[1:])})
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the turns {roles}: {error}") from error
+    return _THINK_OPENED.sub("", text)
+
+
+def target_text(example: Example) -> str:
+    """The text trained on, without the end-of-turn token: `<think>{cot}</think>`, a blank line, the calls.
+
+    Without a chain of thought the target is the calls alone: an empty think block is never taught. When no tool fits
+    the calls are the row's `response`, or `[]` where it has none.
+    """
+    calls = as_calls(example.answers)
+    answer = render_calls(calls) if calls or not example.response else example.response
+    return f"<think>{example.cot}</think>\n\n{answer}" if example.cot else answer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
+    """Token ids of `prompt_text`: what generation starts from, and the prefix of `encode_example`."""
+    return tokenizer(prompt_text(tokenizer, example), add_special_tokens=False)["input_ids"]
+
+
+def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example) -> Encoded:
+    """Encode prompt and target, each by itself, so that the prompt ids are exactly those of generation.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        example: The row.
+
+    Returns:
+        Ids and segments: 0 prompt; 1 chain of thought, both tags included; 2 everything after `</think>`, the
+        end-of-turn token included (arXiv 2505.20192, figure of the multiscale loss).
+
+    Raises:
+        BadRow: See `prompt_text`.
+    """
+    target = target_text(example)
+    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": target})
+    encoding = tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
+    prompt = encode_prompt(tokenizer, example)
+    segments = target_segments(target, encoding["offset_mapping"], bool(example.cot))
+    return Encoded(
+        prompt + encoding["input_ids"] + [end_of_turn_id(tokenizer)], [PROMPT] * len(prompt) + segments + [CALL]
+    )
+
+
+def target_segments(target: str, offsets: list[tuple[int, int]], has_cot: bool) -> list[int]:
+    """Segment of each target token: chain of thought iff the token starts before the end of `</think>`.
+
+    A token that BPE merged across the boundary (`>` with the line feeds after it) belongs to the chain of thought.
+    """
+    boundary = target.index("</think>") + len("</think>") if has_cot else 0
+    return [COT if start < boundary else CALL for start, _ in offsets]
+
+
+@lru_cache(maxsize=8)
+def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("the-answer")[2]
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            return token
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no EOS token and its template ends no turn")
+    return tokenizer.eos_token_id
+
+
+@lru_cache(maxsize=8)
+def _special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts |= set(tokenizer.all_special_tokens)
+    texts -= {"<think>", "</think>"}  # our own tags; whether a row may hold them is settled when it is read
+    return re.compile("|".join(re.escape(text) for text in sorted(texts)) or r"(?!)")
+
+
+def _refuse_special_tokens(tokenizer: PreTrainedTokenizerFast, texts: dict[str, str]) -> None:
+    """Refuse text that would turn into control tokens: `<|im_end|>` inside a query is one id, not ten characters."""
+    pattern = _special_pattern(tokenizer)
+    for column, text in texts.items():
+        if found := pattern.search(text):
+            raise BadRow(column, f"holds {found.group()!r}, a special token of this model's tokenizer")
