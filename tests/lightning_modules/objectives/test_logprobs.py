@@ -69,7 +69,7 @@ def test_gradcheck():
 
 
 def test_uniform_and_peaked_distributions_by_hand():
-    # Zero states make all logits 0: log(1/V) and ln V. A logit of 1000 on the target, 0 elsewhere: 0 and 0, no overflow.
+    # Zero states make all logits 0: log(1/V) and ln V. A logit of 1000 on the target, 0 elsewhere: 0 and 0, finite.
     hidden, weight = torch.zeros(1, D), torch.ones(V, D)
     logprobs, entropies = linear_logprobs(hidden, weight, torch.tensor([3]), entropy=True)
     assert logprobs.item() == pytest.approx(-math.log(V)) and entropies.item() == pytest.approx(math.log(V))

@@ -1,0 +1,241 @@
+"""The causal language model: build or load it, score tokens with it, export it.
+
+The scored forward gives log-probabilities (and entropies) of the supervised tokens only; vocabulary logits of a whole
+batch never exist. It is one module, so that a sharding strategy that wraps it gathers the head once per call.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from datamodules.chat import resolve_model_folder
+from lightning_modules.objectives import linear_logprobs
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+# What some families do to the logits after the head matrix; the scored forward would have to do the same.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685) on top of frozen weights.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the adapter's product is multiplied by alpha / r.
+        dropout: Probability of dropping an adapter input in training.
+        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class ScoredTokens(NamedTuple):
+    """What the scored forward returns, both float32 or wider.
+
+    Attributes:
+        logprobs: Log-probability of each target that is not -100, [N], in row-major order of the batch.
+        entropy: Entropy in nats of the distribution that target was scored under, [N]; None unless asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+class ScoredCausalLM(nn.Module):
+    """A Hugging Face causal LM, or one with peft adapters, whose forward scores targets.
+
+    Attributes:
+        model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, chunk_tokens: int = 1024) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model; its head must be a matrix product and nothing more.
+            chunk_tokens: Tokens per chunk of the head (see `linear_logprobs`).
+
+        Raises:
+            ValueError: If the model's head has a bias, an adapter, or changes its logits afterwards.
+        """
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+        head = self.causal_lm.get_output_embeddings()
+        changes = [name for name in LOGIT_CHANGES if getattr(self.causal_lm.config, name, None) not in (None, 1, 1.0)]
+        if type(head) is not nn.Linear or head.bias is not None or changes:
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} cannot be scored in chunks: its head must be a plain matrix, "
+                f"without bias, adapter or {' / '.join(changes or LOGIT_CHANGES)}."
+            )
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself; adapters, where there are any, sit inside its layers and take part."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        attention_mask: Tensor | None = None,
+    ) -> ScoredTokens:
+        """Score the targets of packed rows.
+
+        Positions that restart at 0 begin a new document, and attention stays inside documents. That holds only without
+        cache and without a 2-D mask, so there is never a cache and a 2-D mask is refused.
+
+        Args:
+            input_ids: [R, T], long.
+            position_ids: [R, T], long; from 0 in each document.
+            targets: The id that follows each position, -100 where none is scored, [R, T], long.
+            temperature: Divides the logits.
+            entropy: Whether to return entropies as well.
+            attention_mask: None, or which keys [.., k] each query [.., q, .] sees, [R, 1, T, T], bool.
+
+        Returns:
+            Scores of the N targets that are not -100; N = 0 gives empty tensors that are still in the graph.
+
+        Raises:
+            ValueError: If the attention mask is not 4-D bool.
+        """
+        if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.dtype != torch.bool):
+            raise ValueError(
+                f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
+                "a 2-D mask would let packed documents see each other."
+            )
+        if "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
+            # Its variable-length kernel recognises restarting positions in a single row only, and silently not in more.
+            input_ids, position_ids, targets = (x.reshape(1, -1) for x in (input_ids, position_ids, targets))
+        hidden = self.causal_lm.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        scored = targets != IGNORED
+        head = self.causal_lm.get_output_embeddings().weight
+        return ScoredTokens(
+            *linear_logprobs(hidden[scored], head, targets[scored], temperature, self.chunk_tokens, entropy)
+        )
+
+
+def build_policy(
+    init_from: str,
+    lora: LoRA | None = None,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    chunk_tokens: int = 1024,
+) -> ScoredCausalLM:
+    """Load a causal LM, or make a random one, ready to train.
+
+    A folder that holds a config.json and no weights gives random weights, drawn from torch's global generator. A folder
+    that a LoRA run exported holds merged weights, so a new adapter starts on top of what that run learnt.
+
+    Args:
+        init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
+        lora: Train adapters of these settings instead of all weights.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2".
+        dtype: Of the weights, whatever dtype they were saved in.
+        chunk_tokens: Tokens per chunk of the head.
+
+    Returns:
+        The model in train mode.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, no config.json in it, or no such model on the hub.
+        ValueError: If the weights are not safetensors, or the head cannot be scored in chunks.
+    """
+    source = resolve_model_folder(init_from)
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": False}
+    if Path(source).is_dir() and not _has_weights(Path(source)):
+        log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, **options)
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        except OSError as error:
+            raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora is not None:
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type=TaskType.CAUSAL_LM,
+        )
+        model = get_peft_model(model, config)
+    return ScoredCausalLM(model, chunk_tokens).train()
+
+
+def _has_weights(folder: Path) -> bool:
+    if any(folder.glob("*.safetensors")):
+        return True
+    if pickles := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
+        raise ValueError(
+            f"init_from: {folder} holds pickled weights ({pickles[0]}); convert them to safetensors first."
+        )
+    return False
+
+
+@torch.no_grad()
+def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
+    """State dict with adapters added into the weights they adapt; the model itself is left as it is.
+
+    Args:
+        model: Model with or without LoRA layers inside (`ScoredCausalLM.causal_lm`).
+
+    Returns:
+        Tensors by the names of the model without adapters; those that carry no adapter are shared with it.
+    """
+    state = {k.replace(".base_layer.", "."): v for k, v in model.state_dict().items() if ".lora_" not in k}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            adapter = module.active_adapters[0]
+            state[f"{name}.weight"] = module.get_base_layer().weight + module.get_delta_weight(adapter)
+    return state
+
+
+def export_hf(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a Hugging Face folder: merged safetensors, tokenizer, chat template; with LoRA also `adapter/`.
+
+    The folder is written beside its place and then renamed, so that it is never seen half-written; an earlier one of
+    that name is replaced. The live model is not changed.
+
+    Args:
+        policy: The model, not sharded.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+    """
+    folder = Path(folder)
+    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
+    for leftover in (partial, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    policy.causal_lm.save_pretrained(partial, state_dict=merged_state_dict(policy.causal_lm))
+    tokenizer.save_pretrained(partial)
+    if isinstance(policy.model, PeftModel):
+        policy.model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+    if folder.exists():
+        folder.rename(previous)
+    partial.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
