@@ -1,0 +1,111 @@
+"""Rollouts, and how often their calls are right: sums and counts per category, reduced over ranks, read as rates."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torchmetrics import Metric
+
+from datamodules.xlam import Example
+from rewards import ParsedCompletion, RewardResult, category_of
+
+CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
+RATES = {
+    "format": "format_rate",
+    "parse": "parse_rate",
+    "name": "name_acc",
+    "arg_names": "arg_name_acc",
+    "arg_values": "arg_value_acc",
+    "exact_match": "exact_match",
+}
+"""Name of a part of the reward -> name of its mean in the logs."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the generator returned for one example, and its score.
+
+    Attributes:
+        example: The row that was asked.
+        text: The completion, without the token that ended it.
+        parsed: Its chain of thought and calls.
+        result: Score and parts, from the reward.
+        prompt_tokens: Length of the prompt.
+        completion_tokens: Length of the completion, its end token included.
+        finish_reason: "stop", or "length" if it was cut.
+    """
+
+    example: Example
+    text: str
+    parsed: ParsedCompletion
+    result: RewardResult
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+    @property
+    def category(self) -> str:
+        """One of `CATEGORIES`: the row's own if it has one, else counted from its tools and reference calls."""
+        known = self.example.category in CATEGORIES
+        return self.example.category if known else category_of(self.example.answers, self.example.tools)
+
+    def as_row(self) -> dict[str, Any]:
+        """A JSON row: the example's columns with the generated `cot`, then completion, calls, score and lengths."""
+        calls = None if self.parsed.calls is None else json.dumps([asdict(call) for call in self.parsed.calls])
+        return asdict(self.example) | {
+            "cot": self.parsed.cot,
+            "category": self.category,
+            "completion": self.text,
+            "calls": calls,
+            "score": self.result.score,
+            "parts": self.result.parts,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "finish_reason": self.finish_reason,
+        }
+
+
+class CallAccuracy(Metric):
+    """Mean of every part of the reward, over all completions and by category.
+
+    The state is two tables of sums, so that the figures do not depend on how completions fall on batches and ranks.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = (len(CATEGORIES), len(RATES))
+        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(CATEGORIES), dtype=torch.long), dist_reduce_fx="sum")
+        # errors of the reward itself, calls written, completions cut at the length limit, tokens of completions
+        self.add_state("others", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, rollout: Rollout) -> None:
+        """Add one completion."""
+        row, parts = CATEGORIES.index(rollout.category), rollout.result.parts
+        self.sums[row] += self.sums.new_tensor([parts[part] for part in RATES])
+        self.counts[row] += 1
+        n_calls, cut = len(rollout.parsed.calls or []), rollout.finish_reason == "length"
+        self.others += self.others.new_tensor([parts["error"], n_calls, cut, rollout.completion_tokens])
+
+    def compute(self) -> dict[str, float]:
+        """All figures under their TensorBoard names; what has no completion is left out, so nothing is ever NaN."""
+        counts = self.counts.tolist()
+        total = sum(counts)
+        if total == 0:
+            return {}
+        figures = {f"tool/{rate}": s / total for rate, s in zip(RATES.values(), self.sums.sum(0).tolist(), strict=True)}
+        for category, count, sums in zip(CATEGORIES, counts, self.sums.tolist(), strict=True):
+            if count:
+                figures |= {f"tool/{category}/{rate}": s / count for rate, s in zip(RATES.values(), sums, strict=True)}
+        if "tool/irrelevance/exact_match" in figures:
+            figures["tool/irrelevance_acc"] = figures["tool/irrelevance/exact_match"]
+        errors, calls, truncated, tokens = self.others.tolist()
+        return figures | {
+            "tool/n_calls": calls / total,
+            "reward/errors": errors,
+            "completion/truncated_frac": truncated / total,
+            "completion/mean_length": tokens / total,
+        }

@@ -1,0 +1,87 @@
+"""Going on where a run stopped: which checkpoint is meant, and the random states that Lightning leaves out of it."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+def resolve_checkpoint(path: str) -> str:
+    """Find the checkpoint meant by `--ckpt_path`.
+
+    Args:
+        path: A `.ckpt` file, a sharded checkpoint folder, or a run folder: its newest checkpoint.
+
+    Returns:
+        The file or sharded folder.
+
+    Raises:
+        ValueError: For Lightning's words "last", "best" and "hpc", which look into the new run's empty folder.
+        FileNotFoundError: If there is no checkpoint at `path`.
+    """
+    if path in ("last", "best", "hpc"):
+        raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to go on from.")
+    found = Path(path)
+    if found.is_file() or (found / ".metadata").is_file():
+        return path
+    checkpoints = [*found.glob("checkpoints/*.ckpt"), *found.glob("*.ckpt")]
+    if not checkpoints:
+        raise FileNotFoundError(f"--ckpt_path {path}: no such checkpoint, and no run folder with checkpoints in it.")
+    return str(max(checkpoints, key=lambda file: (_step(file), file.stat().st_mtime)))
+
+
+def _step(checkpoint: Path) -> int:
+    """The step in a name like `last-000120.ckpt`; -1 for other names."""
+    digits = checkpoint.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+class RandomStates(Callback):
+    """Keeps every rank's random states in the checkpoint, as plain numbers and tensors that `weights_only` loads."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] | None = None  # of every rank; None once restored
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
+        states = [random_states()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [{} for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(states, random_states())
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the states until training starts: set-up draws random numbers too."""
+        self.states = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore this rank's states; a rank the saved run did not have keeps its own."""
+        if self.states is not None and trainer.global_rank < len(self.states):
+            set_random_states(self.states[trainer.global_rank])
+        self.states = None
+
+
+def random_states() -> dict[str, Any]:
+    """States of python's, numpy's and torch's generators of this process."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo `random_states`."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

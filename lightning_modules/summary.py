@@ -1,0 +1,70 @@
+"""What is said at the start and end of a run: its size, the grouping of its TensorBoard panels, its figures."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_modules.metrics import CATEGORIES, RATES
+
+
+def _panel(*tags: str) -> list[object]:
+    return ["Multiline", [f"^{tag}$" for tag in tags]]
+
+
+LAYOUT = {
+    "Loss": {
+        "loss": _panel("train/loss", "train/loss_cot", "train/loss_call"),
+        "weights of the two segments": _panel("train/weight_cot", "train/weight_call"),
+        "token accuracy": _panel("train/token_acc_cot", "train/token_acc_call"),
+        "entropy": _panel("train/entropy_cot", "train/entropy_call"),
+    },
+    "Tool calls": {
+        "how far the calls are right": _panel(*(f"tool/{rate}" for rate in RATES.values())),
+        "exact match by category": _panel(*(f"tool/{category}/exact_match" for category in CATEGORIES)),
+        "completions": _panel("completion/mean_length", "completion/truncated_frac"),
+    },
+    "Optimizer": {"gradient norm": _panel("train/grad_norm"), "learning rate": _panel("train/lr")},
+    "Speed": {
+        "tokens per second": _panel("perf/tokens_per_s"),
+        "seconds per step": _panel("time/step"),
+        "supervised tokens per step": _panel("train/tokens_cot", "train/tokens_call"),
+        "padding": _panel("perf/pad_frac"),
+    },
+}
+"""Custom-scalar layout of TensorBoard: category -> chart -> tags."""
+
+
+class RunSummary(Callback):
+    """Prints what a run is about to do and, after a test, how far the calls were right."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the size of the run, and group the panels."""
+        parameters = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        total, trained = sum(n for n, _ in parameters), sum(n for n, grad in parameters if grad)
+        rows = {
+            "model": f"{pl_module.init_from}, {total:,} parameters, {trained:,} trained ({trained / total:.1%})",
+            "steps": f"{trainer.estimated_stepping_batches:,} optimizer steps, from step {trainer.global_step:,}",
+            "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
+            "run folder": f"{trainer.log_dir}",
+        }
+        rank_zero_info("\n".join(f"  {name:<12}{value}" for name, value in rows.items()))
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_custom_scalars(LAYOUT)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of a test."""
+        rank_zero_info(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+
+def accuracy_table(figures: dict[str, float]) -> str:
+    """Rates by category as a text table.
+
+    Args:
+        figures: What `CallAccuracy.compute` returns.
+    """
+    lines = [f"{'':<18}" + "".join(f"{rate:>15}" for rate in RATES.values())]
+    for label, prefix in [("all", "tool"), *((category, f"tool/{category}") for category in CATEGORIES)]:
+        cells = [figures.get(f"{prefix}/{rate}") for rate in RATES.values()]
+        if None not in cells:
+            lines.append(f"{label:<18}" + "".join(f"{cell:>15.3f}" for cell in cells))
+    return "\n".join(lines)
