@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodules.chat import resolve_model_folder
-from lightning_modules.objectives import linear_logprobs
+from lightning_modules.objectives import linear_scores
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,17 @@ class LoRA:
 
 
 class ScoredTokens(NamedTuple):
-    """What the scored forward returns, both float32 or wider.
+    """What the scored forward returns; floats are float32 or wider.
 
     Attributes:
         logprobs: Log-probability of each target that is not -100, [N], in row-major order of the batch.
         entropy: Entropy in nats of the distribution that target was scored under, [N]; None unless asked for.
+        hits: Whether that target is the most likely token, [N], bool.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
+    hits: Tensor
 
 
 class ScoredCausalLM(nn.Module):
@@ -130,7 +132,7 @@ class ScoredCausalLM(nn.Module):
         scored = targets != IGNORED
         head = self.causal_lm.get_output_embeddings().weight
         return ScoredTokens(
-            *linear_logprobs(hidden[scored], head, targets[scored], temperature, self.chunk_tokens, entropy)
+            *linear_scores(hidden[scored], head, targets[scored], temperature, self.chunk_tokens, entropy)
         )
 
 

@@ -39,6 +39,18 @@ def linear_logprobs(
     Raises:
         ValueError: If shapes disagree, or temperature or chunk_tokens is not positive.
     """
+    return linear_scores(hidden, weight, targets, temperature, chunk_tokens, entropy)[:2]
+
+
+def linear_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`linear_logprobs`, and whether each target is the most likely token, [N], bool, for the token accuracy."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         raise ValueError(
             "hidden [N, D], weight [V, D] and targets [N] disagree: "
@@ -50,8 +62,9 @@ def linear_logprobs(
         )
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
-    logprobs, entropies = _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk_tokens, entropy)  # type: ignore[no-untyped-call]
-    return logprobs, entropies
+    arguments = (hidden, weight, targets, temperature, chunk_tokens, entropy)
+    logprobs, entropies, hits = _LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+    return logprobs, entropies, hits
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -65,7 +78,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk_tokens: int, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         device = hidden.device.type
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
@@ -73,21 +86,26 @@ class _LinearLogprobs(torch.autograd.Function):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, normalisers = hidden.new_empty((2, len(targets)), dtype=dtype)
         entropies = torch.empty_like(logprobs) if entropy else None
+        hits = torch.empty_like(targets, dtype=torch.bool)
         with torch.autocast(device, enabled=False):
             head = _factor(weight, ctx.factor_dtype, dtype)
             for chunk in _chunks(len(targets), chunk_tokens):
                 logits = _product(_factor(hidden[chunk], ctx.factor_dtype, dtype), head.T, dtype).div_(temperature)
                 normalisers[chunk] = torch.logsumexp(logits, dim=-1)
+                hits[chunk] = logits.argmax(dim=-1) == targets[chunk]
                 logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalisers[chunk]
                 if entropies is not None:
                     probabilities = (logits - normalisers[chunk, None]).exp_()
                     entropies[chunk] = normalisers[chunk] - logits.mul_(probabilities).sum(-1)
         ctx.save_for_backward(hidden, weight, targets, normalisers, entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(hits)
+        return logprobs, entropies, hits
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normalisers, entropies = ctx.saved_tensors
         dtype = normalisers.dtype
         if grad_logprobs is None:  # only the entropy is in the loss

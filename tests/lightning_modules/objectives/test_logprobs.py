@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_modules.objectives import linear_logprobs
+from lightning_modules.objectives import linear_logprobs, linear_scores
 
 N, D, V = 13, 6, 29
 
@@ -50,6 +50,16 @@ def test_value_and_gradient_equal_the_oracle(chunk_tokens, temperature, use_logp
     grads = torch.autograd.grad(weighted(*result, use_logprobs, use_entropy), [hidden, weight])
     for got, want in zip([*result, *grads], [*expected, *expected_grads], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_hits_are_the_targets_that_are_most_likely():
+    hidden, weight, targets = inputs()
+    best = (hidden @ weight.T).argmax(dim=-1)
+    targets[::3] = best[::3]
+    hits = linear_scores(hidden, weight, targets, chunk_tokens=4)[2]
+    assert hits.dtype == torch.bool
+    assert hits.tolist() == (best == targets).tolist()
+    assert 0 < hits.sum() < len(hits)
 
 
 def test_without_entropy_the_logprobs_and_their_gradient_are_the_same():
