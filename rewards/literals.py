@@ -9,11 +9,15 @@ written (Python would normalise them) and behaves alike in every version of Pyth
 import keyword
 import re
 import unicodedata
+from itertools import islice
 from typing import Any
 
 from rewards.calls import MAX_DEPTH, Call, read_float, read_int
 
-# A string, a number, a name, or any other single character; possessive, so that no input makes it backtrack.
+MAX_TOKENS = 8_192  # names, numbers, strings and marks of one answer; a thousand small calls have 7,000
+
+# A string, a number, a name, or any other single character. Linear on every input: quantifiers are possessive, and a
+# quote that opens no string takes the rest of the text, so that no later quote searches it again.
 _TOKEN = re.compile(
     r"""[ \t\f\r\n]*+(?:
     (?P<string>[rRuU]?(?:
@@ -24,6 +28,7 @@ _TOKEN = re.compile(
       | ''(?!') | ""(?!")))
   | (?P<number>\.?[0-9](?:[eE][+-](?=[0-9])|[0-9A-Za-z_.])*+)
   | (?P<name>[A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*+)
+  | (?P<unclosed>['"].*+)
   | (?P<mark>.))""",
     re.DOTALL | re.VERBOSE,
 )
@@ -56,7 +61,10 @@ class _Reader:
     """Recursive descent over the tokens of one text."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = [(str(match.lastgroup), match[match.lastindex or 0]) for match in _TOKEN.finditer(text)]
+        matches = islice(_TOKEN.finditer(text), MAX_TOKENS + 1)
+        self.tokens = [(str(match.lastgroup), match[match.lastindex or 0]) for match in matches]
+        if len(self.tokens) > MAX_TOKENS:
+            raise ValueError(f"the calls have more than {MAX_TOKENS} tokens")
         self.tokens.append(("end", ""))
         self.at = 0
         self.text = text
