@@ -1,1 +1,7 @@
-"""Placeholder until the package lands."""
+"""Everything that reads or makes data."""
+
+from datamodules.prompts import PromptBatch
+from datamodules.sft import XLAMSFTDataModule
+from datamodules.xlam import Example, read_examples, write_jsonl
+
+__all__ = ["Example", "PromptBatch", "XLAMSFTDataModule", "read_examples", "write_jsonl"]

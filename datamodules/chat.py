@@ -2,7 +2,9 @@
 
 import json
 import re
+from bisect import bisect_left
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -131,36 +133,52 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[
 
 
 def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example) -> Encoded:
-    """Encode prompt and target, each by itself, so that the prompt ids are exactly those of generation.
+    """Encode prompt and target of a row: `encode_texts` of `prompt_text` and `checked_target`.
+
+    Raises:
+        BadRow: The row holds a special token of this tokenizer.
+    """
+    return encode_texts(tokenizer, [prompt_text(tokenizer, example)], [checked_target(tokenizer, example)])[0]
+
+
+def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
+    """`target_text`, once it is known to hold no special token of the tokenizer (BadRow otherwise)."""
+    target = target_text(example)
+    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": target})
+    return target
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], targets: list[str]) -> list[Encoded]:
+    """Encode prompts and targets, each by itself, so that the prompt ids are exactly those of generation.
 
     Args:
-        tokenizer: Tokenizer with a chat template.
-        example: The row.
+        tokenizer: Tokenizer with a chat template; its Rust threads share a batch.
+        prompts: Texts of `prompt_text`.
+        targets: Texts of `target_text`, one for each prompt.
 
     Returns:
         Ids and segments: 0 prompt; 1 chain of thought, both tags included; 2 everything after `</think>`, the
         end-of-turn token included (arXiv 2505.20192, figure of the multiscale loss).
-
-    Raises:
-        BadRow: See `prompt_text`.
     """
-    target = target_text(example)
-    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": target})
-    encoding = tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
-    prompt = encode_prompt(tokenizer, example)
-    segments = target_segments(target, encoding["offset_mapping"], bool(example.cot))
-    return Encoded(
-        prompt + encoding["input_ids"] + [end_of_turn_id(tokenizer)], [PROMPT] * len(prompt) + segments + [CALL]
-    )
+    before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    after = tokenizer(targets, add_special_tokens=False, return_offsets_mapping=True)
+    end = end_of_turn_id(tokenizer)
+    return [
+        Encoded(prompt + ids + [end], [PROMPT] * len(prompt) + target_segments(target, offsets) + [CALL])
+        for prompt, ids, target, offsets in zip(
+            before, after["input_ids"], targets, after["offset_mapping"], strict=True
+        )
+    ]
 
 
-def target_segments(target: str, offsets: list[tuple[int, int]], has_cot: bool) -> list[int]:
-    """Segment of each target token: chain of thought iff the token starts before the end of `</think>`.
+def target_segments(target: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """Segment of each target token: chain of thought iff the token starts before the end of the first `</think>`.
 
     A token that BPE merged across the boundary (`>` with the line feeds after it) belongs to the chain of thought.
     """
-    boundary = target.index("</think>") + len("</think>") if has_cot else 0
-    return [COT if start < boundary else CALL for start, _ in offsets]
+    boundary = target.index("</think>") + len("</think>") if target.startswith("<think>") else 0
+    cot = bisect_left(offsets, boundary, key=itemgetter(0))
+    return [COT] * cot + [CALL] * (len(offsets) - cot)
 
 
 @lru_cache(maxsize=8)

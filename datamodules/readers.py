@@ -1,13 +1,17 @@
 """The file forms rows come in; each reader gives (row number, raw row) and looks at nothing inside a row."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import datasets
 
 TOOLBOX = "toolbox"
 _SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -48,7 +52,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
     elif file.is_file():
         rows = _file_rows(file)
     else:
-        rows = _dataset_rows(path)
+        rows = enumerate(load_data_set(path), start=1)
     for number, row in rows:
         yield number, row
     if not number:
@@ -102,7 +106,13 @@ def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
         yield number, row
 
 
-def _dataset_rows(path: str) -> Iterator[tuple[int, Any]]:
+def load_data_set(path: str) -> "datasets.Dataset":
+    """Load a saved `datasets` folder, a folder of data files, or a data set of the hub; one split of it.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: There is no such split, or a column is nested that must be a JSON string.
+    """
     import datasets  # slow to import, and most runs read a file
 
     name, _, split = path.partition(":")
@@ -122,7 +132,18 @@ def _dataset_rows(path: str) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(data))}")
         data = data[wanted]
     _refuse_nested(path, data.features.arrow_schema)
-    yield from enumerate(data, start=1)
+    return data
+
+
+def fingerprint(path: str) -> str:
+    """A digest that changes when the rows of a source do: of a file's bytes, of a data set, or of the corpus' name."""
+    file = Path(path).expanduser()
+    if path.split(":")[0] == TOOLBOX:
+        return path
+    if not file.is_file():
+        return load_data_set(path)._fingerprint
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 def _refuse_nested(path: str, schema: pa.Schema) -> None:

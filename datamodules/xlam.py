@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
-
-import xxhash
 
 from datamodules.readers import BadRow, read_rows
 from datamodules.rows import Example, to_example
@@ -38,8 +37,7 @@ def read_examples(path: str | Path, on_bad_row: OnBadRow = "raise") -> tuple[lis
             examples.append(outcome)
         else:
             bad.append(bad_row(path, number, outcome, raw))
-            if on_bad_row == "raise":
-                raise ValueError(complaint(bad[-1]))
+            settle(bad, on_bad_row)
     if not examples:
         raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
     return examples, bad
@@ -52,7 +50,7 @@ def check_rows(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Example |
         try:
             example = to_example(raw)
             if not example.id:  # made from the content, so that it does not move with the order of the rows
-                content = xxhash.xxh3_128_hexdigest("\0".join(asdict(example).values()).encode())
+                content = blake2b("\0".join(asdict(example).values()).encode(), digest_size=12).hexdigest()
                 example = replace(example, id=content if content not in seen else f"{content}-{number}")
             if example.id in seen:
                 raise BadRow("id", f"{example.id!r} is already the id of row {seen[example.id]}")
@@ -65,6 +63,12 @@ def check_rows(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Example |
 def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str, Any]:
     """One line of `bad_rows.jsonl`."""
     return {"file": str(path), "row": number, "column": error.column, "reason": error.reason, "content": raw}
+
+
+def settle(bad: list[dict[str, Any]], on_bad_row: OnBadRow) -> None:
+    """Stop at the first of the bad rows met so far, unless they are to be skipped."""
+    if on_bad_row == "raise" and bad:
+        raise ValueError(complaint(bad[0]))
 
 
 def complaint(bad: Mapping[str, Any]) -> str:

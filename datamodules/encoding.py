@@ -1,0 +1,153 @@
+"""A source of rows encoded once: an Arrow file in the cache, memory-mapped, that every rank and every run shares."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
+
+import rewards
+from datamodules.chat import checked_target, encode_texts, end_of_turn_id, prompt_text
+from datamodules.packing import CALL, COT, PROMPT, Encoded
+from datamodules.readers import BadRow, fingerprint, read_rows
+from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, settle
+
+CHUNK = 256  # rows tokenised together, by as many threads as there are cores
+SCHEMA = pa.schema(
+    [(field.name, pa.large_string()) for field in fields(Example)]
+    + [("input_ids", pa.large_list(pa.int32())), ("prompt_tokens", pa.int32()), ("cot_tokens", pa.int32())]
+    + [("json_form", pa.bool_())]
+)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """The good rows of a source, and a report on the bad ones.
+
+    Attributes:
+        table: One row per good row: the columns of `Example`, `input_ids`, `prompt_tokens`, `cot_tokens` (segments are
+            contiguous: prompt, chain of thought, call) and `json_form` (the calls are written as JSON).
+        bad: See `xlam.bad_row`.
+    """
+
+    table: datasets.Dataset
+    bad: list[dict[str, Any]]
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """The rows as examples."""
+        columns = self.table.select_columns([field.name for field in fields(Example)])
+        return [Example(**row) for row in columns.select(indices)]
+
+    def documents(self, indices: Sequence[int]) -> list[Encoded]:
+        """The rows as token ids and segments."""
+        rows = self.table.select_columns(["input_ids", "prompt_tokens", "cot_tokens"])[list(indices)]
+        return [
+            Encoded(ids, [PROMPT] * prompt + [COT] * cot + [CALL] * (len(ids) - prompt - cot))
+            for ids, prompt, cot in zip(rows["input_ids"], rows["prompt_tokens"], rows["cot_tokens"], strict=True)
+        ]
+
+
+def encode_rows(
+    path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow = "raise", cache_dir: str | None = None
+) -> EncodedRows:
+    """Read, check and encode the rows of a source, or take them from the cache.
+
+    The cache is keyed on the rows themselves, the tokenizer with its template, and the code of `datamodules` and
+    `rewards`, so that a stale entry is never used.
+
+    Args:
+        path: See `readers.read_rows`.
+        tokenizer: Tokenizer with a chat template.
+        on_bad_row: See `xlam.read_examples`.
+        cache_dir: Folder of the cache; `funreason` inside the cache of `datasets` (`HF_HOME`) when None.
+
+    Returns:
+        The encoded rows, of any length.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
+    """
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
+    table = folder / f"{_key(path, tokenizer)}.arrow"
+    report = table.with_suffix(".json")
+    if not table.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = table.with_suffix(f".{os.getpid()}")
+        try:
+            bad = _write(unfinished, path, tokenizer, on_bad_row)
+            _replace_text(report, json.dumps(bad, ensure_ascii=False, default=str))
+            unfinished.replace(table)  # last: a table in its place is whole and has its report
+        finally:
+            unfinished.unlink(missing_ok=True)
+    rows = EncodedRows(datasets.Dataset.from_file(str(table)), json.loads(report.read_text("utf-8")))
+    bad = [row | {"file": path} for row in rows.bad]  # the same rows may lie under another name by now
+    settle(bad, on_bad_row)
+    if not len(rows.table):
+        raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
+    return EncodedRows(rows.table, bad)
+
+
+def _write(file: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow) -> list[dict[str, Any]]:
+    bad: list[dict[str, Any]] = []
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        chunk: list[tuple[Example, str, str]] = []
+        for row in _texts(path, tokenizer, on_bad_row, bad):
+            chunk.append(row)
+            if len(chunk) == CHUNK:
+                writer.write_batch(_encode(tokenizer, chunk))
+                chunk = []
+        if chunk:
+            writer.write_batch(_encode(tokenizer, chunk))
+    return bad
+
+
+def _texts(
+    path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, bad: list[dict[str, Any]]
+) -> Iterator[tuple[Example, str, str]]:
+    """Good rows with prompt and target; the bad ones are put on the list, or stop the run."""
+    for number, outcome, raw in tqdm(check_rows(read_rows(path)), desc=f"encoding {path}", unit=" rows"):
+        try:
+            if isinstance(outcome, BadRow):
+                raise outcome
+            yield outcome, prompt_text(tokenizer, outcome), checked_target(tokenizer, outcome)
+        except BadRow as error:
+            bad.append(bad_row(path, number, error, raw))
+            settle(bad, on_bad_row)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[Example, str, str]]) -> pa.RecordBatch:
+    examples, prompts, targets = (list(column) for column in zip(*chunk, strict=True))
+    encoded = encode_texts(tokenizer, prompts, targets)
+    columns: dict[str, list[Any]] = {
+        field.name: [getattr(e, field.name) for e in examples] for field in fields(Example)
+    }
+    columns["input_ids"] = [document.input_ids for document in encoded]
+    columns["prompt_tokens"] = [document.segments.count(PROMPT) for document in encoded]
+    columns["cot_tokens"] = [document.segments.count(COT) for document in encoded]
+    columns["json_form"] = [target.rpartition("</think>")[2].lstrip().startswith("[{") for target in targets]
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _key(path: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    key = hashlib.blake2b(digest_size=16)
+    for folder in (Path(__file__).parent, Path(rewards.__file__).parent):
+        for source in sorted(folder.glob("*.py")):
+            key.update(source.read_bytes())
+    template = json.dumps(tokenizer.chat_template)
+    for part in (fingerprint(path), tokenizer.backend_tokenizer.to_str(), template, str(end_of_turn_id(tokenizer))):
+        key.update(hashlib.blake2b(part.encode()).digest())
+    return key.hexdigest()
+
+
+def _replace_text(file: Path, text: str) -> None:
+    unfinished = file.with_suffix(f".{os.getpid()}.json")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

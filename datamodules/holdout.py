@@ -1,0 +1,27 @@
+"""A held-out part that neither the order of the rows nor the other rows can move."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+
+
+def query_places(queries: Iterable[str]) -> np.ndarray:
+    """A number in [0, 1) for each row that depends on its query alone, so that equal queries stay together."""
+    digests = (blake2b(query.encode(), digest_size=8).digest() for query in queries)
+    return np.array([int.from_bytes(digest) / 2**64 for digest in digests])
+
+
+def hold_out(places: np.ndarray, fraction: float) -> np.ndarray:
+    """Which rows to hold out: those placed below the fraction, and the first of all where that is none.
+
+    Args:
+        places: From `query_places`, [rows].
+        fraction: Expected share of the queries; 0 for none.
+
+    Returns:
+        Booleans [rows].
+    """
+    if fraction == 0:
+        return np.zeros(len(places), dtype=bool)
+    return places < max(fraction, np.nextafter(places.min(), 1))
