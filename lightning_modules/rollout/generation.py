@@ -1,0 +1,49 @@
+"""What a generator takes and returns, whichever engine it runs on."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lightning_modules.models import ScoredCausalLM
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion, as token ids: text is never encoded again.
+
+    Attributes:
+        token_ids: Generated ids; the stop id that ended it is the last one.
+        finish_reason: "stop" if a stop id ended it, "length" if it was cut at the limit.
+        logprobs: The engine's own log-probability of each id, or None from an engine that does not report them.
+    """
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    logprobs: list[float] | None = None
+
+
+class Generator(Protocol):
+    """Samples completions of prompts; what comes out depends on seed and prompt ids, not on how rows are batched."""
+
+    def __call__(
+        self,
+        policy: ScoredCausalLM,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None = None,
+        n: int = 1,
+        stop_ids: Collection[int] | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `n` completions of each prompt.
+
+        Args:
+            policy: The model to sample from.
+            prompts: Token ids of each prompt.
+            prompt_ids: Names that the random numbers of each prompt derive from. A prompt that must be sampled anew in
+                a later step needs a new one, such as "step/row". The place in the list when None.
+            n: Completions per prompt.
+            stop_ids: Ids that end a completion; those of the model's generation config when None.
+
+        Returns:
+            For each prompt, in the order given, its `n` completions.
+        """
+        ...

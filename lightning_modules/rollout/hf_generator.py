@@ -1,0 +1,148 @@
+"""Batched generation with transformers alone: no engine beside the trainer, no copy of the weights."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessorList
+
+from lightning_modules.models import ScoredCausalLM
+from lightning_modules.rollout.generation import Completion
+from lightning_modules.rollout.sampling import GumbelMax, row_key
+
+
+class HFGenerator:
+    """Generates with `transformers`: left-padded batches of like length, a key-value cache, an end when all rows ended.
+
+    A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples: neither on
+    the other rows of its batch nor on any global random state (up to the rounding of logits, which may differ in the
+    last bits between batches of different shape). Settings in the model's own generation config, such as a repetition
+    penalty, do not apply.
+
+    Args:
+        max_new_tokens: Tokens after which a completion is cut.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Sample only from the smallest set of tokens with this probability; 1 is all of them.
+        token_budget: Bound on rows x (longest prompt + max_new_tokens) of a batch; one row is always let through.
+        seed: Of the sampling noise.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        token_budget: int = 16384,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        if max_new_tokens < 1 or token_budget < 1:
+            raise ValueError(
+                f"max_new_tokens and token_budget must be at least 1, got {max_new_tokens} and {token_budget}."
+            )
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_p = top_p
+        self.token_budget = token_budget
+        self.seed = seed
+        self.progress = progress
+
+    def __call__(
+        self,
+        policy: ScoredCausalLM,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None = None,
+        n: int = 1,
+        stop_ids: Collection[int] | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `n` completions of each prompt; see `Generator`.
+
+        Raises:
+            ValueError: If a prompt is empty, `prompt_ids` are not one per prompt, or no stop id is known.
+        """
+        prompt_ids = range(len(prompts)) if prompt_ids is None else prompt_ids
+        if len(prompt_ids) != len(prompts) or not all(prompts):
+            raise ValueError(
+                f"Prompts must not be empty and need one id each: {len(prompts)} prompts, {len(prompt_ids)} ids."
+            )
+        stop = _config_stop_ids(policy) if stop_ids is None else list(stop_ids)
+        rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
+        completions: dict[tuple[int, int], Completion] = {}
+        with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
+            for batch in self._batches(rows, [len(prompt) for prompt in prompts]):
+                keys = [row_key(self.seed, prompt_ids[prompt], sample) for prompt, sample in batch]
+                answers = self._generate(policy, [prompts[prompt] for prompt, _ in batch], keys, stop)
+                completions.update(zip(batch, answers, strict=True))
+                bar.update(len(batch))
+        return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
+
+    def _batches(self, rows: list[tuple[int, int]], lengths: list[int]) -> Iterator[list[tuple[int, int]]]:
+        """Rows of like length, longest first, so that a budget too large for the memory shows at once."""
+        rows = sorted(rows, key=lambda row: -lengths[row[0]])
+        start = 0
+        while start < len(rows):
+            size = max(1, self.token_budget // (lengths[rows[start][0]] + self.max_new_tokens))
+            yield rows[start : start + size]
+            start += size
+
+    def _generate(
+        self, policy: ScoredCausalLM, prompts: list[Sequence[int]], keys: list[int], stop: list[int]
+    ) -> list[Completion]:
+        device = policy.causal_lm.device
+        width = max(len(prompt) for prompt in prompts)
+        padding = [width - len(prompt) for prompt in prompts]
+        input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
+        mask = torch.arange(width) >= torch.tensor(padding)[:, None]  # [B, width], False on the padding at the left
+        processors = LogitsProcessorList()
+        if self.temperature > 0:
+            processors.append(GumbelMax(torch.tensor(keys, device=device), width, self.temperature, self.top_p))
+        output = policy.causal_lm.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.long().to(device),
+            logits_processor=processors,
+            generation_config=GenerationConfig(
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=stop or None,
+                pad_token_id=stop[0] if stop else 0,
+            ),
+        )
+        return [_completion(ids, stop) for ids in output[:, width:].tolist()]
+
+
+def _completion(ids: list[int], stop: list[int]) -> Completion:
+    """Cut a row at its first stop id; rows that stopped before the others of their batch go on with padding."""
+    for end, token in enumerate(ids, start=1):
+        if token in stop:
+            return Completion(ids[:end], "stop")
+    return Completion(ids, "length")
+
+
+def _config_stop_ids(policy: ScoredCausalLM) -> list[int]:
+    ids = policy.causal_lm.generation_config.eos_token_id
+    if ids is None:
+        raise ValueError("The model's generation config has no eos_token_id: give stop_ids.")
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+@contextmanager
+def _generating(policy: ScoredCausalLM) -> Iterator[None]:
+    """Eval mode, no gradients, and none of the model's own generation settings; all put back afterwards."""
+    model, modes = policy.causal_lm, [(module, module.training) for module in policy.modules()]
+    config, model.generation_config = model.generation_config, GenerationConfig()
+    policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.generation_config = config
+        for module, training in modes:
+            module.training = training
