@@ -1,0 +1,268 @@
+"""The shipped corpus: a seeded generator of xLAM-shaped rows with a chain of thought.
+
+240 functions in 24 domains (`toolbox_functions`), queries in varied wording, five categories (simple, multiple,
+parallel, parallel_multiple, irrelevance), and a chain of thought that names the tool, lists the parameters found and
+checks them. Three splits: `train`; `heldout`, with the same functions but other argument values and other wordings; and
+`unseen`, which asks for the 24 functions that training never shows.
+
+    python -m datamodules.toolbox --seed 7 --rows 200 --out rows.jsonl
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.toolbox_functions import CATALOGUE
+from datamodules.toolbox_values import sample_value
+from rewards import Call
+
+SPLITS = ("train", "heldout", "unseen")
+CATEGORIES = {"simple": 0.24, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.14, "irrelevance": 0.16}
+
+# Wordings of training and, second, of evaluation.
+WORDINGS = (
+    "Please {}.|{}.|Could you {}?|I need you to {}.|Can you {} for me?|I would like to {}.|Hello, {} please.".split(
+        "|"
+    ),
+    "Would you {}?|My task today: {}.|It would help me to {}.|Kindly {}.".split("|"),
+)
+JOINERS = (
+    " and |, then |. Also |; after that ".split("|"),
+    " and also |, and next |. Finally ".split("|"),
+)
+VERBS = {
+    "get": ("get|fetch", "look up"),
+    "find": ("find|look for", "search out"),
+    "check": ("check|look at", "inspect"),
+    "create": ("create|make", "prepare"),
+    "book": ("book|reserve", "arrange"),
+    "show": ("show|display", "present"),
+    "set": ("set|adjust", "fix"),
+    "log": ("log|record", "note"),
+    "send": ("send|write", "deliver"),
+    "list": ("list|name", "enumerate"),
+    "compute": ("compute|work out", "calculate"),
+    "rate": ("rate|grade", "score"),
+    "count": ("count|tally", "add up"),
+}
+COT_OPENINGS = ("The user wants to {}.", "The request is to {}.", "I should {}.")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a function: its kind and options, the phrase that carries it, its default if it is optional."""
+
+    name: str
+    kind: str
+    options: str
+    default: str | None
+    phrase: str
+
+    @property
+    def type(self) -> str:
+        """The type in xLAM's words, such as `int, optional`."""
+        base = {"int": "int", "year": "int", "float": "float", "flag": "bool", "ilist": "List[int]", "dict": "Dict"}
+        text = base.get(self.kind, "List[str]" if self.kind == "list" else "str")
+        return text if self.default is None else f"{text}, optional"
+
+    def schema(self) -> dict[str, Any]:
+        """The parameter as xLAM describes it."""
+        schema: dict[str, Any] = {"description": self._description(), "type": self.type}
+        if self.default not in (None, "none", "any"):
+            casts = {"int": int, "float": float, "bool": lambda text: text == "True"}
+            schema["default"] = casts.get(self.type.split(",")[0], str)(self.default)
+        return schema
+
+    def _description(self) -> str:
+        name = self.name.replace("_", " ")
+        if self.kind == "flag":
+            return f"Whether {self.phrase}."
+        if self.kind == "enum":
+            return f"The {name}: {self.options.replace(',', ', ')}."
+        if self.kind in ("int", "float"):
+            return f"The {name}, {self.options.replace(',', ' to ')}."
+        if self.kind == "dict":
+            return "With " + " and ".join(field.split(":")[0] for field in self.options.split(",")) + "."
+        if self.kind in ("list", "ilist"):
+            return f"The {name}, several of them."
+        return f"The {name}." if name == self.kind else f"The {name}, a {self.kind}."
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the catalogue."""
+
+    name: str
+    action: str
+    domain: str
+    parameters: tuple[Parameter, ...]
+    unseen: bool
+
+    def tool(self) -> dict[str, Any]:
+        """The function as one entry of an xLAM row's `tools`."""
+        parameters = {parameter.name: parameter.schema() for parameter in self.parameters}
+        return {"name": self.name, "description": self.action.capitalize() + ".", "parameters": parameters}
+
+
+def parse_catalogue(text: str) -> list[Function]:
+    """Read the catalogue's lines; every tenth function of a domain is an unseen one."""
+    functions: list[Function] = []
+    domain, place = "", 0
+    for line in text.splitlines():
+        if line.startswith("#"):
+            domain, place = line[2:], 0
+            continue
+        name, action, *rest = (part.strip() for part in line.split(" | "))
+        place += 1
+        functions.append(Function(name, action, domain, tuple(map(_parse_parameter, rest)), place == 10))
+    return functions
+
+
+def _parse_parameter(text: str) -> Parameter:
+    match = re.fullmatch(r"(\w+):(\w+)(?:\(([^)]*)\))?(?:=(\S+))? (.*)", text)
+    if match is None:
+        raise ValueError(f"The catalogue's parameter {text!r} does not read name:kind(options)=default phrase.")
+    name, kind, options, default, phrase = match.groups()
+    return Parameter(name, kind, options or "", default, phrase)
+
+
+FUNCTIONS = parse_catalogue(CATALOGUE)
+
+
+def sample_arguments(function: Function, rng: random.Random, held_out: bool) -> dict[str, Any]:
+    """Draw the arguments of one call: all required ones, and each optional one with probability 0.4."""
+    chosen = (p for p in function.parameters if p.default is None or rng.random() < 0.4)
+    return {p.name: sample_value(p.kind, p.options, rng, held_out) for p in chosen}
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, list):
+        words = [str(item) for item in value]
+        return ", ".join(words[:-1]) + " and " + words[-1]
+    if isinstance(value, dict):
+        return " in ".join(str(item) for item in value.values())
+    return str(value)
+
+
+def request_text(function: Function, arguments: dict[str, Any], rng: random.Random, held_out: bool) -> str:
+    """One call as a phrase of the query: the action in some wording, then a phrase for each argument."""
+    verb, _, rest = function.action.partition(" ")
+    trained, held = VERBS.get(verb, (verb, verb))
+    spoken_verb = held if held_out else rng.choice(trained.split("|"))
+    phrases = [p.phrase.format(_spoken(arguments[p.name])) for p in function.parameters if p.name in arguments]
+    return " ".join(part for part in (spoken_verb, rest, *phrases) if part)
+
+
+def cot_text(functions: list[Function], calls: list[Call], rng: random.Random) -> str:
+    """The chain of thought of a row whose query is answered by `calls` of `functions`."""
+    opening = rng.choice(COT_OPENINGS).format(" and ".join(dict.fromkeys(f.action for f in functions)))
+    steps = []
+    for function, call in zip(functions, calls, strict=True):
+        found = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items()) or "nothing"
+        required = [p.name for p in function.parameters if p.default is None]
+        check = f"Required {', '.join(required)}: given." if required else "Nothing is required."
+        steps.append(f"Use {function.name}. Found {found}. {check}")
+    return "\n".join((opening, *steps))
+
+
+def make_row(
+    row_id: str, category: str, pool: list[Function], offered: list[Function], rng: random.Random, held_out: bool
+) -> dict[str, Any]:
+    """Make one row.
+
+    Args:
+        row_id: The row's id.
+        category: One of `CATEGORIES`.
+        pool: The functions that the query may ask for.
+        offered: The functions that may be offered beside them.
+        rng: Source of randomness.
+        held_out: Take the values and wordings of evaluation instead of those of training.
+
+    Returns:
+        A row with xLAM's columns and `cot`, `category` and `source`.
+    """
+    count = rng.randint(2, 3) if category.startswith("parallel") else 1
+    if category == "parallel_multiple":
+        wanted = rng.sample(pool, count)
+    else:
+        wanted = [rng.choice([f for f in pool if f.parameters])] * count
+    calls = _distinct_calls(wanted, rng, held_out)
+    requests = [request_text(f, call.arguments, rng, held_out) for f, call in zip(wanted, calls, strict=True)]
+    query = rng.choice(WORDINGS[held_out]).format(rng.choice(JOINERS[held_out]).join(requests))
+    names = {f.name for f in wanted}
+    extra = {"simple": 0, "multiple": rng.randint(1, 3), "irrelevance": rng.randint(1, 3)}.get(
+        category, rng.randint(0, 1)
+    )
+    distractors = rng.sample([f for f in offered if f.name not in names], extra)
+    tools = distractors if category == "irrelevance" else list(dict.fromkeys(wanted)) + distractors
+    rng.shuffle(tools)
+    cot = cot_text(wanted, calls, rng)
+    if category == "irrelevance":
+        listed = ", ".join(tool.name for tool in tools)
+        cot = f"{cot.splitlines()[0]}\nOffered are {listed}. None of them does this."
+        calls = []
+    return {
+        "id": row_id,
+        "query": query[0].upper() + query[1:],
+        "tools": json.dumps([tool.tool() for tool in tools]),
+        "answers": json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls]),
+        "cot": cot,
+        "category": category,
+        "source": "toolbox",
+    }
+
+
+def _distinct_calls(wanted: list[Function], rng: random.Random, held_out: bool) -> list[Call]:
+    calls: list[Call] = []
+    for function in wanted:
+        call = Call(function.name, sample_arguments(function, rng, held_out))
+        while call in calls:
+            call = Call(function.name, sample_arguments(function, rng, held_out))
+        calls.append(call)
+    return calls
+
+
+def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
+    """Make rows of the corpus; the same arguments give the same rows.
+
+    Args:
+        split: `train`, `heldout` or `unseen`.
+        rows: How many rows.
+        seed: Any integer; two seeds share functions, not rows.
+
+    Returns:
+        The rows, with unique ids.
+
+    Raises:
+        ValueError: If the split is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"The toolbox has no split {split!r}: choose one of {', '.join(SPLITS)}.")
+    rng = random.Random(f"{split}-{seed}")
+    pool = [function for function in FUNCTIONS if function.unseen == (split == "unseen")]
+    names, weights = zip(*CATEGORIES.items(), strict=True)
+    kinds = rng.choices(names, weights, k=rows)
+    return [make_row(f"{split}-{seed}-{i}", kind, pool, pool, rng, split != "train") for i, kind in enumerate(kinds)]
+
+
+def main(args: Iterable[str] | None = None) -> None:
+    """Write rows of the corpus to a JSONL file."""
+    parser = argparse.ArgumentParser(prog="python -m datamodules.toolbox", description=main.__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--split", choices=SPLITS, default="heldout")
+    options = parser.parse_args(None if args is None else list(args))
+    from datamodules.xlam import write_jsonl
+
+    write_jsonl(options.out, make_corpus(options.split, options.rows, options.seed))
+    print(f"{options.rows} rows of the {options.split} split, seed {options.seed}: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
