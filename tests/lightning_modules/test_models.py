@@ -213,6 +213,7 @@ def test_bad_folders_are_named(tmp_path, tiny_model_dir):
         build_policy(str(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_heads_that_are_not_a_plain_matrix_are_refused(tiny_model_dir):
     with pytest.raises(ValueError, match="without bias, adapter"):
         build_policy(str(tiny_model_dir), lora=LoRA(target_modules=["lm_head"]))
