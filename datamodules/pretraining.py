@@ -10,6 +10,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch import LightningDataModule
+
+from datamodules.chat import load_tokenizer
+from datamodules.loading import ResumableLoader
+from datamodules.packing import CALL, Encoded, PackedBatch, collate_packed, micro_batches
 from datamodules.toolbox import FUNCTIONS, Function, Parameter, request_text, sample_arguments
 from datamodules.toolbox_values import BANKS
 
@@ -135,8 +140,55 @@ def copying_document(rng: random.Random) -> list[Message]:
     return messages[:-1]
 
 
-def make_documents(count: int, seed: int) -> list[list[Message]]:
-    """Make `count` documents, each a list of chat messages; the same arguments give the same documents."""
-    rng = random.Random(f"pretraining-{seed}")
+def make_document(index: int, seed: int) -> list[Message]:
+    """Make one document, a list of chat messages; the same numbers give the same document."""
+    rng = random.Random(f"pretraining-{seed}-{index}")
     makers: list[Callable[[random.Random], list[Message]]] = [note_document, reading_document, copying_document]
-    return [rng.choices(makers, weights=(6, 2, 2))[0](rng) for _ in range(count)]
+    return rng.choices(makers, weights=(6, 2, 2))[0](rng)
+
+
+class PretrainingDataModule(LightningDataModule):
+    """Documents packed like fine-tuning rows, every token of them supervised.
+
+    Args:
+        tokenizer: The folder of the tokenizer and its chat template (`model.init_args.init_from`).
+        documents: How many documents an epoch has.
+        batch_size: Documents per optimizer step.
+        max_length: Tokens of a packed row; longer documents are cut there.
+        micro_batch_tokens: Tokens of one forward pass.
+        seed: Seed of the documents and of their order.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        documents: int = 50000,
+        batch_size: int = 24,
+        max_length: int = 512,
+        micro_batch_tokens: int = 8192,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+    def setup(self, stage: str) -> None:
+        """Load the tokenizer."""
+        self.tokenizer = load_tokenizer(self.hparams.tokenizer)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Loader of `list[PackedBatch]`, one list per optimizer step."""
+        return ResumableLoader(self.hparams.documents, self.hparams.batch_size, self._packed, self.hparams.seed)
+
+    def val_dataloader(self) -> list[Any]:
+        """Nothing to validate on: the base model is judged by what it becomes."""
+        return []
+
+    def _packed(self, indices: list[int]) -> list[PackedBatch]:
+        h = self.hparams
+        chats = [make_document(index, h.seed) for index in indices]
+        texts = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        documents = [Encoded(ids[: h.max_length], [CALL] * min(len(ids), h.max_length)) for ids in encoded]
+        lengths = [len(document.input_ids) for document in documents]
+        plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens)
+        return [collate_packed(documents, rows) for rows in plan]

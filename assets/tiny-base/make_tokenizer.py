@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2Tokenizer
 
-from datamodules.pretraining import make_documents
+from datamodules.pretraining import make_document
 from datamodules.toolbox import make_corpus
 
 VOCABULARY = 2048
@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (
 
 
 def _texts() -> Iterator[str]:
-    for document in make_documents(6000, seed=1):
-        yield from (message["content"] for message in document)
+    for index in range(6000):
+        yield from (message["content"] for message in make_document(index, seed=1))
     for row in make_corpus("train", 3000, seed=1):
         yield from (row["query"], row["cot"], row["tools"])
 
