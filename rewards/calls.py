@@ -92,7 +92,7 @@ def call_from(item: Any) -> Call:
 
 
 def read_json(text: str) -> Any:
-    """Parses strict JSON: bounded depth and numbers, no NaN or infinity, no repeated keys.
+    """Parses JSON of bounded depth and numbers, without repeated keys.
 
     Raises:
         ValueError: The text is not such JSON.
@@ -137,13 +137,8 @@ def read_float(digits: str) -> float:
     return number
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-JSON = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=read_int, parse_float=read_float, parse_constant=_no_constant
-)
+# NaN and infinity are left to `_plain`, which sees every value.
+JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_int=read_int, parse_float=read_float)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

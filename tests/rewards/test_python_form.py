@@ -229,6 +229,7 @@ f
 [f(a='\\U00110000')]
 [f(a='\\N{NO SUCH NAME}')]
 [f(a='\\N')]
+[f(a='\\N{LATIN SMALL LETTER R WITH TILDE}')]
 [f(a=«x»)]
 [f(a=“x”)]
 [f(a=1)]<|im_end|>
