@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from datamodules.xlam import Example
 
 
-@dataclass(frozen=True)
 class PromptBatch:
-    """Rows and, for each, the token ids of its prompt."""
+    """Rows and, for each, the token ids of its prompt.
 
-    examples: list[Example]
-    prompt_ids: list[list[int]]
+    Not a dataclass: Lightning would take it apart, and copy each row, to move or convert tensors that are not in it.
+
+    Args:
+        examples: The rows.
+        prompt_ids: Token ids of their prompts.
+    """
+
+    def __init__(self, examples: list[Example], prompt_ids: list[list[int]]) -> None:
+        self.examples = examples
+        self.prompt_ids = prompt_ids
 
 
 class PromptLoader:

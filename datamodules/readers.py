@@ -95,7 +95,9 @@ def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
                 raise ValueError("expecting ',' or ']'")
             row, position = _DECODER.raw_decode(buffer, lead.end())
         except (ValueError, RecursionError) as error:
-            if _END.match(buffer, position):
+            if end := _END.match(buffer, position):
+                if (buffer[end.end() :] + text.read(_CHUNK)).strip():
+                    raise ValueError(f"{file}: there is more after the JSON array of {number} rows") from error
                 return
             if not (piece := text.read(chunk)):
                 message = f"{file}, row {number + 1}: the JSON array breaks off or is not JSON ({error})"

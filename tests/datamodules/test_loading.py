@@ -1,0 +1,93 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.loading import ResumableLoader, epoch_order
+
+
+def loader(rows=10, batch_size=3, seed=0):
+    return ResumableLoader(rows, batch_size, list, seed)
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    assert sorted(epoch_order(50, 1, 2)) == list(range(50))
+    assert epoch_order(50, 1, 2) == epoch_order(50, 1, 2)
+    assert len({tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_an_epoch_has_every_row_once_and_the_last_batch_is_partial():
+    batches = list(loader())
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    assert len(loader()) == 4
+    assert sorted(row for batch in batches for row in batch) == list(range(10))
+
+
+def test_state_resumes_at_every_batch_and_iterating_again_does_not_start_over():
+    through = loader()
+    expected = [batch for _ in range(3) for batch in through]  # three epochs of four batches
+    assert expected[:4] != expected[4:8]
+    for k in range(1, 10):
+        first = loader()
+        stream = iter(first)
+        for n in range(k):
+            if n and n % len(first) == 0:
+                stream = iter(first)
+            assert next(stream) == expected[n]
+        second = loader(seed=99)
+        second.load_state_dict(first.state_dict())
+        iter(second)
+        assert next(iter(second)) == expected[k]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"rows": 11}, "training rows"), ({"batch_size": 2}, r"data\.batch_size")]
+)
+def test_state_of_other_batches_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        loader(**change).load_state_dict(loader().state_dict())
+
+
+class Recorder(LightningModule):
+    """Remembers its batches; one optimizer step each."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches = []
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch)
+        self.optimizers().step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(folder, steps, ckpt_path=None, limit=None):
+    module = Recorder()
+    trainer = Trainer(
+        max_steps=steps,
+        limit_train_batches=limit,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        callbacks=[ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, loader(), ckpt_path=ckpt_path)
+    return module.batches
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limit", [None, 3])
+def test_resumed_trainer_takes_the_very_next_batch(tmp_path, limit):
+    """Four batches an epoch: resumed inside the first epoch, at its end (4, or 3 if limited), and inside the second."""
+    expected = run(tmp_path, 10, limit=limit)
+    assert len(expected) == 10
+    assert sorted(row for batch in expected[:4] for row in batch) == list(range(10))
+    for k in (1, 3, 4, 6, 8):
+        assert run(tmp_path / str(k), 10, tmp_path / f"step={k}.ckpt", limit) == expected[k:], k

@@ -1,0 +1,120 @@
+import json
+import tracemalloc
+
+import datasets
+import pytest
+
+from datamodules.readers import fingerprint, read_rows
+
+
+def rows_of(path):
+    return list(read_rows(str(path)))
+
+
+def test_array_of_one_line_and_of_many_lines_read_alike(tmp_path, make_row):
+    rows = [make_row(i) for i in range(5)]
+    for name, indent in (("one.json", None), ("many.json", 2)):
+        (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+        assert rows_of(tmp_path / name) == [(i + 1, row) for i, row in enumerate(rows)]
+
+
+def test_array_is_never_whole_in_memory(tmp_path, make_row):
+    """20 MB of rows: the peak is a few chunks of 2**18 characters (1 byte each here), not the file."""
+    path = tmp_path / "xlam.json"
+    rows = (json.dumps(make_row(i, cot="because " * 250)) for i in range(9000))
+    path.write_text("[" + ", ".join(rows) + "]")
+    assert path.stat().st_size > 20e6
+    tracemalloc.start()
+    count = sum(1 for _ in read_rows(str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 9000
+    assert peak < 4e6
+
+
+def test_rows_longer_than_a_chunk_are_whole(tmp_path, make_row):
+    rows = [make_row(0, cot="a" * 700_000), make_row(1, cot="ö" * 300_000)]
+    (tmp_path / "long.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert [row for _, row in rows_of(tmp_path / "long.json")] == rows
+
+
+def test_lines_inside_json_file_and_blank_lines(tmp_path):
+    (tmp_path / "lines.json").write_text('\ufeff{"a": 1}\n\n{"a": 2}')
+    assert [(n, json.loads(line)) for n, line in rows_of(tmp_path / "lines.json")] == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"a": 1}, {"a": 2}', "row 3: the JSON array breaks off"),
+        ('[{"a": 1}, {"a": ', "row 2: the JSON array breaks off"),
+        ('[{"a": 1} {"a": 2}]', "row 2: the JSON array breaks off or is not JSON"),
+        ('[{"a": 1}, nonsense]', "row 2: the JSON array breaks off or is not JSON"),
+        ('[{"a": 1}]\n[{"a": 2}]', "more after the JSON array of 1 rows"),
+        ("[]", "holds no rows"),
+        ("", "holds no rows"),
+    ],
+)
+def test_broken_json_names_file_and_row(tmp_path, text, words):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as error:
+        rows_of(tmp_path / "bad.json")
+    assert str(tmp_path / "bad.json") in str(error.value)
+
+
+def test_what_is_not_there_or_not_readable(tmp_path):
+    for name in ("missing.jsonl", "missing.json", "missing/rows.parquet"):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            rows_of(tmp_path / name)
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"rows\.csv has an unknown suffix"):
+        rows_of(tmp_path / "rows.csv")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"query": "caf\xe9"}')
+    with pytest.raises(ValueError, match="not UTF-8"):
+        rows_of(tmp_path / "latin.jsonl")
+    (tmp_path / "rows.parquet").write_text("no Parquet")
+    with pytest.raises(ValueError, match="is not a Parquet file"):
+        rows_of(tmp_path / "rows.parquet")
+
+
+def test_missing_relative_file_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: pytest.fail(f"asked the hub for {name}"))
+    with pytest.raises(FileNotFoundError, match=r"data/missing\.jsonl"):
+        rows_of("data/missing.jsonl")
+
+
+def test_parquet_saved_folder_and_folder_of_files(tmp_path, make_row):
+    rows = [make_row(i) for i in range(4)]
+    data = datasets.Dataset.from_list(rows)
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": data, "dev": data.select([2])}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("rows.parquet", "saved", "splits", "files"):
+        assert rows_of(tmp_path / name) == [(i + 1, row) for i, row in enumerate(rows)], name
+    assert rows_of(f"{tmp_path / 'splits'}:dev") == [(1, rows[2])]
+    with pytest.raises(ValueError, match="has no split 'test'"):
+        rows_of(f"{tmp_path / 'splits'}:test")
+
+
+def test_nested_columns_of_arrow_are_refused_with_the_reason(tmp_path, make_row):
+    row = make_row(0)
+    row["tools"] = json.loads(row["tools"])
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "nested.parquet")
+    with pytest.raises(ValueError, match="column 'tools' is nested"):
+        rows_of(tmp_path / "nested.parquet")
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    for name, text in (("a.jsonl", "{}"), ("b.jsonl", "{}"), ("c.jsonl", "{ }")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (fingerprint(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    assert a == b != c
+
+
+def test_generated_corpus_by_name():
+    assert [n for n, _ in read_rows("toolbox:heldout:3:7")] == [1, 2, 3]
+    with pytest.raises(ValueError, match="not of the form"):
+        rows_of("toolbox:train:many")

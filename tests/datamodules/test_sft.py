@@ -1,0 +1,265 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+import datamodules.encoding as encoding
+from datamodules import PromptBatch
+from datamodules.chat import encode_example, encode_prompt
+from datamodules.rows import to_example
+
+
+@pytest.fixture
+def rows_file(write_rows, make_row):
+    return write_rows([make_row(i, cot="because " * (1 + i % 7)) for i in range(40)])
+
+
+def documents(batches):
+    """The documents of packed batches, cut out again by hand, as a sorted list of id tuples."""
+    found = []
+    for batch in batches:
+        for r in range(len(batch["samples"])):
+            for sample in batch["samples"][r].unique().tolist():
+                if sample >= 0:
+                    found.append(tuple(batch["input_ids"][r][batch["samples"][r] == sample].tolist()))
+    return sorted(found)
+
+
+def at_rank(module, rank, ranks):
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, log_dir=None, state=SimpleNamespace(fn="fit"))
+    module.setup("fit")
+    return module
+
+
+def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_file, tiny_tokenizer, make_row):
+    module = make_module(rows_file, batch_size=8, val_fraction=0.2)
+    module.setup("fit")
+    steps = list(module.train_dataloader())
+    held = [e.query for batch in module.val_dataloader() for e in batch.examples]
+    examples = [to_example(make_row(i, cot="because " * (1 + i % 7))) for i in range(40)]
+    expected = [tuple(encode_example(tiny_tokenizer, e).input_ids) for e in examples if e.query not in held]
+    assert 0 < len(held) < 20
+    assert sorted(d for batches in steps for d in documents(batches)) == sorted(expected)
+    assert len(steps) == -(-len(expected) // 8)
+
+
+def test_packed_segments_are_those_of_the_rows(make_module, rows_file, tiny_tokenizer, make_row):
+    module = make_module(rows_file, batch_size=40, val_fraction=0)
+    module.setup("fit")
+    (batches,) = module.train_dataloader()
+    for i in range(40):
+        encoded = encode_example(tiny_tokenizer, to_example(make_row(i, cot="because " * (1 + i % 7))))
+        for batch in batches:
+            for r in range(len(batch["samples"])):
+                for sample in batch["samples"][r].unique().tolist():
+                    where = batch["samples"][r] == sample
+                    if batch["input_ids"][r][where].tolist() == encoded.input_ids:
+                        assert batch["segments"][r][where].tolist() == [*encoded.segments[1:], 0]
+                        break
+
+
+def test_batches_are_global_whatever_the_ranks(make_module, rows_file):
+    alone = at_rank(make_module(rows_file, batch_size=9), 0, 1)
+    ranks = [at_rank(make_module(rows_file, batch_size=9), rank, 4) for rank in range(4)]
+    for whole, *parts in zip(alone.train_dataloader(), *(module.train_dataloader() for module in ranks), strict=True):
+        assert documents(whole) == sorted(d for part in parts for d in documents(part))
+        assert sum(map(bool, parts)) == min(4, len(documents(whole)))
+
+
+def test_micro_batches_keep_to_their_budget(make_module, rows_file):
+    module = make_module(rows_file, batch_size=40, max_length=900, micro_batch_tokens=2000, val_fraction=0)
+    module.setup("fit")
+    (batches,) = module.train_dataloader()
+    shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    assert all(rows * width <= 2000 and width <= 900 for rows, width in shapes)
+    assert sum(map(len, map(documents, [[b] for b in batches]))) == 40
+
+
+def test_prompts_of_every_command(make_module, rows_file, tiny_tokenizer, make_row):
+    module = make_module(rows_file, eval_batch_size=16)
+    for stage, batches in (("validate", "val"), ("test", "test"), ("predict", "predict")):
+        module.setup(stage)
+        found = list(getattr(module, f"{batches}_dataloader")())
+        assert [len(batch.examples) for batch in found] == [16, 16, 8]
+        assert all(isinstance(batch, PromptBatch) for batch in found)
+        example = to_example(make_row(17, cot="because " * 4))
+        assert found[1].examples[1] == example
+        assert found[1].prompt_ids[1] == encode_prompt(tiny_tokenizer, example)
+
+
+def test_ranks_share_the_prompts_without_repeating_any(make_module, rows_file):
+    shares = []
+    for rank in range(3):
+        module = at_rank(make_module(rows_file, eval_batch_size=19), rank, 3)
+        module.setup("test")
+        shares.append([[e.id for e in batch.examples] for batch in module.test_dataloader()])
+    assert {len(share) for share in shares} == {3}  # 40 prompts in threes of 19, 19 and 2: as many on every rank
+    assert sorted(i for share in shares for batch in share for i in batch) == sorted(str(i) for i in range(40))
+
+
+def test_held_out_rows_do_not_depend_on_the_order(make_module, write_rows, make_row):
+    rows = [make_row(i) for i in range(60)]
+    held = []
+    for name, ordered in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        module = make_module(write_rows(ordered, name), val_fraction=0.3, limit_val=5)
+        module.setup("fit")
+        held.append({e.id for batch in module.val_dataloader() for e in batch.examples})
+    assert held[0] == held[1]
+    assert len(held[0]) == 5
+
+
+def test_validation_on_another_file(make_module, write_rows, make_row, rows_file):
+    other = write_rows([make_row(i) for i in range(100, 103)], "val.jsonl")
+    module = make_module(rows_file, val_path=other)
+    module.setup("fit")
+    assert len(module.train_indices) == 40
+    assert [e.id for batch in module.val_dataloader() for e in batch.examples] == ["100", "101", "102"]
+    module = make_module(rows_file, val_fraction=0)
+    module.setup("fit")
+    assert module.val_dataloader() == []
+
+
+def test_rows_too_long_are_left_out_and_counted(make_module, write_rows, make_row, capsys, tiny_tokenizer):
+    rows = [make_row(0), make_row(1), make_row(2, cot="x " * 3000)]
+    module = make_module(write_rows(rows), val_fraction=0, max_length=1024)
+    module.setup("fit")
+    assert len(module.train_indices) == 2
+    assert "1 rows are longer than max_length 1024" in capsys.readouterr().out
+    shortest = min(len(encode_example(tiny_tokenizer, to_example(row)).input_ids) for row in rows)
+    module = make_module(write_rows(rows), val_fraction=0, max_length=100)
+    with pytest.raises(ValueError, match=rf"every row .* data\.max_length 100, the shortest has {shortest} tokens"):
+        module.prepare_data()
+
+
+def test_encoding_is_cached_until_rows_or_tokenizer_change(make_module, write_rows, make_row, rows_file, monkeypatch):
+    make_module(rows_file).prepare_data()
+    original = encoding._write
+    written = []
+    monkeypatch.setattr(encoding, "_write", lambda *args: written.append(args[1]) or original(*args))
+    make_module(rows_file, max_length=2048, batch_size=4).setup("fit")
+    assert written == []
+    changed = write_rows([make_row(i) for i in range(39)])
+    assert changed == rows_file
+    make_module(changed).setup("fit")
+    assert written == [changed]
+    monkeypatch.setattr(encoding, "end_of_turn_id", lambda tokenizer: 0)
+    make_module(changed).setup("fit")
+    assert written == [changed, changed]
+
+
+def test_cache_made_with_skip_still_stops_a_run_that_does_not_skip(make_module, write_rows, make_row):
+    path = write_rows([make_row(0), make_row(1, query="Stop<|im_end|>"), make_row(2)])
+    make_module(path, on_bad_row="skip").prepare_data()
+    with pytest.raises(ValueError, match=r"row 2, column 'query': holds '<\|im_end\|>', a special token"):
+        make_module(path).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, r"data\.batch_size is 0"),
+        ({"eval_batch_size": -1}, r"data\.eval_batch_size is -1"),
+        ({"max_length": 4096, "micro_batch_tokens": 1024}, r"data\.max_length 4096 .* data\.micro_batch_tokens 1024"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction is 1"),
+        ({"on_bad_row": "drop"}, r"data\.on_bad_row is 'drop'"),
+    ],
+)
+def test_impossible_settings_fail_when_the_module_is_made(make_module, options, words):
+    with pytest.raises(ValueError, match=words):
+        make_module("rows.jsonl", **options)
+
+
+def test_fewer_rows_per_step_than_ranks(make_module, rows_file):
+    with pytest.raises(ValueError, match=r"data\.batch_size 2 is less than the 4 ranks .* trainer\.devices"):
+        at_rank(make_module(rows_file, batch_size=2), 0, 4)
+
+
+def test_one_row_cannot_be_divided(make_module, write_rows, make_row):
+    with pytest.raises(ValueError, match=r"too few rows .* data\.val_fraction to 0, or give data\.val_path"):
+        make_module(write_rows([make_row(0)])).prepare_data()
+
+
+class Silent(LightningModule):
+    """Does nothing but take batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(("train", len(batch)))
+        self.optimizers().step()
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append(("val", len(batch.prompt_ids)))
+
+    predict_step = test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def quiet_trainer(folder, **kwargs):
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **kwargs,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_through_the_trainer_with_bad_rows(make_module, write_rows, make_row, tmp_path, capsys):
+    bad = [make_row(50, answers=None), make_row(3), make_row(51, query="<|im_start|>")]
+    path = write_rows([make_row(i) for i in range(20)] + bad)
+    module = make_module(path, batch_size=8, on_bad_row="skip", val_fraction=0.2)
+    silent = Silent()
+    quiet_trainer(tmp_path / "run", max_epochs=2, num_sanity_val_steps=0).fit(silent, datamodule=module)
+    held = len(module.val_indices)
+    steps = -(-(20 - held) // 8)
+    assert silent.seen == ([("train", 1)] * steps + [("val", held)]) * 2
+    printed = capsys.readouterr().out
+    assert "23 rows read, 3 bad" in printed
+    assert f"{path}, row 21, column 'answers': is missing" in printed
+    with open(tmp_path / "run" / "bad_rows.jsonl", encoding="utf-8") as lines:
+        reported = [json.loads(line) for line in lines]
+    assert [(row["row"], row["column"]) for row in reported] == [(21, "answers"), (22, "id"), (23, "query")]
+    for command in ("validate", "test", "predict"):
+        silent.seen = []
+        getattr(quiet_trainer(tmp_path / command), command)(silent, datamodule=module)
+        assert silent.seen == [("val", 20)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bad_row_stops_before_anything_is_written(make_module, write_rows, make_row, tmp_path):
+    module = make_module(write_rows([make_row(0), make_row(1, cot="a </think> b")]))
+    with pytest.raises(ValueError, match=r"row 2, column 'cot': holds </think>"):
+        quiet_trainer(tmp_path / "run", max_epochs=1).fit(Silent(), datamodule=module)
+    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_generated_corpus(make_module):
+    module = make_module("toolbox:train:30", val_path="toolbox:heldout:10", max_length=4096)
+    module.setup("fit")
+    assert len(module.train_indices) + module.too_long == 30
+    assert len(module.val_indices) == 10
+
+
+def test_real_rows_encode(make_module, shared_data, capsys):
+    module = make_module(shared_data / "toolrl_r1_cot.jsonl", on_bad_row="skip", max_length=8192, val_fraction=0)
+    module.setup("fit")
+    assert len(module.train_indices) == 239
+    printed = capsys.readouterr().out
+    assert "240 rows read, 1 bad, 70 with their calls in JSON form, 0 without chain of thought" in printed
+    assert "row 29, column 'answers': calls 'LastName varchar'" in printed
+    module = make_module(shared_data / "bfcl_as_xlam.jsonl")
+    module.setup("test")
+    assert sum(len(batch.examples) for batch in module.test_dataloader()) == 600
