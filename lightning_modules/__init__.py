@@ -1,1 +1,5 @@
-"""Placeholder until the package lands."""
+"""Everything that trains: Lightning modules, the objectives they minimise, rollouts, and the command line."""
+
+from lightning_modules.srml import SRMLModule
+
+__all__ = ["SRMLModule"]

@@ -1,4 +1,4 @@
-"""Rollouts, and how often their calls are right: sums and counts per category, reduced over ranks, read as rates."""
+"""Figures from sums and counts: how well tokens are predicted, and how often generated calls are right."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -20,6 +20,11 @@ RATES = {
     "exact_match": "exact_match",
 }
 """Name of a part of the reward -> name of its mean in the logs."""
+SEGMENT_SUMS = (
+    *("loss", "loss_cot", "loss_call", "tokens_cot", "tokens_call"),
+    *("hits_cot", "hits_call", "entropy_cot", "entropy_call", "tokens", "padding"),
+)
+"""What a training step sums over micro-batches and ranks before it is logged."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +114,28 @@ class CallAccuracy(Metric):
             "completion/truncated_frac": truncated / total,
             "completion/mean_length": tokens / total,
         }
+
+
+def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[str, float]:
+    """TensorBoard figures of one optimizer step; a segment without tokens has none.
+
+    Args:
+        sums: `SEGMENT_SUMS` over the whole step.
+        cot_weight: alpha; None is the share of CoT tokens.
+    """
+    supervised = sums["tokens_cot"] + sums["tokens_call"]
+    weight = sums["tokens_cot"] / supervised if cot_weight is None else cot_weight
+    figures = {
+        "train/loss": sums["loss"],
+        "train/weight_cot": weight,
+        "train/weight_call": 1 - weight,
+        "perf/pad_frac": sums["padding"] / (sums["padding"] + sums["tokens"]),
+    }
+    for segment in ("cot", "call"):
+        tokens = sums[f"tokens_{segment}"]
+        figures[f"train/tokens_{segment}"] = tokens
+        if tokens:
+            figures[f"train/loss_{segment}"] = sums[f"loss_{segment}"]
+            figures[f"train/token_acc_{segment}"] = sums[f"hits_{segment}"] / tokens
+            figures[f"train/entropy_{segment}"] = sums[f"entropy_{segment}"] / tokens
+    return figures

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 def resolve_checkpoint(path: str) -> str:
@@ -37,6 +38,28 @@ def _step(checkpoint: Path) -> int:
     """The step in a name like `last-000120.ckpt`; -1 for other names."""
     digits = checkpoint.stem.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else -1
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state of a run: every so many steps, at its end, and when an exception or SIGTERM ends it.
+
+    Args:
+        every_n_train_steps: Optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, every_n_train_steps: int = 50) -> None:
+        super().__init__(
+            filename="last-{step:06d}",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_train_steps,
+            save_on_exception=True,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run, so that more epochs can follow."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class RandomStates(Callback):

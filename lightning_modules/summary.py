@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.metrics import CATEGORIES, RATES
@@ -51,9 +52,12 @@ class RunSummary(Callback):
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_custom_scalars(LAYOUT)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table of a test."""
-        rank_zero_info(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of a validation or test, but not of those in the middle of training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_info(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+    on_test_end = on_validation_end
 
 
 def accuracy_table(figures: dict[str, float]) -> str:

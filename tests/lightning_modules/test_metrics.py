@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from datamodules.xlam import Example
 
+from datamodules.xlam import Example
 from lightning_modules.metrics import CallAccuracy, Rollout
 from lightning_modules.summary import LAYOUT, accuracy_table
 from rewards import FunctionCallReward, parse_completion

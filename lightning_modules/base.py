@@ -1,0 +1,182 @@
+"""What modules that train a function-calling model share: weights, optimizer, clipping, evaluation by generation."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch.optim.lr_scheduler import LambdaLR
+
+from datamodules.chat import end_of_turn_id, load_tokenizer
+from datamodules.prompts import PromptBatch
+from lightning_modules.metrics import CallAccuracy, Rollout
+from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.rollout import Completion, Generator, HFGenerator
+from rewards import FunctionCallReward, parse_completion
+
+
+class FunctionCallingModule(LightningModule):
+    """A causal language model, its optimizer, and validation, test and prediction by generation.
+
+    Optimisation is manual: one `training_step` is one optimizer step. Subclasses give `training_step`.
+
+    Args:
+        init_from: Where the weights come from: a run folder (its `hf/`), a Hugging Face folder or a hub id.
+        lora: Train low-rank adapters of these settings instead of all weights.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        attn_implementation: Attention kernel, by its name in transformers: "sdpa", "eager", "flash_attention_2".
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decay of matrices; norms, biases and other vectors never decay.
+        betas: AdamW's averaging coefficients.
+        warmup_ratio: Share of the optimizer steps over which the rate climbs linearly; then it falls as a cosine to 0.
+        max_grad_norm: Gradients are scaled down to at most this norm.
+        generator: Samples completions in validation, test and predict; greedy, 256 tokens at most, when None.
+        reward: Judges completions; the strict reward when None.
+    """
+
+    def __init__(
+        self,
+        init_from: str,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str = "sdpa",
+        learning_rate: float = 4e-5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_ratio: float = 0.05,
+        max_grad_norm: float = 1.0,
+        generator: Generator | None = None,
+        reward: FunctionCallReward | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.init_from = init_from
+        self.lora = lora
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_ratio = warmup_ratio
+        self.max_grad_norm = max_grad_norm
+        self.generator = generator or HFGenerator(max_new_tokens=256)
+        self.reward = reward or FunctionCallReward()
+        self.accuracy = CallAccuracy()
+        self.policy: ScoredCausalLM | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before any weight is loaded.
+
+        Raises:
+            ValueError: If `trainer.precision` needs a gradient scaler.
+        """
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("trainer.precision 16-mixed is not supported (no gradient scaler): use bf16-mixed.")
+
+    def configure_model(self) -> None:
+        """Load tokenizer and weights, once; Lightning calls this when strategy, device and precision are known."""
+        if self.policy is not None:
+            return
+        self.tokenizer = load_tokenizer(self.init_from)
+        self.stop_ids = {end_of_turn_id(self.tokenizer), self.tokenizer.eos_token_id} - {None}
+        self.policy = build_policy(
+            self.init_from,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            attn_implementation=self.attn_implementation,
+            dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups in the order of `named_parameters`: matrices, which decay, and vectors, which do not."""
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with linear warm-up and cosine decay to 0 over the whole run.
+
+        Raises:
+            ValueError: If the run has no optimizer step, or no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not 1 <= steps < math.inf:
+            raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.learning_rate, betas=self.betas)
+        warmup = math.ceil(self.warmup_ratio * steps)
+        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(steps)))
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def clip_gradients(self) -> float:
+        """Scale the policy's gradients down to `max_grad_norm` and return their norm before that.
+
+        Raises:
+            RuntimeError: If the norm is not finite; no step has been taken with these gradients.
+        """
+        gradients = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm))
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"The gradient norm is {norm} at step {self.global_step}: lower model.learning_rate (now "
+                f"{self.learning_rate}) or look at the rows of this step."
+            )
+        return norm
+
+    def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
+        """Generate one completion per prompt, score it, and count it in the metrics."""
+        rollouts = []
+        ids = [example.id for example in batch.examples]
+        completions = self.generator(self.policy, batch.prompt_ids, ids, stop_ids=self.stop_ids)
+        for example, prompt, (completion, *_) in zip(batch.examples, batch.prompt_ids, completions, strict=True):
+            text = self.decode(completion)
+            rollout = Rollout(
+                example=example,
+                text=text,
+                parsed=parse_completion(text, self.reward.answer_tags),
+                result=self.reward(text, example.tools, example.answers),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(completion.token_ids),
+                finish_reason=completion.finish_reason,
+            )
+            self.accuracy.update(rollout)
+            rollouts.append(rollout)
+        return rollouts
+
+    def decode(self, completion: Completion) -> str:
+        """The completion as text; only the token that ended it is left out, so that stray special tokens are seen."""
+        ids = completion.token_ids
+        return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Rollout]:
+        """Generate for and score one batch of prompts; callbacks receive the rollouts."""
+        return self.evaluate_prompts(batch)
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of `CallAccuracy` over all ranks."""
+        self.log_figures(self.accuracy.compute())
+        self.accuracy.reset()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def log_figures(self, figures: dict[str, float]) -> None:
+        """Log figures that are already reduced over ranks, against the number of optimizer steps taken."""
+        self.log_dict(figures | {"step": float(self.global_step)}, batch_size=1)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Prompts stay lists of ids on the host: the generator pads and moves them itself."""
+        if isinstance(batch, PromptBatch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the peak rate at a step counted from 0: (step + 1) / warmup, then a cosine to 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

@@ -1,0 +1,158 @@
+"""What a run leaves in its version folder besides events and checkpoints: figures, samples, rollouts, weights."""
+
+import csv
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_modules.metrics import Rollout
+from lightning_modules.models import export_hf
+
+
+class MetricsCSV(Callback):
+    """Appends every logged figure to `metrics.csv` as step, name, value, so that nothing depends on TensorBoard."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write the figures of a training step, as often as Lightning logs them."""
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            self._append(trainer, ("train/", "perf/", "time/"))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the figures of a validation or test."""
+        if not trainer.sanity_checking:
+            self._append(trainer, ("tool/", "reward/", "completion/"))
+
+    on_test_end = on_validation_end
+
+    def _append(self, trainer: Trainer, prefixes: tuple[str, ...]) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        path = Path(trainer.log_dir) / "metrics.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["step", "name", "value"])
+            figures = trainer.callback_metrics.items()
+            writer.writerows([trainer.global_step, k, float(v)] for k, v in figures if k.startswith(prefixes))
+
+
+class SampleTable(Callback):
+    """Shows the first completions of every validation and test in TensorBoard, and appends them to `samples.jsonl`.
+
+    Args:
+        rows: Completions per validation; 0 shows none.
+        max_chars: Longest text of a cell in TensorBoard; `samples.jsonl` holds the whole text.
+    """
+
+    def __init__(self, rows: int = 8, max_chars: int = 600) -> None:
+        self.rows = rows
+        self.max_chars = max_chars
+        self.samples: list[Rollout] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep rollouts until there are enough of them."""
+        self.samples += outputs[: self.rows - len(self.samples)]
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was kept."""
+        samples, self.samples = self.samples, []
+        if not samples or not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        step = trainer.global_step
+        append_jsonl(Path(trainer.log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
+        if isinstance(trainer.logger, TensorBoardLogger):
+            stage = "test" if trainer.testing else "val"
+            table = markdown_table([self.cells(sample) for sample in samples], self.max_chars)
+            trainer.logger.experiment.add_text(f"samples/{stage}", table, step)
+
+    on_test_end = on_validation_end
+
+    @staticmethod
+    def cells(sample: Rollout) -> dict[str, str]:
+        """The cells of one row of the table."""
+        parts = ", ".join(name for name, value in sample.result.parts.items() if value)
+        return {
+            "id": sample.example.id,
+            "query": sample.example.query,
+            "completion": sample.text,
+            "reference": sample.example.answers,
+            "score": f"{sample.result.score:g}",
+            "right": parts,
+        }
+
+
+class RolloutWriter(Callback):
+    """Writes the rollouts of `funreason predict` to `rollouts.jsonl` (`rollouts-1.jsonl` for rank 1, and so on).
+
+    The file grows under the name `….part` and takes its own when prediction is over.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose this rank's file."""
+        name = "rollouts.jsonl" if trainer.global_rank == 0 else f"rollouts-{trainer.global_rank}.jsonl"
+        self.path = Path(trainer.log_dir) / name
+        self.part = self.path.with_suffix(".jsonl.part")
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.part.write_text("", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
+    ) -> None:
+        """Append one batch."""
+        append_jsonl(self.part, [rollout.as_row() for rollout in outputs])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the file its name."""
+        os.replace(self.part, self.path)
+        rank_zero_info(f"Rollouts: {self.path}")
+
+
+class ExportHF(Callback):
+    """Writes weights, tokenizer and chat template of a finished run to `hf/`, where `from_pretrained` loads them."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export once training has ended by itself."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            folder = Path(trainer.log_dir) / "hf"
+            export_hf(pl_module.policy, pl_module.tokenizer, folder)
+            rank_zero_info(f"Exported model: {folder}")
+
+
+def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def markdown_table(rows: Sequence[dict[str, str]], max_chars: int) -> str:
+    """A Markdown table of untrusted text: nothing in a cell acts as HTML or as Markdown.
+
+    Args:
+        rows: Cells by column; all rows have the columns of the first.
+        max_chars: Longer cells are cut and end in an ellipsis.
+    """
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header)]
+    lines += [[escape_cell(cell, max_chars) for cell in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_ENTITIES = str.maketrans({c: f"&#{ord(c)};" for c in "|\\`*_{}[]()!~"} | {"\n": "<br>", "\r": ""})
+
+
+def escape_cell(text: str, max_chars: int) -> str:
+    """Cut a text and turn every character that HTML or Markdown gives a meaning into an entity; line feeds stay."""
+    cut = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+    return html.escape(cut, quote=False).translate(_ENTITIES)

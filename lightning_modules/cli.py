@@ -1,0 +1,137 @@
+"""The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`."""
+
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import IO, NoReturn
+
+import jsonargparse
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import datamodules  # noqa: F401  (YAML may then use bare class names)
+import lightning_modules  # noqa: F401
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+from lightning_modules.resume import LastCheckpoint, RandomStates, resolve_checkpoint
+from lightning_modules.summary import RunSummary
+
+HERE = Path(__file__).resolve().parents[1]
+REFUSERS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards", Path(jsonargparse.__file__).parent)
+"""Code whose errors are sentences for the user."""
+SAYS_NOTHING = re.compile(
+    "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
+    r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
+)
+"""Lines in which jsonargparse tells what it tried and what it was given as a whole."""
+BESIDE_THE_POINT = (
+    "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
+    "You have overridden `transfer_batch_to_device`",  # so we have
+    "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning's own
+    "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
+)
+"""Starts of warnings that a user can do nothing about."""
+
+
+class Parser(LightningArgumentParser):
+    """Ends bad options with one sentence on the last line, not two screens of usage and of all that was tried."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report as jsonargparse does, in one sentence."""
+        super().error(sentence(message), ex)
+
+    def print_usage(self, file: IO[str] | None = None) -> None:
+        """Print nothing: an error message already names the command that shows the options."""
+
+
+class FunReasonCLI(LightningCLI):
+    """One model, one DataModule, one logger; checkpoints `last` (every so many steps) and `best` (by validation).
+
+    Args:
+        args: Command line; `sys.argv` when None.
+        run: Whether to run a subcommand; False only builds model, data and trainer, as a notebook wants them.
+    """
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            FunctionCallingModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "log_every_n_steps": 1,
+                "use_distributed_sampler": False,  # the DataModules deal rows to ranks themselves
+                "enable_model_summary": False,  # RunSummary says it
+                "callbacks": [RandomStates(), RunSummary(), MetricsCSV(), RolloutWriter(), ExportHF()],
+            },
+            seed_everything_default=42,
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that a YAML may set but no overlay can drop, and give the data the model's tokenizer."""
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(SampleTable, "samples")
+        best = {"filename": "best-{step:06d}", "auto_insert_metric_name": False, "enable_version_counter": False}
+        best |= {"monitor": "tool/exact_match", "mode": "max"}
+        parser.set_defaults({f"best_checkpoint.{key}": value for key, value in best.items()})
+        parser.link_arguments("model.init_args.init_from", "data.init_args.tokenizer")
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint before anything is loaded; what is predicted goes to disk, and we print the figures."""
+        config = self.config.get(str(self.subcommand), {})
+        if config.get("ckpt_path"):
+            config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"])
+        if self.subcommand == "predict":
+            config["return_predictions"] = False
+        elif self.subcommand in ("validate", "test"):
+            config["verbose"] = False
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """Log to a new version folder under `trainer.default_root_dir`, unless the config sets `trainer.logger`."""
+        config = self._get(self.config_init, "trainer")
+        if config["logger"] in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """A rank that fails alone must not wait for the others to save with it."""
+        if self.trainer.world_size > 1:
+            for callback in self.trainer.checkpoint_callbacks:
+                callback.save_on_exception = False
+
+
+def main(args: ArgsType = None) -> None:
+    """Run one command. Bad input ends it with one sentence and exit code 1, SIGTERM with a checkpoint and 143."""
+    for message in BESIDE_THE_POINT:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        FunReasonCLI(args)
+    except SIGTERMException:
+        sys.exit(143)
+    except (ValueError, OSError, RuntimeError) as error:
+        # A sentence for the user needs no traceback above it; an error from anywhere else does.
+        source = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not any(folder in source.parents for folder in REFUSERS):
+            raise
+        sys.exit(f"error: {sentence(str(error))}")
+
+
+def sentence(message: str) -> str:
+    """One line of an error message of several, without what says nothing about the cause."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
+    return " ".join(kept) or message

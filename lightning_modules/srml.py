@@ -1,0 +1,190 @@
+"""Supervised fine-tuning on reasoning and calls with separately weighted losses (FunReason, arXiv 2505.20192).
+
+What the papers leave open and is decided here: alpha is a sigmoid, so that it stays inside (0, 1), and is kept within
+`alpha_bounds`, because the loss alone would drive it to a corner (dL/dalpha = L_cot - L_call has no zero of its own);
+the mean over a batch is a mean over documents (`reduction: sample`), counted over the whole optimizer step.
+"""
+
+import math
+import time
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from datamodules.packing import PackedBatch
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
+from lightning_modules.objectives import Totals, multiscale_loss
+
+WINDOW = 20
+"""Optimizer steps over which `perf/tokens_per_s` is measured."""
+
+
+class SRMLModule(FunctionCallingModule):
+    """Fine-tunes on packed documents with the multiscale loss; one `training_step` is one optimizer step.
+
+    Args:
+        balance: "fixed" keeps `cot_weight` (v1); "learnable" trains it (Self-adjusted Signal Balancing, v3, eq. 3);
+            "sft" weighs every token alike, which is plain supervised fine-tuning.
+        cot_weight: alpha, the weight of the chain of thought; the call has 1 - alpha. The initial value if learnable.
+        reduction: "sample" averages per document, then over documents; "token" pools the tokens of the step.
+        alpha_lr_mult: Learning rate of alpha, as a multiple of `learning_rate`.
+        alpha_bounds: Least and greatest value of a learnable alpha.
+        **kwargs: See `FunctionCallingModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        balance: Literal["fixed", "learnable", "sft"] = "fixed",
+        cot_weight: float = 0.7,
+        reduction: Literal["sample", "token"] = "sample",
+        alpha_lr_mult: float = 1.0,
+        alpha_bounds: tuple[float, float] = (0.05, 0.95),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        least, greatest = alpha_bounds
+        if not 0 <= cot_weight <= 1:
+            raise ValueError(f"model.cot_weight must lie in [0, 1], got {cot_weight}.")
+        if balance == "learnable" and not 0 < least <= cot_weight <= greatest < 1:
+            raise ValueError(f"model.alpha_bounds {alpha_bounds} must lie in (0, 1) and hold cot_weight {cot_weight}.")
+        self.balance = balance
+        self.cot_weight = cot_weight
+        self.reduction = reduction
+        self.alpha_lr_mult = alpha_lr_mult
+        self.alpha_bounds = alpha_bounds
+        self.window: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (time, tokens) at the end of a step
+        if balance == "learnable":
+            # Outside the policy: no shard, bucket or clipped norm holds it, and `training_step` reduces its gradient.
+            self.alpha_logit = torch.nn.Parameter(torch.tensor([_logit(cot_weight)], dtype=torch.float32))
+            self._ddp_params_and_buffers_to_ignore = ["alpha_logit"]
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before any weight is loaded.
+
+        Raises:
+            ValueError: If `trainer.precision` is unsupported, or would round a learnable alpha to half precision.
+        """
+        super().setup(stage)
+        if self.balance == "learnable" and self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} would round model.balance learnable: use bf16-mixed."
+            )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The policy's groups and, if alpha is learnable, its own: without decay, which would pull it towards 0.5."""
+        groups = super().parameter_groups()
+        if self.balance == "learnable":
+            rate = self.learning_rate * self.alpha_lr_mult
+            groups.append({"params": [self.alpha_logit], "weight_decay": 0.0, "lr": rate})
+        return groups
+
+    def alpha(self) -> Tensor | float | None:
+        """The weight of the chain of thought as the loss takes it: None stands for its share of the tokens."""
+        if self.balance == "sft":
+            return None
+        return torch.sigmoid(self.alpha_logit) if self.balance == "learnable" else self.cot_weight
+
+    def training_step(self, batch: list[PackedBatch], batch_idx: int) -> None:
+        """Take one optimizer step over this rank's micro-batches of a global batch, and log it."""
+        start = time.perf_counter()
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha()).detach())
+        totals, rounds = self.count(batch)
+        sums = torch.zeros(len(SEGMENT_SUMS), dtype=torch.float64, device=self.device)
+        for i in range(rounds):
+            # Collectives must match over ranks: one with fewer micro-batches runs a token of weight 0 instead.
+            micro = batch[i] if i < len(batch) else idle_batch(self.device)
+            loss, parts = self.loss(micro, totals)
+            with self.without_sync() if i < rounds - 1 else nullcontext():
+                # DDP and FSDP average gradients over ranks; the denominators are global already, so we want the sum.
+                self.manual_backward(loss * self.trainer.world_size)
+            sums += torch.stack([parts[name].double() for name in SEGMENT_SUMS])
+        if self.balance == "learnable":
+            gradient = self.trainer.strategy.reduce(self.alpha_logit.grad, reduce_op="sum")
+            self.alpha_logit.grad = gradient / self.trainer.world_size
+        norm = self.clip_gradients()
+        figures = {"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        figures |= segment_figures(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if self.balance == "learnable":
+            with torch.no_grad():
+                self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
+        figures |= self.speed(start, tokens=sums[SEGMENT_SUMS.index("tokens")])
+        self.log("train/loss", figures.pop("train/loss"), prog_bar=True)
+        self.log_figures(figures)
+
+    def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
+        supervised = micro["targets"] != -100
+        segments, samples = micro["segments"][supervised], micro["samples"][supervised]  # [N]
+        scored = self.policy(micro["input_ids"], micro["position_ids"], micro["targets"], entropy=True)
+        loss, parts = multiscale_loss(-scored.logprobs, segments, samples, self.alpha(), self.reduction, totals)
+        with torch.no_grad():
+            cot, call = segments == 1, segments == 2
+            parts |= {
+                "loss": loss.detach(),
+                "entropy_cot": scored.entropy[cot].sum(),
+                "entropy_call": scored.entropy[call].sum(),
+                "hits_cot": scored.hits[cot].sum(),
+                "hits_call": scored.hits[call].sum(),
+                "tokens": (micro["samples"] >= 0).sum(),
+                "padding": (micro["samples"] < 0).sum(),
+            }
+        return loss, parts
+
+    def count(self, batch: list[PackedBatch]) -> tuple[Totals, int]:
+        """Denominators over all ranks, and how many micro-batches the rank with most of them has.
+
+        Raises:
+            ValueError: If no rank has a supervised token in this step.
+        """
+        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for micro in batch:
+            segments = micro["segments"]
+            documents = micro["samples"][segments > 0].unique().numel()
+            counts += counts.new_tensor([documents, (segments == 1).sum(), (segments == 2).sum(), 1])
+        every_rank = self.all_gather(counts).view(-1, 4)
+        samples, cot, call, _ = every_rank.sum(0).tolist()
+        if samples == 0:
+            raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
+        return Totals(samples, cot, call), int(every_rank[:, 3].max())
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Keep gradients on this rank: only the last micro-batch of a step reduces them."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def speed(self, start: float, tokens: float) -> dict[str, float]:
+        """Seconds of this step, and tokens per second of all ranks over the last `WINDOW` steps."""
+        now = time.perf_counter()
+        if not self.window:
+            self.window.append((start, 0.0))
+        self.window.append((now, tokens))
+        seconds = now - self.window[0][0]
+        return {
+            "time/step": now - start,
+            "perf/tokens_per_s": (sum(n for _, n in self.window) - self.window[0][1]) / seconds,
+        }
+
+    def on_validation_end(self) -> None:
+        """Start a new window: the time of a validation is not training time."""
+        self.window.clear()
+
+
+def idle_batch(device: torch.device) -> PackedBatch:
+    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
+    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return {"input_ids": zero, "position_ids": zero, "targets": zero, "segments": zero, "samples": zero - 1}
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
