@@ -1,7 +1,9 @@
 import json
 
+import datasets
 import pytest
 
+from datamodules import read_examples
 from datamodules.chat import target_text
 from datamodules.readers import BadRow
 from datamodules.rows import to_example
@@ -100,3 +102,17 @@ def test_the_last_answer_to_a_user_turn_is_the_target():
 def test_bad_chat_rows(row, reason):
     with pytest.raises(BadRow, match=reason):
         to_example(row)
+
+
+def test_chat_rows_in_every_file_form(tmp_path):
+    rows = [
+        sharegpt(("human", f"Time {i}?"), ("gpt", ANSWER), id=f"chat-{i}", tools=json.dumps([TOOL])) for i in range(3)
+    ]
+    data = datasets.Dataset.from_list(rows)
+    data.to_parquet(tmp_path / "chat.parquet")
+    data.save_to_disk(tmp_path / "chat")
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    expected = [to_example(row) for row in rows]
+    for name in ("chat.parquet", "chat", "chat.json", "chat.jsonl"):
+        assert read_examples(tmp_path / name) == (expected, []), name
