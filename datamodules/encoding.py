@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 import rewards
 from datamodules.chat import checked_target, encode_texts, end_of_turn_id, prompt_text
 from datamodules.packing import CALL, COT, PROMPT, Encoded
-from datamodules.readers import BadRow, fingerprint, read_rows
+from datamodules.readers import TOOLBOX, BadRow, fingerprint, read_rows
 from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, settle
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
@@ -59,8 +60,8 @@ def encode_rows(
 ) -> EncodedRows:
     """Read, check and encode the rows of a source, or take them from the cache.
 
-    The cache is keyed on the rows themselves, the tokenizer with its template, and the code of `datamodules` and
-    `rewards`, so that a stale entry is never used.
+    The cache is keyed on the rows themselves, the tokenizer with its template, and the code that reads, checks, renders
+    and encodes, so that a stale entry is never used.
 
     Args:
         path: See `readers.read_rows`.
@@ -138,13 +139,21 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[Example, str, 
 
 def _key(path: str, tokenizer: PreTrainedTokenizerFast) -> str:
     key = hashlib.blake2b(digest_size=16)
-    for folder in (Path(__file__).parent, Path(rewards.__file__).parent):
-        for source in sorted(folder.glob("*.py")):
-            key.update(source.read_bytes())
+    key.update(_code(with_toolbox=path.split(":")[0] == TOOLBOX))
     template = json.dumps(tokenizer.chat_template)
     for part in (fingerprint(path), tokenizer.backend_tokenizer.to_str(), template, str(end_of_turn_id(tokenizer))):
         key.update(hashlib.blake2b(part.encode()).digest())
     return key.hexdigest()
+
+
+@lru_cache  # one answer per process, also when somebody edits the sources during a run
+def _code(with_toolbox: bool) -> bytes:
+    """Digest of the sources that what is cached depends on."""
+    here = Path(__file__).parent
+    names = ("chat", "conversations", "encoding", "packing", "readers", "rows", "xlam")
+    sources = [here / f"{name}.py" for name in names] + sorted(Path(rewards.__file__).parent.glob("*.py"))
+    sources += sorted(here.glob(f"{TOOLBOX}*.py")) if with_toolbox else []
+    return hashlib.blake2b(b"".join(source.read_bytes() for source in sources)).digest()
 
 
 def _replace_text(file: Path, text: str) -> None:
