@@ -1,0 +1,157 @@
+"""Advantages of GRPO, and the chain-of-thought entropy that EGPO adds to them (arXiv 2508.05118, equations 1, 4 and 5).
+
+A reward is what a completion scored; an advantage is what the update makes of it. The entropy is that of the rollout
+policy (temperature included), and no gradient flows through it: the paper leaves both open.
+Letters: P prompts, G completions of each, R rollouts, N completion tokens of them.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+STD_EPSILON = 1e-6
+EntropyLevel = Literal["rollout_cot", "token", "token_cot"]
+
+
+def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std") -> Tensor:
+    """Rewards relative to their group, (r - mean) / (std + 1e-6) (arXiv 2508.05118, eq. 1; arXiv 2402.03300).
+
+    A group whose rewards are all equal gets exactly 0, which a test for equality settles: the rounding of its mean and
+    the division by a tiny deviation would make something of nothing.
+
+    Args:
+        rewards: Scores of the G completions of each prompt, [P, G], of any dtype.
+        scale: "std" divides by the deviation of the group (n - 1 below the root); "none" only subtracts the mean
+            (Dr. GRPO, arXiv 2503.20783).
+
+    Returns:
+        Advantages, [P, G], float32 at least.
+
+    Raises:
+        ValueError: If the rewards are not [P, G], are not all finite, or the scale is unknown.
+    """
+    if rewards.ndim != 2:
+        raise ValueError(f"rewards must be [P, G], got {list(rewards.shape)}.")
+    if scale not in ("std", "none"):
+        raise ValueError(f"scale must be 'std' or 'none', got {scale!r}.")
+    if not torch.isfinite(rewards).all():
+        raise ValueError("rewards must be finite: one NaN would spread over its whole group.")
+    alike = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # [P, 1]; a group of one is alike, too
+    scores = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    advantages = scores - scores.mean(dim=1, keepdim=True)
+    if scale == "std":
+        group_of_one = scores.shape[1] == 1  # which has no deviation to divide by, and needs none
+        advantages = advantages / (scores.std(dim=1, correction=0 if group_of_one else 1, keepdim=True) + STD_EPSILON)
+    return torch.where(alike, 0.0, advantages)
+
+
+def entropy_shaped_advantages(
+    advantages: Tensor, cot_entropy: Tensor, entropy_scale: float = 0.4, clip_divisor: float = 2.0
+) -> Tensor:
+    """A + min(entropy_scale * E, |A| / clip_divisor): uncertain reasoning is rewarded more and punished less.
+
+    Equation 5 of arXiv 2508.05118 (lambda is `entropy_scale`, alpha is `clip_divisor`). The bonus is never negative and
+    smaller than |A|, so that no sign flips, and an advantage of 0 stays 0. With a scale of 0 the advantages come back
+    as they are. Elementwise: one value per rollout, or one per token (arXiv 2506.14758) with `shaping_entropy`.
+
+    Args:
+        advantages: A, of any shape.
+        cot_entropy: E in nats, of a shape that broadcasts to that of A; treated as a constant, and as 0 where rounding
+            has made it negative.
+        entropy_scale: At least 0.
+        clip_divisor: Greater than 1.
+
+    Returns:
+        Shaped advantages, of the shape of A.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if not entropy_scale >= 0 or not clip_divisor > 1:
+        raise ValueError(
+            f"entropy_scale must be at least 0 and clip_divisor greater than 1, got {entropy_scale} and {clip_divisor}."
+        )
+    if entropy_scale == 0:
+        return advantages
+    bonus = entropy_scale * cot_entropy.detach().clamp(min=0)
+    return advantages + torch.minimum(bonus, advantages.abs() / clip_divisor)
+
+
+def mean_cot_entropy(entropy: Tensor, cot: Tensor, samples: Tensor, rollouts: int) -> Tensor:
+    """E of each rollout: the mean entropy of its chain-of-thought tokens (arXiv 2508.05118, eq. 4); 0 without any.
+
+    Args:
+        entropy: Entropy of the distribution each token was drawn from, [N], floating.
+        cot: Whether the token lies strictly between the think tags, [N], bool.
+        samples: Which rollout the token belongs to, [N], long, in [0, rollouts) where `cot`.
+        rollouts: R.
+
+    Returns:
+        Mean entropies in nats, [R], float32 at least, detached.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    _check(entropy, cot, samples)
+    values = entropy.detach()[cot].to(torch.promote_types(entropy.dtype, torch.float32))
+    sums, counts = (values.new_zeros(rollouts).index_add(0, samples[cot], x) for x in (values, torch.ones_like(values)))
+    return sums / counts.clamp(min=1)
+
+
+def shaping_entropy(
+    entropy: Tensor, cot: Tensor, samples: Tensor, rollouts: int, level: EntropyLevel = "rollout_cot"
+) -> Tensor:
+    """E of each token, for `entropy_shaped_advantages(advantages[samples], ...)`.
+
+    Args:
+        entropy: As in `mean_cot_entropy`.
+        cot: As in `mean_cot_entropy`.
+        samples: As in `mean_cot_entropy`, in [0, rollouts) throughout.
+        rollouts: R.
+        level: "rollout_cot" gives every token of a rollout its mean over the chain of thought (EGPO); "token" gives
+            each token its own entropy (arXiv 2506.14758); "token_cot" does so in the chain of thought, 0 elsewhere.
+
+    Returns:
+        Entropies in nats, [N], float32 at least, detached.
+
+    Raises:
+        ValueError: If shapes disagree or the level is unknown.
+    """
+    if level == "rollout_cot":
+        return mean_cot_entropy(entropy, cot, samples, rollouts)[samples]
+    _check(entropy, cot, samples)
+    if level not in ("token", "token_cot"):
+        raise ValueError(f"level must be 'rollout_cot', 'token' or 'token_cot', got {level!r}.")
+    values = entropy.detach().to(torch.promote_types(entropy.dtype, torch.float32))
+    return values if level == "token" else torch.where(cot, values, 0)
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """Soft penalty on long completions (DAPO, arXiv 2503.14476, section 3.4), to be added to their rewards.
+
+    It is 0 up to `max_length - buffer` tokens and falls linearly from there, to `-factor` at `max_length`.
+
+    Args:
+        lengths: Tokens of each completion, any shape.
+        max_length: Tokens at which the whole penalty is due.
+        buffer: Tokens over which it grows, in [1, max_length].
+        factor: At least 0.
+
+    Returns:
+        Penalties, at most 0, of the shape of `lengths`, float32.
+
+    Raises:
+        ValueError: If the buffer or the factor is out of its range.
+    """
+    if not 1 <= buffer <= max_length or not factor >= 0:
+        raise ValueError(
+            f"buffer must lie in [1, max_length {max_length}] and factor be at least 0, got {buffer} and {factor}."
+        )
+    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0).to(torch.float32)
+
+
+def _check(entropy: Tensor, cot: Tensor, samples: Tensor) -> None:
+    if entropy.ndim != 1 or cot.shape != entropy.shape or samples.shape != entropy.shape:
+        shapes = [list(tensor.shape) for tensor in (entropy, cot, samples)]
+        raise ValueError(f"entropy, cot and samples must all be [N], got {shapes}.")

@@ -1,0 +1,175 @@
+"""The clipped policy loss of GRPO and its relatives, on flat completion tokens.
+
+Letters: N completion tokens of a micro-batch, from any number of rollouts, whose tokens are never split over two.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+KL_LIMIT = 10.0
+Aggregation = Literal["token_mean", "seq_mean", "dr_grpo"]
+RatioLevel = Literal["token", "sequence"]
+
+
+class PolicyTotals(NamedTuple):
+    """Counts over a whole optimizer step, all micro-batches and ranks: the denominators of the loss.
+
+    Attributes:
+        rollouts: Rollouts that take part in the step.
+        tokens: Their completion tokens.
+    """
+
+    rollouts: float | Tensor
+    tokens: float | Tensor
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) from sampled tokens: r - log r - 1, r = p_ref / p (arXiv 2402.03300, eq. 4).
+
+    The logarithm of r is kept within 20 and the estimate at most 10, beyond which no gradient flows: one token that the
+    reference finds absurd must not rule the step.
+
+    Args:
+        logprobs: Log-probabilities under the policy.
+        ref_logprobs: Those under the reference, of the same shape.
+
+    Returns:
+        Estimates, at least 0, of the same shape.
+    """
+    log_ratio = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return (torch.expm1(log_ratio) - log_ratio).clamp(max=KL_LIMIT)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    samples: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    aggregation: Aggregation = "token_mean",
+    ratio_level: RatioLevel = "token",
+    max_length: int | None = None,
+    weights: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    totals: PolicyTotals | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate, -min(rho A, clip(rho) A) + kl_coef * KL, over completion tokens (arXiv 2508.05118, eq. 2).
+
+    With `totals` given, the losses of any split into micro-batches and ranks add up to the loss of the whole step, and
+    so do the parts that are sums. Only `logprobs` receives a gradient.
+
+    Args:
+        logprobs: Log-probabilities under the policy, [N], floating; computed with in float32 at least.
+        old_logprobs: Those under the policy that is held fixed while this batch of rollouts is learnt from, [N].
+        advantages: Of each token, [N]; those of rollouts are `advantages[samples]`.
+        samples: Which rollout the token belongs to, [N], long; below 0 it is ignored (not even a NaN there counts).
+        clip_low: rho below 1 - clip_low earns nothing where the advantage is negative.
+        clip_high: rho above 1 + clip_high earns nothing where the advantage is positive (apart: arXiv 2503.14476).
+        dual_clip: Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None for no
+            bound.
+        aggregation: "token_mean" is the mean over all tokens of the step; "seq_mean" the mean over rollouts of their
+            token means (arXiv 2402.03300); "dr_grpo" the sum over tokens / (rollouts * max_length) (arXiv 2503.20783).
+        ratio_level: "token" is rho_t = p(token) / p_old(token). "sequence" is the geometric mean of these over the
+            rollout, whose gradient reaches each token with its own advantage (GSPO-token, arXiv 2507.18071, 4.3).
+        max_length: Greatest number of tokens of a completion; needed for "dr_grpo".
+        weights: Importance weights that the surrogate (not the KL) of each token is multiplied by, [N].
+        ref_logprobs: Log-probabilities under the reference, [N]; without them there is no KL.
+        kl_coef: Weight of the KL, aggregated as the surrogate is.
+        totals: Counts of the whole optimizer step; counted from the arguments when None.
+
+    Returns:
+        The loss (0-dim; 0 and in the graph of `logprobs` if all is ignored) and detached 0-dim parts. Sums: "loss"
+        (the surrogate's term alone), "kl" (over tokens, k3), "clip_low", "clip_high" and "clip_dual" (tokens that the
+        bound in question holds back), "ratio", "tokens", "rollouts" (of this micro-batch). Extreme: "ratio_max".
+
+    Raises:
+        ValueError: If shapes disagree or an argument is out of its range.
+    """
+    optional = [tensor for tensor in (weights, ref_logprobs) if tensor is not None]
+    _check_shapes(logprobs, old_logprobs, advantages, samples, *optional)
+    _check_settings(clip_low, clip_high, dual_clip, aggregation, ratio_level, max_length)
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    counted = samples >= 0
+    logprobs = torch.where(counted, logprobs, 0).to(dtype)
+    old, advantage = (torch.where(counted, x.detach(), 0).to(dtype) for x in (old_logprobs, advantages))
+    present, group = torch.unique(torch.where(counted, samples, -1), return_inverse=True)
+    lengths = logprobs.new_zeros(len(present)).index_add(0, group, torch.ones_like(old))
+    n_rollouts, n_tokens = (present >= 0).sum().to(dtype), counted.sum().to(dtype)
+    share = _shares(PolicyTotals(n_rollouts, n_tokens) if totals is None else totals, aggregation, lengths, max_length)
+
+    ratio = _ratio(logprobs, old, group, lengths, ratio_level)
+    surrogate = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is not None:
+        surrogate = torch.where(advantage < 0, torch.minimum(surrogate, -advantage * dual_clip), surrogate)
+    if weights is not None:
+        surrogate = surrogate * torch.where(counted, weights.detach(), 0)
+    share = torch.where(counted, share.expand(len(present))[group], 0)  # [N]
+    policy_term = loss = (share * surrogate).sum()
+    kl = torch.zeros_like(old)
+    if ref_logprobs is not None:
+        kl = kl_k3(logprobs, torch.where(counted, ref_logprobs.detach(), 0).to(dtype))
+        loss = policy_term + kl_coef * (share * kl).sum()
+    ratio = torch.where(counted, ratio.detach(), 0)
+    worse, better = counted & (advantage < 0), counted & (advantage > 0)
+    return loss, {
+        "loss": policy_term.detach(),
+        "kl": kl.detach().sum(),
+        "clip_low": (worse & (ratio < 1 - clip_low)).sum().to(dtype),
+        "clip_high": (better & (ratio > 1 + clip_high)).sum().to(dtype),
+        "clip_dual": (worse & (ratio > (torch.inf if dual_clip is None else dual_clip))).sum().to(dtype),
+        "ratio": ratio.sum(),
+        "ratio_max": torch.cat([ratio, ratio.new_zeros(1)]).max(),  # 0 without tokens: every ratio is above
+        "tokens": n_tokens,
+        "rollouts": n_rollouts,
+    }
+
+
+def _ratio(logprobs: Tensor, old_logprobs: Tensor, group: Tensor, lengths: Tensor, level: RatioLevel) -> Tensor:
+    """The ratio of each token, [N], or that of its rollout, with the gradient that the level asks for."""
+    log_ratio = logprobs - old_logprobs
+    if level == "sequence":
+        mean = torch.zeros_like(lengths).index_add(0, group, log_ratio.detach()) / lengths
+        log_ratio = mean[group] + (logprobs - logprobs.detach())  # the bracket is 0 and carries the gradient
+    return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def _shares(totals: PolicyTotals, aggregation: Aggregation, lengths: Tensor, max_length: int | None) -> Tensor:
+    """What a token's loss is multiplied by in the loss of the step: for each rollout of `lengths`, or one for all."""
+    rollouts, tokens = (torch.as_tensor(n, dtype=lengths.dtype, device=lengths.device).clamp(min=1) for n in totals)
+    if aggregation == "token_mean":
+        return 1 / tokens
+    if aggregation == "seq_mean":
+        return 1 / (rollouts * lengths)
+    return 1 / (rollouts * float(max_length or 0))  # checked to be there
+
+
+def _check_shapes(*tensors: Tensor) -> None:
+    if any(tensor.ndim != 1 or tensor.shape != tensors[0].shape for tensor in tensors):
+        raise ValueError(f"Every tensor must be [N], got {[list(tensor.shape) for tensor in tensors]}.")
+
+
+def _check_settings(
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    aggregation: str,
+    ratio_level: str,
+    max_length: int | None,
+) -> None:
+    if not 0 <= clip_low <= 1 or not clip_high >= 0:
+        raise ValueError(f"clip_low must lie in [0, 1] and clip_high be at least 0, got {clip_low} and {clip_high}.")
+    if dual_clip is not None and not dual_clip > 1 + clip_high:
+        raise ValueError(f"dual_clip must be greater than 1 + clip_high, got {dual_clip} with clip_high {clip_high}.")
+    if aggregation not in ("token_mean", "seq_mean", "dr_grpo"):
+        raise ValueError(f"aggregation must be 'token_mean', 'seq_mean' or 'dr_grpo', got {aggregation!r}.")
+    if ratio_level not in ("token", "sequence"):
+        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
+    if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
+        raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
