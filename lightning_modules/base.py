@@ -168,12 +168,6 @@ class FunctionCallingModule(LightningModule):
         """Log figures that are already reduced over ranks, against the number of optimizer steps taken."""
         self.log_dict(figures | {"step": float(self.global_step)}, batch_size=1)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Prompts stay lists of ids on the host: the generator pads and moves them itself."""
-        if isinstance(batch, PromptBatch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
     """Factor of the peak rate at a step counted from 0: (step + 1) / warmup, then a cosine to 0 at `total`."""

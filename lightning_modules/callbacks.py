@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.metrics import Rollout
 from lightning_modules.models import export_hf
@@ -116,7 +115,7 @@ class RolloutWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
         os.replace(self.part, self.path)
-        rank_zero_info(f"Rollouts: {self.path}")
+        print(f"Rollouts: {self.path}")
 
 
 class ExportHF(Callback):
@@ -127,7 +126,7 @@ class ExportHF(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(trainer.log_dir) / "hf"
             export_hf(pl_module.policy, pl_module.tokenizer, folder)
-            rank_zero_info(f"Exported model: {folder}")
+            print(f"Exported model: {folder}")
 
 
 def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import datamodules  # noqa: F401  (YAML may then use bare class names)
 import lightning_modules  # noqa: F401
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
-from lightning_modules.resume import LastCheckpoint, RandomStates, resolve_checkpoint
+from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.summary import RunSummary
 
 HERE = Path(__file__).resolve().parents[1]
@@ -31,8 +31,9 @@ SAYS_NOTHING = re.compile(
 )
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
 BESIDE_THE_POINT = (
+    "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
+    "The dirpath has changed from",  # a resumed run writes its own version folder
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
-    "You have overridden `transfer_batch_to_device`",  # so we have
     "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning's own
     "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
 )
@@ -69,7 +70,7 @@ class FunReasonCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "use_distributed_sampler": False,  # the DataModules deal rows to ranks themselves
                 "enable_model_summary": False,  # RunSummary says it
-                "callbacks": [RandomStates(), RunSummary(), MetricsCSV(), RolloutWriter(), ExportHF()],
+                "callbacks": [ExactResume(), RunSummary(), MetricsCSV(), RolloutWriter(), ExportHF()],
             },
             seed_everything_default=42,
             parser_class=Parser,

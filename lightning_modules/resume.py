@@ -1,4 +1,4 @@
-"""Going on where a run stopped: which checkpoint is meant, and the random states that Lightning leaves out of it."""
+"""Going on where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
 
 import random
 from pathlib import Path
@@ -41,7 +41,7 @@ def _step(checkpoint: Path) -> int:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the newest state of a run: every so many steps, at its end, and when an exception or SIGTERM ends it.
+    """Keeps the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
@@ -62,11 +62,15 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
-class RandomStates(Callback):
-    """Keeps every rank's random states in the checkpoint, as plain numbers and tensors that `weights_only` loads."""
+class ExactResume(Callback):
+    """Puts the random states of every rank into the checkpoint, and random states and data position back in time.
+
+    The states are plain numbers and tensors, which `weights_only` loads.
+    """
 
     def __init__(self) -> None:
-        self.states: list[dict[str, Any]] | None = None  # of every rank; None once restored
+        self.states: list[dict[str, Any]] = []  # of every rank of the saved run; empty once restored
+        self.position: dict[str, Any] | None = None  # of the training loader; None once restored
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
@@ -80,11 +84,22 @@ class RandomStates(Callback):
         """Remember the states until training starts: set-up draws random numbers too."""
         self.states = state_dict["ranks"]
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the data position that Lightning has saved.
+
+        It hands it to a loader only while it makes one, and counting the steps of the run for the learning rate makes
+        the loader before the checkpoint is read.
+        """
+        positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        self.position = positions[0] if positions else None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore this rank's states; a rank the saved run did not have keeps its own."""
-        if self.states is not None and trainer.global_rank < len(self.states):
+        """Restore the position, and this rank's states; a rank that the saved run did not have keeps its own."""
+        if self.position is not None:
+            trainer.train_dataloader.load_state_dict(self.position)
+        if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
-        self.states = None
+        self.states, self.position = [], None
 
 
 def random_states() -> dict[str, Any]:

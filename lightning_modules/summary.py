@@ -3,7 +3,6 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.metrics import CATEGORIES, RATES
 
@@ -48,14 +47,15 @@ class RunSummary(Callback):
             "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
             "run folder": f"{trainer.log_dir}",
         }
-        rank_zero_info("\n".join(f"  {name:<12}{value}" for name, value in rows.items()))
-        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_custom_scalars(LAYOUT)
+        if trainer.is_global_zero:
+            print("\n".join(f"  {name:<12}{value}" for name, value in rows.items()))
+            if isinstance(trainer.logger, TensorBoardLogger):
+                trainer.logger.experiment.add_custom_scalars(LAYOUT)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of a validation or test, but not of those in the middle of training."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            rank_zero_info(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
+        if trainer.is_global_zero and trainer.state.fn != TrainerFn.FITTING:
+            print(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
 
     on_test_end = on_validation_end
 

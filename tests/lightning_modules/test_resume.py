@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.resume import RandomStates, random_states, resolve_checkpoint, set_random_states
+from lightning_modules.resume import ExactResume, random_states, resolve_checkpoint, set_random_states
 
 
 def test_newest_checkpoint_of_a_run_is_the_one_of_the_last_step(tmp_path):
@@ -40,7 +40,7 @@ def test_missing_checkpoint_is_an_error(tmp_path):
 def test_random_states_survive_a_checkpoint_loaded_with_weights_only(tmp_path):
     random.gauss(0, 1)  # leaves half a pair in the state, as does numpy's
     np.random.normal()
-    torch.save(RandomStates().state_dict(), tmp_path / "states.pt")
+    torch.save(ExactResume().state_dict(), tmp_path / "states.pt")
     drawn = random.gauss(0, 1), np.random.normal(), np.random.randint(1 << 30), torch.rand(3).tolist()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     (states,) = torch.load(tmp_path / "states.pt", weights_only=True)["ranks"]

@@ -1,0 +1,207 @@
+"""Whole runs through `main(args)`: what they leave behind, how they go on, how they refuse."""
+
+import csv
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_modules import SRMLModule
+from lightning_modules.cli import FunReasonCLI, main
+
+# 23 rows to train on and 8 a step: steps 1-3 are the first epoch, 4-6 the second; dropout draws random numbers.
+RUN = {
+    "model.init_args.balance": "learnable",
+    "model.init_args.alpha_lr_mult": 100,
+    "model.init_args.lora.dropout": 0.2,
+    "model.init_args.learning_rate": 0.01,
+    "data.init_args.batch_size": 8,
+    "data.init_args.micro_batch_tokens": 4096,
+    "trainer.max_epochs": 2,
+    "last_checkpoint.every_n_train_steps": 1,
+}
+CONFIG = ["fit", "--config", "configs/srml.yaml"]
+
+
+def figures(run, prefixes=("train/", "tool/")):
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {(int(r["step"]), r["name"]): float(r["value"]) for r in rows if r["name"].startswith(prefixes)}
+
+
+def final_state(run):
+    return torch.load(run / "checkpoints" / "last-000006.ckpt", weights_only=True)
+
+
+def assert_same(one, other):
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, base_args):
+    root = tmp_path_factory.mktemp("runs")
+    main(CONFIG + base_args(root, **RUN))
+    return root / "version_0"
+
+
+def test_run_folder(run):
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "samples.jsonl", "metrics.csv", "hf"}
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert "last-000006.ckpt" in names and len(names) == 2
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [3, 6]  # one row is held out, and validated on after each epoch
+
+
+def test_every_step_logs_both_segments_and_nothing_is_nan(run):
+    logged = figures(run, ("train/", "tool/", "perf/", "time/", "completion/", "reward/"))
+    per_step = {"loss", "loss_cot", "loss_call", "tokens_cot", "tokens_call", "token_acc_cot", "token_acc_call"}
+    per_step |= {"entropy_cot", "entropy_call", "grad_norm", "lr", "weight_cot", "weight_call"}
+    for step in range(1, 7):
+        assert {name for s, name in logged if s == step} >= {f"train/{name}" for name in per_step}
+        assert {(step, "perf/tokens_per_s"), (step, "perf/pad_frac"), (step, "time/step")} <= logged.keys()
+    assert all(math.isfinite(value) for value in logged.values())
+    assert logged[6, "train/loss"] < logged[1, "train/loss"]
+    weights = [logged[step, "train/weight_cot"] for step in range(1, 7)]
+    assert weights[0] == pytest.approx(0.7) and len(set(weights)) == 6
+
+
+def test_tensorboard_has_the_figures_on_the_same_steps(run):
+    events = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("tool/exact_match")] == [3, 6]
+    assert {"custom_scalars__config__", "samples/val/text_summary"} <= set(events.Tags()["tensors"])
+    assert "hp_metric" not in events.Tags()["scalars"]
+
+
+def test_exported_folder_loads_and_starts_the_next_run(run, base_args, tmp_path):
+    model, tokenizer = (kind.from_pretrained(run / "hf") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert tokenizer.chat_template and (run / "hf" / "adapter" / "adapter_model.safetensors").is_file()
+    cli = FunReasonCLI(CONFIG[1:] + base_args(tmp_path, **{"model.init_args.init_from": run}), run=False)
+    cli.model.configure_model()
+    assert_same(cli.model.policy.model.state_dict(), model.state_dict())
+    assert list(tmp_path.iterdir()) == []  # nothing has run
+
+
+def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
+    main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
+    again = tmp_path / "version_0"
+    assert figures(again) == figures(run)
+    assert_same(final_state(again)["state_dict"], final_state(run)["state_dict"])
+
+
+class Killed(BaseException):
+    """What no handler of ours or of Lightning's turns into an orderly end."""
+
+
+@pytest.mark.parametrize(("hook", "step"), [("training_step", 2), ("validation_step", 3), ("training_step", 4)])
+def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monkeypatch, hook, step):
+    original = getattr(SRMLModule, hook)
+
+    def kill(module, *args):
+        if module.global_step == step and not module.trainer.sanity_checking:
+            raise Killed
+        return original(module, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SRMLModule, hook, kill)
+        with pytest.raises(Killed):
+            main(CONFIG + base_args(tmp_path, **RUN))
+    killed = tmp_path / "version_0"
+    assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
+    main([*CONFIG, *base_args(tmp_path, **RUN), "--ckpt_path", str(killed)])
+    resumed = tmp_path / "version_1"
+    assert {s for s, name in figures(resumed, ("train/",))} == set(range(step + 1, 7))
+    whole = figures(run)
+    assert {key: whole[key] for key in figures(resumed)} == figures(resumed)
+    expected, got = final_state(run), final_state(resumed)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(got[key], expected[key])
+    assert_same(got["callbacks"]["ExactResume"], expected["callbacks"]["ExactResume"])
+
+
+def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
+    original = SRMLModule.training_step
+
+    def terminate(module, *args):
+        if module.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, *args)
+
+    options = RUN | {"last_checkpoint.every_n_train_steps": 50}
+    with monkeypatch.context() as patch:
+        patch.setattr(SRMLModule, "training_step", terminate)
+        with pytest.raises(SystemExit) as exit_:
+            main(CONFIG + base_args(tmp_path, **options))
+    assert exit_.value.code == 143
+    assert [path.name for path in (tmp_path / "version_0" / "checkpoints").iterdir()] == ["last-000002.ckpt"]
+    assert not (tmp_path / "version_0" / "hf").exists()
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(tmp_path / "version_0")])
+    assert_same(final_state(tmp_path / "version_1")["state_dict"], final_state(run)["state_dict"])
+
+
+def test_more_epochs_after_the_end(run, base_args, tmp_path):
+    main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_epochs": 3}), "--ckpt_path", str(run)])
+    assert {step for step, _ in figures(tmp_path / "version_0", ("train/",))} == {7, 8, 9}
+
+
+def test_test_prints_a_table_and_validate_takes_a_checkpoint(run, base_args, tmp_path, capsys):
+    for command, options in [("test", {}), ("validate", {"model.init_args.balance": "learnable"})]:
+        extra = ["--ckpt_path", str(run)] if command == "validate" else []
+        options |= {"model.init_args.lora.dropout": 0.2} if extra else {"model.init_args.init_from": run}
+        main([command, *CONFIG[1:], *base_args(tmp_path, **options), *extra])
+        lines = capsys.readouterr().out.splitlines()
+        table = [line.split() for line in lines if line.startswith(("all ", "simple "))]
+        assert [row[0] for row in table] == ["all", "simple"] and all(len(row) == 7 for row in table)
+
+
+def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
+    from datamodules import read_examples
+
+    main(["predict", "--config", "configs/sample.yaml", *base_args(tmp_path, **{"model.init_args.init_from": run})])
+    file = tmp_path / "version_0" / "rollouts.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(i) for i in range(24)]
+    keys = {"query", "completion", "cot", "calls", "score", "parts", "prompt_tokens", "completion_tokens"}
+    assert keys <= rows[0].keys() and rows[0]["completion_tokens"] <= 8
+    assert len(read_examples(file)[0]) == 24
+    assert not file.with_suffix(".jsonl.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--model.init_args.learning_rat=1"], 2, ["model", "'learning_rat'"]),
+        (["--model.init_args.balance=fixt"], 2, ["model", "balance", "fixt"]),
+        (["--trainer.max_epochs=x"], 2, ["trainer.max_epochs", "x"]),
+        (["--modl.x=1"], 2, ["--modl.x"]),
+        (["--model.init_args.cot_weight=2"], "error:", ["model.cot_weight", "2.0"]),
+        (["--data.init_args.batch_size=0"], "error:", ["data.batch_size", "0"]),
+        (["--data.init_args.path=absent.jsonl"], "error:", ["absent.jsonl"]),
+        (["--model.init_args.init_from=/absent"], "error:", ["init_from", "/absent"]),
+        (["--ckpt_path=last"], "error:", ["ckpt_path", "last"]),
+        (["--ckpt_path=/absent/run"], "error:", ["ckpt_path", "/absent/run"]),
+        (["--trainer.max_steps=0"], "error:", ["trainer", "max_steps"]),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, capsys, args, code, words):
+    with pytest.raises(SystemExit) as exit_:
+        main(CONFIG + base_args(tmp_path) + args)
+    last = exit_.value.code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == code or last.startswith(code)
+    assert "\n" not in last and all(word in last for word in words), last

@@ -1,0 +1,212 @@
+"""SRMLModule against a float64 oracle that sees one document at a time, and the optimizer around it."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from transformers import AutoModelForCausalLM
+
+from datamodules.packing import Encoded, collate_packed
+from lightning_modules import SRMLModule
+from lightning_modules.base import warmup_cosine
+from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
+from lightning_modules.srml import idle_batch
+
+# Tokens of prompt, CoT and call; one document has no chain of thought.
+SIZES = [(5, 9, 4), (3, 2, 7), (8, 0, 3), (2, 20, 2), (6, 5, 5), (4, 1, 1)]
+SPLITS = {1: [[0, 1, 2, 3, 4, 5]], 2: [[0, 3], [1, 2, 4, 5]], 4: [[5], [0, 1], [2, 3], [4]]}
+
+
+def documents():
+    generator = torch.Generator().manual_seed(0)
+    docs = []
+    for prompt, cot, call in SIZES:
+        ids = torch.randint(320, (prompt + cot + call,), generator=generator).tolist()
+        docs.append(Encoded(ids, [0] * prompt + [1] * cot + [2] * call))
+    return docs
+
+
+def micro_batches(split):
+    """Each micro-batch as up to two packed rows."""
+    docs = documents()
+    halves = [[rows for rows in (part[::2], part[1::2]) if rows] for part in SPLITS[split]]
+    return [collate_packed([docs[i] for row in rows for i in row], relative(rows)) for rows in halves]
+
+
+def relative(rows):
+    numbers = iter(range(99))
+    return [[next(numbers) for _ in row] for row in rows]
+
+
+class Steps:
+    """A loader of given optimizer batches."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def fit(module, *batches):
+    trainer = Trainer(
+        accelerator="cpu", precision="64-true", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, Steps(*batches))
+    return trainer
+
+
+def gradients_of_a_step(module, batch):
+    """Unclipped gradients by name, and what was logged, of one optimizer step."""
+    recorded, clip = {}, module.clip_gradients
+
+    def record():
+        recorded.update({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
+        return clip()
+
+    module.clip_gradients = record
+    figures = fit(module, batch).callback_metrics
+    return recorded, {name: float(value) for name, value in figures.items()}
+
+
+def oracle(folder, alpha, reduction):
+    """Loss and gradients in float64 from whole logits of unpadded documents; alpha None is the share of CoT tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    nlls, segments = [], []
+    for doc in documents():
+        ids = torch.tensor([doc.input_ids])
+        logprobs = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        nlls.append(-logprobs[torch.arange(len(doc.input_ids) - 1), ids[0, 1:]])
+        segments.append(torch.tensor(doc.segments[1:]))
+    groups = zip(nlls, segments, strict=True) if reduction == "sample" else [(torch.cat(nlls), torch.cat(segments))]
+    losses = []
+    for nll, segment in groups:
+        cot, call = nll[segment == 1], nll[segment == 2]
+        weight = len(cot) / (len(cot) + len(call)) if alpha is None else alpha
+        losses.append(weight * cot.mean() + (1 - weight) * call.mean() if len(cot) else call.mean())
+    loss = torch.stack(losses).mean()
+    parameters = dict(model.named_parameters())
+    grads = torch.autograd.grad(loss, [*parameters.values()] + ([alpha] if isinstance(alpha, torch.Tensor) else []))
+    return loss.item(), dict(zip(parameters, grads, strict=False)), grads[-1]
+
+
+@pytest.mark.parametrize("reduction", ["sample", "token"])
+@pytest.mark.parametrize("balance", ["fixed", "learnable", "sft"])
+def test_gradient_is_that_of_single_documents_however_the_step_is_split(tiny_model_dir, balance, reduction):
+    # 0.5, because its logit is exact in float32
+    alpha = torch.tensor(0.5, dtype=torch.float64, requires_grad=True) if balance == "learnable" else 0.5
+    loss, expected, d_alpha = oracle(tiny_model_dir, None if balance == "sft" else alpha, reduction)
+    for split in SPLITS:
+        module = SRMLModule(init_from=str(tiny_model_dir), balance=balance, cot_weight=0.5, reduction=reduction)
+        got, figures = gradients_of_a_step(module, micro_batches(split))
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[f"policy.model.{name}"], gradient, rtol=1e-9, atol=1e-12)
+        assert figures["train/loss"] == pytest.approx(loss, rel=1e-6)  # logged in float32
+        if balance == "learnable":  # alpha = sigmoid(x), so dL/dx = dL/dalpha * alpha * (1 - alpha)
+            assert got["alpha_logit"].item() == pytest.approx(d_alpha.item() * 0.5 * 0.5, rel=1e-9)
+            assert figures["train/weight_cot"] == 0.5
+
+
+def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
+    seen = []
+    for split in SPLITS:
+        _, figures = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
+        seen.append({k: v for k, v in figures.items() if k.startswith("train/")})
+    assert seen[0] == pytest.approx(seen[1])
+    assert seen[0] == pytest.approx(seen[2])
+    # CoT: 9 + 2 + 0 + 20 + 5 + 1; call: 4 + 7 + 3 + 2 + 5 + 1
+    assert (seen[0]["train/tokens_cot"], seen[0]["train/tokens_call"]) == (37, 22)
+    names = ("loss", "grad_norm", "lr", "loss_cot", "loss_call", "token_acc_cot", "entropy_call", "weight_call")
+    assert {f"train/{name}" for name in names} <= set(seen[0])
+
+
+def test_segment_figures_by_hand():
+    sums = dict.fromkeys(SEGMENT_SUMS, 0.0) | {"loss": 2.0, "tokens_call": 4.0, "hits_call": 1.0, "entropy_call": 6.0}
+    figures = segment_figures(sums | {"tokens": 9.0, "padding": 3.0}, None)
+    assert figures["train/token_acc_call"] == 0.25
+    assert figures["train/entropy_call"] == 1.5
+    assert figures["perf/pad_frac"] == 0.25
+    assert (figures["train/weight_cot"], figures["train/weight_call"]) == (0.0, 1.0)  # plain SFT, no CoT token
+    assert "train/loss_cot" not in figures  # and no NaN
+
+
+def test_idle_batch_has_every_parameter_in_its_graph_and_no_gradient(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir), balance="learnable")
+    module.configure_model()
+    loss, parts = module.loss(idle_batch(torch.device("cpu")), (6.0, 37.0, 22.0))
+    loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+    assert not any(value for name, value in parts.items() if name != "padding")
+
+
+def test_groups_of_the_optimizer(tiny_model_dir):
+    module = SRMLModule(
+        init_from=str(tiny_model_dir), balance="learnable", weight_decay=0.1, learning_rate=0.01, alpha_lr_mult=10
+    )
+    module.configure_model()
+    matrices, vectors, alpha = module.parameter_groups()
+    assert all(p.ndim == 2 for p in matrices["params"]) and matrices["weight_decay"] == 0.1
+    assert all(p.ndim == 1 for p in vectors["params"]) and vectors["weight_decay"] == 0.0
+    assert alpha["params"] == [module.alpha_logit] and (alpha["weight_decay"], alpha["lr"]) == (0.0, 0.1)
+    assert module.alpha_logit.shape == (1,) and module.alpha_logit.dtype == torch.float32
+    counted = sum(len(group["params"]) for group in (matrices, vectors, alpha))
+    assert counted == len(list(module.parameters()))
+
+
+def test_alpha_stays_within_its_bounds(tiny_model_dir):
+    # Adam moves alpha's logit by about lr * mult = 4 in the first step: far beyond logit(0.95) = 2.94.
+    module = SRMLModule(
+        init_from=str(tiny_model_dir), balance="learnable", learning_rate=4e-5, alpha_lr_mult=1e5, warmup_ratio=0.0
+    )
+    fit(module, micro_batches(1))
+    assert module.alpha().item() in (pytest.approx(0.05), pytest.approx(0.95))
+
+
+def test_configure_model_keeps_weights_it_has(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir))
+    module.configure_model()
+    policy = module.policy
+    module.configure_model()
+    assert module.policy is policy
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_the_step(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir))
+    module.configure_model()
+    with torch.no_grad():
+        module.policy.causal_lm.model.norm.weight[0] = math.inf
+    with pytest.raises(RuntimeError, match="gradient norm is nan at step 0"):
+        fit(module, micro_batches(1))
+    assert module.global_step == 0
+
+
+def test_step_without_supervised_tokens_is_an_error(tiny_model_dir):
+    with pytest.raises(ValueError, match="No token of step 0 is supervised"):
+        fit(SRMLModule(init_from=str(tiny_model_dir)), [idle_batch(torch.device("cpu"))])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cot_weight": 1.5}, "model.cot_weight"),
+        ({"balance": "learnable", "cot_weight": 0.99}, "model.alpha_bounds"),
+        ({"balance": "learnable", "alpha_bounds": (0.0, 1.0)}, "model.alpha_bounds"),
+    ],
+)
+def test_impossible_weights_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SRMLModule(init_from="anything", **options)
+
+
+def test_warm_up_and_cosine_by_hand():
+    # 10 steps, 2 of warm-up: 1/2, 1, then (1 + cos(pi * k / 8)) / 2 for k = 0, 1, ...
+    rates = [warmup_cosine(step, 2, 10) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)  # k = 4: cos(pi / 2) = 0
+    assert rates[10] == pytest.approx(0.0)
+    assert warmup_cosine(0, 0, 1) == 1.0
