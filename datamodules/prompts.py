@@ -1,60 +1,145 @@
-"""Prompts to generate from, in batches that are global and dealt to the ranks."""
+"""Prompts to sample completions of, in global batches that are dealt to the ranks and handed out several times."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from datamodules.xlam import Example
+import numpy as np
 
+from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
+from datamodules.encoding import EncodedRows
+from datamodules.loading import ResumableLoader, epoch_order
+from datamodules.xlam import OnBadRow
 
-class PromptBatch:
-    """Rows and, for each, the token ids of its prompt.
-
-    Not a dataclass: Lightning would take it apart, and copy each row, to move or convert tensors that are not in it.
-
-    Args:
-        examples: The rows.
-        prompt_ids: Token ids of their prompts.
-    """
-
-    def __init__(self, examples: list[Example], prompt_ids: list[list[int]]) -> None:
-        self.examples = examples
-        self.prompt_ids = prompt_ids
+__all__ = ["PromptBatch", "PromptLoader", "RepeatingLoader", "XLAMPromptDataModule"]
 
 
-class PromptLoader:
-    """Yields this rank's share of each global batch, in the order of the rows; no row is repeated or left out.
+class RepeatingLoader(ResumableLoader):
+    """A resumable loader that hands out each batch several times in a row.
 
-    Every rank yields the same number of batches, because generation under FSDP is a collective; in the last one a
-    rank's share may be empty.
+    One batch of rollouts serves several optimizer steps, and the trainer takes one batch per step: the first time a
+    batch comes it is sampled from, the other times the buffered rollouts are used. The position counts what was handed
+    out, so that a run also resumes between two repeats.
 
     Args:
-        examples: The rows.
-        prompt_ids: Their prompts.
-        batch_size: Prompts per batch over all ranks.
-        rank: This rank.
-        world_size: Number of ranks.
+        rows: Number of rows.
+        batch_size: Rows per global batch; the last one of an epoch may be smaller.
+        make_batch: Makes this rank's batch from the rows of the global batch.
+        seed: Seed of the order.
+        repeats: How often each batch is handed out.
     """
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        prompt_ids: Sequence[list[int]],
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, repeats: int = 1
     ) -> None:
-        self.examples = examples
-        self.prompt_ids = prompt_ids
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+        super().__init__(rows, batch_size, make_batch, seed)
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        """Batches of an epoch, the last partial one included."""
-        return math.ceil(len(self.examples) / self.batch_size)
+        """Batches of an epoch, repeats included."""
+        return super().__len__() * self.repeats
 
-    def __iter__(self) -> Iterator[PromptBatch]:
-        """One pass over the rows."""
-        for start in range(0, len(self.examples), self.batch_size):
-            mine = range(start, min(start + self.batch_size, len(self.examples)))[self.rank :: self.world_size]
-            yield PromptBatch([self.examples[i] for i in mine], [self.prompt_ids[i] for i in mine])
+    def __iter__(self) -> Iterator[Any]:
+        """As many batches as an epoch has, from the present position on."""
+        made, present = None, None
+        for _ in range(len(self)):
+            if self.batch == len(self):
+                self.epoch, self.batch = self.epoch + 1, 0
+            wanted = (self.epoch, self.batch // self.repeats)
+            if wanted != present:
+                start = wanted[1] * self.batch_size
+                order = epoch_order(self.rows, self.seed, self.epoch)
+                made, present = self.make_batch(order[start : start + self.batch_size]), wanted
+            self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
+            yield made
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+        return super().state_dict() | {"repeats": self.repeats}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position, in the order of the saved seed.
+
+        Raises:
+            ValueError: The position is one in other batches than this loader's.
+        """
+        for name, key in (("batch_size", "data.prompts_per_step"), ("repeats", "data.repeats")):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the checkpoint was written with {key} {state[name]} and this run has {getattr(self, name)}: "
+                    f"resume with the same {key}"
+                )
+        super().load_state_dict(state)
+
+
+class XLAMPromptDataModule(XLAMDataModule):
+    """Prompts of rows of xLAM's schema, to sample from and to score against their answers.
+
+    Every loader yields `PromptBatch`es; prompt j of rank r is prompt r + j * ranks of the global batch. Rows need no
+    chain of thought. Batch sizes are global: the number of ranks changes no optimizer step.
+
+    Args:
+        tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
+        path: The rows of the command: those to train on in `fit`, those to evaluate in `validate`, `test` and
+            `predict`. A file, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
+        val_path: The rows that `fit` validates on; a held-out part of `path` when None.
+        val_fraction: How much of `path` to hold out where there is no `val_path`; 0 is no validation.
+        limit_val: Validate `fit` on at most so many rows, always the same ones.
+        prompts_per_step: Prompts sampled from together, over all ranks.
+        repeats: Optimizer steps for which a batch of prompts serves: inner epochs times mini-batches.
+        max_prompt_length: Tokens; longer prompts are not trained on, and counted.
+        eval_batch_size: Prompts generated together in evaluation, over all ranks.
+        seed: Seed of the order of the prompts.
+        on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
+            `bad_rows.jsonl` in the folder of the run.
+        cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
+
+    Raises:
+        ValueError: A size, fraction or choice is impossible.
+    """
+
+    BATCH = "prompts_per_step"
+    LIMIT = "max_prompt_length"
+
+    def __init__(
+        self,
+        tokenizer: str,
+        path: str = "toolbox",
+        val_path: str | None = None,
+        val_fraction: float = 0.05,
+        limit_val: int | None = None,
+        prompts_per_step: int = 16,
+        repeats: int = 1,
+        max_prompt_length: int = 4096,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        on_bad_row: OnBadRow = "raise",
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.check("prompts_per_step", "repeats", "max_prompt_length", "eval_batch_size", "limit_val")
+
+    def measure(self, rows: EncodedRows) -> np.ndarray:
+        """Tokens of each prompt, [rows]."""
+        return np.array(rows.table["prompt_tokens"])
+
+    def train_dataloader(self) -> RepeatingLoader:
+        """Loader of this rank's share of each global batch of prompts, each `repeats` times."""
+        h = self.hparams
+        return RepeatingLoader(len(self.train_indices), h.prompts_per_step, self._share, h.seed, h.repeats)
+
+    def training_summary(self) -> str:
+        """How many prompts there are, and what an epoch of them is."""
+        h, steps = self.hparams, len(self.train_dataloader())
+        served = f"{h.repeats} optimizer steps" if h.repeats > 1 else "one optimizer step"
+        return (
+            f"{self.too_long:,} prompts are longer than max_prompt_length {h.max_prompt_length} and not trained on. "
+            f"Sampling from {len(self.train_indices):,} prompts, {h.prompts_per_step} at a time for {served}, "
+            f"{steps:,} steps an epoch; validating on {len(self.val_indices):,}."
+        )
+
+    def _share(self, chosen: list[int]) -> PromptBatch:
+        """This rank's share of a global batch, as even as can be; empty where there are more ranks than prompts."""
+        rank, ranks = self.ranks()
+        mine = self.train_indices[chosen[rank::ranks]]
+        return PromptBatch(self.rows.examples(mine), encoded_prompts(self.rows, mine))

@@ -1,0 +1,208 @@
+"""What the data modules over xLAM rows share: reading, holding out a part, and prompts to evaluate on."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.chat import load_tokenizer
+from datamodules.encoding import EncodedRows, encode_rows
+from datamodules.holdout import hold_out, query_places
+from datamodules.packing import PROMPT
+from datamodules.xlam import Example, complaint, write_jsonl
+
+SHOWN = 5  # bad rows printed one by one
+
+
+class PromptBatch:
+    """Rows and, for each, the token ids of its prompt.
+
+    Not a dataclass: Lightning would take it apart, and copy each row, to move or convert tensors that are not in it.
+
+    Args:
+        examples: The rows.
+        prompt_ids: Token ids of their prompts.
+    """
+
+    def __init__(self, examples: list[Example], prompt_ids: list[list[int]]) -> None:
+        self.examples = examples
+        self.prompt_ids = prompt_ids
+
+
+class PromptLoader:
+    """Yields this rank's share of each global batch, in the order of the rows; no row is repeated or left out.
+
+    Every rank yields the same number of batches, because generation under FSDP is a collective; in the last one a
+    rank's share may be empty.
+
+    Args:
+        examples: The rows.
+        prompt_ids: Their prompts.
+        batch_size: Prompts per batch over all ranks.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        prompt_ids: Sequence[list[int]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.examples = examples
+        self.prompt_ids = prompt_ids
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the last partial one included."""
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """One pass over the rows."""
+        for start in range(0, len(self.examples), self.batch_size):
+            mine = range(start, min(start + self.batch_size, len(self.examples)))[self.rank :: self.world_size]
+            yield PromptBatch([self.examples[i] for i in mine], [self.prompt_ids[i] for i in mine])
+
+
+class XLAMDataModule(LightningDataModule):
+    """Rows of xLAM's schema, divided into those to train on and those to evaluate; prompts of the latter.
+
+    A subclass saves its arguments as hyperparameters, among them `tokenizer`, `path`, `val_path`, `val_fraction`,
+    `limit_val`, `eval_batch_size`, `on_bad_row` and `cache_dir`, calls `check`, names two more below, and gives
+    `measure`, `train_dataloader` and `training_summary`.
+    """
+
+    BATCH: str  # the argument with the rows of a global training batch
+    LIMIT: str  # the argument that bounds the rows trained on
+
+    def measure(self, rows: EncodedRows) -> np.ndarray:
+        """Tokens of each row that `LIMIT` is about, [rows]."""
+        raise NotImplementedError
+
+    def training_summary(self) -> str:
+        """How the rows are trained on; a sentence or two."""
+        raise NotImplementedError
+
+    def check(self, *sizes: str) -> None:
+        """Refuse impossible arguments; `sizes` names those that must be at least 1, or None.
+
+        Raises:
+            ValueError: A size, fraction or choice is impossible.
+        """
+        h = self.hparams
+        for name in sizes:
+            if h[name] is not None and h[name] < 1:
+                raise ValueError(f"data.{name} is {h[name]}; give at least 1")
+        if not 0 <= h.val_fraction < 1:
+            raise ValueError(
+                f"data.val_fraction is {h.val_fraction}; give a fraction from 0 up to, but not including, 1"
+            )
+        if h.on_bad_row not in ("raise", "skip"):
+            raise ValueError(f"data.on_bad_row is {h.on_bad_row!r}; give raise or skip")
+
+    def prepare_data(self) -> None:
+        """Fill the cache, on one process per machine, and refuse what cannot work before anything is written."""
+        self._load(self.trainer.state.fn if self.trainer else "fit")
+
+    def setup(self, stage: str) -> None:
+        """Take the rows from the cache, divide them, and say what was read and what was left out."""
+        self._load(stage)
+        log_dir = self.trainer.log_dir if self.trainer else None  # a collective: every rank asks
+        bad = self.rows.bad + (self.val_rows.bad if self.val_rows is not self.rows else [])
+        _report(self.summary(), bad, log_dir)
+
+    def val_dataloader(self) -> PromptLoader | list[Any]:
+        """Loader of prompts; none where nothing is held out."""
+        return self.test_dataloader() if len(self.val_indices) else []
+
+    def test_dataloader(self) -> PromptLoader:
+        """Loader of the prompts of `path`."""
+        examples, prompt_ids = (
+            self.val_rows.examples(self.val_indices),
+            encoded_prompts(self.val_rows, self.val_indices),
+        )
+        return PromptLoader(examples, prompt_ids, self.hparams.eval_batch_size, *self.ranks())
+
+    predict_dataloader = test_dataloader
+
+    def summary(self) -> str:
+        """What was read, what was left out, and how the rest is trained on; one paragraph."""
+        table = self.rows.table
+        prompt, cot = (np.array(table[name]) for name in ("prompt_tokens", "cot_tokens"))
+        call = total_tokens(self.rows) - prompt - cot
+        text = (
+            f"{self.hparams.path}: {len(table) + len(self.rows.bad):,} rows read, {len(self.rows.bad):,} bad, "
+            f"{sum(table['json_form']):,} with their calls in JSON form, {int((cot == 0).sum()):,} without chain of "
+            f"thought; mean tokens: prompt {prompt.mean():.0f}, CoT {cot.mean():.0f}, call {call.mean():.0f}."
+        )
+        return f"{text} {self.training_summary()}" if len(self.train_indices) else text
+
+    def ranks(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _load(self, stage: str) -> None:
+        """Read the rows of a stage, and divide those of `fit` into rows to validate on and rows to train on."""
+        h = self.hparams
+        if h[self.BATCH] < self.ranks()[1]:
+            raise ValueError(
+                f"data.{self.BATCH} {h[self.BATCH]} is less than the {self.ranks()[1]} ranks of this run: "
+                f"raise {self.BATCH} or lower trainer.devices"
+            )
+        self.rows = self.val_rows = self._encode(h.path)
+        self.lengths = self.measure(self.rows)  # [rows], tokens
+        self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
+        if stage != "fit":
+            return
+        held_out = np.zeros(len(self.lengths), dtype=bool)
+        if h.val_path:
+            self.val_rows = self._encode(h.val_path)
+        else:
+            held_out = hold_out(query_places(self.rows.table["query"]), h.val_fraction)
+        self.val_indices = np.arange(len(self.val_rows.table)) if h.val_path else np.flatnonzero(held_out)
+        if h.limit_val is not None:
+            order = np.argsort(query_places(self.val_rows.table[self.val_indices]["query"]), kind="stable")
+            self.val_indices = np.sort(self.val_indices[order[: h.limit_val]])
+        fits = self.lengths <= h[self.LIMIT]
+        self.train_indices = np.flatnonzero(fits & ~held_out)
+        self.too_long = int((~fits & ~held_out).sum())
+        if not len(self.train_indices):
+            raise ValueError(
+                f"every row of {h.path} is longer than data.{self.LIMIT} {h[self.LIMIT]}, the shortest has "
+                f"{self.lengths.min()} tokens: raise {self.LIMIT}"
+                if self.too_long
+                else f"{h.path} has too few rows to hold any out: set data.val_fraction to 0, or give data.val_path"
+            )
+
+    def _encode(self, path: str) -> EncodedRows:
+        h = self.hparams
+        return encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir)
+
+
+def total_tokens(rows: EncodedRows) -> np.ndarray:
+    """Tokens of prompt and target of each row, [rows]."""
+    return pc.list_value_length(rows.table.data.column("input_ids")).to_numpy()
+
+
+def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]]:
+    """The token ids of the rows' prompts."""
+    return [document.input_ids[: document.segments.count(PROMPT)] for document in rows.documents(indices)]
+
+
+@rank_zero_only
+def _report(summary: str, bad: list[dict[str, Any]], log_dir: str | None) -> None:
+    print(summary)
+    for row in bad[:SHOWN]:
+        print(f"left out: {complaint(row).rpartition(';')[0]}")
+    if bad and log_dir:
+        write_jsonl(Path(log_dir) / "bad_rows.jsonl", bad)
+        print(f"all {len(bad):,} bad rows are in {Path(log_dir) / 'bad_rows.jsonl'}")
