@@ -1,0 +1,109 @@
+"""Rollouts as packed micro-batches, and which of their tokens are chain of thought.
+
+What a generator returned stays token ids: text is decoded to find the think tags, and never encoded again.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.packing import CALL, COT, IGNORED, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
+from rewards.parser import split_completion
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def cot_mask(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int]) -> list[bool]:
+    """Tell which tokens lie strictly between the think tags (the W tokens of arXiv 2508.05118, eq. 4).
+
+    A token that holds a character of a tag does not, however little of it. Where the think block is not well formed
+    (the judge of `rewards` decides: unclosed, empty, a tag twice, text before it), no token does.
+
+    Args:
+        tokenizer: The tokenizer of the model that generated the ids.
+        completion_ids: Generated ids; any ids at all, be it half a character.
+
+    Returns:
+        A boolean for each id.
+    """
+    ids = list(completion_ids)
+    text = _decode(tokenizer, ids)
+    if split_completion(text)[2] is not None:
+        return [False] * len(ids)
+    start = _tokens_until(tokenizer, ids, text.index(OPEN) + len(OPEN))
+    end = _tokens_until(tokenizer, ids, text.index(CLOSE) + 1) - 1  # the token that brings the first character of it
+    return [start <= i < end for i in range(len(ids))]
+
+
+def pack_rollouts(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    cot: Sequence[Sequence[bool]],
+    max_length: int,
+    micro_batch_tokens: int,
+    chosen: Sequence[int] | None = None,
+) -> list[PackedBatch]:
+    """Pack rollouts without padding into micro-batches whose targets are the completion tokens.
+
+    A value per rollout, such as the advantage, is looked up by `samples`; a value per token, such as the old
+    log-probability, by `tokens`. So the same rollouts can be packed anew, whole or in part, for each pass.
+
+    Args:
+        prompts: Token ids of each rollout's prompt, not empty; those of a group are repeated.
+        completions: Token ids of each rollout's completion.
+        cot: The `cot_mask` of each completion.
+        max_length: Tokens a packed row may hold.
+        micro_batch_tokens: Bound on rows x longest row of a micro-batch.
+        chosen: The rollouts to pack; all of them when None.
+
+    Returns:
+        Micro-batches as `datamodules.packing.collate_packed` makes them, with these differences: `samples` is the
+        number of the rollout in the lists given here (-1 in the padding); `segments` is 1 for a target strictly between
+        the think tags and 2 for any other; `tokens`, [R, T], long, is the place of the target in all completions laid
+        end to end, -1 where there is no target.
+
+    Raises:
+        ValueError: If a rollout is longer than `max_length`, its prompt is empty, or its mask is not of its length.
+    """
+    numbers = range(len(prompts)) if chosen is None else list(chosen)
+    documents = [_document(prompts[i], completions[i], cot[i]) for i in numbers]
+    starts = torch.tensor([0, *map(len, completions)]).cumsum(0).tolist()
+    batches = []
+    for rows in micro_batches([len(document.input_ids) for document in documents], max_length, micro_batch_tokens):
+        batch = collate_packed(documents, rows)
+        order = [numbers[i] for row in rows for i in row]  # as they appear, which is how `samples` counts them
+        padding = batch["samples"] < 0
+        batch["samples"] = torch.tensor(order)[batch["samples"]].masked_fill(padding, -1)
+        places = [torch.arange(starts[i], starts[i + 1]) for i in order]
+        batch["tokens"] = torch.full_like(batch["targets"], -1)
+        batch["tokens"][batch["targets"] != IGNORED] = torch.cat(places)
+        batches.append(batch)
+    return batches
+
+
+def _document(prompt: Sequence[int], completion: Sequence[int], cot: Sequence[bool]) -> Encoded:
+    if not prompt:
+        raise ValueError("A rollout has an empty prompt: its first token has nothing to be predicted from.")
+    segments = [COT if inside else CALL for _, inside in zip(completion, cot, strict=True)]
+    return Encoded([*prompt, *completion], [PROMPT] * len(prompt) + segments)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def _tokens_until(tokenizer: PreTrainedTokenizerBase, ids: list[int], characters: int) -> int:
+    """The fewest leading tokens whose text has so many characters, found by bisection over decoded prefixes.
+
+    A prefix that ends inside a character decodes to replacement characters, of which the whole one may have fewer; they
+    are not counted until something follows, so that longer prefixes never have less text.
+    """
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_decode(tokenizer, ids[:middle]).rstrip("\ufffd")) >= characters:
+            high = middle
+        else:
+            low = middle + 1
+    return low
