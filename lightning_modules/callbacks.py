@@ -18,6 +18,10 @@ from lightning_modules.models import export_hf
 class MetricsCSV(Callback):
     """Appends every logged figure to `metrics.csv` as step, name, value, so that nothing depends on TensorBoard."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the file."""
+        self.path = Path(trainer.log_dir or ".") / "metrics.csv"  # `log_dir` is a collective: every rank asks
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write the figures of a training step, as often as Lightning logs them."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
@@ -33,9 +37,8 @@ class MetricsCSV(Callback):
     def _append(self, trainer: Trainer, prefixes: tuple[str, ...]) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        path = Path(trainer.log_dir) / "metrics.csv"
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "name", "value"])
@@ -67,10 +70,11 @@ class SampleTable(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was kept."""
         samples, self.samples = self.samples, []
+        log_dir = trainer.log_dir  # a collective: every rank asks
         if not samples or not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
             return
         step = trainer.global_step
-        append_jsonl(Path(trainer.log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
+        append_jsonl(Path(log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
         if isinstance(trainer.logger, TensorBoardLogger):
             stage = "test" if trainer.testing else "val"
             table = markdown_table([self.cells(sample) for sample in samples], self.max_chars)
@@ -123,8 +127,9 @@ class ExportHF(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export once training has ended by itself."""
+        log_dir = trainer.log_dir  # a collective: every rank asks
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            folder = Path(trainer.log_dir) / "hf"
+            folder = Path(log_dir) / "hf"
             export_hf(pl_module.policy, pl_module.tokenizer, folder)
             print(f"Exported model: {folder}")
 

@@ -34,7 +34,8 @@ BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
     "The dirpath has changed from",  # a resumed run writes its own version folder
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
-    "`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning's own
+    "It is recommended to use `self.log.*sync_dist=True",  # figures are reduced before they are logged
+    "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
     "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
 )
 """Starts of warnings that a user can do nothing about."""
