@@ -1,7 +1,16 @@
 """Everything that reads or makes data."""
 
+from datamodules.pretraining import PretrainingDataModule
 from datamodules.prompts import PromptBatch, XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.xlam import Example, read_examples, write_jsonl
 
-__all__ = ["Example", "PromptBatch", "XLAMPromptDataModule", "XLAMSFTDataModule", "read_examples", "write_jsonl"]
+__all__ = [
+    "Example",
+    "PretrainingDataModule",
+    "PromptBatch",
+    "XLAMPromptDataModule",
+    "XLAMSFTDataModule",
+    "read_examples",
+    "write_jsonl",
+]

@@ -1,8 +1,8 @@
 """General text for the tiny base model: it teaches to read a tool list and to copy, not the form of the answers.
 
-A document is a chat in the base model's own template, or plain text. It uses the generator of the shipped corpus with
-its training values and wordings, and half of its tools are invented, with made-up names, so that reading the list pays
-more than remembering it. No document holds `<think>` or a python call.
+A document is a chat in the base model's own template, about a tool list or about values to repeat. It uses the
+generator of the shipped corpus with its training values and wordings; half of its tool lists are invented, with made-up
+names, so that reading the list pays more than remembering it. No document holds `<think>` or a python call.
 """
 
 import json
@@ -14,9 +14,9 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.chat import load_tokenizer
 from datamodules.loading import ResumableLoader
-from datamodules.packing import CALL, Encoded, PackedBatch, collate_packed, micro_batches
+from datamodules.packing import CALL, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
 from datamodules.toolbox import FUNCTIONS, Function, Parameter, request_text, sample_arguments
-from datamodules.toolbox_values import BANKS
+from datamodules.toolbox_values import BANKS, sample_value
 
 Message = dict[str, str]
 SEEN = [function for function in FUNCTIONS if not function.unseen and function.parameters]
@@ -82,73 +82,76 @@ def _note(function: Function, arguments: dict[str, Any], style: int) -> str:
     return f"{function.name} with " + "; ".join(f"{name} {value!r}" for name, value in pairs)
 
 
-def note_document(rng: random.Random) -> list[Message]:
+def _turn(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def note_turn(tools: list[Function], rng: random.Random) -> list[Message]:
     """A request, and a note of which tool serves it and what was found for each parameter."""
-    tools = _toolset(rng)
-    wanted = (
-        [rng.choice(tools)] * rng.randint(1, 3) if rng.random() < 0.5 else rng.sample(tools, rng.randint(1, len(tools)))
-    )
-    wanted = wanted[:3]
+    wanted = [rng.choice(tools)] * rng.randint(1, 2) if rng.random() < 0.7 else rng.sample(tools, min(2, len(tools)))
     asked = [(function, sample_arguments(function, rng, held_out=False)) for function in wanted]
     query = rng.choice([" and ", ", then ", ". Also "]).join(request_text(f, a, rng, held_out=False) for f, a in asked)
     style = rng.randrange(4)
     notes = "\n".join(_note(function, arguments, style) for function, arguments in asked)
-    return [
-        _system(tools, rng),
-        {"role": "user", "content": rng.choice(OPENINGS).format(query)},
-        {"role": "assistant", "content": notes},
-    ]
+    return _turn(rng.choice(OPENINGS).format(query), notes)
 
 
-def reading_document(rng: random.Random) -> list[Message]:
-    """Questions about a tool list."""
-    tools = _toolset(rng)
-    messages = [_system(tools, rng)]
-    for _ in range(3):
-        tool = rng.choice(tools)
-        names = ", ".join(p.name for p in tool.parameters)
-        required = ", ".join(p.name for p in tool.parameters if p.default is None) or "nothing"
-        question, answer = rng.choice(
-            [
-                (f"What does {tool.name} take?", names),
-                (f"What does {tool.name} require?", required),
-                (f"What is there to {tool.action}?", tool.name),
-                ("Which tools are there?", ", ".join(t.name for t in tools)),
-                (f"Is there a tool to {rng.choice(SEEN).action}?", None),
-            ]
-        )
-        if answer is None:
-            action = question[len("Is there a tool to ") : -1]
-            found = [t.name for t in tools if t.action == action]
-            answer = f"Yes, {found[0]}." if found else "None of them does this."
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return messages
-
-
-def copying_document(rng: random.Random) -> list[Message]:
-    """A list of named values, and questions that repeat some of them."""
-    function = invented_function(rng) if rng.random() < 0.5 else rng.choice(SEEN)
-    arguments = sample_arguments(function, rng, held_out=False) or {"name": _pseudo_word(rng)}
-    pairs = [*arguments.items(), *((_pseudo_word(rng), rng.randint(1, 9999)) for _ in range(3))]
-    rng.shuffle(pairs)
-    told = rng.choice([", ", "; ", "\n"]).join(
-        f"{name} {rng.choice(['is', '=', ':'])} {value}" for name, value in pairs
+def reading_turn(tools: list[Function], rng: random.Random) -> list[Message]:
+    """A question about the tool list."""
+    tool, other = rng.choice(tools), rng.choice(SEEN)
+    names = ", ".join(p.name for p in tool.parameters)
+    required = ", ".join(p.name for p in tool.parameters if p.default is None) or "nothing"
+    there = f"Yes, {other.name}." if other in tools else "None of them does this."
+    question, answer = rng.choice(
+        [
+            (f"What does {tool.name} take?", names),
+            (f"What does {tool.name} require?", required),
+            (f"What is there to {tool.action}?", tool.name),
+            ("Which tools are there?", ", ".join(t.name for t in tools)),
+            (f"Is there a tool to {other.action}?", there),
+        ]
     )
-    messages = [{"role": "user", "content": told}]
-    for name, value in rng.sample(pairs, min(3, len(pairs))):
-        messages += [{"role": "assistant", "content": f"{name}: {value!r}"}, {"role": "user", "content": "Next?"}]
-    return messages[:-1]
+    return _turn(question, answer)
+
+
+def tools_document(rng: random.Random) -> list[Message]:
+    """A tool list, and turns about it."""
+    tools = _toolset(rng)
+    makers = rng.choices([note_turn, reading_turn], weights=(3, 1), k=rng.randint(2, 4))
+    return [_system(tools, rng), *(message for maker in makers for message in maker(tools, rng))]
+
+
+def _value(rng: random.Random) -> Any:
+    kind = rng.choice(KINDS[:12])
+    return rng.choice([sample_value(kind, "", rng, held_out=False), _pseudo_word(rng), rng.randint(1, 9999)])
+
+
+def echo_document(rng: random.Random) -> list[Message]:
+    """A few values, said again."""
+    text = rng.choice([" ", ", ", "; "]).join(str(_value(rng)) for _ in range(rng.randint(3, 9)))
+    return _turn(text, text)
+
+
+def recall_document(rng: random.Random) -> list[Message]:
+    """Named values, and some of them asked for by name."""
+    pairs = {_pseudo_word(rng): _value(rng) for _ in range(rng.randint(3, 6))}
+    told = rng.choice([", ", "; ", "\n"]).join(
+        f"{name} {rng.choice(['is', '=', ':'])} {v}" for name, v in pairs.items()
+    )
+    first, *others = rng.sample(list(pairs.items()), min(3, len(pairs)))
+    turns = _turn(f"{told}. What is {first[0]}?", str(first[1]))
+    return turns + [message for name, value in others for message in _turn(f"And {name}?", str(value))]
 
 
 def make_document(index: int, seed: int) -> list[Message]:
     """Make one document, a list of chat messages; the same numbers give the same document."""
     rng = random.Random(f"pretraining-{seed}-{index}")
-    makers: list[Callable[[random.Random], list[Message]]] = [note_document, reading_document, copying_document]
-    return rng.choices(makers, weights=(6, 2, 2))[0](rng)
+    makers: list[Callable[[random.Random], list[Message]]] = [tools_document, echo_document, recall_document]
+    return rng.choices(makers, weights=(5, 3, 2))[0](rng)
 
 
 class PretrainingDataModule(LightningDataModule):
-    """Documents packed like fine-tuning rows, every token of them supervised.
+    """Documents packed like fine-tuning rows; the assistant's turns are supervised.
 
     Args:
         tokenizer: The folder of the tokenizer and its chat template (`model.init_args.init_from`).
@@ -162,9 +165,9 @@ class PretrainingDataModule(LightningDataModule):
     def __init__(
         self,
         tokenizer: str,
-        documents: int = 50000,
-        batch_size: int = 24,
-        max_length: int = 512,
+        documents: int = 72000,
+        batch_size: int = 12,
+        max_length: int = 384,
         micro_batch_tokens: int = 8192,
         seed: int = 0,
     ) -> None:
@@ -183,12 +186,24 @@ class PretrainingDataModule(LightningDataModule):
         """Nothing to validate on: the base model is judged by what it becomes."""
         return []
 
+    def encode(self, chat: list[Message]) -> Encoded:
+        """Encode a chat; the assistant's turns are supervised, their end tokens included."""
+        text, ids, segments = "", [], []
+        for turn, message in enumerate(chat):
+            if message["role"] == "assistant":
+                prompt = self.tokenizer.apply_chat_template(chat[:turn], tokenize=False, add_generation_prompt=True)
+                answer = message["content"] + self.tokenizer.eos_token
+                for piece, segment in ((prompt[len(text) :], PROMPT), (answer, CALL)):
+                    piece_ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+                    ids += piece_ids
+                    segments += [segment] * len(piece_ids)
+                text = prompt + answer
+        limit = self.hparams.max_length
+        return Encoded(ids[:limit], segments[:limit])
+
     def _packed(self, indices: list[int]) -> list[PackedBatch]:
         h = self.hparams
-        chats = [make_document(index, h.seed) for index in indices]
-        texts = [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        documents = [Encoded(ids[: h.max_length], [CALL] * min(len(ids), h.max_length)) for ids in encoded]
+        documents = [self.encode(make_document(index, h.seed)) for index in indices]
         lengths = [len(document.input_ids) for document in documents]
         plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens)
         return [collate_packed(documents, rows) for rows in plan]
