@@ -1,18 +1,28 @@
 """What modules that train a function-calling model share: weights, optimizer, clipping, evaluation by generation."""
 
 import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.chat import end_of_turn_id, load_tokenizer
+from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch
 from lightning_modules.metrics import CallAccuracy, Rollout
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from rewards import FunctionCallReward, parse_completion
+
+WINDOW = 20
+"""Optimizer steps over which `perf/tokens_per_s` is measured."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -63,6 +73,7 @@ class FunctionCallingModule(LightningModule):
         self.reward = reward or FunctionCallReward()
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
+        self.window: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (time, tokens) at the end of a step
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is loaded.
@@ -125,6 +136,53 @@ class FunctionCallingModule(LightningModule):
             )
         return norm
 
+    def accumulate(
+        self,
+        batch: Sequence[PackedBatch],
+        rounds: int,
+        loss: Callable[[PackedBatch], tuple[Tensor, dict[str, Tensor]]],
+    ) -> list[dict[str, Tensor]]:
+        """Add up the gradients of this rank's micro-batches over all ranks, for the sum of their losses.
+
+        Args:
+            batch: The micro-batches.
+            rounds: How many micro-batches the rank with most of them has; at least 1.
+            loss: Gives the loss of a micro-batch against the denominators of the whole step, and its parts.
+
+        Returns:
+            The parts of each round.
+        """
+        every = []
+        for i in range(rounds):
+            # Collectives must match over ranks: one with fewer micro-batches runs a token of weight 0 instead.
+            value, parts = loss(batch[i] if i < len(batch) else idle_batch(self.device))
+            with self.without_sync() if i < rounds - 1 else nullcontext():
+                # DDP and FSDP average gradients over ranks; the denominators are global already, so we want the sum.
+                self.manual_backward(value * self.trainer.world_size)
+            every.append(parts)
+        return every
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Keep gradients on this rank: only the last micro-batch of a step reduces them."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def speed(self, start: float, tokens: float) -> dict[str, float]:
+        """Seconds of this step, and tokens per second of all ranks over the last `WINDOW` steps."""
+        now = time.perf_counter()
+        if not self.window:
+            self.window.append((start, 0.0))
+        self.window.append((now, tokens))
+        seconds = now - self.window[0][0]
+        return {
+            "time/step": now - start,
+            "perf/tokens_per_s": (sum(n for _, n in self.window) - self.window[0][1]) / seconds,
+        }
+
+    def on_validation_end(self) -> None:
+        """Start a new window: the time of a validation is not training time."""
+        self.window.clear()
+
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
         """Generate one completion per prompt, score it, and count it in the metrics."""
         rollouts = []
@@ -167,6 +225,12 @@ class FunctionCallingModule(LightningModule):
     def log_figures(self, figures: dict[str, float]) -> None:
         """Log figures that are already reduced over ranks, against the number of optimizer steps taken."""
         self.log_dict(figures | {"step": float(self.global_step)}, batch_size=1)
+
+
+def idle_batch(device: torch.device) -> PackedBatch:
+    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
+    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return {"input_ids": zero, "position_ids": zero, "targets": zero, "segments": zero, "samples": zero - 1}
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -7,21 +7,15 @@ the mean over a batch is a mean over documents (`reduction: sample`), counted ov
 
 import math
 import time
-from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from datamodules.packing import PackedBatch
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
 from lightning_modules.objectives import Totals, multiscale_loss
-
-WINDOW = 20
-"""Optimizer steps over which `perf/tokens_per_s` is measured."""
 
 
 class SRMLModule(FunctionCallingModule):
@@ -58,7 +52,6 @@ class SRMLModule(FunctionCallingModule):
         self.reduction = reduction
         self.alpha_lr_mult = alpha_lr_mult
         self.alpha_bounds = alpha_bounds
-        self.window: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (time, tokens) at the end of a step
         if balance == "learnable":
             # Outside the policy: no shard, bucket or clipped norm holds it, and `training_step` reduces its gradient.
             self.alpha_logit = torch.nn.Parameter(torch.tensor([_logit(cot_weight)], dtype=torch.float32))
@@ -96,15 +89,8 @@ class SRMLModule(FunctionCallingModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha()).detach())
         totals, rounds = self.count(batch)
-        sums = torch.zeros(len(SEGMENT_SUMS), dtype=torch.float64, device=self.device)
-        for i in range(rounds):
-            # Collectives must match over ranks: one with fewer micro-batches runs a token of weight 0 instead.
-            micro = batch[i] if i < len(batch) else idle_batch(self.device)
-            loss, parts = self.loss(micro, totals)
-            with self.without_sync() if i < rounds - 1 else nullcontext():
-                # DDP and FSDP average gradients over ranks; the denominators are global already, so we want the sum.
-                self.manual_backward(loss * self.trainer.world_size)
-            sums += torch.stack([parts[name].double() for name in SEGMENT_SUMS])
+        parts = self.accumulate(batch, rounds, lambda micro: self.loss(micro, totals))
+        sums = sum(torch.stack([part[name].double() for name in SEGMENT_SUMS]) for part in parts)
         if self.balance == "learnable":
             gradient = self.trainer.strategy.reduce(self.alpha_logit.grad, reduce_op="sum")
             self.alpha_logit.grad = gradient / self.trainer.world_size
@@ -157,33 +143,6 @@ class SRMLModule(FunctionCallingModule):
         if samples == 0:
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
         return Totals(samples, cot, call), int(every_rank[:, 3].max())
-
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Keep gradients on this rank: only the last micro-batch of a step reduces them."""
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-    def speed(self, start: float, tokens: float) -> dict[str, float]:
-        """Seconds of this step, and tokens per second of all ranks over the last `WINDOW` steps."""
-        now = time.perf_counter()
-        if not self.window:
-            self.window.append((start, 0.0))
-        self.window.append((now, tokens))
-        seconds = now - self.window[0][0]
-        return {
-            "time/step": now - start,
-            "perf/tokens_per_s": (sum(n for _, n in self.window) - self.window[0][1]) / seconds,
-        }
-
-    def on_validation_end(self) -> None:
-        """Start a new window: the time of a validation is not training time."""
-        self.window.clear()
-
-
-def idle_batch(device: torch.device) -> PackedBatch:
-    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
-    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return {"input_ids": zero, "position_ids": zero, "targets": zero, "segments": zero, "samples": zero - 1}
 
 
 def _logit(share: float) -> float:

@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from datamodules.packing import Encoded, collate_packed
 from lightning_modules import SRMLModule
-from lightning_modules.base import warmup_cosine
+from lightning_modules.base import idle_batch, warmup_cosine
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
-from lightning_modules.srml import idle_batch
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.
 SIZES = [(5, 9, 4), (3, 2, 7), (8, 0, 3), (2, 20, 2), (6, 5, 5), (4, 1, 1)]
