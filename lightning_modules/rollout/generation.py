@@ -23,7 +23,15 @@ class Completion:
 
 
 class Generator(Protocol):
-    """Samples completions of prompts; what comes out depends on seed and prompt ids, not on how rows are batched."""
+    """Samples completions of prompts; what comes out depends on seed and prompt ids, not on how rows are batched.
+
+    Attributes:
+        max_new_tokens: Tokens after which a completion is cut.
+        reports_logprobs: Whether completions come with the engine's own log-probabilities.
+    """
+
+    max_new_tokens: int
+    reports_logprobs: bool
 
     def __call__(
         self,
@@ -32,6 +40,8 @@ class Generator(Protocol):
         prompt_ids: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
     ) -> list[list[Completion]]:
         """Sample `n` completions of each prompt.
 
@@ -42,6 +52,8 @@ class Generator(Protocol):
                 a later step needs a new one, such as "step/row". The place in the list when None.
             n: Completions per prompt.
             stop_ids: Ids that end a completion; those of the model's generation config when None.
+            temperature: Divides the logits; the generator's own setting when None.
+            top_p: Probability of the set of tokens sampled from; the generator's own setting when None.
 
         Returns:
             For each prompt, in the order given, its `n` completions.

@@ -32,6 +32,8 @@ class HFGenerator:
         ValueError: If a setting is out of its range.
     """
 
+    reports_logprobs = False  # its distribution is the policy's own
+
     def __init__(
         self,
         max_new_tokens: int = 256,
@@ -45,8 +47,7 @@ class HFGenerator:
             raise ValueError(
                 f"max_new_tokens and token_budget must be at least 1, got {max_new_tokens} and {token_budget}."
             )
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+        _check(temperature, top_p)
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_p = top_p
@@ -61,12 +62,18 @@ class HFGenerator:
         prompt_ids: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
     ) -> list[list[Completion]]:
         """Sample `n` completions of each prompt; see `Generator`.
 
         Raises:
-            ValueError: If a prompt is empty, `prompt_ids` are not one per prompt, or no stop id is known.
+            ValueError: If a prompt is empty, `prompt_ids` are not one per prompt, no stop id is known, or a setting is
+                out of its range.
         """
+        temperature = self.temperature if temperature is None else temperature
+        top_p = self.top_p if top_p is None else top_p
+        _check(temperature, top_p)
         prompt_ids = range(len(prompts)) if prompt_ids is None else prompt_ids
         if len(prompt_ids) != len(prompts) or not all(prompts):
             raise ValueError(
@@ -78,7 +85,8 @@ class HFGenerator:
         with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
             for batch in self._batches(rows, [len(prompt) for prompt in prompts]):
                 keys = [row_key(self.seed, prompt_ids[prompt], sample) for prompt, sample in batch]
-                answers = self._generate(policy, [prompts[prompt] for prompt, _ in batch], keys, stop)
+                rows_of_ids = [prompts[prompt] for prompt, _ in batch]
+                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p)
                 completions.update(zip(batch, answers, strict=True))
                 bar.update(len(batch))
         return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
@@ -93,7 +101,13 @@ class HFGenerator:
             start += size
 
     def _generate(
-        self, policy: ScoredCausalLM, prompts: list[Sequence[int]], keys: list[int], stop: list[int]
+        self,
+        policy: ScoredCausalLM,
+        prompts: list[Sequence[int]],
+        keys: list[int],
+        stop: list[int],
+        temperature: float,
+        top_p: float,
     ) -> list[Completion]:
         device = policy.causal_lm.device
         width = max(len(prompt) for prompt in prompts)
@@ -101,8 +115,8 @@ class HFGenerator:
         input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
         mask = torch.arange(width) >= torch.tensor(padding)[:, None]  # [B, width], False on the padding at the left
         processors = LogitsProcessorList()
-        if self.temperature > 0:
-            processors.append(GumbelMax(torch.tensor(keys, device=device), width, self.temperature, self.top_p))
+        if temperature > 0:
+            processors.append(GumbelMax(torch.tensor(keys, device=device), width, temperature, top_p))
         output = policy.causal_lm.generate(
             input_ids=input_ids.to(device),
             attention_mask=mask.long().to(device),
@@ -124,6 +138,11 @@ def _completion(ids: list[int], stop: list[int]) -> Completion:
         if token in stop:
             return Completion(ids[:end], "stop")
     return Completion(ids, "length")
+
+
+def _check(temperature: float, top_p: float) -> None:
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
 
 
 def _config_stop_ids(policy: ScoredCausalLM) -> list[int]:

@@ -153,3 +153,12 @@ def test_nothing_to_generate_and_bad_arguments(policy):
         HFGenerator(temperature=-1.0)
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         HFGenerator(max_new_tokens=0)
+
+
+def test_settings_of_one_call_go_before_those_of_the_generator(policy):
+    sampled = HFGenerator(max_new_tokens=6, temperature=0.8, top_p=0.9)(policy, PROMPTS, n=2)
+    assert HFGenerator(max_new_tokens=6)(policy, PROMPTS, n=2, temperature=0.8, top_p=0.9) == sampled
+    greedy = HFGenerator(max_new_tokens=6, temperature=0.8)(policy, PROMPTS, temperature=0.0)
+    assert greedy == HFGenerator(max_new_tokens=6)(policy, PROMPTS) and sampled[0][:1] != greedy[0]
+    with pytest.raises(ValueError, match="top_p"):
+        HFGenerator()(policy, PROMPTS, top_p=0.0)
