@@ -1,0 +1,75 @@
+"""Every shipped YAML through the real `main(args)`, made small: tiny model, a few rows, two optimizer steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_modules.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOL = {"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}
+ROWS = {"data.path": "{rows}", "data.cache_dir": "{tmp}/cache"}
+GENERATE = {"model.generator": "lightning_modules.rollout.HFGenerator", "model.generator.max_new_tokens": 4}
+FIT = ROWS | GENERATE | {"trainer.max_steps": 2, "data.batch_size": 4, "data.val_fraction": 0.1}
+# file -> command, the files before it, options that make it small
+COMMANDS = {
+    "srml.yaml": ("fit", [], FIT),
+    "sample.yaml": ("predict", [], ROWS | GENERATE),
+    "pretrain.yaml": ("fit", [], {"trainer.max_steps": 2, "data.documents": 8, "data.batch_size": 4}),
+    "paper/funreason.yaml": ("fit", ["srml.yaml"], FIT),
+    "paper/balancesft.yaml": ("fit", ["srml.yaml"], FIT),
+    "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
+    "trainer/gpu.yaml": ("fit", ["srml.yaml"], FIT),
+}
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(12):
+            answers = json.dumps([{"name": "f", "arguments": {"a": i}}])
+            row = {"id": i, "query": f"f of {i}", "tools": json.dumps([TOOL]), "answers": answers, "cot": f"a is {i}"}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def shipped():
+    return sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+def test_every_shipped_file_is_run_by_a_test():
+    assert set(shipped()) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command, before, options = COMMANDS[name]
+    if name == "trainer/gpu.yaml" and not torch.cuda.is_available():
+        options = options | {"trainer.accelerator": "cpu"}  # all but the device
+    files = [argument for file in [*before, name] for argument in ("--config", f"configs/{file}")]
+    options = options | {"model.init_from": tiny_model_dir, "trainer.default_root_dir": "{tmp}/run"}
+    values = {key: str(value).format(rows=rows, tmp=tmp_path) for key, value in options.items()}
+    main([command, *files, "--trainer.enable_progress_bar=false", *(f"--{key}={v}" for key, v in values.items())])
+    run = tmp_path / "run" / "version_0"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    last = yaml.safe_load((ROOT / "configs" / name).read_text())
+    for section, values in last.items():  # what the file says is in force, but for what was made small
+        for key, value in (values if section == "trainer" else values.get("init_args", {})).items():
+            in_force = saved[section].get("init_args", saved[section])[key]
+            assert f"{section}.{key}" in options or in_force == value, key
+    assert (run / ("hf" if command == "fit" else "rollouts.jsonl")).exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_config_says_only_what_is_not_the_default_and_leans_on_no_interpolation(name):
+    text = (ROOT / "configs" / name).read_text()
+    assert "${" not in text  # an override on the command line would not move it
+    assert text.startswith("# ")
+    for overlay in ("callbacks", "logger"):  # a list in an overlay replaces the list before it
+        assert f"{overlay}:" not in text
