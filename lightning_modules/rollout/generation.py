@@ -59,3 +59,36 @@ class Generator(Protocol):
             For each prompt, in the order given, its `n` completions.
         """
         ...
+
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Take over the policy's weights, where the generator keeps its own; every rank calls it.
+
+        Sampling from a policy that has changed since does it too. A caller of its own chooses the moment and sees the
+        time that it takes.
+
+        Args:
+            policy: The model to sample from next.
+        """
+        ...
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raise ValueError where a setting of the sampler is out of its range."""
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+
+
+def names_of(prompts: Sequence[Sequence[int]], prompt_ids: Sequence[str | int] | None) -> Sequence[str | int]:
+    """The ids of the prompts, their places when None; ValueError if a prompt is empty or ids and prompts differ."""
+    names = range(len(prompts)) if prompt_ids is None else prompt_ids
+    if len(names) != len(prompts) or not all(prompts):
+        raise ValueError(f"Prompts must not be empty and need one id each: {len(prompts)} prompts, {len(names)} ids.")
+    return names
+
+
+def config_stop_ids(policy: ScoredCausalLM) -> list[int]:
+    """The ids that end a completion by the model's generation config; ValueError if it has none."""
+    ids = policy.causal_lm.generation_config.eos_token_id
+    if ids is None:
+        raise ValueError("The model's generation config has no eos_token_id: give stop_ids.")
+    return [ids] if isinstance(ids, int) else list(ids)

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
 from lightning_modules.models import ScoredCausalLM
-from lightning_modules.rollout.generation import Completion
+from lightning_modules.rollout.generation import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.rollout.sampling import GumbelMax, row_key
 
 
@@ -47,7 +47,7 @@ class HFGenerator:
             raise ValueError(
                 f"max_new_tokens and token_budget must be at least 1, got {max_new_tokens} and {token_budget}."
             )
-        _check(temperature, top_p)
+        check_sampling(temperature, top_p)
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_p = top_p
@@ -73,13 +73,9 @@ class HFGenerator:
         """
         temperature = self.temperature if temperature is None else temperature
         top_p = self.top_p if top_p is None else top_p
-        _check(temperature, top_p)
-        prompt_ids = range(len(prompts)) if prompt_ids is None else prompt_ids
-        if len(prompt_ids) != len(prompts) or not all(prompts):
-            raise ValueError(
-                f"Prompts must not be empty and need one id each: {len(prompts)} prompts, {len(prompt_ids)} ids."
-            )
-        stop = _config_stop_ids(policy) if stop_ids is None else list(stop_ids)
+        check_sampling(temperature, top_p)
+        prompt_ids = names_of(prompts, prompt_ids)
+        stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
         rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
         completions: dict[tuple[int, int], Completion] = {}
         with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
@@ -90,6 +86,9 @@ class HFGenerator:
                 completions.update(zip(batch, answers, strict=True))
                 bar.update(len(batch))
         return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
+
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Do nothing: the policy itself generates."""
 
     def _batches(self, rows: list[tuple[int, int]], lengths: list[int]) -> Iterator[list[tuple[int, int]]]:
         """Rows of like length, longest first, so that a budget too large for the memory shows at once."""
@@ -138,18 +137,6 @@ def _completion(ids: list[int], stop: list[int]) -> Completion:
         if token in stop:
             return Completion(ids[:end], "stop")
     return Completion(ids, "length")
-
-
-def _check(temperature: float, top_p: float) -> None:
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
-
-
-def _config_stop_ids(policy: ScoredCausalLM) -> list[int]:
-    ids = policy.causal_lm.generation_config.eos_token_id
-    if ids is None:
-        raise ValueError("The model's generation config has no eos_token_id: give stop_ids.")
-    return [ids] if isinstance(ids, int) else list(ids)
 
 
 @contextmanager
