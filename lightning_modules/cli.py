@@ -32,6 +32,7 @@ SAYS_NOTHING = re.compile(
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
+    "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
     "The dirpath has changed from",  # a resumed run writes its own version folder
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
     "It is recommended to use `self.log.*sync_dist=True",  # figures are reduced before they are logged

@@ -43,6 +43,7 @@ class RunSummary(Callback):
         total, trained = sum(n for n, _ in parameters), sum(n for n, grad in parameters if grad)
         rows = {
             "model": f"{pl_module.init_from}, {total:,} parameters, {trained:,} trained ({trained / total:.1%})",
+            "batch": f"{trainer.datamodule.hparams.batch_size:,} rows over all ranks",
             "steps": f"{trainer.estimated_stepping_batches:,} optimizer steps, from step {trainer.global_step:,}",
             "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
             "run folder": f"{trainer.log_dir}",
