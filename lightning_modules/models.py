@@ -237,6 +237,8 @@ def export_hf(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder
     tokenizer.save_pretrained(partial)
     if isinstance(policy.model, PeftModel):
         policy.model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+    for file in partial.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes them for their owner alone
     if folder.exists():
         folder.rename(previous)
     partial.rename(folder)
