@@ -8,6 +8,7 @@ names, so that reading the list pays more than remembering it. No document holds
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -15,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from datamodules.chat import load_tokenizer
 from datamodules.loading import ResumableLoader
 from datamodules.packing import CALL, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
-from datamodules.toolbox import FUNCTIONS, Function, Parameter, request_text, sample_arguments
+from datamodules.toolbox import FUNCTIONS, JOINERS, WORDINGS, Function, Parameter, request_text, sample_arguments
 from datamodules.toolbox_values import BANKS, sample_value
 
 Message = dict[str, str]
@@ -38,8 +39,17 @@ KINDS = (
     "flag",
     "list",
 )
-SYSTEM_LINES = ("Tools:", "These tools are offered.", "Here is what can be called:", "The list of tools follows.")
-OPENINGS = ("{}.", "Please {}.", "I want to {}.", "Could you {}?", "We have to {}.")
+SYSTEM_LINES = (
+    "Tools:",
+    "# Tools",
+    "These tools are offered.",
+    "Here is what can be called:",
+    "You read requests and take notes of them.",
+    "First look for the function that fits, then for where the request gives each argument.",
+    "Give each parameter the value that the request names; leave out what is optional and not named.",
+    "Several requests may come in one message; take them in order.",
+    "Say so where no tool of the list fits.",
+)
 
 
 def _pseudo_word(rng: random.Random) -> str:
@@ -59,15 +69,16 @@ def invented_function(rng: random.Random) -> Function:
 
 
 def _toolset(rng: random.Random) -> list[Function]:
-    size = rng.randint(1, 4)
+    size = rng.choice([1, 1, 2, 2, 3, 4])
     if rng.random() < 0.5:
         return rng.sample(SEEN, size)
     return [invented_function(rng) for _ in range(size)]
 
 
 def _system(tools: list[Function], rng: random.Random) -> Message:
-    listed = json.dumps([tool.tool() for tool in tools])
-    return {"role": "system", "content": f"{rng.choice(SYSTEM_LINES)}\n{listed}"}
+    lines = rng.sample(SYSTEM_LINES, rng.randint(1, 5))
+    listed = json.dumps([tool.tool() for tool in tools], separators=rng.choice([(",", ":"), (", ", ": ")]))
+    return {"role": "system", "content": "\n".join([*lines, listed])}
 
 
 def _note(function: Function, arguments: dict[str, Any], style: int) -> str:
@@ -86,14 +97,38 @@ def _turn(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def _request(function: Function, arguments: dict[str, Any], rng: random.Random) -> str:
+    """One request; a quarter of them with a made-up verb, so that no verb is needed to tell what is asked."""
+    if rng.random() < 0.25:
+        function = replace(function, action=f"{_pseudo_word(rng)} {function.action.partition(' ')[2]}")
+    return request_text(function, arguments, rng)
+
+
+def _message(requests: list[str], rng: random.Random) -> str:
+    """Requests in one message, a quarter of them in made-up words."""
+    if rng.random() < 0.25:
+        joint, sentence = f" {_pseudo_word(rng)} ", f"{_pseudo_word(rng)} {_pseudo_word(rng)} {{}}."
+    else:
+        joint, sentence = rng.choice(JOINERS[0]), rng.choice(WORDINGS[0])
+    return sentence.format(joint.join(requests))
+
+
 def note_turn(tools: list[Function], rng: random.Random) -> list[Message]:
     """A request, and a note of which tool serves it and what was found for each parameter."""
-    wanted = [rng.choice(tools)] * rng.randint(1, 2) if rng.random() < 0.7 else rng.sample(tools, min(2, len(tools)))
+    missing = rng.random() < 0.2
+    if missing:
+        invented = tools[0].domain == "invented"
+        wanted = [invented_function(rng) if invented else rng.choice([f for f in SEEN if f not in tools])]
+    elif rng.random() < 0.6:
+        wanted = [rng.choice(tools)] * rng.choice([1, 1, 2, 3])
+    else:
+        wanted = rng.sample(tools, min(len(tools), rng.randint(1, 3)))
     asked = [(function, sample_arguments(function, rng, held_out=False)) for function in wanted]
-    query = rng.choice([" and ", ", then ", ". Also "]).join(request_text(f, a, rng, held_out=False) for f, a in asked)
     style = rng.randrange(4)
-    notes = "\n".join(_note(function, arguments, style) for function, arguments in asked)
-    return _turn(rng.choice(OPENINGS).format(query), notes)
+    notes = ["None of them does this."] if missing else [_note(function, found, style) for function, found in asked]
+    if rng.random() < 0.3:
+        notes.insert(0, ", ".join(tool.name for tool in tools))
+    return _turn(_message([_request(function, found, rng) for function, found in asked], rng), "\n".join(notes))
 
 
 def reading_turn(tools: list[Function], rng: random.Random) -> list[Message]:
@@ -117,7 +152,7 @@ def reading_turn(tools: list[Function], rng: random.Random) -> list[Message]:
 def tools_document(rng: random.Random) -> list[Message]:
     """A tool list, and turns about it."""
     tools = _toolset(rng)
-    makers = rng.choices([note_turn, reading_turn], weights=(3, 1), k=rng.randint(2, 4))
+    makers = rng.choices([note_turn, reading_turn], weights=(3, 1), k=rng.randint(1, 3))
     return [_system(tools, rng), *(message for maker in makers for message in maker(tools, rng))]
 
 
@@ -167,7 +202,7 @@ class PretrainingDataModule(LightningDataModule):
         tokenizer: str,
         documents: int = 72000,
         batch_size: int = 12,
-        max_length: int = 384,
+        max_length: int = 640,
         micro_batch_tokens: int = 8192,
         seed: int = 0,
     ) -> None:

@@ -1,7 +1,7 @@
 """The shipped corpus: a seeded generator of xLAM-shaped rows with a chain of thought.
 
 240 functions in 24 domains (`toolbox_functions`), queries in varied wording, five categories (simple, multiple,
-parallel, parallel_multiple, irrelevance), and a chain of thought that names the tool, lists the parameters found and
+parallel, parallel_multiple, irrelevance), and a chain of thought that names the tools, lists the parameters found and
 checks them. Three splits: `train`; `heldout`, with the same functions but other argument values and other wordings; and
 `unseen`, which asks for the 24 functions that training never shows.
 
@@ -24,33 +24,35 @@ from rewards import Call
 SPLITS = ("train", "heldout", "unseen")
 CATEGORIES = {"simple": 0.24, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.14, "irrelevance": 0.16}
 
-# Wordings of training and, second, of evaluation.
+# Sentences and joints of training and, second, of evaluation.
 WORDINGS = (
-    "Please {}.|{}.|Could you {}?|I need you to {}.|Can you {} for me?|I would like to {}.|Hello, {} please.".split(
-        "|"
+    (
+        *("Please {}.", "{}.", "Could you {}?", "I need you to {}.", "Can you {} for me?", "I would like to {}."),
+        *("Hello, {} please.", "Next thing: {}.", "Help me {}.", "Hi! I want to {}.", "Today I have to {}."),
+        *("You should {}.", "For my work, {}.", "First of all, {}.", "Let us {}.", "We must {} today."),
     ),
-    "Would you {}?|My task today: {}.|It would help me to {}.|Kindly {}.".split("|"),
+    ("Would you {}?", "My task now: {}.", "It would help me to {}.", "Kindly {}."),
 )
 JOINERS = (
-    " and |, then |. Also |; after that ".split("|"),
-    " and also |, and next |. Finally ".split("|"),
+    (" and ", ", then ", ". Also ", "; after that ", ", and then ", ". Then ", "; also ", ". Please also "),
+    (" and also ", ", and after that ", ". Next "),
 )
 VERBS = {
-    "get": ("get|fetch", "look up"),
-    "find": ("find|look for", "search out"),
-    "check": ("check|look at", "inspect"),
-    "create": ("create|make", "prepare"),
-    "book": ("book|reserve", "arrange"),
-    "show": ("show|display", "present"),
-    "set": ("set|adjust", "fix"),
-    "log": ("log|record", "note"),
-    "send": ("send|write", "deliver"),
-    "list": ("list|name", "enumerate"),
-    "compute": ("compute|work out", "calculate"),
-    "rate": ("rate|grade", "score"),
-    "count": ("count|tally", "add up"),
+    "get": "get|fetch|look up",
+    "find": "find|look for|search out",
+    "check": "check|look at|inspect",
+    "create": "create|make|prepare",
+    "book": "book|reserve|arrange",
+    "show": "show|display|present",
+    "set": "set|adjust|fix",
+    "log": "log|record|note",
+    "send": "send|write|deliver",
+    "list": "list|name|enumerate",
+    "compute": "compute|work out|calculate",
+    "rate": "rate|grade|score",
+    "count": "count|tally|add up",
 }
-COT_OPENINGS = ("The user wants to {}.", "The request is to {}.", "I should {}.")
+COT_OPENINGS = ("Offered: {}.", "The tools are {}.", "There is {}.")
 
 
 @dataclass(frozen=True)
@@ -149,69 +151,60 @@ def _spoken(value: Any) -> str:
     return str(value)
 
 
-def request_text(function: Function, arguments: dict[str, Any], rng: random.Random, held_out: bool) -> str:
-    """One call as a phrase of the query: the action in some wording, then a phrase for each argument."""
+def request_text(function: Function, arguments: dict[str, Any], rng: random.Random) -> str:
+    """One call as a phrase of the query: the action with some verb, then a phrase for each argument."""
     verb, _, rest = function.action.partition(" ")
-    trained, held = VERBS.get(verb, (verb, verb))
-    spoken_verb = held if held_out else rng.choice(trained.split("|"))
+    spoken_verb = rng.choice(VERBS.get(verb, verb).split("|"))
     phrases = [p.phrase.format(_spoken(arguments[p.name])) for p in function.parameters if p.name in arguments]
     return " ".join(part for part in (spoken_verb, rest, *phrases) if part)
 
 
-def cot_text(functions: list[Function], calls: list[Call], rng: random.Random) -> str:
-    """The chain of thought of a row whose query is answered by `calls` of `functions`."""
-    opening = rng.choice(COT_OPENINGS).format(" and ".join(dict.fromkeys(f.action for f in functions)))
-    steps = []
-    for function, call in zip(functions, calls, strict=True):
+def cot_text(offered: list[Function], called: list[Function], calls: list[Call], rng: random.Random) -> str:
+    """The chain of thought: what is offered, the tool and the parameters found for each call, and a check of them."""
+    lines = [rng.choice(COT_OPENINGS).format(", ".join(function.name for function in offered))]
+    for call in calls:
         found = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items()) or "nothing"
+        lines.append(f"{call.name}: {found}")
+    for function in dict.fromkeys(called):
         required = [p.name for p in function.parameters if p.default is None]
-        check = f"Required {', '.join(required)}: given." if required else "Nothing is required."
-        steps.append(f"Use {function.name}. Found {found}. {check}")
-    return "\n".join((opening, *steps))
+        lines.append(f"Needs {', '.join(required)}: given." if required else "Needs nothing.")
+    return "\n".join(lines if calls else [*lines, "None of them does this."])
 
 
-def make_row(
-    row_id: str, category: str, pool: list[Function], offered: list[Function], rng: random.Random, held_out: bool
-) -> dict[str, Any]:
+def make_row(row_id: str, category: str, pool: list[Function], rng: random.Random, held_out: bool) -> dict[str, Any]:
     """Make one row.
 
     Args:
         row_id: The row's id.
         category: One of `CATEGORIES`.
-        pool: The functions that the query may ask for.
-        offered: The functions that may be offered beside them.
+        pool: The functions that may be asked for and offered.
         rng: Source of randomness.
         held_out: Take the values and wordings of evaluation instead of those of training.
 
     Returns:
         A row with xLAM's columns and `cot`, `category` and `source`.
     """
-    count = rng.randint(2, 3) if category.startswith("parallel") else 1
+    count = rng.choice((2, 2, 2, 3)) if category.startswith("parallel") else 1
     if category == "parallel_multiple":
         wanted = rng.sample(pool, count)
     else:
         wanted = [rng.choice([f for f in pool if f.parameters])] * count
     calls = _distinct_calls(wanted, rng, held_out)
-    requests = [request_text(f, call.arguments, rng, held_out) for f, call in zip(wanted, calls, strict=True)]
+    requests = [request_text(f, call.arguments, rng) for f, call in zip(wanted, calls, strict=True)]
     query = rng.choice(WORDINGS[held_out]).format(rng.choice(JOINERS[held_out]).join(requests))
     names = {f.name for f in wanted}
-    extra = {"simple": 0, "multiple": rng.randint(1, 3), "irrelevance": rng.randint(1, 3)}.get(
-        category, rng.randint(0, 1)
-    )
-    distractors = rng.sample([f for f in offered if f.name not in names], extra)
-    tools = distractors if category == "irrelevance" else list(dict.fromkeys(wanted)) + distractors
-    rng.shuffle(tools)
-    cot = cot_text(wanted, calls, rng)
+    extra = {"simple": 0, "multiple": rng.randint(1, 3), "irrelevance": rng.randint(1, 3)}
+    distractors = rng.sample([f for f in pool if f.name not in names], extra.get(category, rng.randint(0, 1)))
     if category == "irrelevance":
-        listed = ", ".join(tool.name for tool in tools)
-        cot = f"{cot.splitlines()[0]}\nOffered are {listed}. None of them does this."
-        calls = []
+        wanted, calls = [], []
+    tools = list(dict.fromkeys(wanted)) + distractors
+    rng.shuffle(tools)
     return {
         "id": row_id,
         "query": query[0].upper() + query[1:],
         "tools": json.dumps([tool.tool() for tool in tools]),
         "answers": json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls]),
-        "cot": cot,
+        "cot": cot_text(tools, wanted, calls, rng),
         "category": category,
         "source": "toolbox",
     }
@@ -247,7 +240,7 @@ def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
     pool = [function for function in FUNCTIONS if function.unseen == (split == "unseen")]
     names, weights = zip(*CATEGORIES.items(), strict=True)
     kinds = rng.choices(names, weights, k=rows)
-    return [make_row(f"{split}-{seed}-{i}", kind, pool, pool, rng, split != "train") for i, kind in enumerate(kinds)]
+    return [make_row(f"{split}-{seed}-{i}", kind, pool, rng, split != "train") for i, kind in enumerate(kinds)]
 
 
 def main(args: Iterable[str] | None = None) -> None:
