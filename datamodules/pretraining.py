@@ -2,7 +2,9 @@
 
 A document is a chat in the base model's own template, about a tool list or about values to repeat. It uses the
 generator of the shipped corpus with its training values and wordings; half of its tool lists are invented, with made-up
-names, so that reading the list pays more than remembering it. No document holds `<think>` or a python call.
+names, so that reading the list pays more than remembering it. The values to repeat come from the whole word lists, as a
+language model has met most words; as arguments they stay within the training share. No document holds `<think>` or a
+python call.
 """
 
 import json
@@ -126,8 +128,10 @@ def note_turn(tools: list[Function], rng: random.Random) -> list[Message]:
     asked = [(function, sample_arguments(function, rng, held_out=False)) for function in wanted]
     style = rng.randrange(4)
     notes = ["None of them does this."] if missing else [_note(function, found, style) for function, found in asked]
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         notes.insert(0, ", ".join(tool.name for tool in tools))
+    if rng.random() < 0.4 and wanted[0] in [*tools, *SEEN]:  # a made-up function that is not offered has no known name
+        notes.insert(0, ", ".join(function.name for function in wanted))
     return _turn(_message([_request(function, found, rng) for function, found in asked], rng), "\n".join(notes))
 
 
@@ -157,8 +161,9 @@ def tools_document(rng: random.Random) -> list[Message]:
 
 
 def _value(rng: random.Random) -> Any:
-    kind = rng.choice(KINDS[:12])
-    return rng.choice([sample_value(kind, "", rng, held_out=False), _pseudo_word(rng), rng.randint(1, 9999)])
+    """Something to say again: a value, a made-up word, a number, or any word of the word lists."""
+    value = sample_value(rng.choice(KINDS[:12]), "", rng, held_out=False)
+    return rng.choice([value, _pseudo_word(rng), rng.randint(1, 9999), rng.choice(BANKS[rng.choice(list(BANKS))])])
 
 
 def echo_document(rng: random.Random) -> list[Message]:

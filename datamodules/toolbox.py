@@ -52,7 +52,7 @@ VERBS = {
     "rate": "rate|grade|score",
     "count": "count|tally|add up",
 }
-COT_OPENINGS = ("Offered: {}.", "The tools are {}.", "There is {}.")
+COT_OPENINGS = ("Wanted: {}.", "This asks for {}.", "Needed is {}.")
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,21 @@ def request_text(function: Function, arguments: dict[str, Any], rng: random.Rand
     return " ".join(part for part in (spoken_verb, rest, *phrases) if part)
 
 
-def cot_text(offered: list[Function], called: list[Function], calls: list[Call], rng: random.Random) -> str:
-    """The chain of thought: what is offered, the tool and the parameters found for each call, and a check of them."""
-    lines = [rng.choice(COT_OPENINGS).format(", ".join(function.name for function in offered))]
+def cot_text(offered: list[Function], wanted: list[Function], calls: list[Call], rng: random.Random) -> str:
+    """The chain of thought: what is wanted and offered; the parameters found for each call; a check of them."""
+    lines = [
+        rng.choice(COT_OPENINGS).format(", ".join(function.name for function in wanted)),
+        f"Offered: {', '.join(function.name for function in offered)}.",
+    ]
     for call in calls:
         found = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items()) or "nothing"
         lines.append(f"{call.name}: {found}")
-    for function in dict.fromkeys(called):
+    if not calls:
+        return "\n".join([*lines, "None of them does this."])
+    for function in dict.fromkeys(wanted):
         required = [p.name for p in function.parameters if p.default is None]
         lines.append(f"Needs {', '.join(required)}: given." if required else "Needs nothing.")
-    return "\n".join(lines if calls else [*lines, "None of them does this."])
+    return "\n".join(lines)
 
 
 def make_row(row_id: str, category: str, pool: list[Function], rng: random.Random, held_out: bool) -> dict[str, Any]:
@@ -196,8 +201,8 @@ def make_row(row_id: str, category: str, pool: list[Function], rng: random.Rando
     extra = {"simple": 0, "multiple": rng.randint(1, 3), "irrelevance": rng.randint(1, 3)}
     distractors = rng.sample([f for f in pool if f.name not in names], extra.get(category, rng.randint(0, 1)))
     if category == "irrelevance":
-        wanted, calls = [], []
-    tools = list(dict.fromkeys(wanted)) + distractors
+        calls = []
+    tools = distractors + (list(dict.fromkeys(wanted)) if calls else [])
     rng.shuffle(tools)
     return {
         "id": row_id,
