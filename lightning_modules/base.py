@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.chat import end_of_turn_id, load_tokenizer
 from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch
+from datamodules.xlam import Example
 from lightning_modules.metrics import CallAccuracy, Rollout
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.rollout import Completion, Generator, HFGenerator
@@ -73,6 +74,7 @@ class FunctionCallingModule(LightningModule):
         self.reward = reward or FunctionCallReward()
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
+        self.figures: dict[str, float] = {}  # what was logged last, for callbacks
         self.window: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (time, tokens) at the end of a step
 
     def setup(self, stage: str) -> None:
@@ -189,19 +191,23 @@ class FunctionCallingModule(LightningModule):
         ids = [example.id for example in batch.examples]
         completions = self.generator(self.policy, batch.prompt_ids, ids, stop_ids=self.stop_ids)
         for example, prompt, (completion, *_) in zip(batch.examples, batch.prompt_ids, completions, strict=True):
-            text = self.decode(completion)
-            rollout = Rollout(
-                example=example,
-                text=text,
-                parsed=parse_completion(text, self.reward.answer_tags),
-                result=self.reward(text, example.tools, example.answers),
-                prompt_tokens=len(prompt),
-                completion_tokens=len(completion.token_ids),
-                finish_reason=completion.finish_reason,
-            )
+            rollout = self.judge(example, prompt, completion)
             self.accuracy.update(rollout)
             rollouts.append(rollout)
         return rollouts
+
+    def judge(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
+        """A completion as text, taken apart and scored with `reward`."""
+        text = self.decode(completion)
+        return Rollout(
+            example=example,
+            text=text,
+            parsed=parse_completion(text, self.reward.answer_tags),
+            result=self.reward(text, example.tools, example.answers),
+            prompt_tokens=len(prompt),
+            completion_tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+        )
 
     def decode(self, completion: Completion) -> str:
         """The completion as text; only the token that ended it is left out, so that stray special tokens are seen."""
@@ -222,15 +228,52 @@ class FunctionCallingModule(LightningModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def log_figures(self, figures: dict[str, float]) -> None:
-        """Log figures that are already reduced over ranks, against the number of optimizer steps taken."""
-        self.log_dict(figures | {"step": float(self.global_step)}, batch_size=1)
+    def log_figures(self, figures: dict[str, float], shown: str | None = None) -> None:
+        """Log figures that are already reduced over ranks, against the number of optimizer steps taken.
+
+        Args:
+            figures: Values by name; they stay in `figures` until the next ones are logged.
+            shown: The one that the progress bar shows.
+        """
+        self.figures = dict(figures)
+        if shown in figures:
+            self.log(shown, figures[shown], prog_bar=True, batch_size=1)
+        others = {name: value for name, value in figures.items() if name != shown}
+        self.log_dict(others | {"step": float(self.global_step)}, batch_size=1)
+
+    def sizes(self) -> dict[str, str]:
+        """What a run is told to do beyond what every run is, for the table at its start."""
+        return {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another model.
+
+        Raises:
+            ValueError: If a weight is missing, unknown or of another shape.
+        """
+        theirs, ours = (
+            {k: tuple(v.shape) for k, v in s.items()} for s in (checkpoint["state_dict"], self.state_dict())
+        )
+        for name in [*ours, *theirs]:
+            if theirs.get(name) != ours.get(name):
+                here, there = (s.get(name, "absent") for s in (ours, theirs))
+                raise ValueError(
+                    f"The checkpoint holds another model than model.init_from {self.init_from}: {name} is {there} "
+                    f"there and {here} here; resume with the model, LoRA settings and module of the run that wrote it."
+                )
 
 
 def idle_batch(device: torch.device) -> PackedBatch:
     """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return {"input_ids": zero, "position_ids": zero, "targets": zero, "segments": zero, "samples": zero - 1}
+    return {
+        "input_ids": zero,
+        "position_ids": zero,
+        "targets": zero,
+        "segments": zero,
+        "samples": zero - 1,
+        "tokens": zero - 1,
+    }
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

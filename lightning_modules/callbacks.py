@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_modules.base import FunctionCallingModule
 from lightning_modules.metrics import Rollout
 from lightning_modules.models import export_hf
 
@@ -22,19 +23,19 @@ class MetricsCSV(Callback):
         """Choose the file."""
         self.path = Path(trainer.log_dir or ".") / "metrics.csv"  # `log_dir` is a collective: every rank asks
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any) -> None:
         """Write the figures of a training step, as often as Lightning logs them."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
-            self._append(trainer, ("train/", "perf/", "time/"))
+            self._append(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Write the figures of a validation or test."""
         if not trainer.sanity_checking:
-            self._append(trainer, ("tool/", "reward/", "completion/"))
+            self._append(trainer, pl_module)
 
     on_test_end = on_validation_end
 
-    def _append(self, trainer: Trainer, prefixes: tuple[str, ...]) -> None:
+    def _append(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         new = not self.path.exists()
@@ -42,8 +43,7 @@ class MetricsCSV(Callback):
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "name", "value"])
-            figures = trainer.callback_metrics.items()
-            writer.writerows([trainer.global_step, k, float(v)] for k, v in figures if k.startswith(prefixes))
+            writer.writerows([trainer.global_step, name, float(v)] for name, v in pl_module.figures.items())
 
 
 class SampleTable(Callback):

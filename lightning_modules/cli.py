@@ -1,5 +1,6 @@
 """The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`."""
 
+import operator
 import re
 import sys
 import traceback
@@ -20,6 +21,7 @@ import lightning_modules  # noqa: F401
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
+from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.summary import RunSummary
 
 HERE = Path(__file__).resolve().parents[1]
@@ -37,6 +39,7 @@ BESIDE_THE_POINT = (
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
     "It is recommended to use `self.log.*sync_dist=True",  # figures are reduced before they are logged
     "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
+    "Found .* module.s. in eval mode at the start of training",  # the frozen reference
     "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
 )
 """Starts of warnings that a user can do nothing about."""
@@ -88,10 +91,13 @@ class FunReasonCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(SampleTable, "samples")
+        parser.add_lightning_class_args(RolloutTable, "rollouts")
         best = {"filename": "best-{step:06d}", "auto_insert_metric_name": False, "enable_version_counter": False}
         best |= {"monitor": "tool/exact_match", "mode": "max"}
         parser.set_defaults({f"best_checkpoint.{key}": value for key, value in best.items()})
         parser.link_arguments("model.init_args.init_from", "data.init_args.tokenizer")
+        steps = ("model.init_args.inner_epochs", "model.init_args.mini_batches")
+        parser.link_arguments(steps, "data.init_args.repeats", compute_fn=operator.mul)
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is loaded; what is predicted goes to disk, and we print the figures."""

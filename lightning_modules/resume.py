@@ -74,11 +74,7 @@ class ExactResume(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
-        states = [random_states()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [{} for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(states, random_states())
-        return {"ranks": states}
+        return {"ranks": of_every_rank(random_states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the states until training starts: set-up draws random numbers too."""
@@ -100,6 +96,15 @@ class ExactResume(Callback):
         if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
         self.states, self.position = [], None
+
+
+def of_every_rank(value: Any) -> list[Any]:
+    """What each rank gives, in their order; a collective."""
+    values = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = [None for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def random_states() -> dict[str, Any]:

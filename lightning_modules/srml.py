@@ -105,8 +105,7 @@ class SRMLModule(FunctionCallingModule):
             with torch.no_grad():
                 self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
         figures |= self.speed(start, tokens=sums[SEGMENT_SUMS.index("tokens")])
-        self.log("train/loss", figures.pop("train/loss"), prog_bar=True)
-        self.log_figures(figures)
+        self.log_figures(figures, shown="train/loss")
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
@@ -143,6 +142,10 @@ class SRMLModule(FunctionCallingModule):
         if samples == 0:
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
         return Totals(samples, cot, call), int(every_rank[:, 3].max())
+
+    def sizes(self) -> dict[str, str]:
+        """The rows of an optimizer step, for the table at the start of a run."""
+        return {"batch": f"{self.trainer.datamodule.hparams.batch_size:,} rows over all ranks"}
 
 
 def _logit(share: float) -> float:

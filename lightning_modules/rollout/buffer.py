@@ -1,0 +1,81 @@
+"""What the optimizer steps that share a batch of rollouts need to know of them; part of the checkpoint."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.packing import PackedBatch
+from lightning_modules.rollout.batching import pack_rollouts
+
+
+@dataclass
+class RolloutBuffer:
+    """This rank's rollouts of one batch of prompts: R of them, with N completion tokens laid end to end.
+
+    Attributes:
+        rows: Ids of the rows that were sampled from.
+        prompts: Token ids of the prompt of each rollout, R lists.
+        completions: Token ids of each completion, R lists.
+        cot: Which of them lie between the think tags, R lists.
+        groups: Number of each rollout's prompt in the global batch, R.
+        masked: Whether the rollout takes no part in the loss, R.
+        advantages: What the update makes of the rewards, [N].
+        old_logprobs: Of the policy that sampled, [N]; None if it is still the policy when the rollouts are learnt from.
+        ref_logprobs: Of the reference, [N]; None without one.
+        weights: Importance weights, [N]; None without correction.
+        served: Optimizer steps that these rollouts have served.
+    """
+
+    rows: list[str]
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    cot: list[list[bool]]
+    groups: list[int]
+    masked: list[bool]
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    weights: Tensor | None = None
+    served: int = 0
+
+    @property
+    def samples(self) -> Tensor:
+        """The rollout of each token, [N], long."""
+        lengths = torch.tensor([len(ids) for ids in self.completions], dtype=torch.long)
+        return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+    def rollout_advantages(self) -> Tensor:
+        """The mean over each rollout's tokens, [R]; with one advantage per rollout, that one."""
+        sums, counts = (
+            self.advantages.new_zeros(len(self.completions)).index_add(0, self.samples, values)
+            for values in (self.advantages, torch.ones_like(self.advantages))
+        )
+        return sums / counts.clamp(min=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists and tensors, which `weights_only` loads; `RolloutBuffer(**state)` undoes it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def chosen(self, mini_batches: int) -> list[int]:
+        """The rollouts of the next optimizer step.
+
+        Groups are dealt to the mini-batches by their number in the global batch, which no number of ranks changes.
+
+        Args:
+            mini_batches: Parts that the batch is divided into; each serves once per pass over the batch.
+        """
+        mine = self.served % mini_batches
+        return [i for i, group in enumerate(self.groups) if group % mini_batches == mine and not self.masked[i]]
+
+    def pack(self, micro_batch_tokens: int, chosen: list[int] | None = None) -> list[PackedBatch]:
+        """Micro-batches of some rollouts, or of all, in packed rows as long as the longest of them."""
+        numbers = range(len(self.prompts)) if chosen is None else chosen
+        longest = max((len(self.prompts[i]) + len(self.completions[i]) for i in numbers), default=1)
+        return pack_rollouts(self.prompts, self.completions, self.cot, longest, micro_batch_tokens, chosen)
+
+
+def at(values: Tensor, tokens: Tensor) -> Tensor:
+    """Values of the tokens of a micro-batch, on its device; 0 for the token -1 of an idle one."""
+    return torch.cat([values, values.new_zeros(1)])[tokens.cpu()].to(tokens.device)

@@ -1,0 +1,239 @@
+"""From a batch of prompts to a buffer to learn from: sample, score, compare within groups, shape by entropy."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datamodules.packing import IGNORED, PackedBatch
+from datamodules.prompts import PromptBatch
+from lightning_modules.base import idle_batch
+from lightning_modules.models import ScoredCausalLM
+from lightning_modules.objectives import (
+    entropy_shaped_advantages,
+    group_advantages,
+    mean_cot_entropy,
+    shaping_entropy,
+    truncated_importance_weights,
+)
+from lightning_modules.reference import reference_policy
+from lightning_modules.rollout.batching import cot_mask
+from lightning_modules.rollout.buffer import RolloutBuffer
+from lightning_modules.rollout.figures import (
+    Peaks,
+    Sums,
+    bonus_sums,
+    length_sums,
+    moments,
+    reward_sums,
+    rollout_figures,
+)
+from lightning_modules.rollout.groups import Group, Sample, all_alike, score_groups
+
+if TYPE_CHECKING:
+    from lightning_modules.grpo import GRPOModule
+
+IMPORTANCE_PEAKS = ("ratio_max", "logprob_gap_max")
+
+
+def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, list[Sample], dict[str, float]]:
+    """Sample a group for each of this rank's prompts, and prepare what the updates learn from.
+
+    Args:
+        module: Gives policy, generator, rewards and settings.
+        batch: The prompts.
+
+    Returns:
+        The buffer, the samples in its order, and the figures of all ranks.
+    """
+    clock: dict[str, float] = {}
+    groups, resampled = sample_groups(module, batch, clock)
+    samples = [sample for group in groups for sample in group]
+    completions = [sample.completion for sample in samples]
+    with timed(clock, "time/reward"):
+        cot = [cot_mask(module.tokenizer, completion.token_ids) for completion in completions]
+    rank, ranks = module.global_rank, module.trainer.world_size
+    buffer = RolloutBuffer(
+        rows=[example.id for example in batch.examples],
+        prompts=[list(prompt) for prompt, group in zip(batch.prompt_ids, groups, strict=True) for _ in group],
+        completions=[list(completion.token_ids) for completion in completions],
+        cot=cot,
+        groups=[rank + j * ranks for j, group in enumerate(groups) for _ in group],
+        masked=[module.overlong == "mask" and completion.finish_reason == "length" for completion in completions],
+        advantages=torch.zeros(0),
+    )
+    entropy = score_tokens(module, buffer, clock)
+    sums, peaks = totals_of(module, groups, resampled)
+    for more_sums, more_peaks in (
+        set_advantages(module, buffer, groups, entropy),
+        set_weights(module, buffer, completions),
+    ):
+        sums, peaks = sums | more_sums, peaks | more_peaks
+    figures = rollout_figures(*module.over_ranks(sums, peaks))
+    for sample in samples:
+        module.sampled.update(sample.rollout)
+    judged = module.sampled.compute()
+    module.sampled.reset()
+    figures |= {f"rollout/{k.removeprefix('tool/')}": v for k, v in judged.items() if k.startswith("tool/")}
+    return buffer, samples, figures | clock
+
+
+def sample_groups(module: "GRPOModule", batch: PromptBatch, clock: dict[str, float]) -> tuple[list[Group], int]:
+    """Sample and score a group for each prompt; anew, up to `max_resample` times, where all rewards are equal.
+
+    Unlike DAPO (arXiv 2503.14476, 3.2), which draws other prompts, this draws from the same ones once more, so that a
+    batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's id
+    and the attempt.
+
+    Returns:
+        A group for each prompt, and how many groups were sampled anew, each attempt counted.
+    """
+    with timed(clock, "time/weight_sync"):
+        module.generator.sync(module.policy)
+    groups: list[Group] = [[] for _ in batch.examples]
+    wanted, resampled = list(range(len(groups))), 0
+    for attempt in range(1 + module.max_resample):
+        examples, prompts = ([column[i] for i in wanted] for column in (batch.examples, batch.prompt_ids))
+        again = f"/{attempt}" if attempt else ""
+        names = [f"{module.global_step}/{example.id}{again}" for example in examples]
+        with timed(clock, "time/generate"):
+            completions = module.generator(
+                module.policy,
+                prompts,
+                names,
+                n=module.group_size,
+                stop_ids=module.stop_ids,
+                temperature=module.temperature,
+                top_p=module.top_p,
+            )
+        with timed(clock, "time/reward"):
+            scored = score_groups(
+                completions,
+                lambda i, completion: module.judge(examples[i], prompts[i], completion),  # noqa: B023  (called at once)
+                module.rewards,
+                module.penalty if module.overlong == "penalty" else None,
+            )
+        for i, group in zip(wanted, scored, strict=True):
+            groups[i] = group
+        wanted = [i for i in wanted if all_alike(groups[i])]
+        # Generation is a collective where the policy is sharded: all ranks take part in an attempt, or none.
+        if attempt == module.max_resample or not module.trainer.strategy.reduce_boolean_decision(
+            bool(wanted), all=False
+        ):
+            break
+        resampled += len(wanted)
+    return groups, resampled
+
+
+def totals_of(module: "GRPOModule", groups: list[Group], resampled: int) -> tuple[Sums, Peaks]:
+    """What is summed over rewards and lengths."""
+    samples = [sample for group in groups for sample in group]
+    scores = {name: [sample.scores[name] for sample in samples] for name in module.rewards.weights}
+    sums, peaks = length_sums([sample.completion for sample in samples], module.stop_ids)
+    rewards, reward_peaks = moments("reward", torch.tensor([sample.reward for sample in samples]))
+    sums |= rewards | reward_sums(matrix(module, groups), scores) | {"resampled": float(resampled)}
+    if module.overlong == "penalty":
+        sums["penalty"] = sum(sample.penalty for sample in samples)
+    return sums, peaks | reward_peaks
+
+
+def matrix(module: "GRPOModule", groups: list[Group]) -> Tensor:
+    """Rewards of the groups, penalties included, [P, G], float64."""
+    return torch.tensor([[s.total for s in group] for group in groups], dtype=torch.float64).view(-1, module.group_size)
+
+
+def score_tokens(module: "GRPOModule", buffer: RolloutBuffer, clock: dict[str, float]) -> Tensor | None:
+    """Fill in the old and the reference's log-probabilities; entropies [N] come from the same pass as the old ones.
+
+    That pass is left out where nothing depends on it: the one update of a batch of rollouts is made of the policy that
+    sampled them, so that its own log-probabilities are the old ones, and no bonus asks for entropy.
+    """
+    micros = buffer.pack(module.micro_batch_tokens)
+    rounds = int(module.over_ranks({}, {"micros": len(micros)})[1]["micros"])
+    entropy = None
+    corrected = module.generator.reports_logprobs and module.importance_cap is not None
+    if module.entropy_scale > 0 or module.repeats > 1 or corrected:
+        with timed(clock, "time/old_logprob"):
+            buffer.old_logprobs, entropy = score(module, module.policy, micros, rounds, entropy=True)
+    if module.kl_coef > 0:
+        with timed(clock, "time/ref_logprob"), reference_policy(module.policy, module.reference) as reference:
+            buffer.ref_logprobs, _ = score(module, reference, micros, rounds, entropy=False)
+    return entropy
+
+
+@torch.no_grad()
+def score(
+    module: "GRPOModule", model: ScoredCausalLM, micros: Sequence[PackedBatch], rounds: int, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities, and entropies if asked for, of all completion tokens, at the sampling temperature.
+
+    Every rank runs as many rounds as the rank with most micro-batches, because forwards are collectives where the model
+    is sharded.
+
+    Returns:
+        Both [N], float32 at least, on the CPU; None for entropies not asked for.
+    """
+    places, logprobs, entropies = [], [], []
+    training = model.training
+    model.eval()  # without dropout, as when the tokens were sampled
+    for i in range(rounds):
+        micro = module.on_device(micros[i]) if i < len(micros) else idle_batch(module.device)
+        scored = model(micro["input_ids"], micro["position_ids"], micro["targets"], module.temperature, entropy)
+        if i < len(micros):
+            places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
+            logprobs.append(scored.logprobs.cpu())
+            entropies.append(scored.entropy.cpu() if entropy else scored.logprobs.cpu())
+    model.train(training)
+    order = torch.cat([*places, torch.zeros(0, dtype=torch.long)]).argsort()
+    values = [torch.cat(column)[order] if column else torch.zeros(0) for column in (logprobs, entropies)]
+    return values[0], values[1] if entropy else None
+
+
+def set_advantages(
+    module: "GRPOModule", buffer: RolloutBuffer, groups: list[Group], entropy: Tensor | None
+) -> tuple[Sums, Peaks]:
+    """Give each token its advantage, with the entropy bonus, and sum up what is logged of it."""
+    samples = buffer.samples
+    cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
+    rollouts = len(buffer.completions)
+    plain = group_advantages(matrix(module, groups), module.advantage_scale).flatten()  # [R]
+    sums: Sums = {}
+    if entropy is None:
+        shaped = plain
+    else:
+        by_rollout = module.entropy_level == "rollout_cot"
+        level = entropy
+        if by_rollout:
+            level = mean_cot_entropy(entropy, cot, samples, rollouts)  # [R]
+        else:
+            plain, level = plain[samples], shaping_entropy(entropy, cot, samples, rollouts, module.entropy_level)
+        shaped = entropy_shaped_advantages(plain, level, module.entropy_scale, module.clip_divisor)
+        sums = bonus_sums(plain, level, shaped, module.entropy_scale, module.clip_divisor)
+    more, peaks = moments("advantage", shaped)
+    buffer.advantages = shaped[samples] if len(shaped) == rollouts else shaped
+    return sums | more, peaks
+
+
+def set_weights(module: "GRPOModule", buffer: RolloutBuffer, completions: list) -> tuple[Sums, Peaks]:
+    """Give each token its importance weight where the generator reports log-probabilities, and sum up the ratios."""
+    if not module.generator.reports_logprobs or module.importance_cap is None:
+        return {}, {}
+    reported = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
+    buffer.weights, parts = truncated_importance_weights(
+        buffer.old_logprobs, reported, module.importance_cap, module.importance_above
+    )
+    values = {f"sampling/{name}": value.item() for name, value in parts.items()}
+    lowest = {"sampling/-ratio_min": -values.pop("sampling/ratio_min")}
+    peaks = {f"sampling/{name}": values.pop(f"sampling/{name}") for name in IMPORTANCE_PEAKS}
+    return values, peaks | lowest
+
+
+@contextmanager
+def timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent inside to a figure."""
+    start = time.perf_counter()
+    yield
+    clock[name] = clock.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,93 @@
+"""Sizes and settings of GRPO: what cannot work, and what follows from what can."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from datamodules.prompts import XLAMPromptDataModule
+from lightning_modules.objectives import entropy_shaped_advantages, truncated_importance_weights
+
+if TYPE_CHECKING:
+    from lightning_modules.grpo import GRPOModule
+
+
+def check_settings(module: "GRPOModule") -> None:
+    """Refuse impossible settings.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    for name, least in (("group_size", 2), ("mini_batches", 1), ("inner_epochs", 1), ("max_resample", 0)):
+        value = getattr(module, name)
+        if value < least:
+            why = ": a group of one has no advantage" if name == "group_size" else ""
+            raise ValueError(f"model.{name} is {value}; give at least {least}{why}.")
+    if not module.temperature > 0 or not 0 < module.top_p <= 1 or not module.kl_coef >= 0:
+        raise ValueError(
+            "model.temperature must be greater than 0, model.top_p lie in (0, 1] and model.kl_coef be at least 0, "
+            f"got {module.temperature}, {module.top_p} and {module.kl_coef}."
+        )
+    if module.top_p < 1 and module.generator.reports_logprobs and module.importance_cap is not None:
+        raise ValueError(
+            f"model.top_p {module.top_p} with importance sampling would be biased, because the sampler cuts its "
+            "distribution and the policy does not: set model.top_p to 1 or model.importance_cap to null."
+        )
+    # The functions themselves know what they can do; asked here, they refuse before any weight is loaded.
+    one, sample = torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    module.objective(one, one, one, sample)
+    entropy_shaped_advantages(one, one, module.entropy_scale, module.clip_divisor)
+    module.penalty(one)
+    if module.importance_cap is not None:
+        truncated_importance_weights(one, one, module.importance_cap, module.importance_above)
+
+
+def check_sizes(module: "GRPOModule") -> None:
+    """Refuse sizes of data and step that do not go together.
+
+    Raises:
+        ValueError: Naming the settings and how to mend them.
+    """
+    data = module.trainer.datamodule
+    if not isinstance(data, XLAMPromptDataModule):
+        return
+    prompts, repeats, longest = (data.hparams[k] for k in ("prompts_per_step", "repeats", "max_prompt_length"))
+    if repeats != module.repeats:
+        raise ValueError(
+            f"data.repeats is {repeats}, and model.inner_epochs x model.mini_batches is {module.repeats}: set "
+            f"data.repeats to {module.repeats}."
+        )
+    if prompts % module.mini_batches:
+        raise ValueError(
+            f"data.prompts_per_step {prompts} cannot be divided into {module.mini_batches} mini-batches: make it a "
+            "multiple of model.mini_batches."
+        )
+    limit = module.generator.max_new_tokens
+    if longest + limit > module.micro_batch_tokens:
+        raise ValueError(
+            f"model.micro_batch_tokens {module.micro_batch_tokens} must hold a whole rollout: raise it to "
+            f"{longest + limit}, or lower data.max_prompt_length {longest} or the generator's max_new_tokens {limit}."
+        )
+
+
+def described(module: "GRPOModule") -> dict[str, str]:
+    """Every size of a step, and what follows from it; a line each."""
+    data = module.trainer.datamodule
+    if not isinstance(data, XLAMPromptDataModule):
+        return {}
+    ranks, steps = module.trainer.world_size, int(module.trainer.estimated_stepping_batches)
+    prompts = data.hparams.prompts_per_step
+    rollouts, batches = prompts * module.group_size, -(-steps // module.repeats)
+    reference = (
+        "none" if not module.kl_coef else "a frozen copy" if module.lora is None else "the model without adapters"
+    )
+    return {
+        "rollouts": f"{prompts} prompts x {module.group_size} completions = {rollouts:,} a batch, of at most "
+        f"{module.generator.max_new_tokens} tokens, at temperature {module.temperature:g} and top-p {module.top_p:g}",
+        "updates": f"{module.inner_epochs} x {module.mini_batches} mini-batches of "
+        f"{rollouts // module.mini_batches:,} rollouts = {module.repeats} optimizer steps a batch",
+        "whole run": f"{batches:,} batches, {batches * prompts:,} prompts, {batches * rollouts:,} rollouts at most",
+        "each rank": f"{prompts / ranks:g} prompts, {rollouts / ranks:g} rollouts a batch; forward passes of at most "
+        f"{module.micro_batch_tokens:,} tokens",
+        "objective": f"entropy scale {module.entropy_scale:g} ({module.entropy_level}); KL {module.kl_coef:g} with "
+        f"{reference}",
+    }
