@@ -15,13 +15,11 @@ from datamodules.readers import BadRow
 from datamodules.rows import Example
 from rewards import as_calls, render_calls
 
-SYSTEM_PROMPT = """You answer a request by calling the functions listed under Tools.
-First reason inside <think></think>: which function fits, and where the request gives each argument.
-Then write the calls on one line as a Python list:
-<think>your reasoning</think>
+SYSTEM_PROMPT = """Reason inside <think></think>: which tools fit, and where the request gives each argument.
+Then answer with a Python list of calls, each argument in its declared type, or [] if no tool fits:
+<think>reasoning</think>
 
-[name(param=value, ...), other_name(param=value)]
-Give each argument its declared type. If no function fits, write [] instead.
+[name(param=value)]
 
 # Tools
 """

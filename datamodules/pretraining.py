@@ -92,7 +92,14 @@ def _note(function: Function, arguments: dict[str, Any], style: int) -> str:
     if style == 2:
         said = " ".join(f"The {name} is {value}." for name, value in pairs)
         return f"To {function.action} there is {function.name}. {said}"
-    return f"{function.name} with " + "; ".join(f"{name} {value!r}" for name, value in pairs)
+    return f"{function.name}: " + (", ".join(f"{name}={value!r}" for name, value in pairs) or "nothing")
+
+
+def _arguments(function: Function, rng: random.Random) -> dict[str, Any]:
+    """Arguments of one call; some of the text is made-up words, so that any word can be copied into any place."""
+    arguments = sample_arguments(function, rng, held_out=False)
+    chosen = {name for name, value in arguments.items() if type(value) is str and rng.random() < 0.3}
+    return {name: _pseudo_word(rng) if name in chosen else value for name, value in arguments.items()}
 
 
 def _turn(question: str, answer: str) -> list[Message]:
@@ -125,13 +132,13 @@ def note_turn(tools: list[Function], rng: random.Random) -> list[Message]:
         wanted = [rng.choice(tools)] * rng.choice([1, 1, 2, 3])
     else:
         wanted = rng.sample(tools, min(len(tools), rng.randint(1, 3)))
-    asked = [(function, sample_arguments(function, rng, held_out=False)) for function in wanted]
-    style = rng.randrange(4)
+    asked = [(function, _arguments(function, rng)) for function in wanted]
+    style = rng.choice((0, 1, 2, 3, 3, 3, 3))
     notes = ["None of them does this."] if missing else [_note(function, found, style) for function, found in asked]
-    if rng.random() < 0.4:
-        notes.insert(0, ", ".join(tool.name for tool in tools))
-    if rng.random() < 0.4 and wanted[0] in [*tools, *SEEN]:  # a made-up function that is not offered has no known name
-        notes.insert(0, ", ".join(function.name for function in wanted))
+    if rng.random() < 0.6:
+        notes.insert(0, f"Offered: {', '.join(tool.name for tool in tools)}.")
+    if rng.random() < 0.6 and wanted[0] in [*tools, *SEEN]:  # a made-up function that is not offered has no known name
+        notes.insert(0, f"Wanted: {', '.join(function.name for function in wanted)}.")
     return _turn(_message([_request(function, found, rng) for function, found in asked], rng), "\n".join(notes))
 
 
