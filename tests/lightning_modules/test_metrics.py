@@ -65,7 +65,7 @@ def test_names_are_never_both_leaf_and_prefix():
     assert len(names) == 6 * 6 + 1 + 4
     assert not [a for a in names for b in names if b.startswith(f"{a}/")]
     charts = [tag[1:-1] for group in LAYOUT.values() for _, tags in group.values() for tag in tags]
-    assert {tag for tag in charts if tag.startswith(("tool/", "completion/"))} <= set(names)
+    assert {tag for tag in charts if tag.startswith("tool/")} <= set(names)
 
 
 def test_row_of_a_rollout():
