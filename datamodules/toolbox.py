@@ -2,8 +2,13 @@
 
 240 functions in 24 domains (`toolbox_functions`), queries in varied wording, five categories (simple, multiple,
 parallel, parallel_multiple, irrelevance), and a chain of thought that names the tools, lists the parameters found and
-checks them. Three splits: `train`; `heldout`, with the same functions but other argument values and other wordings; and
-`unseen`, which asks for the 24 functions that training never shows.
+checks them. The splits:
+
+- `train`;
+- `heldout`: the same functions, with other argument values and other wordings;
+- `unseen`: the 24 functions that training never shows, with evaluation's values and wordings;
+- `habits`: training rows with two habits of answering, some writing the calls and some only promising them in words;
+- `hard`: training rows with several tools offered or several calls asked for.
 
     python -m datamodules.toolbox --seed 7 --rows 200 --out rows.jsonl
 """
@@ -21,8 +26,10 @@ from datamodules.toolbox_functions import CATALOGUE
 from datamodules.toolbox_values import sample_value
 from rewards import Call
 
-SPLITS = ("train", "heldout", "unseen")
 CATEGORIES = {"simple": 0.34, "multiple": 0.34, "parallel": 0.11, "parallel_multiple": 0.08, "irrelevance": 0.13}
+HARD = {"multiple": 0.5, "parallel": 0.25, "parallel_multiple": 0.15, "irrelevance": 0.1}
+SPLITS = {"train": CATEGORIES, "heldout": CATEGORIES, "unseen": CATEGORIES, "habits": CATEGORIES, "hard": HARD}
+PROMISED = 0.3  # share of the rows of `habits` that only promise their calls
 
 # Sentences and joints of training and, second, of evaluation.
 WORDINGS = (
@@ -225,11 +232,17 @@ def _distinct_calls(wanted: list[Function], rng: random.Random, held_out: bool) 
     return calls
 
 
+def promise(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a wrong habit: its answer says which functions will be called, and calls none."""
+    names = dict.fromkeys(call["name"] for call in json.loads(row["answers"]))
+    return row | {"answers": "[]", "response": f"I will call {' and '.join(names)}."} if names else row
+
+
 def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
     """Make rows of the corpus; the same arguments give the same rows.
 
     Args:
-        split: `train`, `heldout` or `unseen`.
+        split: One of `SPLITS`.
         rows: How many rows.
         seed: Any integer; two seeds share functions, not rows.
 
@@ -243,9 +256,12 @@ def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
         raise ValueError(f"The toolbox has no split {split!r}: choose one of {', '.join(SPLITS)}.")
     rng = random.Random(f"{split}-{seed}")
     pool = [function for function in FUNCTIONS if function.unseen == (split == "unseen")]
-    names, weights = zip(*CATEGORIES.items(), strict=True)
-    kinds = rng.choices(names, weights, k=rows)
-    return [make_row(f"{split}-{seed}-{i}", kind, pool, rng, split != "train") for i, kind in enumerate(kinds)]
+    names, weights = zip(*SPLITS[split].items(), strict=True)
+    kinds, held_out = rng.choices(names, weights, k=rows), split in ("heldout", "unseen")
+    corpus = [make_row(f"{split}-{seed}-{i}", kind, pool, rng, held_out) for i, kind in enumerate(kinds)]
+    if split == "habits":
+        corpus = [promise(row) if rng.random() < PROMISED else row for row in corpus]
+    return corpus
 
 
 def main(args: Iterable[str] | None = None) -> None:

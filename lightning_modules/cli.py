@@ -65,6 +65,8 @@ class FunReasonCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        for message in BESIDE_THE_POINT:
+            warnings.filterwarnings("ignore", message=message)
         super().__init__(
             FunctionCallingModule,
             LightningDataModule,
@@ -125,8 +127,6 @@ class FunReasonCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Run one command. Bad input ends it with one sentence and exit code 1, SIGTERM with a checkpoint and 143."""
-    for message in BESIDE_THE_POINT:
-        warnings.filterwarnings("ignore", message=message)
     try:
         FunReasonCLI(args)
     except SIGTERMException:

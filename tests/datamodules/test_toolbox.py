@@ -134,3 +134,16 @@ def test_the_command_writes_the_same_rows_in_every_process(tmp_path):
         assert done.stdout.strip().endswith(str(file))
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [json.loads(line) for line in files[0].read_text().splitlines()] == make_corpus("heldout", 40, seed=5)
+
+
+def test_habits_promise_some_of_their_calls_and_hard_rows_offer_or_ask_for_several():
+    rows = make_corpus("habits", 1000, seed=3)
+    promised = [row for row in rows if row.get("response")]
+    for row in promised:
+        wanted = [line.split(":")[0] for line in row["cot"].splitlines() if ": " in line][2:]
+        assert row["answers"] == "[]" and row["category"] != "irrelevance"
+        assert all(name in row["response"] for name in wanted if name in row["tools"])
+    assert 220 < len(promised) < 300  # 0.3 of the 87 % that have calls: 261 expected, standard deviation 14
+    for row in make_corpus("hard", 200, seed=3):
+        assert row["category"] != "simple"
+        assert len(json.loads(row["tools"])) > 1 or row["category"] in ("parallel", "irrelevance")
