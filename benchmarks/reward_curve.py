@@ -1,0 +1,62 @@
+"""The mean reward of EGPO's rollouts over the steps, for several seeds, with and without the entropy bonus.
+
+Command: python -m benchmarks.reward_curve --init_from runs/demo/version_1 --seeds 1 2 3
+"""
+
+import argparse
+import csv
+import statistics
+from pathlib import Path
+
+from benchmarks.record import record
+from lightning_modules.cli import FunReasonCLI
+
+PARTS = 5  # the run is cut into so many parts of equal length
+
+
+def rewards(folder: Path) -> list[float]:
+    """The mean reward of each step of a run."""
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "reward/mean"]
+
+
+def curve(config: str, init_from: str, seed: int) -> list[float]:
+    """Train once; the mean reward over each fifth of the steps."""
+    options = {
+        "config": f"configs/{config}.yaml",
+        "model.init_from": init_from,
+        "seed_everything": seed,
+        "data.seed": seed,
+        "trainer.default_root_dir": "runs/reward_curve",
+        "trainer.limit_val_batches": 0,
+        "trainer.enable_progress_bar": "false",
+    }
+    cli = FunReasonCLI(["fit", *(f"--{key}={value}" for key, value in options.items())])
+    steps = rewards(Path(cli.trainer.log_dir))
+    part = len(steps) // PARTS
+    return [statistics.mean(steps[i * part : (i + 1) * part]) for i in range(PARTS)]
+
+
+def main() -> None:
+    """Run every seed of both configurations and record the curves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--init_from", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options = parser.parse_args()
+    rows = []
+    for config, name in (("grpo", "EGPO"), ("grpo_plain", "GRPO")):
+        curves = [curve(config, options.init_from, seed) for seed in options.seeds]
+        for seed, values in zip(options.seeds, curves, strict=True):
+            rows.append([name, str(seed), *(f"{value:.3f}" for value in values), f"{values[-1] - values[0]:+.3f}"])
+        middle = [statistics.median(column) for column in zip(*curves, strict=True)]
+        rows.append([name, "median", *(f"{value:.3f}" for value in middle), f"{middle[-1] - middle[0]:+.3f}"])
+    fifths = [f"fifth {i + 1}" for i in range(PARTS)]
+    note = (
+        "Mean reward of the rollouts over each fifth of the steps of `configs/grpo.yaml` and `configs/grpo_plain.yaml`, "
+        "from the demo's SRML model; the seed is that of the order of the prompts and of the sampler."
+    )
+    record("Reward curve of EGPO and GRPO", ["advantage", "seed", *fifths, "rise"], rows, note)
+
+
+if __name__ == "__main__":
+    main()
