@@ -1,5 +1,7 @@
 """Everything that decides whether a function call is right; standard library only."""
 
+from rewards.bfcl import match_bfcl
+from rewards.bfcl_decode import decode_bfcl
 from rewards.calls import Call, as_calls, as_tools, category_of
 from rewards.function_call import FunctionCallReward, RewardResult
 from rewards.matcher import MatchResult, match_calls
@@ -15,6 +17,8 @@ __all__ = [
     "as_calls",
     "as_tools",
     "category_of",
+    "decode_bfcl",
+    "match_bfcl",
     "match_calls",
     "parse_calls",
     "parse_completion",
