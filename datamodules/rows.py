@@ -56,6 +56,17 @@ def to_example(raw: Any) -> Example:
     Raises:
         BadRow: Something is missing, is not of its type, cannot be read, or contradicts itself.
     """
+    example = unchecked_example(raw)
+    check_example(example)
+    return example
+
+
+def unchecked_example(raw: Any) -> Example:
+    """Bring one row into the common form of `to_example`; what its columns say may still be wrong.
+
+    Raises:
+        BadRow: Something is missing or is not of its type.
+    """
     row = _parse(raw)
     if "conversations" in row or "messages" in row:
         row = from_conversation(row)
@@ -66,9 +77,7 @@ def to_example(raw: Any) -> Example:
     values = {field.name: _text(row, field.name) for field in fields(Example)}
     values["history"] = values["history"] or "[]"
     values["cot"] = values["cot"] if values["cot"].strip() else ""
-    example = Example(**values)
-    check_example(example)
-    return example
+    return Example(**values)
 
 
 def check_example(example: Example) -> None:

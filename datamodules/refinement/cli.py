@@ -1,0 +1,204 @@
+"""The command line: `funreason-refine --config FILE [--data.path ROWS] [--output_dir DIR] [--limit N] [--dry-run]`."""
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from datamodules.readers import fingerprint, read_rows
+from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
+from datamodules.refinement.estimate import dry_run
+from datamodules.refinement.journal import Journal
+from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
+from datamodules.refinement.run import Rows, refine_rows, write_results, write_text
+from datamodules.rows import Example
+
+MAY_CHANGE = ("config", "output_dir", "in_flight", "servers", "per_server", "timeout", "patience", "rate_limit")
+"""Settings that a run may be continued with other values of: how judges are reached, not what they are asked."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to refine.
+
+    Attributes:
+        path: A file, folder, hub id, or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
+    """
+
+    path: str
+
+
+class Refinement:
+    """One refinement: rows in, refined and rejected rows out.
+
+    Args:
+        output_dir: Folder of what is written. A run that was stopped goes on from what it finds there.
+        recipe: What is done with a row: `datamodules.refinement.fcdr` (FunReason's five stages), `funrl` (FunRL's
+            preparation) or `write_cot` (the first judge writes chains of thought for rows that have none).
+        judges: Who is asked.
+        vote: How several judges decide: all of them, more than half, or the mean of their scores.
+        tau: Score from which a judgement is a yes.
+        regenerations: Corrections tried before a row is dropped.
+        data: The rows.
+        corpus: In the place of `data`: rows of the shipped corpus with planted defects.
+        limit: Refine the first rows only.
+        val_fraction: Share of the kept queries that are written to `validation.jsonl` instead.
+        in_flight: Rows worked on at a time.
+
+    Raises:
+        ValueError: A setting is impossible.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        recipe: Callable[[Example, Panel, int], Awaitable[Outcome]],
+        judges: list[Judge],
+        vote: Vote = "unanimous",
+        tau: float = 0.5,
+        regenerations: int = 3,
+        data: Data | None = None,
+        corpus: Corpus | None = None,
+        limit: int | None = None,
+        val_fraction: float = 0.0,
+        in_flight: int = 64,
+    ) -> None:
+        if (data is None) == (corpus is None):
+            raise ValueError("give the rows as either data.path or corpus, not both and not neither")
+        if in_flight < 1 or regenerations < 0 or (limit is not None and limit < 1) or not 0 <= val_fraction < 1:
+            raise ValueError(
+                "in_flight and limit must be at least 1, regenerations at least 0 and val_fraction from 0 to below 1, "
+                f"not {in_flight}, {limit}, {regenerations} and {val_fraction}"
+            )
+        self.folder = Path(output_dir)
+        self.recipe = partial(recipe, regenerations=regenerations)
+        self.judge = Panel(judges, vote, tau)
+        self.data, self.corpus, self.limit = data, corpus, limit
+        self.val_fraction, self.in_flight = val_fraction, in_flight
+
+    def rows(self) -> Rows:
+        """Numbers and rows as they are read."""
+        if self.corpus is None:
+            return islice(read_rows(self.data.path), self.limit)
+        return islice(((n, row) for n, (row, _, _) in enumerate(corrupted_rows(self.corpus), start=1)), self.limit)
+
+    def planted(self, outcomes: Any) -> dict[str, Any]:
+        """Figures about the planted defects of `corpus`."""
+        return planted_figures(outcomes, islice(corrupted_rows(self.corpus), self.limit))
+
+    def source(self) -> str:
+        """What the rows are, in a text that changes when they do."""
+        return repr(self.corpus) if self.data is None else fingerprint(self.data.path)
+
+    def run(self, settings: dict[str, Any]) -> None:
+        """Refine, or go on refining; a folder that is finished is left as it is.
+
+        Args:
+            settings: What the run is, as it is saved beside its results.
+        """
+        total = sum(1 for _ in self.rows())
+        settings = settings | {"source": self.source()}
+        if self._is_finished(settings):
+            print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(self.folder)
+        try:
+            write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+            refine_rows(self.rows(), total, self.recipe, self.judge, journal, self.in_flight)
+            planted = self.planted if self.corpus else None
+            report = write_results(self.folder, journal, self.val_fraction, planted)
+        except BaseException:
+            print(f"{len(journal):,} of {total:,} rows are decided and kept; the same command goes on from there")
+            journal.close()
+            raise
+        journal.delete()
+        print(summary(report, self.folder))
+
+    def _is_finished(self, settings: dict[str, Any]) -> bool:
+        """Whether the folder holds the results of this very run.
+
+        Raises:
+            ValueError: It holds another run.
+        """
+        saved = self.folder / "config.yaml"
+        if not saved.is_file():
+            return False
+        differing = _differing(yaml.safe_load(saved.read_text(encoding="utf-8")), settings)
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({', '.join(differing)}): choose another output_dir, "
+                "or remove the folder"
+            )
+        return (self.folder / "report.json").is_file()
+
+
+def _differing(ours: Any, theirs: Any, key: str = "settings") -> list[str]:
+    """Names of the settings that differ, but for those that may change."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = [name for name in ours | theirs if name not in MAY_CHANGE]
+        return [found for name in names for found in _differing(ours.get(name), theirs.get(name), name)]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return [found for pair in zip(ours, theirs, strict=True) for found in _differing(*pair, key)]
+    return [] if ours == theirs else [key]
+
+
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """What is printed at the end of a run."""
+    lines = [
+        f"{report['rows']:,} rows: {report['kept']:,} kept ({report['regenerated']:,} with a regenerated answer, "
+        f"{report['statements']:,} without a call), {report['rejected']:,} rejected ({report['undecided']:,} undecided)"
+    ]
+    for stage, counts in report["stages"].items():
+        lines.append(f"  {stage:<12}{counts['reached']:>9,} reached{counts['dropped']:>9,} dropped")
+    for kind, figures in report.get("planted", {}).items():
+        lines.append(
+            f"  {kind:<20}{figures['planted']:>6,} planted   precision {figures['precision']}   "
+            f"recall {figures['recall']}"
+        )
+    return "\n".join([*lines, f"Refined rows: {folder / 'refined.jsonl'}; the report: {folder / 'report.md'}"])
+
+
+class Parser(ArgumentParser):
+    """Ends bad options with one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong, without usage."""
+        lines = (line.strip().removeprefix("- ") for line in message.splitlines())
+        raise SystemExit("error: " + " ".join(line for line in lines if line))
+
+
+def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
+    """The settings in force, as plain values and as the objects that they name."""
+    parser = Parser(prog="funreason-refine", description="Refine rows of function calls: JSONL in, JSONL out.")
+    parser.add_argument("--config", action="config", help="YAML file; a later one wins")
+    parser.add_class_arguments(Refinement)
+    parser.add_argument("--dry-run", action="store_true", help="print the prompts of three rows and the cost, and stop")
+    config = parser.parse_args(None if args is None else list(args))
+    settings = yaml.safe_load(parser.dump(config, skip_none=False))
+    return {k: v for k, v in settings.items() if k not in ("config", "dry_run")}, parser.instantiate_classes(config)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command. Bad input and judges that cannot be reached end it with one sentence and exit code 1."""
+    try:
+        settings, options = parse(args)
+        refinement = Refinement(**{name: options[name] for name in settings})
+        if options.dry_run:
+            print(dry_run(refinement.rows(), refinement.judge))
+        else:
+            refinement.run(settings)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

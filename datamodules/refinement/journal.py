@@ -1,0 +1,82 @@
+"""What a run has decided so far: one row of a SQLite file per row, committed as soon as it is decided.
+
+SQLite gives what a refinement needs of it: a decision is there or not, whenever the process dies; the run that writes
+holds a lock of the operating system, which its death releases; rows come out in order without being held in memory.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datamodules.refinement.judging import Outcome, Verdict
+from datamodules.rows import Example
+
+NAME = "journal.sqlite"
+
+
+class Journal:
+    """The journal of one output folder.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        OSError: Another run is writing to the folder, or nobody can.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        self._execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._execute("PRAGMA journal_mode = WAL")  # takes the lock, which is kept until the end
+        self._execute("PRAGMA synchronous = NORMAL")  # survives the death of the process; not waited for at each row
+        self._execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, id UNIQUE, outcome)")
+
+    def claim(self, number: int, row_id: str) -> int:
+        """Note the id of a row; gives the number of the row that had it first."""
+        self._execute("INSERT OR IGNORE INTO rows (number, id) VALUES (?, ?)", (number, row_id))
+        return int(self._execute("SELECT number FROM rows WHERE id = ?", (row_id,)).fetchone()[0])
+
+    def write(self, number: int, outcome: Outcome) -> None:
+        """Keep the outcome of a row."""
+        self._execute(
+            "INSERT INTO rows (number, outcome) VALUES (?, ?) ON CONFLICT DO UPDATE SET outcome = excluded.outcome",
+            (number, json.dumps(asdict(outcome), ensure_ascii=False)),
+        )
+
+    def has(self, number: int) -> bool:
+        """Whether a row is decided."""
+        found = self._execute("SELECT 1 FROM rows WHERE number = ? AND outcome IS NOT NULL", (number,))
+        return found.fetchone() is not None
+
+    def __len__(self) -> int:
+        """Rows decided."""
+        return int(self._execute("SELECT count(outcome) FROM rows").fetchone()[0])
+
+    def outcomes(self) -> Iterator[tuple[int, Outcome]]:
+        """What was decided, in the order of the rows."""
+        for number, text in self._execute("SELECT number, outcome FROM rows WHERE outcome IS NOT NULL ORDER BY 1"):
+            values = json.loads(text)
+            verdicts = tuple(Verdict(**verdict) for verdict in values["verdicts"])
+            yield number, Outcome(Example(**values["example"]), verdicts, values["content"])
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                sentence = f"another run is writing to {self.path.parent}: wait for it, or choose another output_dir"
+                raise BlockingIOError(sentence) from error
+            raise OSError(f"{self.path} cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._db.close()
+
+    def delete(self) -> None:
+        """Release the lock and remove the file."""
+        self.close()
+        self.path.unlink()

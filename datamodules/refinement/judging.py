@@ -1,0 +1,223 @@
+"""What judges are asked, and what their replies come to.
+
+A judge gets a question and gives back text: `<think>why</think><judge>True|False</judge>`, with
+`<NewFC>[corrected calls]</NewFC>` where it was asked for a correction (FunReason, arXiv 2505.20192, figures 7-11). The
+text is data: of all it says, only the judgement, the fault (one of those offered) and the correction are taken.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Literal, Protocol
+
+from datamodules.refinement.prompts import messages
+from datamodules.xlam import Example
+
+Vote = Literal["unanimous", "majority", "mean"]
+MAX_REPLY = 262_144  # characters
+MAX_WORDS = 2_000  # characters of a reply that are kept
+FAULTS = {"call": ("function", "parameter")}
+"""What a judge may name as the fault; at all other stages there is one, of the stage's own name."""
+
+_JUDGE = re.compile(r"<judge>\s*(true|false|0(?:\.\d+)?|1(?:\.0+)?)\s*</judge>", re.IGNORECASE)
+
+
+class Unanswered(Exception):
+    """A judge could not be brought to answer a question, though it answers others."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to a judge.
+
+    Attributes:
+        stage: What it is about; a key of `prompts.ASK`, or "write_cot".
+        example: The row.
+        finding: What a parser or the schema has already found wrong; "" if nothing.
+        attempt: 0, or 1 where the first reply could not be read.
+    """
+
+    stage: str
+    example: Example
+    finding: str = ""
+    attempt: int = 0
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The question as chat turns."""
+        return messages(self.stage, self.example, self.finding)
+
+
+class Judge(Protocol):
+    """Whatever answers questions: rules, a model behind servers, a model in this process."""
+
+    async def __call__(self, question: Question) -> str:
+        """The judge's reply.
+
+        Raises:
+            Unanswered: If this question has no answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what the judge holds; there will be no more questions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one stage says about a row.
+
+    Attributes:
+        stage: The stage.
+        passed: None where no judgement could be had.
+        fault: What is wrong: the stage's name, or more precisely "function", "parameter" or "type"; "" if passed.
+        reason: A sentence of ours.
+        words: What the judges wrote.
+        correction: The answer as it should be, where one was given.
+        replies: How many replies were read.
+    """
+
+    stage: str
+    passed: bool | None
+    fault: str = ""
+    reason: str = ""
+    words: str = ""
+    correction: str = ""
+    replies: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        example: The row as it is kept, or as it was read where it is not.
+        verdicts: In the order in which they were given; the last one decides.
+        content: The row as it was read, where it could not be brought into the form of an example.
+    """
+
+    example: Example
+    verdicts: tuple[Verdict, ...]
+    content: Any = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the row is part of the refined set."""
+        return self.verdicts[-1].passed is True
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply taken apart; `score` is in [0, 1], or None where the text gives none."""
+
+    score: float | None
+    words: str
+    fault: str = ""
+    correction: str = ""
+    needs_tool: bool | None = None
+
+
+def read_reply(text: str) -> Reply:
+    """Takes a reply apart; whatever the text, it never raises.
+
+    Only what follows the last `</think>` counts, and it must hold exactly one judgement: True, False, or a number from
+    0 to 1.
+    """
+    if len(text) > MAX_REPLY:
+        return Reply(None, f"a reply of {len(text):,} characters: {text[:200]}")
+    thought, _, said = text.rpartition("</think>")
+    words = (thought.replace("<think>", "").strip() or said.strip())[:MAX_WORDS]
+    judged = _JUDGE.findall(said)
+    if len(judged) != 1 or said.lower().count("<judge>") != 1:
+        return Reply(None, words)
+    score = {"true": 1.0, "false": 0.0}.get(judged[0].lower())
+    needs_tool = {"true": True, "false": False}.get(_tagged(said, "tool").lower())
+    return Reply(
+        float(judged[0]) if score is None else score, words, _tagged(said, "fault"), _tagged(said, "NewFC"), needs_tool
+    )
+
+
+def _tagged(text: str, tag: str) -> str:
+    """What stands between a pair of tags, "" unless there is exactly one such pair."""
+    if text.count(f"<{tag}>") != 1 or text.count(f"</{tag}>") != 1:
+        return ""
+    return text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].strip()
+
+
+_RULES: dict[str, Callable[[Sequence[float], float], bool]] = {
+    "unanimous": lambda scores, tau: all(score >= tau for score in scores),
+    "majority": lambda scores, tau: 2 * sum(score >= tau for score in scores) > len(scores),
+    "mean": lambda scores, tau: fmean(scores) >= tau,
+}
+
+
+def vote(scores: Sequence[float | None], rule: Vote, tau: float) -> bool | None:
+    """The judgement of several judges, or None where it hangs on those who gave none.
+
+    Args:
+        scores: From 0 to 1; None for a judge without judgement.
+        rule: "unanimous" (every score reaches tau), "majority" (more than half do), or "mean" (their mean does).
+        tau: The threshold (arXiv 2505.20192v3: 0.5).
+    """
+    lowest, highest = (
+        _RULES[rule]([unknown if score is None else score for score in scores], tau) for unknown in (0.0, 1.0)
+    )
+    return lowest if lowest == highest else None
+
+
+class Panel:
+    """Judges who decide together.
+
+    Args:
+        judges: One or more.
+        rule: How their scores are counted; see `vote`.
+        tau: The score from which a judgement is a yes.
+    """
+
+    def __init__(self, judges: Sequence[Judge], rule: Vote = "unanimous", tau: float = 0.5) -> None:
+        if not judges:
+            raise ValueError("judges is empty; give at least one")
+        if rule not in _RULES or not 0 < tau <= 1:
+            rules = ", ".join(_RULES)
+            raise ValueError(f"vote must be one of {rules}, and tau above 0 and at most 1, not {rule} and {tau}")
+        self.judges = list(judges)
+        self.rule: Vote = rule
+        self.tau = tau
+
+    async def ask(self, question: Question) -> Verdict:
+        """Put a question to every judge; one whose reply cannot be read is asked once more."""
+        answers = await asyncio.gather(*(_ask(judge, question) for judge in self.judges))
+        replies = [answer[-1] for answer in answers]
+        passed = vote([reply.score for reply in replies], self.rule, self.tau)
+        against = [reply for reply in replies if reply.score is not None and reply.score < self.tau]
+        allowed = FAULTS.get(question.stage, (question.stage,))
+        named = next((reply.fault for reply in against if reply.fault in allowed), allowed[-1])
+        reason = "the judge says no" if len(replies) == 1 else f"{len(against)} of {len(replies)} judges say no"
+        return Verdict(
+            stage=question.stage,
+            passed=passed,
+            fault="" if passed else named,
+            reason="no judgement could be had" if passed is None else "" if passed else reason,
+            words="\n---\n".join(reply.words for reply in replies),
+            correction="" if passed else next((reply.correction for reply in against if reply.correction), ""),
+            replies=sum(map(len, answers)),
+        )
+
+    async def close(self) -> None:
+        """Release what the judges hold."""
+        for judge in self.judges:
+            await judge.close()
+
+
+async def _ask(judge: Judge, question: Question) -> list[Reply]:
+    """A judge's replies: one, or two where the first could not be read."""
+    replies: list[Reply] = []
+    while len(replies) < 2 and (not replies or replies[-1].score is None):
+        try:
+            replies.append(read_reply(await judge(replace(question, attempt=len(replies)))))
+        except Unanswered as error:
+            return [*replies, Reply(None, str(error))]
+    return replies

@@ -1,0 +1,120 @@
+"""What a refinement counts, and the report that is made of it."""
+
+import html
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from datamodules.refinement.judging import Outcome
+
+STAGES = ("response", "query", "cot", "call", "format", "evaluate", "ast", "write_cot", "row")
+SHOWN = 3  # examples of each stage in the report
+MAX_TEXT = 300  # characters of a text in the report
+_TOTALS = ("rows", "kept", "rejected", "statements", "regenerated", "undecided", "replies")
+_COUNTS = ("reached", "passed", "dropped")
+
+
+@dataclass
+class Tally:
+    """Counts of outcomes.
+
+    Attributes:
+        totals: `rows`, `kept`, `rejected`, `statements` (kept without a call), `regenerated` (kept with another answer
+            than they had), `undecided` (rejected for want of a judgement) and `replies` (read from judges).
+        stages: For each stage `reached`, `passed` at the first check, and `dropped` rows.
+        faults: How often each fault was the first one named.
+    """
+
+    totals: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, Counter[str]] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one row."""
+        verdicts, last = outcome.verdicts, outcome.verdicts[-1]
+        self.totals["rows"] += 1
+        self.totals["kept"] += outcome.kept
+        self.totals["rejected"] += not outcome.kept
+        self.totals["statements"] += outcome.kept and outcome.example.answers == "[]"
+        self.totals["regenerated"] += outcome.kept and any(verdict.correction for verdict in verdicts)
+        self.totals["undecided"] += last.passed is None
+        self.totals["replies"] += sum(verdict.replies for verdict in verdicts)
+        firsts = {verdict.stage: verdict for verdict in reversed(verdicts)}
+        for stage, verdict in firsts.items():
+            counts = self.stages.setdefault(stage, Counter())
+            counts["reached"] += 1
+            counts["passed"] += verdict.passed is True
+            counts["dropped"] += last.stage == stage and not outcome.kept
+        self.faults.update([verdict.fault for verdict in verdicts if verdict.fault][:1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts in a fixed order, for `report.json`."""
+        stages = {s: {name: self.stages[s][name] for name in _COUNTS} for s in STAGES if s in self.stages}
+        faults = {name: self.faults[name] for name in sorted(self.faults)}
+        return {name: self.totals[name] for name in _TOTALS} | {"stages": stages, "faults": faults}
+
+    def figures(self) -> dict[str, int]:
+        """The counts under TensorBoard's names."""
+        figures = {f"refine/{name}": self.totals[name] for name in _TOTALS}
+        for stage, counts in self.stages.items():
+            figures |= {f"refine_{stage}/{name}": counts[name] for name in _COUNTS}
+        return figures
+
+
+def rejection(number: int, outcome: Outcome) -> dict[str, Any]:
+    """One line of `rejected.jsonl`: the row, the stage that rejected it and why, and the judges' words."""
+    last = outcome.verdicts[-1]
+    row = {"content": outcome.content} if outcome.content is not None else asdict(outcome.example)
+    return {
+        "row": number,
+        "stage": last.stage,
+        "verdict": "undecided" if last.passed is None else "rejected",
+        "fault": last.fault,
+        "reason": last.reason,
+        "judge": last.words,
+        "tried": [verdict.correction for verdict in outcome.verdicts if verdict.correction],
+    } | row
+
+
+class Examples:
+    """The first rejected and regenerated rows of each stage, as Markdown."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[str]] = {}
+
+    def add(self, number: int, outcome: Outcome) -> None:
+        """Take a row, if its stage still needs one."""
+        refused = next((verdict for verdict in outcome.verdicts if verdict.fault or verdict.passed is None), None)
+        lines = self.lines.setdefault(refused.stage, []) if refused else []
+        if refused is None or len(lines) >= SHOWN:
+            return
+        answer = f"`{_cut(outcome.example.answers)}`" if outcome.kept else "rejected"
+        lines.append(
+            f"- row {number} ({_cut(outcome.example.id)}): {_cut(outcome.example.query)}\n"
+            f"  - {_cut(refused.reason)} Judge: {_cut(refused.words) or 'not asked'}\n  - {answer}"
+        )
+
+
+def markdown(counts: dict[str, Any], planted: dict[str, dict[str, float | None]], examples: Examples) -> str:
+    """The report to read: totals, stages, planted defects where there are some, examples."""
+    totals = [[name, f"{counts[name]:,}"] for name in _TOTALS]
+    stages = [[stage, *(f"{values[name]:,}" for name in _COUNTS)] for stage, values in counts["stages"].items()]
+    parts = ["# Refinement", _table(["", "rows"], totals), "## Stages", _table(["stage", *_COUNTS], stages)]
+    if planted:
+        head = ["defect", *next(iter(planted.values()))]
+        rows = [[kind, *map(str, figures.values())] for kind, figures in planted.items()]
+        parts += ["## Planted defects", _table(head, rows)]
+    for stage, lines in sorted(examples.lines.items(), key=lambda item: STAGES.index(item[0])):
+        parts += [f"## Refused by {stage}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return html.escape(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…", quote=False).replace("`", "'")

@@ -1,0 +1,148 @@
+"""A refinement from its rows to its files: rows in flight, journal, outputs in the order of the input."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from datamodules.holdout import query_places
+from datamodules.readers import BadRow
+from datamodules.refinement.journal import Journal
+from datamodules.refinement.judging import Outcome, Panel, Verdict
+from datamodules.refinement.report import Examples, Tally, markdown, rejection
+from datamodules.rows import Example, check_example, unchecked_example
+from datamodules.xlam import write_jsonl
+
+Recipe = Callable[[Example, Panel], Awaitable[Outcome]]
+Rows = Iterator[tuple[int, Any]]
+REPORT_EVERY = 30.0  # seconds between two points of the curves in TensorBoard
+
+
+def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: Journal, in_flight: int) -> None:
+    """Decide every row that the journal does not have.
+
+    Args:
+        rows: Numbers and rows as they were read; never more than `in_flight` of them are in memory.
+        total: How many there are.
+        recipe: What is done with a row.
+        judge: Who is asked.
+        journal: Keeps each outcome as soon as there is one.
+        in_flight: Rows worked on at a time.
+
+    Raises:
+        RuntimeError: The judges cannot be asked any more.
+        OSError: The journal cannot be written.
+    """
+    folder = journal.path.parent
+    tally = Tally()
+    for _, outcome in journal.outcomes():
+        tally.add(outcome)
+    with (
+        tqdm(total=total, initial=len(journal), unit="row", mininterval=1.0, dynamic_ncols=True) as bar,
+        SummaryWriter(str(folder), max_queue=1000) as board,
+    ):
+        drawn = monotonic()
+
+        def draw() -> None:
+            for name, value in tally.figures().items():
+                board.add_scalar(name, value, tally.totals["rows"])
+
+        async def work() -> None:
+            nonlocal drawn
+            for number, raw in rows:
+                if journal.has(number):
+                    continue
+                outcome = await decide(number, raw, recipe, judge, journal)
+                journal.write(number, outcome)
+                tally.add(outcome)
+                bar.set_postfix(kept=tally.totals["kept"], rejected=tally.totals["rejected"], refresh=False)
+                bar.update()
+                if monotonic() - drawn > REPORT_EVERY:
+                    draw()
+                    drawn = monotonic()
+                await asyncio.sleep(0)  # rules never wait, and Ctrl-C is noticed only where something does
+
+        async def work_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(in_flight):
+                        group.create_task(work())
+            finally:
+                await judge.close()
+
+        try:
+            asyncio.run(work_all())
+        except ExceptionGroup as errors:  # one worker failed, and the others were stopped
+            raise errors.exceptions[0] from errors
+        draw()
+
+
+async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: Journal) -> Outcome:
+    """Read one row and refine it; a row that is no row is rejected here."""
+    try:
+        example = unchecked_example(raw)
+        example = replace(example, id=example.id or f"row-{number}")
+        check_example(replace(example, answers="[]"))  # all but the answer, which the recipe is there to judge
+        if (first := journal.claim(number, example.id)) != number:
+            raise BadRow("id", f"{example.id!r} is already the id of row {first}")
+    except BadRow as error:
+        verdict = Verdict("row", False, error.column or "row", error.reason)
+        return Outcome(Example("", "", "[]", "[]"), (verdict,), content=raw)
+    return await recipe(example, judge)
+
+
+def write_results(
+    folder: Path,
+    journal: Journal,
+    val_fraction: float = 0.0,
+    planted: Callable[[Iterator[Outcome]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write `refined.jsonl`, `rejected.jsonl`, `report.md` and `report.json`; in the order of the rows.
+
+    Args:
+        folder: Where to.
+        journal: With every row decided.
+        val_fraction: Share of the kept queries that go to `validation.jsonl` instead.
+        planted: Gives figures about planted defects.
+
+    Returns:
+        The report.
+    """
+    tally, examples = Tally(), Examples()
+
+    def kept(held_out: bool) -> Iterator[dict[str, Any]]:
+        for _, outcome in journal.outcomes():
+            if outcome.kept and held_out == bool(query_places([outcome.example.query])[0] < val_fraction):
+                yield asdict(outcome.example)
+
+    def rejected() -> Iterator[dict[str, Any]]:
+        for number, outcome in journal.outcomes():
+            tally.add(outcome)
+            examples.add(number, outcome)
+            if not outcome.kept:
+                yield rejection(number, outcome)
+
+    write_jsonl(folder / "refined.jsonl", kept(held_out=False))
+    if val_fraction:
+        write_jsonl(folder / "validation.jsonl", kept(held_out=True))
+    write_jsonl(folder / "rejected.jsonl", rejected())
+    report = tally.as_dict()
+    figures = planted(outcome for _, outcome in journal.outcomes()) if planted else {}
+    write_text(folder / "report.md", markdown(report, figures, examples))
+    report |= {"planted": figures} if figures else {}
+    write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; an interruption leaves the one that was there."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
