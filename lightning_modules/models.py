@@ -162,19 +162,23 @@ def build_policy(
 
     Raises:
         FileNotFoundError: If there is no such folder, no config.json in it, or no such model on the hub.
-        ValueError: If the weights are not safetensors, or the head cannot be scored in chunks.
+        ValueError: If the weights are not safetensors, the architecture is unknown or no causal one, or its head cannot
+            be scored in chunks.
     """
     source = resolve_model_folder(init_from)
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": False}
-    if Path(source).is_dir() and not _has_weights(Path(source)):
-        log.warning("%s holds a config.json and no weights: starting from random weights.", source)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, **options)
-    else:
-        try:
+    random = Path(source).is_dir() and not _has_weights(Path(source))
+    try:
+        if random:
+            log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, **options)
+        else:
             model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
-        except OSError as error:
-            raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # of transformers, which lists all it knows
+        raise ValueError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is not None:
