@@ -77,23 +77,10 @@ class SampleTable(Callback):
         append_jsonl(Path(log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
         if isinstance(trainer.logger, TensorBoardLogger):
             stage = "test" if trainer.testing else "val"
-            table = markdown_table([self.cells(sample) for sample in samples], self.max_chars)
+            table = markdown_table([cells(sample) for sample in samples], self.max_chars)
             trainer.logger.experiment.add_text(f"samples/{stage}", table, step)
 
     on_test_end = on_validation_end
-
-    @staticmethod
-    def cells(sample: Rollout) -> dict[str, str]:
-        """The cells of one row of the table."""
-        parts = ", ".join(name for name, value in sample.result.parts.items() if value)
-        return {
-            "id": sample.example.id,
-            "query": sample.example.query,
-            "completion": sample.text,
-            "reference": sample.example.answers,
-            "score": f"{sample.result.score:g}",
-            "right": parts,
-        }
 
 
 class RolloutWriter(Callback):
@@ -132,6 +119,20 @@ class ExportHF(Callback):
             folder = Path(log_dir) / "hf"
             export_hf(pl_module.policy, pl_module.tokenizer, folder)
             print(f"Exported model: {folder}")
+
+
+def cells(rollout: Rollout) -> dict[str, str]:
+    """One row of a table of samples; chain of thought and call apart, so that a cut leaves something of both."""
+    cot, closing, call = rollout.text.partition("</think>")
+    return {
+        "id": rollout.example.id,
+        "query": rollout.example.query,
+        "chain of thought": cot + closing,
+        "call": call.strip(),
+        "reference": rollout.example.answers,
+        "score": f"{rollout.result.score:g}",
+        "right": ", ".join(name for name, value in rollout.result.parts.items() if value),
+    }
 
 
 def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:

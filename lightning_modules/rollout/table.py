@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_modules.callbacks import append_jsonl, markdown_table
+from lightning_modules.callbacks import append_jsonl, cells, markdown_table
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.rollout.groups import Sample
 
@@ -46,7 +46,7 @@ class RolloutTable(Callback):
         ]
         append_jsonl(Path(log_dir) / "train_samples.jsonl", rows)
         if board:
-            board.add_text("samples/train", markdown_table([cells(*pair) for pair in pairs], self.max_chars), step)
+            board.add_text("samples/train", markdown_table([scored(*pair) for pair in pairs], self.max_chars), step)
 
     def state_dict(self) -> dict[str, Any]:
         """The step of the last table."""
@@ -57,17 +57,11 @@ class RolloutTable(Callback):
         self.shown = state_dict["shown"]
 
 
-def cells(sample: Sample, advantage: float) -> dict[str, str]:
-    """The cells of one row of the table."""
-    rollout = sample.rollout
+def scored(sample: Sample, advantage: float) -> dict[str, str]:
+    """One row of the table: what any sample shows, and what the training makes of it."""
     scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in sample.scores.items())
-    return {
-        "id": rollout.example.id,
-        "query": rollout.example.query,
-        "completion": rollout.text,
-        "reference": rollout.example.answers,
+    return cells(sample.rollout) | {
         "scores": scores,
-        "right": ", ".join(name for name, value in rollout.result.parts.items() if value),
         "reward": f"{sample.total:g}",
         "advantage": f"{advantage:.3f}",
     }
