@@ -23,7 +23,7 @@ from lightning_modules.rollout import Completion, Generator, HFGenerator
 from rewards import FunctionCallReward, parse_completion
 
 WINDOW = 20
-"""Optimizer steps over which `perf/tokens_per_s` is measured."""
+"""Optimizer steps over which `perf/tokens_per_s` and `perf/samples_per_s` are measured."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -39,6 +39,8 @@ class FunctionCallingModule(LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; norms, biases and other vectors never decay.
         betas: AdamW's averaging coefficients.
+        epsilon: Added to AdamW's root of squared gradients. Where it is above the gradients of tokens that no row holds,
+            their embeddings stay where they are; else AdamW moves them as fast as all others.
         warmup_ratio: Share of the optimizer steps over which the rate climbs linearly; then it falls as a cosine to 0.
         max_grad_norm: Gradients are scaled down to at most this norm.
         generator: Samples completions in validation, test and predict; greedy, 256 tokens at most, when None.
@@ -54,6 +56,7 @@ class FunctionCallingModule(LightningModule):
         learning_rate: float = 4e-5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
         warmup_ratio: float = 0.05,
         max_grad_norm: float = 1.0,
         generator: Generator | None = None,
@@ -68,6 +71,7 @@ class FunctionCallingModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
+        self.epsilon = epsilon
         self.warmup_ratio = warmup_ratio
         self.max_grad_norm = max_grad_norm
         self.generator = generator or HFGenerator(max_new_tokens=256)
@@ -75,7 +79,8 @@ class FunctionCallingModule(LightningModule):
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
         self.figures: dict[str, float] = {}  # what was logged last, for callbacks
-        self.window: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (time, tokens) at the end of a step
+        # (time, tokens, samples) at the end of a step
+        self.window: deque[tuple[float, float, float]] = deque(maxlen=WINDOW + 1)
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is loaded.
@@ -118,7 +123,8 @@ class FunctionCallingModule(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not 1 <= steps < math.inf:
             raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.learning_rate, betas=self.betas)
+        groups = self.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
         warmup = math.ceil(self.warmup_ratio * steps)
         scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -169,17 +175,15 @@ class FunctionCallingModule(LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def speed(self, start: float, tokens: float) -> dict[str, float]:
-        """Seconds of this step, and tokens per second of all ranks over the last `WINDOW` steps."""
+    def speed(self, start: float, tokens: float, samples: float) -> dict[str, float]:
+        """Seconds of this step, and what all ranks learnt from per second over the last `WINDOW` steps."""
         now = time.perf_counter()
         if not self.window:
-            self.window.append((start, 0.0))
-        self.window.append((now, tokens))
-        seconds = now - self.window[0][0]
-        return {
-            "time/step": now - start,
-            "perf/tokens_per_s": (sum(n for _, n in self.window) - self.window[0][1]) / seconds,
-        }
+            self.window.append((start, 0.0, 0.0))
+        self.window.append((now, tokens, samples))
+        (began, *before), (_, *done) = self.window[0], map(sum, zip(*self.window, strict=True))
+        rates = [(total - first) / (now - began) for total, first in zip(done, before, strict=True)]
+        return {"time/step": now - start, "perf/tokens_per_s": rates[0], "perf/samples_per_s": rates[1]}
 
     def on_validation_end(self) -> None:
         """Start a new window: the time of a validation is not training time."""

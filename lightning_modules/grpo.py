@@ -6,12 +6,12 @@ temperature divides the logits of the ratio and of the KL; mini-batches are the 
 """
 
 import time
-import warnings
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.packing import IGNORED, PackedBatch
@@ -19,23 +19,22 @@ from datamodules.prompts import PromptBatch
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.models import ScoredCausalLM
-from lightning_modules.objectives import (
-    PolicyTotals,
-    overlong_penalty,
-    policy_loss,
-)
+from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
 from lightning_modules.objectives.policy import Aggregation, RatioLevel
 from lightning_modules.reference import drop_reference, frozen_copy, restore_reference
 from lightning_modules.resume import of_every_rank
-from lightning_modules.rollout.buffer import RolloutBuffer, at
+from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
 from lightning_modules.rollout.collect import roll_out
 from lightning_modules.rollout.figures import update_figures
 from lightning_modules.rollout.groups import Sample
 from lightning_modules.rollout.scoring import Rewards, RewardTerm
 from lightning_modules.rollout.settings import check_settings, check_sizes, described
 
-ALL_ALIKE = "In every group of a batch all rewards were equal: its advantages are 0, and only the KL moves the policy."
+ALL_ALIKE = (
+    "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
+    "moves the policy: look at model.rewards and train_samples.jsonl, or give easier or harder prompts."
+)
 
 
 class GRPOModule(FunctionCallingModule):
@@ -167,19 +166,19 @@ class GRPOModule(FunctionCallingModule):
             self.buffer, self.samples, figures = roll_out(self, batch)
             self.sample_advantages = self.buffer.rollout_advantages()
             if figures["reward/frac_zero_std"] == 1:
-                warnings.warn(ALL_ALIKE, stacklevel=1)  # shown once; the share is logged at every step
+                rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         elif self.buffer.rows != [example.id for example in batch.examples]:
             raise ValueError(
                 f"Rollouts serve {self.repeats} optimizer steps (model.inner_epochs x model.mini_batches), and after "
                 f"{self.buffer.served} of them other prompts came: the loader must give each batch so many times."
             )
         figures |= self.update(self.buffer)
-        tokens = figures.pop("tokens")
+        speed = self.speed(start, figures.pop("tokens"), figures.pop("rollouts"))
         if self.buffer.served == self.repeats:
             self.buffer = None
         if self.device.type == "cuda":
             figures["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        self.log_figures(figures | self.speed(start, tokens), shown="reward/mean")
+        self.log_figures(figures | speed, shown="reward/mean")
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the rollouts whose turn it is."""
@@ -196,7 +195,7 @@ class GRPOModule(FunctionCallingModule):
         peaks = {"ratio_max": max(float(part.pop("ratio_max")) for part in parts)}
         sums, peaks = self.over_ranks({name: float(sum(part[name] for part in parts)) for name in parts[0]}, peaks)
         figures = update_figures(sums, peaks, buffer.ref_logprobs is not None)
-        figures |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"]}
+        figures |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"], "rollouts": totals.rollouts}
         if totals.tokens:
             figures["train/grad_norm"] = self.clip_gradients()
         else:
@@ -252,8 +251,9 @@ class GRPOModule(FunctionCallingModule):
         self.log_figures({name if name.startswith("tool/") else prefix + name: v for name, v in figures.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add every rank's half-used rollouts; of a frozen reference only the fingerprint."""
-        checkpoint["rollouts"] = of_every_rank(None if self.buffer is None else self.buffer.state_dict())
+        """Add every rank's half-used rollouts (those of a step that was broken off are sampled again), and a hash."""
+        used = self.buffer is not None and self.buffer.served
+        checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
         if self.reference is not None:
             drop_reference(checkpoint, self.init_from, self.reference)
 
@@ -261,8 +261,8 @@ class GRPOModule(FunctionCallingModule):
         """Take up this rank's half-used rollouts.
 
         Raises:
-            ValueError: If the checkpoint is not one of this model and module, was written on another number of ranks in
-                the middle of a batch of rollouts, or the reference has changed.
+            ValueError: If the checkpoint is not one of this model and module, the reference has changed, or see
+                `buffer_of_rank`.
         """
         if self.reference is not None:
             restore_reference(checkpoint, self.init_from, self.reference)
@@ -273,15 +273,7 @@ class GRPOModule(FunctionCallingModule):
             raise ValueError(
                 "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
             )
-        buffers = checkpoint["rollouts"]
-        if len(buffers) != self.trainer.world_size and any(buffers):
-            raise ValueError(
-                f"The checkpoint holds half-used rollouts of {len(buffers)} ranks, and this run has "
-                f"{self.trainer.world_size}: resume on as many, or from a checkpoint whose step is a multiple of "
-                f"{self.repeats}."
-            )
-        mine = buffers[self.global_rank] if any(buffers) else None
-        self.buffer = None if mine is None else RolloutBuffer(**mine)
+        self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, self.trainer.world_size, self.repeats)
 
     def sizes(self) -> dict[str, str]:
         """Every size of a step, and what follows from it, for the table at the start of a run."""

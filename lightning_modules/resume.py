@@ -1,6 +1,7 @@
 """Going on where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from datamodules.loading import ResumableLoader
 
 
 def resolve_checkpoint(path: str) -> str:
@@ -43,6 +47,9 @@ def _step(checkpoint: Path) -> int:
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
 
+    On one rank Lightning ends a run that received SIGTERM after its step. On several its handler starts a collective
+    wherever the signal finds the rank, which can be between any two others; here the ranks agree at the end of a step.
+
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
     """
@@ -55,9 +62,33 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_on_exception=True,
         )
+        self.terminated = False  # whether this rank of several has received SIGTERM
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handler, which puts back the one before it when the run is over."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Save every so many steps, and when any rank has received SIGTERM.
+
+        Raises:
+            SIGTERMException: On every rank, if any has received SIGTERM.
+        """
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
+            self._save(trainer)
+            raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, so that more epochs can follow."""
+        self._save(trainer)
+
+    def _note(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -71,6 +102,7 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []  # of every rank of the saved run; empty once restored
         self.position: dict[str, Any] | None = None  # of the training loader; None once restored
+        self.begun: tuple[int, dict[str, Any]] | None = None  # the step under way and the random states at its start
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
@@ -96,6 +128,25 @@ class ExactResume(Callback):
         if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
         self.states, self.position = [], None
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Note what `on_exception` goes back to."""
+        self.begun = trainer.global_step, random_states()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note that the step is over."""
+        self.begun = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo the step that an error or Ctrl-C has broken off, so that the checkpoint is one of the step's start."""
+        if self.begun is None or self.begun[0] != trainer.global_step:
+            return
+        set_random_states(self.begun[1])
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        for counts in (progress.total, progress.current):
+            counts.ready = counts.started = counts.completed
+        if isinstance(trainer.train_dataloader, ResumableLoader):
+            trainer.train_dataloader.batch -= 1
 
 
 def of_every_rank(value: Any) -> list[Any]:

@@ -104,7 +104,7 @@ class SRMLModule(FunctionCallingModule):
         if self.balance == "learnable":
             with torch.no_grad():
                 self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
-        figures |= self.speed(start, tokens=sums[SEGMENT_SUMS.index("tokens")])
+        figures |= self.speed(start, sums[SEGMENT_SUMS.index("tokens")], totals.samples)
         self.log_figures(figures, shown="train/loss")
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:

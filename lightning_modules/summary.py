@@ -47,6 +47,7 @@ LAYOUT = {
     "Optimizer": {"gradient norm": _panel("train/grad_norm"), "learning rate": _panel("train/lr")},
     "Speed": {
         "tokens per second": _panel("perf/tokens_per_s"),
+        "samples per second": _panel("perf/samples_per_s"),
         "seconds per step": _panel("time/step", "time/generate", "time/update"),
         "supervised tokens per step": _panel("train/tokens_cot", "train/tokens_call"),
         "padding": _panel("perf/pad_frac"),
@@ -80,7 +81,8 @@ class RunSummary(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of a validation or test, but not of those in the middle of training."""
-        if trainer.is_global_zero and trainer.state.fn != TrainerFn.FITTING:
+        counted = "tool/exact_match" in trainer.callback_metrics  # BFCL has a table of its own
+        if trainer.is_global_zero and trainer.state.fn != TrainerFn.FITTING and counted:
             print(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
 
     on_test_end = on_validation_end

@@ -25,6 +25,7 @@ class RolloutBuffer:
         old_logprobs: Of the policy that sampled, [N]; None if it is still the policy when the rollouts are learnt from.
         ref_logprobs: Of the reference, [N]; None without one.
         weights: Importance weights, [N]; None without correction.
+        batch_prompts: Prompts of the global batch.
         served: Optimizer steps that these rollouts have served.
     """
 
@@ -38,6 +39,7 @@ class RolloutBuffer:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     weights: Tensor | None = None
+    batch_prompts: int = 0
     served: int = 0
 
     @property
@@ -61,13 +63,15 @@ class RolloutBuffer:
     def chosen(self, mini_batches: int) -> list[int]:
         """The rollouts of the next optimizer step.
 
-        Groups are dealt to the mini-batches by their number in the global batch, which no number of ranks changes.
+        A mini-batch is a block of consecutive prompts of the global batch, which no number of ranks changes; prompts
+        are dealt to the ranks in turn, so that each has its share of every block.
 
         Args:
             mini_batches: Parts that the batch is divided into; each serves once per pass over the batch.
         """
-        mine = self.served % mini_batches
-        return [i for i, group in enumerate(self.groups) if group % mini_batches == mine and not self.masked[i]]
+        turn = self.served % mini_batches
+        turns = [group * mini_batches // self.batch_prompts for group in self.groups]
+        return [i for i, mine in enumerate(turns) if mine == turn and not self.masked[i]]
 
     def pack(self, micro_batch_tokens: int, chosen: list[int] | None = None) -> list[PackedBatch]:
         """Micro-batches of some rollouts, or of all, in packed rows as long as the longest of them."""
@@ -79,3 +83,25 @@ class RolloutBuffer:
 def at(values: Tensor, tokens: Tensor) -> Tensor:
     """Values of the tokens of a micro-batch, on its device; 0 for the token -1 of an idle one."""
     return torch.cat([values, values.new_zeros(1)])[tokens.cpu()].to(tokens.device)
+
+
+def buffer_of_rank(states: list[dict[str, Any] | None], rank: int, ranks: int, repeats: int) -> RolloutBuffer | None:
+    """This rank's rollouts out of a checkpoint.
+
+    Args:
+        states: Of every rank of the run that wrote it; all None between two batches of rollouts.
+        rank: This rank.
+        ranks: Ranks of this run.
+        repeats: Optimizer steps that a batch of rollouts serves.
+
+    Raises:
+        ValueError: If the checkpoint was written on another number of ranks in the middle of a batch of rollouts.
+    """
+    if not any(states):
+        return None
+    if len(states) != ranks:
+        raise ValueError(
+            f"The checkpoint holds half-used rollouts of {len(states)} ranks, and this run has {ranks}: resume on as "
+            f"many, or from a checkpoint whose step is a multiple of {repeats}."
+        )
+    return RolloutBuffer(**states[rank])

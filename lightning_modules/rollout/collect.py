@@ -72,7 +72,9 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
         set_weights(module, buffer, completions),
     ):
         sums, peaks = sums | more_sums, peaks | more_peaks
-    figures = rollout_figures(*module.over_ranks(sums, peaks))
+    sums, peaks = module.over_ranks(sums, peaks)
+    buffer.batch_prompts = int(sums["groups"])
+    figures = rollout_figures(sums, peaks)
     for sample in samples:
         module.sampled.update(sample.rollout)
     judged = module.sampled.compute()
@@ -152,7 +154,8 @@ def score_tokens(module: "GRPOModule", buffer: RolloutBuffer, clock: dict[str, f
     sampled them, so that its own log-probabilities are the old ones, and no bonus asks for entropy.
     """
     micros = buffer.pack(module.micro_batch_tokens)
-    rounds = int(module.over_ranks({}, {"micros": len(micros)})[1]["micros"])
+    with timed(clock, "time/wait"):  # for the rank that sampled longest
+        rounds = int(module.over_ranks({}, {"micros": len(micros)})[1]["micros"])
     entropy = None
     corrected = module.generator.reports_logprobs and module.importance_cap is not None
     if module.entropy_scale > 0 or module.repeats > 1 or corrected:

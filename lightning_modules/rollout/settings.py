@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from datamodules.prompts import XLAMPromptDataModule
-from lightning_modules.objectives import entropy_shaped_advantages, truncated_importance_weights
+from lightning_modules.objectives import (
+    entropy_shaped_advantages,
+    group_advantages,
+    shaping_entropy,
+    truncated_importance_weights,
+)
 
 if TYPE_CHECKING:
     from lightning_modules.grpo import GRPOModule
@@ -35,7 +40,9 @@ def check_settings(module: "GRPOModule") -> None:
     # The functions themselves know what they can do; asked here, they refuse before any weight is loaded.
     one, sample = torch.zeros(1), torch.zeros(1, dtype=torch.long)
     module.objective(one, one, one, sample)
-    entropy_shaped_advantages(one, one, module.entropy_scale, module.clip_divisor)
+    group_advantages(one[None], module.advantage_scale)
+    entropy = shaping_entropy(one, sample.bool(), sample, 1, module.entropy_level)
+    entropy_shaped_advantages(one, entropy, module.entropy_scale, module.clip_divisor)
     module.penalty(one)
     if module.importance_cap is not None:
         truncated_importance_weights(one, one, module.importance_cap, module.importance_above)
@@ -88,6 +95,7 @@ def described(module: "GRPOModule") -> dict[str, str]:
         "whole run": f"{batches:,} batches, {batches * prompts:,} prompts, {batches * rollouts:,} rollouts at most",
         "each rank": f"{prompts / ranks:g} prompts, {rollouts / ranks:g} rollouts a batch; forward passes of at most "
         f"{module.micro_batch_tokens:,} tokens",
+        "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks",
         "objective": f"entropy scale {module.entropy_scale:g} ({module.entropy_level}); KL {module.kl_coef:g} with "
         f"{reference}",
     }
