@@ -1,0 +1,321 @@
+"""GRPOModule against a float64 oracle that sees one rollout at a time, on recorded rollouts; what it refuses."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from transformers import AutoModelForCausalLM
+
+from datamodules import Example
+from datamodules.prompts import PromptBatch
+from lightning_modules import GRPOModule, grpo
+from lightning_modules.models import LoRA
+from lightning_modules.rollout import Completion
+from lightning_modules.rollout.batching import cot_mask
+from lightning_modules.rollout.scoring import RewardTerm
+
+TEMPERATURE = 0.7
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+TEXTS = [
+    ["<think>The weather.</think>\n\n[]", "<think>No.</think>[]", "no thought"],
+    ["<think>Days and city, so get_weather.</think>\n\n[f(a=1)]", "<think>a", "[]"],
+    ["[f()]", "[g()]", "<think>alike</think>[]"],
+]
+REWARDS = {text: r for group, rs in zip(TEXTS, [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0], [1.0] * 3], strict=True)
+           for text, r in zip(group, rs, strict=True)}  # fmt: skip
+
+
+class Recorded:
+    """A generator that returns what it was given, with log-probabilities of its own if wanted."""
+
+    max_new_tokens = 64
+
+    def __init__(self, tokenizer, reports_logprobs=False, cut=()):
+        self.tokenizer, self.reports_logprobs, self.cut, self.names = tokenizer, reports_logprobs, cut, []
+
+    def completion(self, text):
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += [] if text in self.cut else [self.tokenizer.eos_token_id]
+        logprobs = [-3 - 0.1 * i for i in range(len(ids))] if self.reports_logprobs else None
+        return Completion(ids, "length" if text in self.cut else "stop", logprobs)
+
+    def __call__(self, policy, prompts, prompt_ids, n, stop_ids, temperature, top_p):
+        assert (n, temperature, top_p) == (3, TEMPERATURE, 1.0)
+        self.names.append(list(prompt_ids))
+        return [[self.completion(text) for text in TEXTS[PROMPTS.index(prompt)]] for prompt in prompts]
+
+    def sync(self, policy):
+        pass
+
+
+def batch():
+    rows = [Example(id=f"row{i}", query="q", tools="[]", answers="[]") for i in range(len(PROMPTS))]
+    return PromptBatch(rows, PROMPTS)
+
+
+def look_up(completion, tools, answers):
+    return REWARDS[completion]
+
+
+class Steps:
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def make(folder, tokenizer, reports_logprobs=False, cut=(), **options):
+    options = {"micro_batch_tokens": 4096, "kl_coef": 0.5, "temperature": TEMPERATURE, "learning_rate": 0.01} | options
+    return GRPOModule(
+        init_from=str(folder),
+        generator=Recorded(tokenizer, reports_logprobs, cut),
+        group_size=3,
+        rewards=options.pop("rewards", {"look_up": RewardTerm(look_up)}),
+        reward_timeout=None,
+        **options,
+    )
+
+
+def fit(module, steps=1):
+    """Gradients of each step before clipping, the number of micro-batches of each, and what was logged of each."""
+    gradients, rounds, figures = [], [], []
+    clip, accumulate, log = module.clip_gradients, module.accumulate, module.log_figures
+
+    def recording_clip():
+        gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+        return clip()
+
+    def recording_accumulate(micros, count, loss):
+        rounds.append(count)
+        return accumulate(micros, count, loss)
+
+    def recording_log(values, shown=None):
+        figures.append(dict(values))
+        log(values, shown)
+
+    module.clip_gradients, module.accumulate, module.log_figures = recording_clip, recording_accumulate, recording_log
+    trainer = Trainer(
+        accelerator="cpu", precision="64-true", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, Steps(*[batch()] * steps))
+    return gradients, rounds, figures
+
+
+def oracle(folder, tokenizer, aggregation, entropy_scale=0.4, reports_logprobs=False, masked=(), level="rollout_cot"):
+    """Gradient in float64 of one update, with the reference's weights all 1 % larger than the policy's."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    enlarge(reference)
+    terms = []
+    for prompt, texts in zip(PROMPTS, TEXTS, strict=True):
+        r = torch.tensor([REWARDS[text] for text in texts], dtype=torch.float64)
+        advantages = (r - r.mean()) / (r.std() + 1e-6)
+        for text, advantage in zip(texts, advantages, strict=True):
+            completion = Recorded(tokenizer, reports_logprobs, masked).completion(text)
+            ids = torch.tensor([prompt + completion.token_ids])
+            n = len(completion.token_ids)
+            new, ref = ((m(ids, use_cache=False).logits[0, -n - 1 : -1] / TEMPERATURE).log_softmax(-1)
+                        for m in (model, reference))  # fmt: skip
+            entropy = -(new.exp() * new).sum(-1).detach()
+            cot = torch.tensor(cot_mask(tokenizer, completion.token_ids))
+            mean = entropy[cot].mean() if cot.any() else torch.tensor(0.0, dtype=torch.float64)
+            e = mean.expand(n) if level == "rollout_cot" else entropy if level == "token" else entropy * cot
+            shaped = advantage + torch.minimum(entropy_scale * e, advantage.abs() / 2)
+            places = torch.arange(n), ids[0, -n:]
+            new, ref = new[places], ref[places].detach()
+            ratio = (new - new.detach()).exp()  # 1, with the gradient of an on-policy update; nothing is clipped
+            weight = 1.0
+            if reports_logprobs:
+                weight = (new.detach() - torch.tensor(completion.logprobs, dtype=torch.float64)).exp().clamp(max=2.0)
+            kl = (ref - new).exp() - (ref - new) - 1
+            if text not in masked:
+                terms.append(-shaped * ratio * weight + 0.5 * kl)
+    if aggregation == "token_mean":
+        loss = torch.cat(terms).mean()
+    elif aggregation == "seq_mean":
+        loss = torch.stack([term.mean() for term in terms]).mean()
+    else:
+        loss = torch.cat(terms).sum() / (len(terms) * Recorded.max_new_tokens)
+    loss.backward()
+    return {f"policy.model.{name}": p.grad for name, p in model.named_parameters()}
+
+
+def enlarge(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    return model
+
+
+@pytest.fixture
+def moved_reference(monkeypatch):
+    """A reference that is not the policy, so that the KL has a gradient from the first step on."""
+    original = grpo.frozen_copy
+    monkeypatch.setattr(grpo, "frozen_copy", lambda policy: enlarge(original(policy)))
+
+
+def assert_close(got, expected, rtol=1e-9):
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=rtol, atol=1e-12, msg=name)
+
+
+SPLITS = {4096: 1, 90: 2, 40: 4}  # bound on the tokens of a micro-batch -> micro-batches
+
+
+@pytest.mark.parametrize("budget", SPLITS)
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean", "dr_grpo"])
+def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
+    tiny_model_dir, tiny_tokenizer, moved_reference, aggregation, budget
+):
+    module = make(tiny_model_dir, tiny_tokenizer, aggregation=aggregation, micro_batch_tokens=budget)
+    (gradients,), rounds, (figures,) = fit(module)
+    assert rounds == [SPLITS[budget]]
+    assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, aggregation))
+    assert figures["policy/ratio_max"] == pytest.approx(1) and figures["entropy_bonus/mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "of_oracle"),
+    [
+        ({"entropy_scale": 0.0}, {"entropy_scale": 0.0}),  # without the pass for old log-probabilities
+        ({"reports_logprobs": True}, {"reports_logprobs": True}),
+        ({"entropy_level": "token"}, {"level": "token"}),
+        ({"entropy_level": "token_cot"}, {"level": "token_cot"}),
+        ({"overlong": "mask", "cut": ("<think>a", "no thought")}, {"masked": ("<think>a", "no thought")}),
+    ],
+)
+def test_gradient_of_the_options(tiny_model_dir, tiny_tokenizer, moved_reference, options, of_oracle):
+    (gradients,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, **options))
+    assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, "token_mean", **of_oracle))
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio_level": "sequence", "aggregation": "seq_mean"}, {"dual_clip": 1.5}])
+def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokenizer, options):
+    runs = []
+    for budget in SPLITS:
+        module = make(tiny_model_dir, tiny_tokenizer, inner_epochs=3, micro_batch_tokens=budget, **options)
+        gradients, rounds, figures = fit(module, steps=3)
+        assert rounds == [SPLITS[budget]] * 3
+        runs.append((gradients, figures))
+    for gradients, figures in runs[1:]:
+        for mine, first in zip(gradients, runs[0][0], strict=True):
+            assert_close(mine, first, rtol=1e-7)  # Adam divides by small numbers between the steps
+        for mine, first in zip(figures, runs[0][1], strict=True):
+            names = [name for name in first if not name.startswith(("time/", "perf/"))]
+            assert {n: mine[n] for n in names} == pytest.approx({n: first[n] for n in names}, rel=1e-6, abs=1e-9)
+    last = runs[0][1][-1]
+    assert last["policy/ratio_max"] > 1.2 and last["policy/clip_low"] + last["policy/clip_high"] > 0
+    assert last["policy/kl"] > runs[0][1][0]["policy/kl"] == 0
+
+
+def test_plain_grpo_needs_no_pass_for_old_logprobs(tiny_model_dir, tiny_tokenizer):
+    (skipped,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0))
+    module = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0)
+    module.repeats = 2
+    gradients, _, (with_pass, _) = fit(module, steps=2)
+    for name, gradient in skipped.items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-12, atol=1e-15)
+    assert "time/old_logprob" not in figures and "time/old_logprob" in with_pass
+    assert with_pass["entropy_bonus/mean"] == 0 and with_pass["entropy_bonus/cot_entropy"] > 0
+
+
+def test_no_reference_without_kl_and_none_of_its_own_for_adapters(tiny_model_dir, tiny_tokenizer):
+    module = make(tiny_model_dir, tiny_tokenizer, kl_coef=0.0)
+    _, _, (figures,) = fit(module)
+    assert module.reference is None and "policy/kl" not in figures
+    module = make(tiny_model_dir, tiny_tokenizer, lora=LoRA(r=2), inner_epochs=2)
+    _, _, (first, second) = fit(module, steps=2)
+    assert module.reference is None and first["policy/kl"] == pytest.approx(0, abs=1e-9) and second["policy/kl"] > 1e-6
+
+
+def test_figures_of_recorded_rollouts(tiny_model_dir, tiny_tokenizer):
+    _, _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, reports_logprobs=True, cut=("no thought",)))
+    assert figures["reward/mean"] == pytest.approx(6.5 / 9) == figures["reward/look_up/mean"]
+    assert figures["reward/frac_zero_std"] == pytest.approx(1 / 3)
+    assert figures["completion/truncated_frac"] == figures["completion/no_eos_frac"] == pytest.approx(1 / 9)
+    assert figures["rollout/format_rate"] == pytest.approx(4 / 9)  # two in the first group, one in each other
+    assert figures["rollout/exact_match"] == pytest.approx(3 / 9)  # [] is right here
+    assert 0 < figures["sampling/ess"] <= 1
+    assert figures["sampling/is_ratio_raw_max"] > 2 >= figures["sampling/is_ratio_raw_min"] > 0
+    assert all(value == value and abs(value) < 1e6 for value in figures.values())
+
+
+def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_reference):
+    rewards = {"one": RewardTerm(lambda *_: 1)}
+    with pytest.warns(UserWarning, match="all rewards were equal"):
+        (gradients,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
+    assert figures["reward/frac_zero_std"] == 1 and figures["policy/loss"] == 0 and figures["policy/kl"] > 0
+    with pytest.warns(UserWarning, match="all rewards were equal"):
+        (half,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, kl_coef=0.25))
+    assert_close({name: 2 * g for name, g in half.items()}, gradients)
+
+
+def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_tokenizer):
+    module = make(tiny_model_dir, tiny_tokenizer, max_resample=2, inner_epochs=2)
+    _, _, figures = fit(module, steps=4)
+    first = [["0/row0", "0/row1", "0/row2"], ["0/row2/1"], ["0/row2/2"]]
+    assert module.generator.names == first + [[name.replace("0/", "2/", 1) for name in names] for names in first]
+    assert figures[0]["sampling/resampled_frac"] == pytest.approx(2 / 3)
+    assert figures[0]["reward/frac_zero_std"] == pytest.approx(1 / 3) and "reward/mean" not in figures[1]
+
+
+def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
+    options = {"overlong": "penalty", "overlong_buffer": 64}  # the whole limit: -length / 64
+    module = make(tiny_model_dir, tiny_tokenizer, **options)
+    _, _, (figures,) = fit(module)
+    assert figures["reward/mean"] == pytest.approx(6.5 / 9) and figures["reward/frac_zero_std"] == 0
+    assert figures["reward/overlong_penalty"] == pytest.approx(-figures["completion/mean_length"] / 64)
+
+
+def test_a_step_without_tokens_moves_nothing(tiny_model_dir, tiny_tokenizer):
+    every = tuple(text for group in TEXTS for text in group)
+    module = make(tiny_model_dir, tiny_tokenizer, overlong="mask", cut=every, weight_decay=0.5)
+    gradients, _, (figures,) = fit(module)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64).state_dict()
+    for name, weight in module.policy.model.state_dict().items():
+        assert torch.equal(weight, start[name])
+    assert gradients == [] and "train/grad_norm" not in figures and module.global_step == 1
+
+
+def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_tokenizer, monkeypatch):
+    module = make(tiny_model_dir, tiny_tokenizer, inner_epochs=2)
+    other = PromptBatch([Example(id="x", query="q", tools="[]", answers="[]")], PROMPTS[:1])
+    monkeypatch.setattr(Steps, "__iter__", lambda self: iter([batch(), other]))
+    with pytest.raises(ValueError, match=r"serve 2 optimizer steps .* after 1 of them other prompts came"):
+        fit(module, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group_size": 1}, "model.group_size is 1; give at least 2: a group of one has no advantage"),
+        ({"mini_batches": 0}, "model.mini_batches"),
+        ({"max_resample": -1}, "model.max_resample"),
+        ({"temperature": 0.0}, "model.temperature"),
+        ({"top_p": 0.0}, "model.top_p"),
+        ({"kl_coef": -1.0}, "model.kl_coef"),
+        ({"clip_low": 2.0}, "clip_low"),
+        ({"dual_clip": 1.1}, "dual_clip"),
+        ({"clip_divisor": 1.0}, "clip_divisor"),
+        ({"entropy_scale": -0.1}, "entropy_scale"),
+        ({"importance_cap": 0.0}, "cap"),
+        ({"overlong_buffer": 0}, "buffer"),
+        ({"max_reward_errors": 1.5}, "max_reward_errors"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_loaded(options, words):
+    with pytest.raises(ValueError, match=words):
+        GRPOModule(init_from="/absent", **options)
+
+
+def test_top_p_and_importance_sampling_are_refused_together(tiny_tokenizer):
+    generator = Recorded(tiny_tokenizer, reports_logprobs=True)
+    with pytest.raises(ValueError, match=r"top_p 0\.9 with importance sampling would be biased"):
+        GRPOModule(init_from="/absent", top_p=0.9, generator=generator)
+    GRPOModule(init_from="/absent", top_p=0.9, generator=generator, importance_cap=None)
+    GRPOModule(init_from="/absent", top_p=0.9)  # transformers samples from the policy itself

@@ -1,0 +1,367 @@
+"""Whole GRPO runs through the command line: what they leave, how they go on after SIGKILL, two ranks, refusals."""
+
+import csv
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from lightning_modules import GRPOModule, base
+from lightning_modules.cli import FunReasonCLI, main
+
+HERE = Path(__file__).parent
+CONFIG = ["fit", "--config", "configs/grpo.yaml"]
+TOY = '''
+"""Rewards that a model of random weights earns now and then."""
+def vowels(completion, tools, answers):
+    return sum(c in "aeiou" for c in completion) / 4
+def boom(completion, tools, answers):
+    raise KeyError("city")
+def moody(completion, tools, answers):
+    return None if "e" in completion else 1.0
+'''
+# 23 rows to train on, 4 prompts a batch, 4 optimizer steps a batch: step 6 is the middle of the second one's buffer.
+RUN = {
+    "data.init_args.val_path": "null",
+    "data.init_args.prompts_per_step": 4,
+    "model.init_args.group_size": 4,
+    "model.init_args.mini_batches": 2,
+    "model.init_args.inner_epochs": 2,
+    "model.init_args.micro_batch_tokens": 1400,
+    "model.init_args.learning_rate": 0.01,
+    "model.init_args.rewards": '{"vowels": {"function": "toy_rewards.vowels"}}',
+    "model.init_args.reward_timeout": "null",
+    "trainer.max_steps": 10,
+    "trainer.val_check_interval": 5,
+    "last_checkpoint.every_n_train_steps": 1,
+}
+LORA = {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}  # draws random numbers in every update
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy_rewards.py").write_text(TOY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, base_args):
+    root = tmp_path_factory.mktemp("runs")
+    main(CONFIG + base_args(root, **RUN | LORA))
+    return root / "version_0"
+
+
+def figures(run, prefixes=("reward/", "policy/", "advantage/", "entropy_bonus/", "completion/", "train/", "tool/")):
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {(int(r["step"]), r["name"]): float(r["value"]) for r in rows if r["name"].startswith(prefixes)}
+
+
+def state(run, step=10):
+    return torch.load(run / "checkpoints" / f"last-{step:06d}.ckpt", weights_only=True)
+
+
+def assert_same(one, other):
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def test_figures_of_a_run(run):
+    logged = figures(run, ("",))
+    assert all(math.isfinite(value) for value in logged.values())
+    sampled = {step for step, name in logged if name == "reward/mean"}
+    assert sampled == {1, 5, 9}  # the first of every four
+    every_step = {"policy/loss", "policy/kl", "policy/entropy", "policy/clip_low", "policy/clip_high"}
+    every_step |= {"policy/ratio_mean", "policy/ratio_max", "train/grad_norm", "train/lr", "time/step", "time/update"}
+    every_step |= {"perf/tokens_per_s", "perf/samples_per_s", "perf/pad_frac"}
+    per_batch = {f"advantage/{name}" for name in ("mean", "std", "min", "max")}
+    per_batch |= {f"reward/{name}" for name in ("std", "vowels/mean", "errors", "frac_zero_std")}
+    per_batch |= {
+        f"entropy_bonus/{n}" for n in ("mean", "raw_mean", "clipped_frac", "share_of_advantage", "cot_entropy")
+    }
+    per_batch |= {
+        f"completion/{n}" for n in ("mean_length", "min_length", "max_length", "truncated_frac", "no_eos_frac")
+    }
+    per_batch |= {"rollout/exact_match", "rollout/parse_rate", "rollout/n_calls", "sampling/resampled_frac"}
+    per_batch |= {f"time/{n}" for n in ("generate", "reward", "old_logprob", "ref_logprob", "weight_sync", "wait")}
+    for step in range(1, 11):
+        names = {name for s, name in logged if s == step}
+        assert every_step <= names
+        assert (per_batch <= names) == (step in sampled)
+    assert {step for step, name in logged if name == "tool/exact_match"} == {5, 10}
+    assert (5, "val/completion/mean_length") in logged
+    assert logged[1, "reward/frac_zero_std"] < 1 and logged[2, "policy/kl"] > logged[1, "policy/kl"]
+
+
+def test_tensorboard_has_panels_histogram_and_samples(run):
+    events = EventAccumulator(str(run), {"histograms": 0, "scalars": 0, "tensors": 0}).Reload()
+    assert [event.step for event in events.Scalars("policy/kl")] == list(range(1, 11))
+    assert {"samples/train/text_summary", "samples/val/text_summary"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Histograms("advantage/histogram")] == [1, 5, 9]
+    (layout,) = events.Tensors("custom_scalars__config__")
+    for tag in (b"policy/kl", b"reward/mean", b"entropy_bonus/mean", b"clipped_frac", b"share_of_advantage"):
+        assert tag in layout.tensor_proto.string_val[0]
+    rows = [json.loads(line) for line in (run / "train_samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1] * 8  # next after ten steps
+    assert {"completion", "scores", "reward", "advantage", "answers", "parts"} <= rows[0].keys()
+
+
+def test_table_at_the_start(base_args, tmp_path, capsys):
+    main(CONFIG + base_args(tmp_path, **RUN | {"trainer.max_steps": 1}))
+    lines = capsys.readouterr().out.splitlines()
+    table = {line[2:14].strip(): line[14:] for line in lines if line.startswith("  ")}
+    assert table["rollouts"].startswith("4 prompts x 4 completions = 16 a batch, of at most 8 tokens")
+    assert table["updates"] == "2 x 2 mini-batches of 8 rollouts = 4 optimizer steps a batch"
+    assert table["whole run"] == "1 batches, 4 prompts, 16 rollouts at most"
+    assert table["validation"] == "1 prompts, 64 at a time over all ranks"
+    assert "a frozen copy" in table["objective"] and "(100.0%)" in table["model"]
+
+
+def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
+    AutoModelForCausalLM.from_pretrained(run / "hf")
+    main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
+    assert figures(tmp_path / "version_0") == figures(run)
+    assert_same(state(tmp_path / "version_0")["state_dict"], state(run)["state_dict"])
+
+
+def assert_went_on(run, resumed, step):
+    """That a run resumed at a step did the same as the one that was not interrupted, bit for bit."""
+    whole, again = figures(run), figures(resumed)
+    assert {s for s, name in again if name == "policy/loss"} == set(range(step + 1, 11))
+    assert {key: whole[key] for key in again} == again
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rollouts"):
+        assert_same(state(resumed)[key], state(run)[key])
+    assert_same(state(resumed)["callbacks"]["ExactResume"], state(run)["callbacks"]["ExactResume"])
+
+
+# Between two optimizer steps and inside one; in the middle of a buffer, and while one is filled (step 8 samples anew).
+PLACES = [("training_step", 6), ("clip_gradients", 3), ("judge", 8)]
+
+
+@pytest.mark.parametrize(("method", "step"), PLACES)
+def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, method, step):
+    args = base_args(tmp_path, **RUN | LORA)
+    command = [sys.executable, str(HERE / "killed.py"), "SIGKILL", method, str(step), *CONFIG, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    killed = tmp_path / "version_0"
+    assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
+    (buffer,) = state(killed, step)["rollouts"]
+    assert (buffer and buffer["served"]) == (step % 4 or None)
+    main([*CONFIG, *args, "--ckpt_path", str(killed)])
+    assert_went_on(run, tmp_path / "version_1", step)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def press_ctrl_c():
+    raise KeyboardInterrupt
+
+
+def engine_dies():
+    raise RuntimeError("The engine died.")
+
+
+ENDS = [
+    ("clip_gradients", 2, terminate, 3, SystemExit, 143),  # the step is finished first
+    ("clip_gradients", 5, press_ctrl_c, 5, SystemExit, 1),  # the step is undone
+    ("judge", 8, engine_dies, 8, RuntimeError, None),  # and its rollouts are sampled again
+]
+
+
+@pytest.mark.parametrize(("method", "step", "event", "saved", "raised", "code"), ENDS)
+def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
+    run, base_args, tmp_path, monkeypatch, method, step, event, saved, raised, code
+):
+    original = getattr(GRPOModule, method)
+
+    def end(module, *args):
+        if module.global_step == step and not module.trainer.sanity_checking:
+            event()
+        return original(module, *args)
+
+    args = base_args(tmp_path, **RUN | LORA | {"last_checkpoint.every_n_train_steps": 50})
+    with monkeypatch.context() as patch, pytest.raises(raised) as error:
+        patch.setattr(GRPOModule, method, end)
+        main(CONFIG + args)
+    assert code is None or error.value.code == code
+    ended = tmp_path / "version_0"
+    assert [path.name for path in (ended / "checkpoints").glob("last-*")] == [f"last-{saved:06d}.ckpt"]
+    assert not (ended / "hf").exists()
+    main([*CONFIG, *args, "--ckpt_path", str(ended)])
+    assert_went_on(run, tmp_path / "version_1", saved)
+
+
+class Killed(BaseException):
+    """What no handler turns into an orderly end."""
+
+
+def test_full_fine_tuning_resumes_beside_a_frozen_copy(base_args, tmp_path, tiny_model_dir, monkeypatch):
+    options = RUN | {"trainer.max_steps": 4}
+    main(CONFIG + base_args(tmp_path, **options))
+    update = GRPOModule.update
+
+    def kill(module, buffer):
+        if module.global_step == 3:
+            raise Killed
+        return update(module, buffer)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(GRPOModule, "update", kill)
+        main(CONFIG + base_args(tmp_path, **options))
+    whole, killed, resumed = (tmp_path / f"version_{i}" for i in range(3))
+    saved = state(killed, 3)
+    assert not any(name.startswith("reference.") for name in saved["state_dict"])
+    assert saved["reference"]["init_from"] == str(tiny_model_dir)
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(killed)])
+    assert_same(state(resumed, 4)["state_dict"], state(whole, 4)["state_dict"])
+    options |= {"model.init_args.init_from": whole / "hf"}  # another reference than the run had
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(killed)])
+    assert "does not hold the weights that the checkpoint's run started from" in exit_.value.code
+
+
+def two_ranks(worker, *args):
+    """What two gloo ranks that run a command end with."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    command = [sys.executable, *launcher, str(HERE / worker), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(base_args, tmp_path_factory):
+    """Commands that take the same steps on one rank and on two, and what the former left.
+
+    Batches of 22 prompts and of 1: of the latter a rank has nothing, and in its second mini-batch nobody has.
+    """
+    root = tmp_path_factory.mktemp("ranks")
+    options = RUN | {"data.init_args.prompts_per_step": 22, "trainer.max_steps": -1, "trainer.max_epochs": 1}
+    options |= {"trainer.precision": "64-true", "model.init_args.inner_epochs": 1, "model.init_args.group_size": 2}
+    options |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
+    options |= {"model.init_args.max_resample": 1, "model.init_args.overlong": "mask"}
+    options |= {"model.init_args.reward_timeout": 60, "model.init_args.learning_rate": 0.001}
+    one = CONFIG + base_args(root / "one", **options)
+    two = CONFIG + base_args(root / "two", **options | {"trainer.devices": 2, "trainer.strategy": "ddp"})
+    main(one)
+    return one, two, root
+
+
+def assert_close(one, two):
+    """That two ranks have logged and learnt what one has."""
+    expected, got = (state(run, 4)["state_dict"] for run in (one, two))
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, rtol=1e-9, atol=1e-9, msg=name)
+    whole = figures(one)
+    assert {key: whole[key] for key in figures(two)} == pytest.approx(figures(two), rel=1e-6, abs=1e-9)
+
+
+def test_two_ranks_take_the_steps_of_one(one_and_two):
+    _, two, root = one_and_two
+    done = two_ranks("two_ranks.py", *two)
+    assert done.returncode == 0, done.stderr[-4000:]
+    one = root / "one" / "version_0"
+    assert_close(one, root / "two" / "version_0")
+    logged = figures(one)
+    assert logged.keys() == figures(root / "two" / "version_0").keys()
+    assert (3, "reward/mean") in logged and logged[1, "policy/loss"] != 0 and (4, "policy/kl") not in logged
+
+
+def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
+    one, two, root = one_and_two
+    before = set((root / "two").glob("version_*"))
+    done = two_ranks("killed.py", "SIGTERM", "clip_gradients", "0", *two, "--last_checkpoint.every_n_train_steps=50")
+    assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
+    (ended,) = set((root / "two").glob("version_*")) - before
+    assert [path.name for path in (ended / "checkpoints").iterdir()] == ["last-000001.ckpt"]
+    half = state(ended, 1)["rollouts"]
+    assert [buffer["groups"][::2] for buffer in half] == [list(range(0, 22, 2)), list(range(1, 22, 2))]
+    with pytest.raises(SystemExit) as exit_:
+        main([*one, "--ckpt_path", str(ended)])
+    assert "half-used rollouts of 2 ranks, and this run has 1" in exit_.value.code
+    before |= {ended}
+    done = two_ranks("two_ranks.py", *two, "--ckpt_path", str(ended))
+    assert done.returncode == 0, done.stderr[-4000:]
+    (resumed,) = set((root / "two").glob("version_*")) - before
+    assert_close(root / "one" / "version_0", resumed)
+
+
+def function(name, **more):
+    return "--model.init_args.rewards=" + json.dumps({name: {"function": f"toy_rewards.{name}"} | more})
+
+
+def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
+    strict = {"class_path": "rewards.FunctionCallReward", "init_args": {"no_call": "text"}}
+    terms = {"vowels": {"function": "toy_rewards.vowels", "weight": 2.0}, "strict": {"function": strict}}
+    terms["moody"] = {"function": "toy_rewards.moody", "weight": 0.0}
+    options = {"trainer.max_steps": 1, "model.init_args.rewards": json.dumps(terms)}
+    options |= {"model.init_args.max_reward_errors": 1.0, "model.init_args.reward_timeout": 20}
+    main(CONFIG + base_args(tmp_path, **RUN | options))
+    logged = figures(tmp_path / "version_0")
+    total = 2 * logged[1, "reward/vowels/mean"] + logged[1, "reward/strict/mean"]
+    assert logged[1, "reward/mean"] == pytest.approx(total) and logged[1, "reward/vowels/mean"] > 0
+    assert logged[1, "reward/errors"] == pytest.approx(16 * (1 - logged[1, "reward/moody/mean"])) and total > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([function("boom")], ["Reward function boom failed", "KeyError", "its input was completion"]),
+        (["--model.init_args.group_size=1"], ["model.group_size is 1"]),
+        (["--data.init_args.max_prompt_length=10"], ["max_prompt_length 10", "the shortest has"]),
+        (["--data.init_args.prompts_per_step=3"], ["prompts_per_step 3", "2 mini-batches"]),
+        (["--model.init_args.micro_batch_tokens=99"], ["micro_batch_tokens 99", "1032"]),  # 1024 + 8
+        (["--model.init_args.aggregation=mean"], ["aggregation", "mean"]),
+        (["--model.init_args.rewards.x.function=toy_rewards.absent"], ["toy_rewards.absent"]),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, capsys, monkeypatch, args, words):
+    if "boom" not in args[0]:  # which only shows when there is something to reward
+        monkeypatch.setattr(base, "build_policy", None)  # nothing is loaded
+    with pytest.raises(SystemExit) as exit_:
+        main(CONFIG + base_args(tmp_path, **RUN) + args)
+    last = exit_.value.code if isinstance(exit_.value.code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert "\n" not in last and all(word in last for word in words), last
+
+
+def test_checkpoints_of_other_models_are_refused(run, base_args, tmp_path):
+    cases = [
+        (CONFIG, RUN, "The checkpoint holds another model than model.init_from"),  # LoRA's, and this run has none
+        (["fit", "--config", "configs/srml.yaml"], {"data.init_args.val_path": "null"}, "holds another model"),
+    ]
+    for config, options, words in cases:
+        with pytest.raises(SystemExit) as exit_:
+            main([*config, *base_args(tmp_path, **options), "--ckpt_path", str(run)])
+        assert words in exit_.value.code and "\n" not in exit_.value.code
+
+
+def test_data_repeat_batches_as_often_as_the_model_learns_from_them(base_args, tmp_path):
+    cli = FunReasonCLI(CONFIG[1:] + base_args(tmp_path, **RUN), run=False)
+    assert cli.datamodule.hparams.repeats == 4
