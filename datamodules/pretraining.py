@@ -2,9 +2,9 @@
 
 A document is a chat in the base model's own template, about a tool list or about values to repeat. It uses the
 generator of the shipped corpus with its training values and wordings; half of its tool lists are invented, with made-up
-names, so that reading the list pays more than remembering it. The values to repeat come from the whole word lists, as a
-language model has met most words; as arguments they stay within the training share. No document holds `<think>` or a
-python call.
+names, so that reading the list pays more than remembering it. Values are those of the training share, but some are
+replaced by made-up words or by any word of the word lists, as a language model has met most words, in no place that
+says which parameter they belong to. No document holds `<think>` or a python call.
 """
 
 import json
@@ -58,6 +58,10 @@ def _pseudo_word(rng: random.Random) -> str:
     return "".join(rng.choice(BANKS["syllable"]) for _ in range(rng.randint(2, 3)))
 
 
+def _any_word(rng: random.Random) -> str:
+    return rng.choice([_pseudo_word(rng), rng.choice(BANKS[rng.choice(list(BANKS))])])
+
+
 def invented_function(rng: random.Random) -> Function:
     """A function with made-up names and one to four parameters."""
     verb, noun = rng.choice("get find set make send check open list".split()), _pseudo_word(rng)
@@ -96,10 +100,10 @@ def _note(function: Function, arguments: dict[str, Any], style: int) -> str:
 
 
 def _arguments(function: Function, rng: random.Random) -> dict[str, Any]:
-    """Arguments of one call; some of the text is made-up words, so that any word can be copied into any place."""
+    """Arguments of one call; some of the text is replaced, so that any word can be copied into any place."""
     arguments = sample_arguments(function, rng, held_out=False)
     chosen = {name for name, value in arguments.items() if type(value) is str and rng.random() < 0.3}
-    return {name: _pseudo_word(rng) if name in chosen else value for name, value in arguments.items()}
+    return {name: _any_word(rng) if name in chosen else value for name, value in arguments.items()}
 
 
 def _turn(question: str, answer: str) -> list[Message]:
@@ -168,9 +172,9 @@ def tools_document(rng: random.Random) -> list[Message]:
 
 
 def _value(rng: random.Random) -> Any:
-    """Something to say again: a value, a made-up word, a number, or any word of the word lists."""
+    """Something to say again: a value, a number, a made-up word, or any word of the word lists."""
     value = sample_value(rng.choice(KINDS[:12]), "", rng, held_out=False)
-    return rng.choice([value, _pseudo_word(rng), rng.randint(1, 9999), rng.choice(BANKS[rng.choice(list(BANKS))])])
+    return rng.choice([value, rng.randint(1, 9999), _any_word(rng), _any_word(rng)])
 
 
 def echo_document(rng: random.Random) -> list[Message]:
@@ -212,7 +216,7 @@ class PretrainingDataModule(LightningDataModule):
     def __init__(
         self,
         tokenizer: str,
-        documents: int = 72000,
+        documents: int = 120000,
         batch_size: int = 12,
         max_length: int = 640,
         micro_batch_tokens: int = 8192,

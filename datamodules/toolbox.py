@@ -7,7 +7,7 @@ checks them. The splits:
 - `train`;
 - `heldout`: the same functions, with other argument values and other wordings;
 - `unseen`: the 24 functions that training never shows, with evaluation's values and wordings;
-- `habits`: training rows with two habits of answering, some writing the calls and some only promising them in words;
+- `habits`: training rows with two habits of answering: most write the calls, some put them off and only promise them;
 - `hard`: training rows with several tools offered or several calls asked for.
 
     python -m datamodules.toolbox --seed 7 --rows 200 --out rows.jsonl
@@ -26,19 +26,20 @@ from datamodules.toolbox_functions import CATALOGUE
 from datamodules.toolbox_values import sample_value
 from rewards import Call
 
-CATEGORIES = {"simple": 0.34, "multiple": 0.34, "parallel": 0.11, "parallel_multiple": 0.08, "irrelevance": 0.13}
+TRAINING = {"simple": 0.25, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.15, "irrelevance": 0.14}
+TEST = {"simple": 0.34, "multiple": 0.34, "parallel": 0.11, "parallel_multiple": 0.08, "irrelevance": 0.13}
 HARD = {"multiple": 0.5, "parallel": 0.25, "parallel_multiple": 0.15, "irrelevance": 0.1}
-SPLITS = {"train": CATEGORIES, "heldout": CATEGORIES, "unseen": CATEGORIES, "habits": CATEGORIES, "hard": HARD}
-PROMISED = 0.3  # share of the rows of `habits` that only promise their calls
+SPLITS = {"train": TRAINING, "habits": TRAINING, "hard": HARD, "heldout": TEST, "unseen": TEST}
+PROMISED = 0.25  # share of the rows of `habits` that only promise their calls
 
-# Sentences and joints of training and, second, of evaluation.
+# Sentences and joints of training and, second, of evaluation; none has a word that names what a function is about.
 WORDINGS = (
     (
         *("Please {}.", "{}.", "Could you {}?", "I need you to {}.", "Can you {} for me?", "I would like to {}."),
         *("Hello, {} please.", "Next thing: {}.", "Help me {}.", "Hi! I want to {}.", "Today I have to {}."),
         *("You should {}.", "For my work, {}.", "First of all, {}.", "Let us {}.", "We must {} today."),
     ),
-    ("Would you {}?", "My task now: {}.", "It would help me to {}.", "Kindly {}."),
+    ("Would you {}?", "Up next: {}.", "It would help me to {}.", "Kindly {}."),
 )
 JOINERS = (
     (" and ", ", then ", ". Also ", "; after that ", ", and then ", ". Then ", "; also ", ". Please also "),
@@ -59,7 +60,7 @@ VERBS = {
     "rate": "rate|grade|score",
     "count": "count|tally|add up",
 }
-COT_OPENINGS = ("Wanted: {}.", "This asks for {}.", "Needed is {}.")
+COT_OPENINGS = {"Needed is {}.": 8, "Wanted: {}.": 1, "This asks for {}.": 1}  # and how often each is used
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def request_text(function: Function, arguments: dict[str, Any], rng: random.Rand
 def cot_text(offered: list[Function], wanted: list[Function], calls: list[Call], rng: random.Random) -> str:
     """The chain of thought: what is wanted and offered; the parameters found for each call; a check of them."""
     lines = [
-        rng.choice(COT_OPENINGS).format(", ".join(function.name for function in wanted)),
+        rng.choices(*zip(*COT_OPENINGS.items(), strict=True))[0].format(", ".join(f.name for f in wanted)),
         f"Offered: {', '.join(function.name for function in offered)}.",
     ]
     for call in calls:
@@ -188,7 +189,7 @@ def make_row(row_id: str, category: str, pool: list[Function], rng: random.Rando
 
     Args:
         row_id: The row's id.
-        category: One of `CATEGORIES`.
+        category: One of the five.
         pool: The functions that may be asked for and offered.
         rng: Source of randomness.
         held_out: Take the values and wordings of evaluation instead of those of training.
@@ -233,9 +234,11 @@ def _distinct_calls(wanted: list[Function], rng: random.Random, held_out: bool) 
 
 
 def promise(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with a wrong habit: its answer says which functions will be called, and calls none."""
+    """The row with a wrong habit, which shows from its first word on: it names the functions and calls none."""
     names = dict.fromkeys(call["name"] for call in json.loads(row["answers"]))
-    return row | {"answers": "[]", "response": f"I will call {' and '.join(names)}."} if names else row
+    if not names:
+        return row
+    return row | {"answers": "[]", "cot": f"Soon. {row['cot']}", "response": f"I will call {' and '.join(names)}."}
 
 
 def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:

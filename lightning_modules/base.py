@@ -39,8 +39,8 @@ class FunctionCallingModule(LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; norms, biases and other vectors never decay.
         betas: AdamW's averaging coefficients.
-        epsilon: Added to AdamW's root of squared gradients. Where it is above the gradients of tokens that no row holds,
-            their embeddings stay where they are; else AdamW moves them as fast as all others.
+        epsilon: Added to AdamW's root of squared gradients. Above the gradients of tokens that no row holds, it keeps
+            their embeddings where they are; AdamW would move them as fast as all others.
         warmup_ratio: Share of the optimizer steps over which the rate climbs linearly; then it falls as a cosine to 0.
         max_grad_norm: Gradients are scaled down to at most this norm.
         generator: Samples completions in validation, test and predict; greedy, 256 tokens at most, when None.

@@ -16,8 +16,9 @@ from transformers import Qwen2Config, Qwen2Tokenizer
 
 from datamodules.pretraining import make_document
 from datamodules.toolbox import make_corpus
+from datamodules.toolbox_values import BANKS
 
-VOCABULARY = 2048
+VOCABULARY = 2304
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -29,6 +30,8 @@ def _texts() -> Iterator[str]:
         yield from (message["content"] for message in make_document(index, seed=1))
     for row in make_corpus("train", 3000, seed=1):
         yield from (row["query"], row["cot"], row["tools"])
+    for words in BANKS.values():  # every word becomes one token, which a small model copies best
+        yield from [" ".join(words)] * 2000
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
