@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from datamodules.refinement.cli import main as refine
 from lightning_modules.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,16 @@ COMMANDS = {
     "paper/funrl.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
     "trainer/gpu.yaml": ("fit", ["srml.yaml"], FIT),
+}
+# file -> the files before it, options that make it small; those that need a server only say what they would ask
+REFINE = {
+    "refine.yaml": ([], ["--data.path={rows}"]),
+    "refine_demo.yaml": ([], ["--corpus.rows=60"]),
+    "refine_rl.yaml": ([], ["--data.path={rows}"]),
+    "cot.yaml": ([], ["--data.path={rows}"]),
+    "paper/fcdr.yaml": (["refine.yaml"], ["--data.path={rows}", "--dry-run"]),
+    "paper/funrl_data.yaml": (["refine_rl.yaml"], ["--data.path={rows}", "--dry-run"]),
+    "paper/cot.yaml": (["cot.yaml"], ["--data.path={rows}", "--dry-run"]),
 }
 
 
@@ -64,7 +75,7 @@ def test_plain_grpo_is_egpo_with_one_key_changed():
 
 
 def test_every_shipped_file_is_run_by_a_test():
-    assert set(shipped()) == set(COMMANDS)
+    assert set(shipped()) == set(COMMANDS) | set(REFINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -86,6 +97,19 @@ def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
             assert f"{section}.{key}" in options or holds(in_force, value), key
     assert (run / ("hf" if command == "fit" else "rollouts.jsonl")).exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("name", REFINE)
+def test_refinement_config_runs(name, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    before, options = REFINE[name]
+    files = [argument for file in [*before, name] for argument in ("--config", f"configs/{file}")]
+    refine([*files, f"--output_dir={tmp_path / 'run'}", *(option.format(rows=rows) for option in options)])
+    if "--dry-run" in options:
+        assert "12 rows" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    else:
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        assert report["rows"] == report["kept"] + report["rejected"] > 0 and (tmp_path / "run/refined.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", shipped())

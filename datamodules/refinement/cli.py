@@ -181,7 +181,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]
     parser.add_class_arguments(Refinement)
     parser.add_argument("--dry-run", action="store_true", help="print the prompts of three rows and the cost, and stop")
     config = parser.parse_args(None if args is None else list(args))
-    settings = yaml.safe_load(parser.dump(config, skip_none=False))
+    settings = yaml.safe_load(parser.dump(config))
     return {k: v for k, v in settings.items() if k not in ("config", "dry_run")}, parser.instantiate_classes(config)
 
 

@@ -78,6 +78,7 @@ class Verdict:
         words: What the judges wrote.
         correction: The answer as it should be, where one was given.
         replies: How many replies were read.
+        needs_tool: Whether the request needs a tool, where that was asked and the judges agree.
     """
 
     stage: str
@@ -87,6 +88,7 @@ class Verdict:
     words: str = ""
     correction: str = ""
     replies: int = 0
+    needs_tool: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class Panel:
             words="\n---\n".join(reply.words for reply in replies),
             correction="" if passed else next((reply.correction for reply in against if reply.correction), ""),
             replies=sum(map(len, answers)),
+            needs_tool=replies[0].needs_tool if len({reply.needs_tool for reply in replies}) == 1 else None,
         )
 
     async def close(self) -> None:

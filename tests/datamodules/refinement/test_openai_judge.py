@@ -1,0 +1,188 @@
+import asyncio
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datamodules.refinement import Question
+from datamodules.refinement.judging import MAX_REPLY, Unanswered, read_reply
+from datamodules.refinement.openai_judge import OpenAIJudge, reply_text
+from datamodules.rows import Example
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stub_server import YES, Stub, completion
+
+
+def question(number=0):
+    return Question("query", Example(str(number), f"request {number}", "[]", "[f()]"))
+
+
+def ask(count, *stubs, **settings):
+    """Replies to `count` questions asked at once; an exception takes the place of a reply."""
+    settings = {"patience": 3.0, "timeout": 2.0} | settings
+
+    async def all_of_them():
+        judge = OpenAIJudge("m", [stub.url for stub in stubs], **settings)
+        try:
+            return await asyncio.gather(*(judge(question(n)) for n in range(count)), return_exceptions=True)
+        finally:
+            await judge.close()
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_question_and_its_reply():
+    with Stub() as stub:
+        assert ask(1, stub, temperature=0.7, max_tokens=9) == [YES]
+    body = stub.asked[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.7, 9)
+    assert body["messages"] == question().messages
+
+
+def test_the_seed_is_that_of_the_question():
+    with Stub() as stub:
+        ask(2, stub)
+        ask(2, stub)
+    seeds = [body["seed"] for body in sorted(stub.asked, key=lambda body: body["messages"][0]["content"])]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+
+
+def test_no_more_in_flight_than_there_are_slots():
+    with Stub(delay=0.02) as stub:
+        assert ask(20, stub, per_server=4) == [YES] * 20
+    assert stub.most == 4
+
+
+def test_a_rate_limit_is_kept():
+    with Stub() as stub:
+        start = time.monotonic()
+        ask(5, stub, rate_limit=20.0)
+    assert time.monotonic() - start >= 4 / 20  # the fifth leaves four periods after the first
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, [], b"{}"),
+        (200, [], b"not json"),
+        (200, [], b'{"choices": []}'),
+        None,  # cuts the connection
+    ],
+    ids=["500", "garbage", "no choice", "cut"],
+)
+def test_what_fails_once_is_asked_again(fault):
+    with Stub(lambda number, body: fault if number == 1 else YES) as stub:
+        assert ask(1, stub) == [YES]
+    assert len(stub.asked) == 2
+
+
+def test_a_slow_server_is_timed_out():
+    with Stub(delay=5.0) as slow:
+        (error,) = ask(1, slow, timeout=0.2, retries=1)
+    assert isinstance(error, RuntimeError) and "does not answer (APITimeoutError" in str(error)
+
+
+def test_429_waits_as_long_as_it_says_and_costs_no_retry():
+    with Stub(lambda number, body: (429, ["Retry-After: 0.1"], b"{}") if number <= 3 else YES) as stub:
+        assert ask(1, stub, retries=0) == [YES]
+    with Stub(lambda number, body: (429, ["Retry-After: 5"], b"{}")) as stub:
+        (error,) = ask(1, stub, patience=0.5)
+    assert isinstance(error, RuntimeError) and "asked too often (429)" in str(error)
+
+
+def test_a_refused_key_ends_the_run_without_showing_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-secret")
+    with Stub(lambda number, body: (401, [], b'{"error": {"message": "bad key sk-secret"}}')) as stub:
+        (error,) = ask(1, stub, api_key_env="MY_KEY")
+    assert isinstance(error, RuntimeError) and "MY_KEY" in str(error) and "sk-secret" not in str(error)
+
+
+def test_an_unknown_model_ends_the_run():
+    with Stub(lambda number, body: (404, [], b"{}")) as stub:
+        (error,) = ask(1, stub)
+    assert isinstance(error, RuntimeError) and "has no model m" in str(error)
+
+
+def test_a_question_that_is_refused_is_given_up_alone():
+    def behave(number, body):
+        refuse = "request 1" in body["messages"][0]["content"]
+        return (400, [], b'{"error": {"message": "too long"}}') if refuse else YES
+
+    with Stub(behave) as stub:
+        replies = ask(3, stub)
+    assert replies[0] == replies[2] == YES
+    assert isinstance(replies[1], Unanswered) and "(400)" in str(replies[1]) and "too long" in str(replies[1])
+
+
+def test_a_question_that_always_fails_is_given_up_where_others_are_answered():
+    def behave(number, body):
+        return (500, [], b"{}") if "request 1" in body["messages"][0]["content"] else YES
+
+    with Stub(behave, delay=0.01) as stub:
+        replies = ask(3, stub, retries=1)
+    assert [isinstance(reply, Unanswered) for reply in replies] == [False, True, False]
+
+
+def test_servers_that_fail_at_everything_end_the_run():
+    with Stub(lambda number, body: (500, [], b"{}")) as stub:
+        (error,) = ask(1, stub, retries=1)
+    assert isinstance(error, RuntimeError) and "fails (500)" in str(error)
+
+
+def test_a_server_that_is_down_ends_the_run_after_its_time():
+    with Stub() as stub:
+        pass
+    (error,) = ask(1, stub, patience=0.6)
+    assert isinstance(error, RuntimeError) and "no judge answers any more" in str(error) and stub.url in str(error)
+
+
+def test_other_servers_take_over_from_one_that_dies():
+    with Stub(lambda number, body: None, healthy=lambda: False) as dying, Stub(delay=0.01) as well:
+        assert ask(30, dying, well, per_server=4) == [YES] * 30
+    assert len(dying.asked) <= 8 and len(well.asked) == 30
+
+
+def test_a_fast_server_takes_more_than_a_slow_one():
+    with Stub(delay=0.2) as slow, Stub(delay=0.01) as fast:
+        ask(60, slow, fast, per_server=2)
+    assert len(fast.asked) > 3 * len(slow.asked) > 0
+
+
+def test_a_server_that_comes_back_is_used_again():
+    state = {"well": False}
+
+    def behave(number, body):
+        return YES if state["well"] else (500, [], b"{}")
+
+    def healthy():
+        state["well"] = len(stub.asked) > 0  # sick from the first question to the first check after it
+        return True
+
+    with Stub(behave, healthy=healthy) as stub:
+        assert ask(1, stub) == [YES]
+
+
+def test_a_huge_reply_is_no_judgement():
+    with Stub(lambda number, body: (200, [], completion("x" * 2_000_000 + YES))) as stub:
+        (reply,) = ask(1, stub)
+    assert len(reply) > MAX_REPLY and read_reply(reply).score is None
+
+
+def test_reasoning_that_comes_apart():
+    message = {"content": "<judge>True</judge>", "reasoning_content": "so it is"}
+    assert reply_text({"choices": [{"message": message}]}) == "<think>so it is</think>\n\n<judge>True</judge>"
+    assert reply_text({"choices": [{"message": {"content": None}}]}) == ""
+
+
+@pytest.mark.parametrize("settings", [{"servers": []}, {"servers": ["localhost"]}, {"retries": -1}, {"timeout": 0}])
+def test_impossible_settings(settings):
+    with pytest.raises(ValueError, match="must be"):
+        OpenAIJudge(**{"model": "m", "servers": ["http://a/v1"]} | settings)
+
+
+def test_a_missing_client_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"funreason-lightning\[judge\]"):
+        OpenAIJudge("m", ["http://a/v1"])

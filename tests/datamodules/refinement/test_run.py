@@ -1,0 +1,255 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import weakref
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from datamodules import read_examples
+from datamodules.refinement import Outcome, Panel, RuleJudge, Verdict, fcdr
+from datamodules.refinement.cli import main
+from datamodules.refinement.journal import Journal
+from datamodules.refinement.run import refine_rows, write_results
+from datamodules.rows import unchecked_example
+from datamodules.toolbox import make_corpus
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stub_server import YES, Stub
+
+NO = "<think>not so</think><judge>False</judge>"
+WRITTEN = ("refined.jsonl", "rejected.jsonl", "report.json", "report.md")
+
+
+def passed(number, kept=True):
+    example = unchecked_example(make_corpus("train", number, 0)[-1])
+    return Outcome(example, (Verdict("response", True), Verdict("row", kept, "" if kept else "cot", "r", "w", "", 3)))
+
+
+def files(folder):
+    return {name: (folder / name).read_bytes() for name in WRITTEN}
+
+
+def test_the_journal_gives_back_what_it_was_given_in_the_order_of_the_rows(tmp_path):
+    journal = Journal(tmp_path)
+    for number in (3, 1, 2):
+        assert not journal.has(number)
+        journal.write(number, passed(number, kept=number != 2))
+        assert journal.has(number)
+    assert list(journal.outcomes()) == [(n, passed(n, kept=n != 2)) for n in (1, 2, 3)] and len(journal) == 3
+    journal.delete()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_id_belongs_to_the_row_that_had_it_first(tmp_path):
+    journal = Journal(tmp_path)
+    assert [journal.claim(1, "a"), journal.claim(2, "b"), journal.claim(5, "a"), journal.claim(1, "a")] == [1, 2, 1, 1]
+    assert len(journal) == 0
+    journal.close()
+
+
+def test_a_second_run_cannot_write_the_same_folder(tmp_path):
+    journal = Journal(tmp_path)
+    with pytest.raises(BlockingIOError, match=f"another run is writing to {tmp_path}"):
+        Journal(tmp_path)
+    journal.close()
+    Journal(tmp_path).close()
+
+
+def hold(folder, held):
+    Journal(folder)
+    held.set()
+    time.sleep(60)
+
+
+def test_the_lock_does_not_outlive_a_kill(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(BlockingIOError):
+        Journal(tmp_path)
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    Journal(tmp_path).close()
+
+
+def test_a_full_disk_keeps_what_was_decided(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write(1, passed(1))
+    journal._db.execute(f"PRAGMA max_page_count = {journal._db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(OSError, match=r"journal.sqlite cannot be written: database or disk is full"):
+        for number in range(2, 100):
+            journal.write(number, passed(2))
+    journal.close()
+    assert next(Journal(tmp_path).outcomes()) == (1, passed(1))
+
+
+class Row(dict):
+    """A row that can be watched."""
+
+
+def test_only_the_rows_in_flight_are_in_memory(tmp_path, scripted):
+    alive, most = weakref.WeakSet(), 0
+
+    def rows():
+        nonlocal most
+        for number, row in enumerate(make_corpus("train", 300, 1), start=1):
+            row = Row(row)
+            row.__class__.__hash__ = object.__hash__
+            alive.add(row)
+            most = max(most, len(alive))
+            yield number, row
+            del row
+
+    journal = Journal(tmp_path)
+    refine_rows(rows(), 300, fcdr, Panel([scripted()]), journal, in_flight=5)
+    assert most <= 5 + 1 and len(journal) == 300
+    journal.close()
+
+
+def test_bad_rows_are_rejected_and_keep_their_content(tmp_path, make_row, scripted):
+    rows = [
+        make_row(1),
+        "{not json",
+        make_row(2, tools="[{"),
+        make_row(3, query=None),
+        make_row(1),
+        make_row(4, cot="a <think> b"),
+        make_row(5, answers="", response=None),
+        {name: value for name, value in make_row(6).items() if name != "id"},
+    ]
+    journal = Journal(tmp_path)
+    judge = Panel([scripted(response=NO)])
+    refine_rows(enumerate(rows, start=1), len(rows), fcdr, judge, journal, in_flight=3)
+    report = write_results(tmp_path, journal)
+    journal.delete()
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["fault"]) for line in rejected[:5]] == [
+        (2, "row"),
+        (3, "tools"),
+        (4, "query"),
+        (5, "id"),
+        (6, "cot"),
+    ]
+    assert rejected[0]["content"] == "{not json" and "already the id of row 1" in rejected[3]["reason"]
+    assert report["rows"] == 8 and report["kept"] + report["rejected"] == 8
+    kept, _ = read_examples(tmp_path / "refined.jsonl")  # what training reads
+    assert [example.id for example in kept] == ["1", "5", "row-8"]
+
+
+def test_a_held_out_part_is_written_apart(tmp_path, scripted):
+    journal = Journal(tmp_path)
+    refine_rows(enumerate(make_corpus("train", 400, 1), 1), 400, fcdr, Panel([scripted()]), journal, 8)
+    write_results(tmp_path, journal, val_fraction=0.05)
+    journal.close()
+    counts = [len((tmp_path / name).read_text().splitlines()) for name in ("refined.jsonl", "validation.jsonl")]
+    assert sum(counts) == 400 and 5 <= counts[1] <= 40  # 400 x 0.05 = 20
+
+
+def behave(number, body):
+    """Judges by the prompt alone: one in seven is a no, one in fifty no judgement."""
+    draw = sum(body["messages"][0]["content"].encode()) % 350
+    return NO if draw % 7 == 0 else "what?" if draw % 50 == 1 else YES
+
+
+def options(folder, rows, stub, **more):
+    values = {"data.path": rows, "output_dir": folder, "in_flight": 8} | more
+    judge = {"class_path": "datamodules.refinement.OpenAIJudge", "init_args": {"model": "m", "servers": [stub.url]}}
+    return [
+        "--config",
+        "configs/refine.yaml",
+        f"--judges={json.dumps([judge])}",
+        *(f"--{k}={v}" for k, v in values.items()),
+    ]
+
+
+def in_child(arguments):
+    """Run the command in a process of its own that has everything imported."""
+    process = multiprocessing.get_context("fork").Process(target=main, args=(arguments,))
+    process.start()
+    return process
+
+
+@pytest.fixture
+def rows(tmp_path, write_rows):
+    rows = make_corpus("train", 120, 9)
+    rows[7]["tools"] = "no tools"
+    rows[50]["answers"] = "[broken("
+    return write_rows(rows)
+
+
+def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    rng = random.Random()
+    with Stub(behave, delay=0.02) as stub:
+        assert in_child(options(tmp_path / "whole", rows, stub)).join() is None
+    whole = files(tmp_path / "whole")
+    with Stub(behave, delay=0.02) as stub:
+        killed, decided = 0, []
+        while killed < 10:
+            before, process = len(stub.asked), in_child(options(tmp_path / "killed", rows, stub))
+            enough = before + rng.randint(1, 30)
+            while len(stub.asked) < enough and process.is_alive():
+                time.sleep(0.005)
+            process.kill()
+            process.join()
+            killed += 1
+            journal = Journal(tmp_path / "killed")
+            decided.append(len(journal))
+            journal.close()
+        last = in_child(options(tmp_path / "killed", rows, stub))
+        last.join()
+    assert last.exitcode == 0 and files(tmp_path / "killed") == whole
+    assert decided == sorted(decided) and 0 < decided[-1] < 120
+    # A prompt is asked once, twice where it could not be read, and again for the 8 rows in flight at each kill, each of
+    # which has asked at most three questions by then, and four of them twice.
+    usual = {prompt: 2 if behave(0, {"messages": [{"content": prompt}]}) == "what?" else 1 for prompt in stub.seen}
+    again = Counter({prompt: count - usual[prompt] for prompt, count in stub.seen.items() if count > usual[prompt]})
+    assert again.total() <= 10 * 8 * 6
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    folder = tmp_path / "run"
+    arguments = ["--config", "configs/refine.yaml", f"--data.path={rows}", f"--output_dir={folder}"]
+    main(arguments)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    capsys.readouterr()
+    main(arguments)
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    with pytest.raises(SystemExit, match=r"error: .* holds a run with other settings \(regenerations\)"):
+        main([*arguments, "--regenerations=1"])
+    main([*arguments, "--in_flight=2"])  # how it is done may change
+
+
+def test_servers_that_go_down_leave_what_was_decided(tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    with Stub(lambda number, body: YES if number <= 60 else None, healthy=lambda: len(stub.asked) <= 60) as stub:
+        arguments = options(tmp_path / "run", rows, stub)
+        arguments[2] = arguments[2].replace('"servers"', '"patience": 0.6, "servers"')
+        with pytest.raises(SystemExit, match="error: no judge answers any more"):
+            main(arguments)
+    assert "rows are decided and kept" in capsys.readouterr().out
+    journal = Journal(tmp_path / "run")
+    assert 5 < len(journal) <= 40  # 60 replies, three to a row that calls
+    journal.close()
+    with Stub() as stub:  # elsewhere, and well
+        main(options(tmp_path / "run", rows, stub))
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["rows"] == 120
+
+
+def test_three_judges_vote(tmp_path, rows, scripted):
+    journal = Journal(tmp_path)
+    panel = Panel([RuleJudge(), scripted(), scripted(call=NO)], "majority")
+    refine_rows(enumerate(make_corpus("train", 20, 2), 1), 20, partial(fcdr, regenerations=1), panel, journal, 4)
+    assert all(outcome.kept for _, outcome in journal.outcomes())
+    journal.close()
