@@ -17,8 +17,10 @@ import argparse
 import json
 import random
 import re
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,9 @@ from rewards import Call
 
 TRAINING = {"simple": 0.25, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.15, "irrelevance": 0.14}
 TEST = {"simple": 0.34, "multiple": 0.34, "parallel": 0.11, "parallel_multiple": 0.08, "irrelevance": 0.13}
-HARD = {"multiple": 0.5, "parallel": 0.25, "parallel_multiple": 0.15, "irrelevance": 0.1}
+HARD = {"multiple": 0.4, "parallel": 0.2, "parallel_multiple": 0.1, "irrelevance": 0.3}
 SPLITS = {"train": TRAINING, "habits": TRAINING, "hard": HARD, "heldout": TEST, "unseen": TEST}
-PROMISED = 0.25  # share of the rows of `habits` that only promise their calls
+PROMISED = 0.35  # share of the rows of `habits` that only promise their calls
 
 # Sentences and joints of training and, second, of evaluation; none has a word that names what a function is about.
 WORDINGS = (
@@ -233,6 +235,12 @@ def _distinct_calls(wanted: list[Function], rng: random.Random, held_out: bool) 
     return calls
 
 
+def _categories(shares: dict[str, float], rows: int) -> list[str]:
+    """The category of each row; each has its share but for rounding, however few rows there are."""
+    ends = list(accumulate(shares.values()))
+    return [list(shares)[bisect(ends[:-1], (i + 0.5) / rows)] for i in range(rows)]
+
+
 def promise(row: dict[str, Any]) -> dict[str, Any]:
     """The row with a wrong habit, which shows from its first word on: it names the functions and calls none."""
     names = dict.fromkeys(call["name"] for call in json.loads(row["answers"]))
@@ -259,8 +267,8 @@ def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
         raise ValueError(f"The toolbox has no split {split!r}: choose one of {', '.join(SPLITS)}.")
     rng = random.Random(f"{split}-{seed}")
     pool = [function for function in FUNCTIONS if function.unseen == (split == "unseen")]
-    names, weights = zip(*SPLITS[split].items(), strict=True)
-    kinds, held_out = rng.choices(names, weights, k=rows), split in ("heldout", "unseen")
+    kinds, held_out = _categories(SPLITS[split], rows), split in ("heldout", "unseen")
+    rng.shuffle(kinds)
     corpus = [make_row(f"{split}-{seed}-{i}", kind, pool, rng, held_out) for i, kind in enumerate(kinds)]
     if split == "habits":
         corpus = [promise(row) if rng.random() < PROMISED else row for row in corpus]
