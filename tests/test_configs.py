@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from datamodules.refinement import rounds
 from datamodules.refinement.cli import main as refine
 from lightning_modules.cli import main
 
@@ -42,7 +43,9 @@ REFINE = {
     "paper/fcdr.yaml": (["refine.yaml"], ["--data.path={rows}", "--dry-run"]),
     "paper/funrl_data.yaml": (["refine_rl.yaml"], ["--data.path={rows}", "--dry-run"]),
     "paper/cot.yaml": (["cot.yaml"], ["--data.path={rows}", "--dry-run"]),
+    "paper/hard_judges.yaml": (["refine.yaml"], ["--data.path={rows}", "--dry-run"]),
 }
+ROUNDS = {"self_refine.yaml": [], "paper/hard_resampling.yaml": ["self_refine.yaml"]}  # file -> the files before it
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +78,7 @@ def test_plain_grpo_is_egpo_with_one_key_changed():
 
 
 def test_every_shipped_file_is_run_by_a_test():
-    assert set(shipped()) == set(COMMANDS) | set(REFINE)
+    assert set(shipped()) == set(COMMANDS) | set(REFINE) | set(ROUNDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -110,6 +113,21 @@ def test_refinement_config_runs(name, rows, tmp_path, monkeypatch, capsys):
     else:
         report = json.loads((tmp_path / "run" / "report.json").read_text())
         assert report["rows"] == report["kept"] + report["rejected"] > 0 and (tmp_path / "run/refined.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_rounds_config_runs(name, rows, tiny_model_dir, tmp_path, monkeypatch):
+    """Until there is nothing to fit on: the model is random."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(rounds, "run_module", lambda module, *arguments: main(list(arguments)))
+    files = [argument for file in [*ROUNDS[name], name] for argument in ("--config", f"configs/{file}")]
+    options = {"init_from": tiny_model_dir, "pool": rows, "val_path": rows, "output_dir": tmp_path / "run"}
+    small = [f"--{step}+=--data.cache_dir={tmp_path / 'cache'}" for step in ("sample", "fit")]
+    small += ["--sample+=--model.generator.max_new_tokens=4"]
+    rounds.main([*files, *(f"--{key}={value}" for key, value in options.items()), *small])
+    start, first = json.loads((tmp_path / "run" / "rounds.json").read_text())
+    assert first["sampled"] == 12 * yaml.safe_load((ROOT / "configs" / name).read_text()).get("samples", 1)
+    assert start["score"] == first["score"] == first["queries_answered"] == 0
 
 
 @pytest.mark.parametrize("name", shipped())

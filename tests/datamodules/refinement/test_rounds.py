@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from datamodules.refinement import rounds
+from datamodules.refinement.rounds import SelfRefinement, candidate, main, pool_examples
+from datamodules.toolbox import make_corpus
+from datamodules.xlam import write_jsonl
+from rewards import render_calls
+
+ROOT = Path(__file__).parents[3]
+
+
+def option(arguments, name):
+    return arguments[arguments.index(name) + 1]
+
+
+class Commands:
+    """Plays the commands: a model that answers rightly on the queries it is told, and is scored by its training."""
+
+    def __init__(self, right, fail=None):
+        self.right, self.fail, self.ran = right, fail, []
+
+    def __call__(self, module, *arguments):
+        command = "refine" if module.endswith("cli") else arguments[0]
+        self.ran.append(command)
+        if self.fail == len(self.ran):
+            raise RuntimeError(f"{command} failed")
+        getattr(self, command)(arguments)
+
+    def predict(self, arguments):
+        rows = [json.loads(line) for line in Path(option(arguments, "--data.path")).read_text().splitlines()]
+        for row in rows:
+            if self.right(row["id"]):
+                answer = render_calls(json.loads(row["answers"]))
+            else:
+                answer = "I would rather not."
+            row["completion"] = f"<think>{row['cot']}</think>\n\n{answer}"
+        folder = Path(option(arguments, "--trainer.default_root_dir")) / "version_0"
+        write_jsonl(folder / "rollouts.jsonl", rows)
+
+    def refine(self, arguments):
+        from datamodules.refinement.cli import main
+
+        main([*arguments])
+
+    def fit(self, arguments):
+        run = Path(option(arguments, "--trainer.default_root_dir")) / "version_0"
+        (run / "hf").mkdir(parents=True)
+        (run / "hf" / "config.json").write_text("{}")
+
+    def test(self, arguments):
+        run = Path(option(arguments, "--trainer.default_root_dir")) / "version_0"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("step,name,value\n0,tool/exact_match,0.5\n")
+
+
+@pytest.fixture
+def loop(tmp_path, write_rows, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pool = write_rows(make_corpus("train", 20, 3))
+
+    def make(commands, **settings):
+        monkeypatch.setattr(rounds, "run_module", commands)
+        values = {"init_from": "start", "pool": pool, "val_path": "toolbox", "output_dir": str(tmp_path / "loop")}
+        values |= {"sample": [], "refine": ["--config", "configs/refine.yaml"], "fit": []}
+        (tmp_path / "loop").mkdir(exist_ok=True)
+        return SelfRefinement(**values | settings)
+
+    return make
+
+
+def table(tmp_path):
+    return json.loads((tmp_path / "loop" / "rounds.json").read_text())
+
+
+def test_two_rounds(loop, tmp_path):
+    commands = Commands(lambda row_id: int(row_id.split("#")[0].split("-")[-1]) < 12)
+    loop(commands).run()
+    assert commands.ran == ["test", *["predict", "refine", "fit", "test"] * 2]
+    start, first, second = table(tmp_path)
+    assert start == {"round": 0, "pool": 20, "score": 0.5}
+    # 12 of 20 are right, and of the 8 refusals those for queries that no tool fits count as right, too
+    refusals = sum(row["answers"] == "[]" for row in make_corpus("train", 20, 3)[12:])
+    assert first["sampled"] == second["sampled"] == 20
+    assert first["accepted"] == first["well_formed"] == 12 + refusals
+    assert first["acceptance"] == round((12 + refusals) / 20, 4) and first["score"] == 0.5
+    trained = [json.loads(line) for line in (tmp_path / "loop/round_1/train.jsonl").read_text().splitlines()]
+    assert len(trained) == 12 + refusals and trained[0]["source"] == "self-refinement"
+
+
+@pytest.mark.parametrize("fail", range(1, 10))
+def test_a_loop_that_was_stopped_goes_on_where_it_was(loop, tmp_path, fail):
+    commands = Commands(lambda row_id: True, fail)
+    with pytest.raises(RuntimeError, match="failed"):
+        loop(commands).run()
+    done, commands.fail = len(commands.ran) - 1, None
+    loop(commands).run()
+    whole = ["test", *["predict", "refine", "fit", "test"] * 2]
+    ran_again = [command for command in commands.ran[fail:] if command != "refine"]  # which notices by itself
+    assert ran_again == [command for command in whole[done:] if command != "refine"]
+    assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
+
+
+def test_answered_queries_leave_the_pool_of_hard_ones(loop, tmp_path):
+    commands = Commands(lambda row_id: not row_id.endswith("#0") and int(row_id.split("#")[0].split("-")[-1]) % 2 == 0)
+    loop(commands, samples=3, hard=True, rounds=10).run()
+    first, *_ = rows = table(tmp_path)[1:]
+    calling = {i for i, row in enumerate(make_corpus("train", 20, 3)) if row["answers"] != "[]"}
+    answered = {i for i in range(20) if i % 2 == 0 or i not in calling}
+    assert (first["pool"], first["sampled"], first["queries_answered"]) == (20, 60, len(answered))
+    assert rows[1]["pool"] == 20 - len(answered) and rows[1].get("accepted", 0) == 0 and len(rows) == 2
+
+
+def test_the_hard_rows_of_a_refinement(tmp_path):
+    rows = make_corpus("train", 4, 3)
+    stages = ("call", "format", "query", "cot")
+    rejected = [{"row": n, "stage": stage} | row for n, (stage, row) in enumerate(zip(stages, rows, strict=True), 1)]
+    rejected[1]["answers"] = "[broken("
+    write_jsonl(tmp_path / "rejected.jsonl", rejected)
+    assert [example.id for example in pool_examples(str(tmp_path / "rejected.jsonl"))] == [rows[0]["id"], rows[1]["id"]]
+
+
+def test_a_rollout_without_its_think_block_is_no_candidate():
+    row = {"id": "1", "query": "q", "tools": "[]", "history": "[]", "category": ""}
+    assert candidate(row | {"completion": "[f()]"}) is None
+    assert candidate(row | {"completion": "<think>a</think>"}) is None
+    made = candidate(row | {"completion": "<think>a</think>\n\n[f()"})
+    assert (made.cot, made.answers) == ("a", "[f()")
+
+
+def test_impossible_settings_are_one_sentence(capsys):
+    with pytest.raises(SystemExit, match="error: rounds and samples must be at least 1"):
+        main(["--config", str(ROOT / "configs/self_refine.yaml"), "--rounds=0"])
