@@ -1,23 +1,18 @@
 """The mean reward of EGPO's rollouts over the steps, for several seeds, with and without the entropy bonus.
 
-Command: python -m benchmarks.reward_curve --init_from runs/demo/version_1 --seeds 1 2 3
+Command: python -m benchmarks.reward_curve --init_from runs/demo/version_1
 """
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
 from benchmarks.record import record
 from lightning_modules.cli import FunReasonCLI
+from lightning_modules.demo import mean_rewards
 
+NAMES = {"grpo": "EGPO", "grpo_plain": "GRPO"}  # of the advantage, by configuration
 PARTS = 5  # the run is cut into so many parts of equal length
-
-
-def rewards(folder: Path) -> list[float]:
-    """The mean reward of each step of a run."""
-    with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "reward/mean"]
 
 
 def curve(config: str, init_from: str, seed: int) -> list[float]:
@@ -32,7 +27,7 @@ def curve(config: str, init_from: str, seed: int) -> list[float]:
         "trainer.enable_progress_bar": "false",
     }
     cli = FunReasonCLI(["fit", *(f"--{key}={value}" for key, value in options.items())])
-    steps = rewards(Path(cli.trainer.log_dir))
+    steps = mean_rewards(Path(cli.trainer.log_dir))
     part = len(steps) // PARTS
     return [statistics.mean(steps[i * part : (i + 1) * part]) for i in range(PARTS)]
 
@@ -42,9 +37,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--init_from", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--configs", nargs="+", choices=NAMES, default=list(NAMES))
     options = parser.parse_args()
     rows = []
-    for config, name in (("grpo", "EGPO"), ("grpo_plain", "GRPO")):
+    for config in options.configs:
+        name = NAMES[config]
         curves = [curve(config, options.init_from, seed) for seed in options.seeds]
         for seed, values in zip(options.seeds, curves, strict=True):
             rows.append([name, str(seed), *(f"{value:.3f}" for value in values), f"{values[-1] - values[0]:+.3f}"])

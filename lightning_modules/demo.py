@@ -49,10 +49,15 @@ def fit(config: str, *options: str) -> tuple[Path, dict[str, float]]:
     return folder, figures | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def reward_rise(folder: Path) -> dict[str, float]:
-    """Mean reward of the rollouts over the first and over the last fifth of a run's steps."""
+def mean_rewards(folder: Path) -> list[float]:
+    """The mean reward of the rollouts of each step of a run."""
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        rewards = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "reward/mean"]
+        return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "reward/mean"]
+
+
+def reward_rise(folder: Path) -> dict[str, float]:
+    """Mean reward over the first and over the last fifth of a run's steps."""
+    rewards = mean_rewards(folder)
     fifth = max(1, len(rewards) // 5)
     return {"reward_first": sum(rewards[:fifth]) / fifth, "reward_last": sum(rewards[-fifth:]) / fifth}
 
