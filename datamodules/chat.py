@@ -106,6 +106,15 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
     """
     turns = messages(example)
     _refuse_special_tokens(tokenizer, {"query": example.query, "tools": turns[0]["content"], "history": str(turns[1:])})
+    return turns_text(tokenizer, turns)
+
+
+def turns_text(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) -> str:
+    """Render the turns of a chat as `prompt_text` does, whoever wrote them.
+
+    Raises:
+        ValueError: The template refuses these turns.
+    """
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
