@@ -29,6 +29,7 @@ COMMANDS = {
     "paper/balancesft.yaml": ("fit", ["srml.yaml"], FIT),
     "grpo.yaml": ("fit", [], SAMPLE),
     "grpo_plain.yaml": ("fit", [], SAMPLE),
+    "grpo_vllm.yaml": ("fit", [], SAMPLE),  # with its own generator: tests/vllm
     "paper/egpo.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "paper/funrl.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
