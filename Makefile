@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
-BFCL := bfcl-eval==2025.8.6.2
+# The leaderboard's rows; with the parsers of Java and JavaScript that its release asks for, and none of its SDKs.
+BFCL := bfcl-eval==2025.8.6.2 tree-sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4
+BFCL_V4 := bfcl-eval==2026.3.23
 export TOKENIZERS_PARALLELISM := false
 
 define check-python
@@ -12,10 +14,10 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint format clean
+.PHONY: help setup demo test test-vllm bfcl-official lint format clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 setup: $(VENV)/installed  ## Make .venv with the pinned dependencies and this project, editable
 
@@ -24,6 +26,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(BFCL)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/bfcl-v4 $(BFCL_V4)
 	@touch $@
 
 demo: setup  ## Fine-tune the tiny base model with SRML on the CPU, and show before and after
@@ -45,6 +48,23 @@ $(VLLM_VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
+RUN ?= $(shell ls -td runs/bfcl/version_*/ 2>/dev/null | head -1)
+RELEASE = $(or $(shell sed -n 's/.*"bfcl-eval": "\(.*\)".*/\1/p' $(RUN)/bfcl.json 2>/dev/null),2025.8.6.2)
+BFCL_VENV = .venv-bfcl-$(RELEASE)
+
+bfcl-official: setup  ## Hold the BFCL scores of RUN=... (the newest in runs/bfcl) against the official scorer's
+	@test -f '$(RUN)/bfcl.json' || { echo "no BFCL evaluation in '$(RUN)': make bfcl-official RUN=FOLDER"; exit 1; }
+	@$(MAKE) --no-print-directory $(BFCL_VENV)/installed
+	$(BIN)/python -m lightning_modules.bfcl_official '$(RUN)' $(BFCL_VENV)
+
+# soundfile: one of the SDKs imports it without asking for it. torch: BFCL v4 asks for any.
+.venv-bfcl-%/installed:
+	$(check-python)
+	$(PYTHON) -m venv $(@D)
+	echo 'torch<2.14' > $(@D)/constraints.txt
+	$(@D)/bin/pip install -q --disable-pip-version-check -c $(@D)/constraints.txt bfcl-eval==$* soundfile
+	@touch $@
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +75,4 @@ format: setup  ## Apply the formatter
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was built; runs/ stays
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-bfcl-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

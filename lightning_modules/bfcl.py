@@ -39,7 +39,7 @@ class BFCLModule(FunctionCallingModule):
     Args:
         init_from: The model: a run folder (its `hf/`), a Hugging Face folder or a hub id.
         samples: Answers per row. The score is the mean over all of them; each has a result folder of its own.
-        temperature: Divides the logits; 0 takes the most likely token.
+        temperature: Divides the logits, whatever the generator's own setting; 0 takes the most likely token.
         generator: Samples the answers; 256 tokens at most when None.
         answer_tags: "none", or "answer" if the model wraps its calls in `<answer>...</answer>`.
         registered_name: The name under which result files are written. The official scorer takes no other names than
@@ -87,7 +87,6 @@ class BFCLModule(FunctionCallingModule):
                 f"model.registered_name: bfcl-eval {data.package.release} knows no model {self.registered_name}; give "
                 "one that `bfcl models` lists"
             )
-
         self.take_over(data)
 
     def take_over(self, data: BFCLDataModule) -> None:

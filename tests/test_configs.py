@@ -32,6 +32,7 @@ COMMANDS = {
     "grpo_vllm.yaml": ("fit", [], SAMPLE),  # with its own generator: tests/vllm
     "paper/egpo.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "paper/funrl.yaml": ("fit", ["grpo.yaml"], SAMPLE),
+    "bfcl.yaml": ("test", [], GENERATE | {"data.limit": 1, "data.categories": "[simple,irrelevance]"}),
     "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
     "trainer/gpu.yaml": ("fit", ["srml.yaml"], FIT),
 }
@@ -99,7 +100,7 @@ def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
         for key, value in (values if section == "trainer" else values.get("init_args", {})).items():
             in_force = saved[section].get("init_args", saved[section])[key]
             assert f"{section}.{key}" in options or holds(in_force, value), key
-    assert (run / ("hf" if command == "fit" else "rollouts.jsonl")).exists()
+    assert (run / {"fit": "hf", "predict": "rollouts.jsonl", "test": "result"}[command]).exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["version_0"]
 
 
