@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.refinement.cli import main
+
+DEMO = ["--config", "configs/refine_demo.yaml"]
+REFINE = ["--config", "configs/refine.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+
+
+def test_the_demo_finds_what_was_planted(tmp_path, capsys):
+    main([*DEMO, "--corpus.seed=123", "--corpus.rows=700", f"--output_dir={tmp_path}"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["planted"]) >= 5
+    assert all(min(kind["precision"], kind["recall"]) >= 0.95 for kind in report["planted"].values())
+    lines = [len((tmp_path / name).read_text().splitlines()) for name in ("refined.jsonl", "rejected.jsonl")]
+    assert lines == [report["kept"], report["rejected"]] and sum(lines) == report["rows"] == 700
+    printed = capsys.readouterr().out
+    assert "broken_format" in printed and str(tmp_path / "report.md") in printed
+    rejected = json.loads((tmp_path / "rejected.jsonl").read_text().splitlines()[0])
+    assert {"row", "stage", "verdict", "fault", "reason", "judge", "query", "tools", "answers"} <= set(rejected)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Planted defects" in text and "## Refused by cot" in text
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for tag, value in {"refine/kept": report["kept"], "refine_cot/dropped": report["stages"]["cot"]["dropped"]}.items():
+        assert board.Scalars(tag)[-1].value == value and board.Scalars(tag)[-1].step == 700
+
+
+def test_a_dry_run_shows_prompts_and_cost_and_writes_nothing(tmp_path, capsys, make_row, write_rows):
+    rows = write_rows([make_row(1), make_row(2, query=None), make_row(3), make_row(4)])
+    main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'run'}", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.count("How is the weather in City 1 for 1 days?") == 2  # queries are shown in two of the questions
+    assert "row 2 would be rejected: column 'query': is missing" in printed and "City 4" not in printed
+    assert "4 rows, 1 of them unreadable; 1 judge(s). About 9 questions" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit(tmp_path):
+    main([*DEMO, "--corpus.rows=50", "--limit=7", f"--output_dir={tmp_path}"])
+    assert json.loads((tmp_path / "report.json").read_text())["rows"] == 7
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ([*DEMO, "--data.path=toolbox"], "give the rows as either data.path or corpus"),
+        ([*REFINE, "--data=null"], "give the rows as either data.path or corpus"),
+        ([*REFINE, "--data.path=nowhere.jsonl"], "no file, folder or data set nowhere.jsonl"),
+        ([*REFINE, "--recipe=datamodules.nothing"], "datamodules.nothing"),
+        ([*REFINE, "--in_flight=0"], "in_flight and limit must be at least 1"),
+        ([*REFINE, "--vote=loud"], "loud"),
+        ([*REFINE, "--judge=x"], "judge"),
+        ([*REFINE, "--judges=[]"], "judges is empty"),
+        (["--config", "configs/nothing.yaml"], "configs/nothing.yaml"),
+        ([*REFINE, '--judges=[{"class_path": "datamodules.refinement.OpenAIJudge"}]'], "model"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, sentence, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        main([*options, f"--output_dir={tmp_path / 'run'}"])
+    assert str(error.value).startswith("error: ") and sentence in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_source_that_breaks_off_is_refused_before_any_judge_is_asked(tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"id": 1, "query"')
+    with pytest.raises(SystemExit, match="row 1: the JSON array breaks off"):
+        main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
