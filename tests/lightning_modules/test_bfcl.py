@@ -1,6 +1,11 @@
 """Evaluations on BFCL: a scripted model through the whole run, interruptions, several samples, what is refused."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
@@ -182,3 +187,38 @@ def test_bad_input_is_one_sentence(options, message, tiny_model_dir, tmp_path, c
         main(["test", "--config", "configs/bfcl.yaml", *base, *options])
     said = f"{error.value} {capsys.readouterr().err}"
     assert message in said and "Traceback" not in said
+
+
+def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
+    options = {
+        "model.init_from": tiny_model_dir,
+        "model.generator": "lightning_modules.rollout.HFGenerator",
+        "model.generator.max_new_tokens": 4,
+        "data.categories": "[irrelevance,live_relevance]",
+        "data.limit": 3,
+        "data.eval_batch_size": 3,
+        "trainer.default_root_dir": tmp_path,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+    }
+    worker = str(Path(__file__).with_name("two_ranks.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", worker,
+         "test", "--config", "configs/bfcl.yaml", *(f"--{name}={value}" for name, value in options.items())],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("this model (PARTIAL)") == 1
+    assert ["irrelevance", "100.00", "first", "3", "of", "240"] in [line.split() for line in done.stdout.splitlines()]
+    assert [line["id"] for line in lines(tmp_path / "version_0", "irrelevance")] == [
+        f"irrelevance_{i}" for i in range(3)
+    ]
+    wrong = [json.loads(line)["id"] for line in (tmp_path / "version_0" / "wrong.jsonl").read_text().splitlines()]
+    assert sorted(wrong) == ["live_relevance_0-0-0", "live_relevance_1-1-0", "live_relevance_2-2-0"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
