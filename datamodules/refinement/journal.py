@@ -66,11 +66,11 @@ class Journal:
     def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 sentence = f"another run is writing to {self.path.parent}: wait for it, or choose another output_dir"
                 raise BlockingIOError(sentence) from error
-            raise OSError(f"{self.path} cannot be written: {error}") from error
+            raise OSError(f"{self.path} cannot be read or written: {error}") from error
 
     def close(self) -> None:
         """Release the lock."""

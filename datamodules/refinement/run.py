@@ -22,7 +22,44 @@ from datamodules.xlam import write_jsonl
 
 Recipe = Callable[[Example, Panel], Awaitable[Outcome]]
 Rows = Iterator[tuple[int, Any]]
-REPORT_EVERY = 30.0  # seconds between two points of the curves in TensorBoard
+DRAW_EVERY = 30.0  # seconds between two points of the curves in TensorBoard
+
+
+class Progress:
+    """Counts of a run while it goes on: a progress bar, and curves in TensorBoard over the rows decided.
+
+    Args:
+        journal: What was decided before.
+        total: Rows there are.
+    """
+
+    def __init__(self, journal: Journal, total: int) -> None:
+        self.tally = Tally()
+        for _, outcome in journal.outcomes():
+            self.tally.add(outcome)
+        self.bar = tqdm(total=total, initial=len(journal), unit="row", mininterval=1.0, dynamic_ncols=True)
+        self.board = SummaryWriter(str(journal.path.parent), max_queue=1000)
+        self.drawn = monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a row."""
+        self.tally.add(outcome)
+        self.bar.set_postfix({name: self.tally.totals[name] for name in ("kept", "rejected")}, refresh=False)
+        self.bar.update()
+        if monotonic() - self.drawn > DRAW_EVERY:
+            self.draw()
+
+    def draw(self) -> None:
+        """Put a point on every curve."""
+        self.drawn = monotonic()
+        for name, value in self.tally.figures().items():
+            self.board.add_scalar(name, value, self.tally.totals["rows"])
+
+    def close(self) -> None:
+        """Finish bar and curves."""
+        self.draw()
+        self.bar.close()
+        self.board.close()
 
 
 def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: Journal, in_flight: int) -> None:
@@ -40,48 +77,30 @@ def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: J
         RuntimeError: The judges cannot be asked any more.
         OSError: The journal cannot be written.
     """
-    folder = journal.path.parent
-    tally = Tally()
-    for _, outcome in journal.outcomes():
-        tally.add(outcome)
-    with (
-        tqdm(total=total, initial=len(journal), unit="row", mininterval=1.0, dynamic_ncols=True) as bar,
-        SummaryWriter(str(folder), max_queue=1000) as board,
-    ):
-        drawn = monotonic()
+    progress = Progress(journal, total)
 
-        def draw() -> None:
-            for name, value in tally.figures().items():
-                board.add_scalar(name, value, tally.totals["rows"])
-
-        async def work() -> None:
-            nonlocal drawn
-            for number, raw in rows:
-                if journal.has(number):
-                    continue
+    async def work() -> None:
+        for number, raw in rows:  # all workers take from the one iterator
+            if not journal.has(number):
                 outcome = await decide(number, raw, recipe, judge, journal)
                 journal.write(number, outcome)
-                tally.add(outcome)
-                bar.set_postfix(kept=tally.totals["kept"], rejected=tally.totals["rejected"], refresh=False)
-                bar.update()
-                if monotonic() - drawn > REPORT_EVERY:
-                    draw()
-                    drawn = monotonic()
+                progress.add(outcome)
                 await asyncio.sleep(0)  # rules never wait, and Ctrl-C is noticed only where something does
 
-        async def work_all() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(in_flight):
-                        group.create_task(work())
-            finally:
-                await judge.close()
-
+    async def work_all() -> None:
         try:
-            asyncio.run(work_all())
-        except ExceptionGroup as errors:  # one worker failed, and the others were stopped
-            raise errors.exceptions[0] from errors
-        draw()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(in_flight):
+                    group.create_task(work())
+        finally:
+            await judge.close()
+
+    try:
+        asyncio.run(work_all())
+    except ExceptionGroup as errors:  # one worker failed, and the others were stopped
+        raise errors.exceptions[0] from errors
+    finally:
+        progress.close()
 
 
 async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: Journal) -> Outcome:

@@ -85,11 +85,17 @@ def test_a_full_disk_keeps_what_was_decided(tmp_path):
     journal = Journal(tmp_path)
     journal.write(1, passed(1))
     journal._db.execute(f"PRAGMA max_page_count = {journal._db.execute('PRAGMA page_count').fetchone()[0]}")
-    with pytest.raises(OSError, match=r"journal.sqlite cannot be written: database or disk is full"):
+    with pytest.raises(OSError, match=r"journal.sqlite cannot be read or written: database or disk is full"):
         for number in range(2, 100):
             journal.write(number, passed(2))
     journal.close()
     assert next(Journal(tmp_path).outcomes()) == (1, passed(1))
+
+
+def test_a_journal_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / "journal.sqlite").write_bytes(b"something else " * 100)
+    with pytest.raises(OSError, match="cannot be read or written: file is not a database"):
+        Journal(tmp_path)
 
 
 class Row(dict):
