@@ -9,7 +9,7 @@ from datamodules import Example
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, grpo
 from lightning_modules.models import LoRA
-from lightning_modules.rollout import Completion
+from lightning_modules.rollout import Completion, collect
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.scoring import RewardTerm
 
@@ -211,6 +211,19 @@ def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokeni
     last = runs[0][1][-1]
     assert last["policy/ratio_max"] > 1.2 and last["policy/clip_low"] + last["policy/clip_high"] > 0
     assert last["policy/kl"] > runs[0][1][0]["policy/kl"] == 0
+
+
+@pytest.mark.parametrize("inner_epochs", [1, 2])  # without the pass for old log-probabilities, and with it
+def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_tokenizer, monkeypatch, inner_epochs):
+    options = {"inner_epochs": inner_epochs, "micro_batch_tokens": 90}
+    egpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0, **options)
+    fit(egpo, steps=2)
+    monkeypatch.setattr(collect, "entropy_shaped_advantages", lambda advantages, *_: advantages)  # no such thing
+    grpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.4, **options)
+    fit(grpo, steps=2)
+    weights = grpo.policy.state_dict()
+    for name, weight in egpo.policy.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
 
 
 def test_plain_grpo_needs_no_pass_for_old_logprobs(tiny_model_dir, tiny_tokenizer):
