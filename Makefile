@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+CODE_VENV := .venv-code
 # The leaderboard's rows; with the parsers of Java and JavaScript that its release asks for, and none of its SDKs.
 BFCL := bfcl-eval==2025.8.6.2 tree-sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4
 BFCL_V4 := bfcl-eval==2026.3.23
@@ -14,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm bfcl-official lint format clean
+.PHONY: help setup demo test test-vllm bfcl-official code-eval lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -65,6 +66,19 @@ bfcl-official: setup  ## Hold the BFCL scores of RUN=... (the newest in runs/bfc
 	$(@D)/bin/pip install -q --disable-pip-version-check -c $(@D)/constraints.txt bfcl-eval==$* soundfile
 	@touch $@
 
+# Data and metric come from the hub, and what the model writes is executed.
+code-eval: $(CODE_VENV)/installed  ## HumanEval and MBPP of MODEL=... (an hf/ folder) with lm-eval: what fine-tuning forgot
+	HF_ALLOW_CODE_EVAL=1 $(CODE_VENV)/bin/lm-eval run --model hf --model_args pretrained=$(MODEL) \
+		--tasks humaneval_instruct,humaneval_plus,mbpp_instruct,mbpp_plus_instruct --apply_chat_template \
+		--confirm_run_unsafe_code
+
+$(CODE_VENV)/installed:
+	$(check-python)
+	$(PYTHON) -m venv $(CODE_VENV)
+	echo 'torch<2.14' > $(CODE_VENV)/constraints.txt
+	$(CODE_VENV)/bin/pip install -q --disable-pip-version-check -c $(CODE_VENV)/constraints.txt 'lm-eval[hf]==0.4.13'
+	@touch $@
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,4 +89,4 @@ format: setup  ## Apply the formatter
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was built; runs/ stays
-	rm -rf $(VENV) $(VLLM_VENV) .venv-bfcl-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-bfcl-* $(CODE_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
