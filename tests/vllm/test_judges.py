@@ -1,0 +1,98 @@
+"""Judges against a real vLLM, its OpenAI-compatible server and its offline engine.
+
+The model is random, so what it says is no judgement; this is about how it is asked.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from datamodules.refinement import OpenAIJudge, Panel, Question, VLLMJudge, fcdr
+from datamodules.rows import Example, to_example
+from datamodules.toolbox import make_corpus
+
+QUESTIONS = [Question("query", Example(str(n), f"request {n}", "[]", "[f()]")) for n in range(6)]
+START = 500.0  # seconds that the server may take; half a minute where nothing else runs
+
+
+@pytest.fixture(scope="module")
+def server(small_heads_dir, tmp_path_factory):
+    """The address of a vLLM server with the tiny model, on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(small_heads_dir)]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--max-model-len", "4096", "--max-num-seqs", "8", "--enforce-eager"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    yield f"http://127.0.0.1:{port}/v1"
+    print(log.read_text()[-2000:])  # shown where a test has failed
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def ask(judge, questions=QUESTIONS):
+    async def all_of_them():
+        try:
+            return await asyncio.gather(*(judge(question) for question in questions), return_exceptions=True)
+        finally:
+            await judge.close()
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.slow
+def test_a_server_answers(server):
+    """The judge waits for a server that is still loading its model: its patience is what the start takes."""
+    replies = ask(OpenAIJudge("tiny", [server], max_tokens=16, patience=START))
+    assert all(isinstance(reply, str) for reply in replies), replies
+    assert any(replies)
+    assert ask(OpenAIJudge("tiny", [server], max_tokens=16)) == replies  # greedy, and the same seeds
+    warm = [ask(OpenAIJudge("tiny", [server], max_tokens=16, temperature=1.0, seed=seed)) for seed in (0, 0, 1)]
+    assert warm[0] == warm[1] != warm[2]
+
+
+@pytest.mark.slow
+def test_what_the_server_refuses(server):
+    (error,) = ask(OpenAIJudge("no such model", [server]), QUESTIONS[:1])
+    assert isinstance(error, RuntimeError) and "has no model no such model" in str(error)
+    long = Question("query", Example("1", "word " * 9000, "[]", "[f()]"))
+    refused, answered = ask(OpenAIJudge("tiny", [server], max_tokens=16), [long, QUESTIONS[0]])
+    assert type(refused).__name__ == "Unanswered" and "(400)" in str(refused) and isinstance(answered, str)
+
+
+@pytest.mark.slow
+def test_a_row_goes_through_the_stages(server):
+    row = to_example(make_corpus("train", 1, 5)[0])
+    judge = Panel([OpenAIJudge("tiny", [server], max_tokens=16)])
+
+    async def refine():
+        try:
+            return await fcdr(row, judge)
+        finally:
+            await judge.close()
+
+    outcome = asyncio.run(refine())
+    last = outcome.verdicts[-1]
+    assert not outcome.kept and last.passed is None and last.words and last.replies == 2
+    assert json.loads(outcome.example.answers)
+
+
+@pytest.mark.slow
+def test_the_offline_engine_answers_as_the_server_does(server, small_heads_dir, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    options = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 8, "enforce_eager": True}
+    replies = ask(VLLMJudge(str(small_heads_dir), max_tokens=16, options=options))
+    assert replies == ask(OpenAIJudge("tiny", [server], max_tokens=16))
