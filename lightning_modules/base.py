@@ -1,8 +1,6 @@
 """What modules that train a function-calling model share: weights, optimizer, clipping, evaluation by generation."""
 
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,13 +15,10 @@ from datamodules.chat import end_of_turn_id, load_tokenizer
 from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
-from lightning_modules.metrics import CallAccuracy, Rollout
+from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from rewards import FunctionCallReward, parse_completion
-
-WINDOW = 20
-"""Optimizer steps over which `perf/tokens_per_s` and `perf/samples_per_s` are measured."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -79,8 +74,7 @@ class FunctionCallingModule(LightningModule):
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
         self.figures: dict[str, float] = {}  # what was logged last, for callbacks
-        # (time, tokens, samples) at the end of a step
-        self.window: deque[tuple[float, float, float]] = deque(maxlen=WINDOW + 1)
+        self.throughput = Throughput()
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is loaded.
@@ -176,18 +170,15 @@ class FunctionCallingModule(LightningModule):
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def speed(self, start: float, tokens: float, samples: float) -> dict[str, float]:
-        """Seconds of this step, and what all ranks learnt from per second over the last `WINDOW` steps."""
-        now = time.perf_counter()
-        if not self.window:
-            self.window.append((start, 0.0, 0.0))
-        self.window.append((now, tokens, samples))
-        (began, *before), (_, *done) = self.window[0], map(sum, zip(*self.window, strict=True))
-        rates = [(total - first) / (now - began) for total, first in zip(done, before, strict=True)]
-        return {"time/step": now - start, "perf/tokens_per_s": rates[0], "perf/samples_per_s": rates[1]}
+        """Seconds since a step's start, what all ranks learn from per second, and GPU memory."""
+        figures = self.throughput.update(start, tokens, samples)
+        if self.device.type == "cuda":
+            figures["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return figures
 
     def on_validation_end(self) -> None:
         """Start a new window: the time of a validation is not training time."""
-        self.window.clear()
+        self.throughput.clear()
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
         """Generate one completion per prompt, score it, and count it in the metrics."""

@@ -40,6 +40,7 @@ BESIDE_THE_POINT = (
     "It is recommended to use `self.log.*sync_dist=True",  # figures are reduced before they are logged
     "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
     "Found .* module.s. in eval mode at the start of training",  # the frozen reference
+    "Total length of `list` across ranks is zero",  # there is nothing to validate on
     "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
 )
 """Starts of warnings that a user can do nothing about."""

@@ -176,8 +176,6 @@ class GRPOModule(FunctionCallingModule):
         speed = self.speed(start, figures.pop("tokens"), figures.pop("rollouts"))
         if self.buffer.served == self.repeats:
             self.buffer = None
-        if self.device.type == "cuda":
-            figures["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         self.log_figures(figures | speed, shown="reward/mean")
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:

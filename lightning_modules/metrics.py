@@ -1,6 +1,8 @@
-"""Figures from sums and counts: how well tokens are predicted, and how often generated calls are right."""
+"""Figures from sums and counts: how well tokens are predicted, how often calls are right, how fast a run goes."""
 
 import json
+import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -139,3 +141,38 @@ def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[st
             figures[f"train/token_acc_{segment}"] = sums[f"hits_{segment}"] / tokens
             figures[f"train/entropy_{segment}"] = sums[f"entropy_{segment}"] / tokens
     return figures
+
+
+class Throughput:
+    """Tokens and samples per second over the last `WINDOW` optimizer steps."""
+
+    WINDOW = 20
+
+    def __init__(self) -> None:
+        # (time, tokens, samples) at the end of a step, and before them the start of the first
+        self.steps: deque[tuple[float, float, float]] = deque(maxlen=self.WINDOW + 1)
+
+    def clear(self) -> None:
+        """Begin anew at the next step."""
+        self.steps.clear()
+
+    def update(self, start: float, tokens: float, samples: float) -> dict[str, float]:
+        """Add a step that ends now; its seconds and the rates.
+
+        Args:
+            start: When the step began, by `time.perf_counter`.
+            tokens: What it learnt from, over all ranks.
+            samples: Likewise.
+        """
+        now = time.perf_counter()
+        if not self.steps:
+            self.steps.append((start, 0.0, 0.0))
+        self.steps.append((now, tokens, samples))
+        (first, *_), *steps = self.steps
+        _, all_tokens, all_samples = map(sum, zip(*steps, strict=True))
+        seconds = now - first
+        return {
+            "time/step": now - start,
+            "perf/tokens_per_s": all_tokens / seconds,
+            "perf/samples_per_s": all_samples / seconds,
+        }

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from datamodules.xlam import Example
-from lightning_modules.metrics import CallAccuracy, Rollout
+from lightning_modules import metrics
+from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.summary import LAYOUT, accuracy_table
 from rewards import FunctionCallReward, parse_completion
 
@@ -89,3 +90,16 @@ def test_states_are_summed_over_ranks():
     assert set(accuracy._reductions) == {"sums", "counts", "others"}
     stacked = torch.stack([torch.tensor(1.0), torch.tensor(2.0)])
     assert all(reduce(stacked) == 3 for reduce in accuracy._reductions.values())
+
+
+def test_throughput_of_the_last_steps(monkeypatch):
+    clock = iter([10.0, 12.0, 13.0, 20.0])  # ends of steps; they begin at 8, 10, 12 and 19
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(Throughput, "WINDOW", 2)
+    speed = Throughput()
+    assert speed.update(8.0, 100, 4) == {"time/step": 2, "perf/tokens_per_s": 50, "perf/samples_per_s": 2}
+    assert speed.update(10.0, 200, 4) == {"time/step": 2, "perf/tokens_per_s": 75, "perf/samples_per_s": 2}
+    # The first step has left the window: 200 + 100 tokens from 10 to 13.
+    assert speed.update(12.0, 100, 2) == {"time/step": 1, "perf/tokens_per_s": 100, "perf/samples_per_s": 2}
+    speed.clear()
+    assert speed.update(19.0, 30, 1) == {"time/step": 1, "perf/tokens_per_s": 30, "perf/samples_per_s": 1}
