@@ -175,7 +175,10 @@ def test_through_the_command_line_with_the_tiny_model(tiny_model_dir, tmp_path, 
     "options, message",
     [
         (["--model.samples=3"], "model.samples is 3 and model.temperature 0.0; give at least one sample, and a temp"),
-        (["--model.registered_name=me/mine"], "bfcl-eval 2025.8.6.2 knows no model me/mine; give one that `bfcl mod"),
+        (
+            ["--model.registered_name=me/mine", "--data.limit=1"],
+            "bfcl-eval 2025.8.6.2 knows no model me/mine; give one that `bfcl mod",
+        ),
         (["--data.categories=[simple,chatable]"], "'chatable' is no category of BFCL v3"),
         (["--data.path=/nowhere"], "/nowhere holds no package bfcl_eval"),
         (["--data.class_path=XLAMSFTDataModule"], "BFCLModule answers the rows of a BFCLDataModule"),
