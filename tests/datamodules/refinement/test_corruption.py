@@ -39,7 +39,7 @@ def test_every_kind_is_found_by_its_stage(seed, run):
     figures = planted_figures(refined([row for row, _, _ in truths], run), truths)
     assert list(figures) == list(FAULTS) and len(figures) >= 5
     for kind, values in figures.items():
-        assert values["planted"] >= 50 and values["precision"] >= 0.95 and values["recall"] >= 0.95, kind
+        assert values["planted"] >= 40 and values["precision"] >= 0.95 and values["recall"] >= 0.95, kind
 
 
 @pytest.mark.parametrize("split", ["train", "heldout", "unseen"])
