@@ -70,7 +70,7 @@ def refine(url: str, rows: int, in_flight: int) -> tuple[float, int]:
 def main() -> None:
     """Measure both and record them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refine_throughput", description=__doc__)
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--in_flight", type=int, default=64)
     options = parser.parse_args()
     ideal = options.in_flight / DELAY

@@ -7,7 +7,6 @@ holds a lock of the operating system, which its death releases; rows come out in
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,11 @@ class Journal:
 
     def write(self, number: int, outcome: Outcome) -> None:
         """Keep the outcome of a row."""
+        verdicts = [vars(verdict) for verdict in outcome.verdicts]
+        values = {"example": vars(outcome.example), "verdicts": verdicts, "content": outcome.content}
         self._execute(
             "INSERT INTO rows (number, outcome) VALUES (?, ?) ON CONFLICT DO UPDATE SET outcome = excluded.outcome",
-            (number, json.dumps(asdict(outcome), ensure_ascii=False)),
+            (number, json.dumps(values, ensure_ascii=False)),
         )
 
     def has(self, number: int) -> bool:
