@@ -24,8 +24,8 @@ def main() -> None:
         "Self-refinement: two rounds on the tiny model",
         rounds.COLUMNS,
         [[str(row.get(column, "")) for column in rounds.COLUMNS] for row in table],
-        "configs/self_refine.yaml: 600 queries of the corpus, one sample each at temperature 0.7, the judge made of "
-        "rules; `score` is the exact match on 240 held-out queries, greedy; round 0 is the model that the loop starts "
+        "configs/self_refine.yaml: 400 queries of the corpus, one sample each at temperature 0.7, the judge made of "
+        "rules; `score` is the exact match on 120 held-out queries, greedy; round 0 is the model that the loop starts "
         "from. A sample counts as well formed with a think block, and with a call if and only if its query needs one.",
     )
 

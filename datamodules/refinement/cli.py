@@ -198,7 +198,3 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

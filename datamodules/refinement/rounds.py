@@ -115,7 +115,7 @@ class SelfRefinement:
         if candidates:
             write_jsonl(folder / "candidates.jsonl", candidates)
             options = ["--data.path", str(folder / "candidates.jsonl"), "--output_dir", str(folder / "refine")]
-            run_module("datamodules.refinement.cli", *self.refine, *options)
+            run_module("datamodules.refinement", *self.refine, *options)
             kept = [Example(**row) for row in _json_lines(folder / "refine" / "refined.jsonl")]
             for example in kept:
                 accepted.setdefault(example.id.rpartition("#")[0], example)

@@ -23,7 +23,7 @@ class Commands:
         self.right, self.fail, self.ran = right, fail, []
 
     def __call__(self, module, *arguments):
-        command = "refine" if module.endswith("cli") else arguments[0]
+        command = "refine" if module.endswith("refinement") else arguments[0]
         self.ran.append(command)
         if self.fail == len(self.ran):
             raise RuntimeError(f"{command} failed")
