@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from subprocess import DEVNULL, PIPE, Popen
 from threading import Thread
 from typing import Any
 
@@ -55,6 +56,8 @@ class Engine:
                 **options,
             )
         self.max_model_len: int = self._llm.model_config.max_model_len
+        processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+        self._guard = kill_at_exit([process.pid for process in processes])
 
     def load(self, folder: str) -> None:
         """Take over the weights of another folder, and forget what was computed with the old ones."""
@@ -89,6 +92,7 @@ class Engine:
         """End the engine's processes, by force after a second; Python's exit does it too."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown(timeout=1)
+            self._guard.communicate()
 
     def _wake(self, *parts: str) -> None:
         for part in parts:
@@ -121,6 +125,12 @@ class Engine:
         if error is not None:
             raise RuntimeError(f"The vLLM engine failed while {doing}: {str(error).strip()}") from error
         return outcome.result()
+
+
+def kill_at_exit(pids: Sequence[int]) -> "Popen[bytes]":
+    """Start a process that kills others as soon as its pipe closes, as it does when this process is itself killed."""
+    command = f"cat; kill -9 {' '.join(map(str, pids))}"
+    return Popen(["sh", "-c", command], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
 
 
 def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

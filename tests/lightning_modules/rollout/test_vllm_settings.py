@@ -4,6 +4,8 @@ A stand-in for `vllm.LLM` records what it is told; `make test-vllm` runs a real 
 """
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from threading import Event
@@ -34,9 +36,8 @@ class StandIn:
         self.options = options | {"folder": folder}
         self.environment = dict(os.environ)
         self.model_config = SimpleNamespace(max_model_len=100)
-        core = SimpleNamespace(
-            resources=SimpleNamespace(engine_dead=False), shutdown=lambda timeout: self.note("shutdown")
-        )
+        resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[]))
+        core = SimpleNamespace(resources=resources, shutdown=lambda timeout: self.note("shutdown"))
         self.llm_engine = SimpleNamespace(engine_core=core)
         self.note("start")
 
@@ -188,3 +189,13 @@ def test_an_engine_that_died_is_noticed_even_where_its_call_never_ends(llm, hang
     running._llm.llm_engine.engine_core.resources.engine_dead = True
     with pytest.raises(RuntimeError, match=r"died while generating 2 completions: .* --ckpt_path\.$"):
         running.generate([[1], [2]], [None, None])
+
+
+def test_the_engine_does_not_outlive_a_trainer_that_is_killed():
+    engine = subprocess.Popen(["sleep", "600"])
+    trainer = (
+        "import os; from lightning_modules.rollout.vllm_engine import kill_at_exit; "
+        f"guard = kill_at_exit([{engine.pid}]); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", trainer], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert engine.wait(timeout=60) == -signal.SIGKILL
