@@ -35,7 +35,7 @@ class VLLMJudge:
         options: dict[str, Any] | None = None,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
-            raise ValueError("VLLMJudge needs vLLM: pip install 'funreason-lightning[vllm]', or use OpenAIJudge")
+            raise ValueError("VLLMJudge needs vLLM: pip install -e '.[vllm]', or use OpenAIJudge")
         self.model, self.temperature, self.max_tokens, self.seed = model, temperature, max_tokens, seed
         self.options = options or {}
         self._llm: Any = None
