@@ -79,8 +79,9 @@ class Rewards:
         return {name: self._scores(name, function, inputs) for name, function in self.functions.items()}
 
     def total(self, scores: dict[str, float | None]) -> float:
-        """The weighted sum of one completion's scores, in which a failure counts 0."""
-        return sum(weight * (scores[name] or 0.0) for name, weight in self.weights.items())
+        """The weighted sum of one completion's scores; 0 where a function failed on it that has a weight."""
+        weighted = [(weight, scores[name]) for name, weight in self.weights.items() if weight]
+        return sum(weight * score for weight, score in weighted) if all(s is not None for _, s in weighted) else 0.0
 
     def _scores(
         self, name: str, function: Callable[[str, str, str], Any], inputs: Sequence[RewardInput]

@@ -71,7 +71,7 @@ def test_weights_and_failures_in_the_sum():
     got = rewards([("abcd", *ROW), ("none", *ROW)])
     assert got == {"length": [4.0, 4.0], "moody": [0.25, None]}
     assert rewards.total({"length": 4.0, "moody": 0.25}) == 2.5  # 0.5 * 4 + 2 * 0.25
-    assert rewards.total({"length": 4.0, "moody": None}) == 2.0
+    assert rewards.total({"length": 4.0, "moody": None}) == 0.0
 
 
 def test_too_many_failures_stop_the_run_with_the_function_and_an_input():
