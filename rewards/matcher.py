@@ -151,9 +151,10 @@ def _from_text(text: str, depth: int) -> FloatPlaces:
     alternatives = _split(_split(text, ",")[0], "|")
     if len(alternatives) > 1:
         return _union([_from_text(item, depth + 1) for item in alternatives])
-    head, _, inner = alternatives[0].strip().partition("[")
+    head, _, rest = alternatives[0].strip().partition("[")
     head = (head.lower().split() or [""])[0]  # "float (optional)" is a float
-    arguments = _split(inner.rpartition("]")[0], ",")
+    inner = rest.rpartition("]")[0]
+    arguments = _split(inner, ",") if inner else []
     places = [_from_text(argument, depth + 1) for argument in arguments]
     if head in _FLOATS:
         return FloatPlaces(here=True)
