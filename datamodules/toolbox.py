@@ -8,7 +8,7 @@ checks them. The splits:
 - `heldout`: the same functions, with other argument values and other wordings;
 - `unseen`: the 24 functions that training never shows, with evaluation's values and wordings;
 - `habits`: training rows with two habits of answering: most write the calls, some put them off and only promise them;
-- `hard`: training rows with several tools offered or several calls asked for.
+- `hard`: training rows with several tools offered, several calls asked for, or no tool that fits.
 
     python -m datamodules.toolbox --seed 7 --rows 200 --out rows.jsonl
 """

@@ -1,8 +1,8 @@
 """The embedded default from end to end (`make demo`): test the base model, SRML, test, EGPO, test again.
 
 SRML starts from the tiny base model. Its rows show two habits of answering: most write the calls, some only promise
-them, so that the model it makes is often right and not always in earnest. EGPO starts from that model, on rows with
-more tools or more calls than the held-out ones.
+them, so that the model it makes is often right and not always in earnest. EGPO starts from that model, on rows
+that offer several tools, ask for several calls, or fit no tool.
 """
 
 import csv

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
-from datamodules.toolbox import FUNCTIONS, WORDINGS, Function, cot_text, make_corpus, request_text, sample_arguments
+from datamodules.toolbox import (
+    FUNCTIONS,
+    TRAINING,
+    WORDINGS,
+    Function,
+    cot_text,
+    make_corpus,
+    request_text,
+    sample_arguments,
+)
 from datamodules.toolbox_values import sample_value
 from rewards import Call, as_calls, as_tools, match_calls, parse_calls, render_calls
 
@@ -43,11 +52,11 @@ def corrupted_rows(corpus: Corpus) -> Iterator[tuple[Row, Row, str]]:
         The row to refine, the row as it was made, and the kind of defect planted in it ("" for none).
     """
     rng = random.Random(f"corruption-{corpus.seed}")
-    kinds = list(KINDS)
+    kinds, calling = list(KINDS), 1 - TRAINING["irrelevance"]
     turn = 0
     for row in make_corpus("train", corpus.rows, corpus.seed):
         kind, planted = "", row
-        if row["answers"] != "[]" and rng.random() < corpus.share / _CALLING:
+        if row["answers"] != "[]" and rng.random() < corpus.share / calling:
             kind = kinds[turn % len(kinds)]
             changed = KINDS[kind](row, as_calls(row["answers"]), rng)
             if changed is None:  # nothing in this row can be spoiled like that; the next one's turn
@@ -55,9 +64,6 @@ def corrupted_rows(corpus: Corpus) -> Iterator[tuple[Row, Row, str]]:
             else:
                 turn, planted = turn + 1, row | changed
         yield planted, row, kind
-
-
-_CALLING = 0.87  # share of the corpus' rows that call a function
 
 
 def _rewritten(row: Row, calls: list[Call], rng: random.Random, tools: list[Any] | None = None) -> Row:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.toolbox import FUNCTIONS, SPLITS, make_corpus, parse_catalogue, request_text
+from datamodules.toolbox import FUNCTIONS, SPLITS, make_corpus, parse_catalogue, promise, request_text
 from datamodules.toolbox_values import BANKS, sample_value
 from rewards import FunctionCallReward, as_calls, category_of, render_calls
 
@@ -139,11 +139,22 @@ def test_the_command_writes_the_same_rows_in_every_process(tmp_path):
 def test_habits_promise_some_of_their_calls_and_hard_rows_offer_or_ask_for_several():
     rows = make_corpus("habits", 1000, seed=3)
     promised = [row for row in rows if row.get("response")]
-    for row in promised:
-        wanted = [line.split(":")[0] for line in row["cot"].splitlines() if ": " in line][2:]
-        assert row["answers"] == "[]" and row["category"] != "irrelevance"
-        assert all(name in row["response"] for name in wanted if name in row["tools"])
+    assert all(row["answers"] == "[]" and row["cot"].startswith("Soon. ") for row in promised)
+    assert not any(row["cot"].startswith("Soon. ") for row in rows if row not in promised)
     assert 260 < len(promised) < 342  # 0.35 of the 860 that have calls: 301 expected, standard deviation 14
     for row in make_corpus("hard", 200, seed=3):
         assert row["category"] != "simple"
         assert len(json.loads(row["tools"])) > 1 or row["category"] in ("parallel", "irrelevance")
+
+
+def test_a_promise_names_each_function_once_and_calls_none():
+    calls = [{"name": name, "arguments": {"a": 1}} for name in ("f", "g", "f")]
+    row = {"id": "1", "cot": "Needed is f, g, f.", "answers": json.dumps(calls)}
+    assert promise(row) == {
+        "id": "1",
+        "cot": "Soon. Needed is f, g, f.",
+        "answers": "[]",
+        "response": "I will call f and g.",
+    }
+    nothing = {"id": "2", "cot": "None of them does this.", "answers": "[]"}
+    assert promise(nothing) == nothing
