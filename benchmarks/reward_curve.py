@@ -48,9 +48,10 @@ def main() -> None:
         middle = [statistics.median(column) for column in zip(*curves, strict=True)]
         rows.append([name, "median", *(f"{value:.3f}" for value in middle), f"{middle[-1] - middle[0]:+.3f}"])
     fifths = [f"fifth {i + 1}" for i in range(PARTS)]
+    files = [f"`configs/{config}.yaml`" for config in options.configs]
     note = (
-        "Mean reward of the rollouts over each fifth of the steps of `configs/grpo.yaml` and `configs/grpo_plain.yaml` "
-        "from the demo's SRML model; the seed is that of the order of the prompts and of the sampler."
+        f"Mean reward of the rollouts over each fifth of the steps of {' and '.join(files)}, from the demo's SRML "
+        "model; the seed is that of the order of the prompts and of the sampler."
     )
     record("Reward curve of EGPO and GRPO", ["advantage", "seed", *fifths, "rise"], rows, note)
 
