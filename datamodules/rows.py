@@ -89,14 +89,8 @@ def check_example(example: Example) -> None:
     Raises:
         BadRow: Naming the column at fault.
     """
-    if not example.query.strip():
-        raise BadRow("query", "is empty")
-    for tag in ("<think>", "</think>"):
-        if tag in example.cot:
-            raise BadRow("cot", f"holds {tag}, which only frames the chain of thought")
-    tools, calls = _json("tools", as_tools, example.tools), _json("answers", as_calls, example.answers)
-    _json("history", _turns, example.history)
-    offered = {tool["name"] for tool in tools}
+    offered = {tool["name"] for tool in check_request(example)}
+    calls = _json("answers", as_calls, example.answers)
     for call in calls:
         if call.name not in offered:
             raise BadRow("answers", f"calls {call.name!r}, which is not among the tools offered")
@@ -105,6 +99,22 @@ def check_example(example: Example) -> None:
     answer = example.response if says_text else _json("answers", render_calls, calls)
     if reward(f"<think>{example.cot or '-'}</think>\n\n{answer}", example.tools, example.answers).score != 1:
         raise BadRow("response" if says_text else "answers", f"as gold answer it earns no reward: {answer[:80]}")
+
+
+def check_request(example: Example) -> list[dict[str, Any]]:
+    """Check all of an example but its answer; gives its tools.
+
+    Raises:
+        BadRow: Naming the column at fault.
+    """
+    if not example.query.strip():
+        raise BadRow("query", "is empty")
+    for tag in ("<think>", "</think>"):
+        if tag in example.cot:
+            raise BadRow("cot", f"holds {tag}, which only frames the chain of thought")
+    _json("history", _turns, example.history)
+    tools: list[dict[str, Any]] = _json("tools", as_tools, example.tools)
+    return tools
 
 
 def _parse(raw: Any) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Refinement:
         corpus: In the place of `data`: rows of the shipped corpus with planted defects.
         limit: Refine the first rows only.
         val_fraction: Share of the kept queries that are written to `validation.jsonl` instead.
-        in_flight: Rows worked on at a time.
+        in_flight: Rows worked on at a time; more than the requests that servers take at once, so that one is always
+            at hand.
 
     Raises:
         ValueError: A setting is impossible.
@@ -67,7 +68,7 @@ class Refinement:
         corpus: Corpus | None = None,
         limit: int | None = None,
         val_fraction: float = 0.0,
-        in_flight: int = 64,
+        in_flight: int = 128,
     ) -> None:
         if (data is None) == (corpus is None):
             raise ValueError("give the rows as either data.path or corpus, not both and not neither")

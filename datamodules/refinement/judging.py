@@ -191,7 +191,8 @@ class Panel:
 
     async def ask(self, question: Question) -> Verdict:
         """Put a question to every judge; one whose reply cannot be read is asked once more."""
-        answers = await asyncio.gather(*(_ask(judge, question) for judge in self.judges))
+        first, *others = (_ask(judge, question) for judge in self.judges)
+        answers = [await first] if not others else await asyncio.gather(first, *others)
         replies = [answer[-1] for answer in answers]
         passed = vote([reply.score for reply in replies], self.rule, self.tau)
         against = [reply for reply in replies if reply.score is not None and reply.score < self.tau]

@@ -52,7 +52,7 @@ class OpenAIJudge:
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
         if importlib.util.find_spec("openai") is None:
-            raise ValueError("OpenAIJudge needs the openai client: pip install 'funreason-lightning[judge]'")
+            raise ValueError("OpenAIJudge needs the openai client: pip install -e '.[judge]'")
         if not servers or any(not url.startswith(("http://", "https://")) for url in servers):
             raise ValueError(f"servers must be base URLs such as http://localhost:8000/v1, not {servers}")
         if min(per_server, max_tokens) < 1 or retries < 0 or min(timeout, patience, rate_limit or 1) <= 0:
@@ -147,7 +147,7 @@ class OpenAIJudge:
         import openai
 
         try:  # `chat.completions.create` would check and copy every message, for as much time again
-            reply = await server.client.post("/chat/completions", cast_to=object, body=body)
+            reply = await server.client.post(f"{server.url}/chat/completions", cast_to=object, body=body)
             return reply_text(reply), "", None
         except openai.RateLimitError as error:
             return None, f"{server.url} is asked too often (429)", _seconds(error.response.headers.get("retry-after"))

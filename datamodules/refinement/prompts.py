@@ -6,6 +6,7 @@ stands between tags, and no text of a row can close them.
 
 import json
 import re
+from functools import lru_cache
 
 from datamodules.chat import messages as training_messages
 from datamodules.rows import Example
@@ -52,6 +53,7 @@ SHOWN = {
 }
 """What of the row each question shows, by tag."""
 
+read_answer = lru_cache(1024)(parse_calls)  # several stages and questions read the answer of a row
 _TAG = re.compile(r"<(?=/?\s*(?:query|tools|CoT|refFC|found|judge|NewFC|fault|tool|think)\s*>)", re.IGNORECASE)
 
 
@@ -79,7 +81,7 @@ def messages(stage: str, example: Example, finding: str = "") -> list[dict[str, 
 
 def written_answer(example: Example) -> str:
     """The answer as a model would have to write it; as it stands where it cannot be read as calls."""
-    calls, _ = parse_calls(example.answers)
+    calls, _ = read_answer(example.answers)
     if not calls:
         return example.response or example.answers
     try:

@@ -1,6 +1,7 @@
 """A refinement from its rows to its files: rows in flight, journal, outputs in the order of the input."""
 
 import asyncio
+import gc
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ from datamodules.readers import BadRow
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import Outcome, Panel, Verdict
 from datamodules.refinement.report import Examples, Tally, markdown, rejection
-from datamodules.rows import Example, check_example, unchecked_example
+from datamodules.rows import Example, check_request, unchecked_example
 from datamodules.xlam import write_jsonl
 
 Recipe = Callable[[Example, Panel], Awaitable[Outcome]]
@@ -95,11 +96,13 @@ def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: J
         finally:
             await judge.close()
 
+    gc.freeze()  # looking through all that the imports made for garbage would be a tenth of the work
     try:
         asyncio.run(work_all())
     except ExceptionGroup as errors:  # one worker failed, and the others were stopped
         raise errors.exceptions[0] from errors
     finally:
+        gc.unfreeze()
         progress.close()
 
 
@@ -108,7 +111,7 @@ async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: J
     try:
         example = unchecked_example(raw)
         example = replace(example, id=example.id or f"row-{number}")
-        check_example(replace(example, answers="[]"))  # all but the answer, which the recipe is there to judge
+        check_request(example)  # the answer is for the recipe to judge
         if (first := journal.claim(number, example.id)) != number:
             raise BadRow("id", f"{example.id!r} is already the id of row {first}")
     except BadRow as error:

@@ -184,5 +184,5 @@ def test_impossible_settings(settings):
 
 def test_a_missing_client_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"funreason-lightning\[judge\]"):
+    with pytest.raises(ValueError, match=r"pip install -e .*\[judge\]"):
         OpenAIJudge("m", ["http://a/v1"])
