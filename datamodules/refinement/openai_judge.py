@@ -10,6 +10,7 @@ from datamodules.refinement.judging import Question, Unanswered
 from datamodules.refinement.servers import Server, ServerPool
 
 HEALTH_TIMEOUT = 10.0  # seconds
+TOLD = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 BACK_OFF, LONGEST_BACK_OFF = 0.5, 30.0  # seconds before a question is asked again; doubled each time
 
 
@@ -110,7 +111,9 @@ class OpenAIJudge:
         import openai
 
         key = os.environ.get(self.api_key_env) or "none"  # servers of one's own ask for none
-        options = {"api_key": key, "max_retries": 0, "timeout": self.timeout}
+        # What the client tells about this machine, a tenth of its work: no business of a judge's server.
+        untold = dict.fromkeys((f"X-Stainless-{name}" for name in TOLD), openai.Omit())
+        options = {"api_key": key, "max_retries": 0, "timeout": self.timeout, "default_headers": untold}
         servers = [
             Server(url, openai.AsyncOpenAI(base_url=url, http_client=openai.DefaultAioHttpClient(), **options))
             for url in self.urls
