@@ -1,12 +1,10 @@
 """The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`."""
 
 import operator
-import re
 import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import IO, NoReturn
 
 import jsonargparse
 from lightning.pytorch import LightningDataModule
@@ -18,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import datamodules  # noqa: F401  (YAML may then use bare class names)
 import lightning_modules  # noqa: F401
+from datamodules.command_line import SentenceParser, refuse
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
@@ -27,11 +26,6 @@ from lightning_modules.summary import RunSummary
 HERE = Path(__file__).resolve().parents[1]
 REFUSERS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards", Path(jsonargparse.__file__).parent)
 """Code whose errors are sentences for the user."""
-SAYS_NOTHING = re.compile(
-    "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
-    r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
-)
-"""Lines in which jsonargparse tells what it tried and what it was given as a whole."""
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
@@ -46,15 +40,8 @@ BESIDE_THE_POINT = (
 """Starts of warnings that a user can do nothing about."""
 
 
-class Parser(LightningArgumentParser):
-    """Ends bad options with one sentence on the last line, not two screens of usage and of all that was tried."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Report as jsonargparse does, in one sentence."""
-        super().error(sentence(message), ex)
-
-    def print_usage(self, file: IO[str] | None = None) -> None:
-        """Print nothing: an error message already names the command that shows the options."""
+class Parser(SentenceParser, LightningArgumentParser):
+    """Lightning's parser, whose errors are one sentence."""
 
 
 class FunReasonCLI(LightningCLI):
@@ -137,11 +124,4 @@ def main(args: ArgsType = None) -> None:
         source = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not any(folder in source.parents for folder in REFUSERS):
             raise
-        sys.exit(f"error: {sentence(str(error))}")
-
-
-def sentence(message: str) -> str:
-    """One line of an error message of several, without what says nothing about the cause."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
-    return " ".join(kept) or message
+        refuse(error)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from datamodules.command_line import SentenceParser, refuse
 from datamodules.readers import fingerprint, read_rows
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
 from datamodules.refinement.estimate import dry_run
@@ -166,18 +167,9 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     return "\n".join([*lines, f"Refined rows: {folder / 'refined.jsonl'}; the report: {folder / 'report.md'}"])
 
 
-class Parser(ArgumentParser):
-    """Ends bad options with one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, without usage."""
-        lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-        raise SystemExit("error: " + " ".join(line for line in lines if line))
-
-
 def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:
     """The settings in force, as plain values and as the objects that they name."""
-    parser = Parser(prog="funreason-refine", description="Refine rows of function calls: JSONL in, JSONL out.")
+    parser = SentenceParser(prog="funreason-refine", description="Refine rows of function calls: JSONL in, JSONL out.")
     parser.add_argument("--config", action="config", help="YAML file; a later one wins")
     parser.add_class_arguments(Refinement)
     parser.add_argument("--dry-run", action="store_true", help="print the prompts of three rows and the cost, and stop")
@@ -198,4 +190,4 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        refuse(error)

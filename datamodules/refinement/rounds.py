@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.command_line import SentenceParser, refuse
 from datamodules.readers import read_rows
-from datamodules.refinement.cli import Parser
 from datamodules.refinement.run import write_text
 from datamodules.rows import Example, unchecked_example
 from datamodules.xlam import write_jsonl
@@ -204,7 +204,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the rounds: `funreason-self-refine --config configs/self_refine.yaml [--init_from MODEL]`."""
-    parser = Parser(prog="funreason-self-refine", description="Roll out, refine and fit, round after round.")
+    parser = SentenceParser(prog="funreason-self-refine", description="Roll out, refine and fit, round after round.")
     parser.add_argument("--config", action="config", help="YAML file; a later one wins")
     parser.add_class_arguments(SelfRefinement)
     options = parser.parse_args(None if args is None else list(args)).as_dict()
@@ -214,7 +214,7 @@ def main(args: Sequence[str] | None = None) -> None:
         loop.folder.mkdir(parents=True, exist_ok=True)
         loop.run()
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        refuse(error)
 
 
 if __name__ == "__main__":
