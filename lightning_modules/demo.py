@@ -1,8 +1,9 @@
-"""The embedded default from end to end (`make demo`): test the base model, SRML, test, EGPO, test again.
+"""The embedded default from end to end (`make demo`): refine rows, SRML on them, EGPO, and a test of every model.
 
-SRML starts from the tiny base model. Its rows show two habits of answering: most write the calls, some only promise
-them, so that the model it makes is often right and not always in earnest. EGPO starts from that model, on rows
-that offer several tools, ask for several calls, or fit no tool.
+The rows to refine are spoiled first: a known share of them is given defects of known kinds, so that what the refinement
+finds can be held against what is true. SRML starts from the tiny base model, on the rows that are left. They show two
+habits of answering: most write the calls, some only promise them, so that the model it makes is often right and not
+always in earnest. EGPO starts from that model, on rows that offer several tools, ask for several calls, or fit no tool.
 """
 
 import csv
@@ -10,20 +11,44 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+from datamodules.refinement import cli as refinement
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.metrics import CATEGORIES, RATES
 
 ROOT = Path("runs/demo")
 HELD_OUT = {"heldout": "toolbox:heldout:240:1", "unseen": "toolbox:unseen:120:1"}
 """Rows to test on: functions of the training rows with other values and wordings, and functions never trained on."""
-HABITS = "toolbox:habits:4000"
+SPOILED = {"split": "habits", "rows": 4400, "share": 0.15}
+"""Rows with planted defects; about 4,000 are left of them."""
 
 
 def run(command: str, config: str, *options: str) -> FunReasonCLI:
     """Run `funreason COMMAND --config configs/CONFIG` under `runs/demo`; gives its model, data and trainer."""
     folder = ("--trainer.default_root_dir", str(ROOT))
     return FunReasonCLI([command, "--config", f"configs/{config}.yaml", *folder, *options])
+
+
+def refine() -> dict[str, Any]:
+    """Run `funreason-refine` on rows with planted defects; gives its report.
+
+    A folder that an earlier demo has finished is left as it is: the same rows, refined by the same rules.
+    """
+    folder = ROOT / "refined"
+    corpus = [f"--corpus.{name}={value}" for name, value in SPOILED.items()]
+    refinement.main(["--config", "configs/refine_demo.yaml", *corpus, "--output_dir", str(folder)])
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def defects(report: dict[str, Any]) -> str:
+    """The table of a refinement: one line per kind of planted defect."""
+    lines = [f"{'planted defect':<24}{'planted':>9}{'precision':>12}{'recall':>9}"]
+    for kind, found in report["planted"].items():
+        cells = f"{found['planted']:>9,}{found['precision']:>12.3f}{found['recall']:>9.3f}"
+        lines.append(f"{kind.replace('_', ' '):<24}{cells}")
+    return "\n".join([*lines, f"{report['rows']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected"])
 
 
 def evaluate(model: str | Path, rows: str) -> dict[str, float]:
@@ -76,21 +101,25 @@ def comparison(summary: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     """Run the demo, print the table and write `runs/demo/summary.json`."""
     start = time.perf_counter()
+    report = refine()
+    refined = time.perf_counter() - start
     before = evaluate("assets/tiny-base", HELD_OUT["heldout"])
-    srml_run, srml = fit("srml", "--data.path", HABITS)
+    srml_run, srml = fit("srml", "--data.path", str(ROOT / "refined" / "refined.jsonl"))
     unseen = evaluate(srml_run, HELD_OUT["unseen"])
-    supervised = time.perf_counter() - start
+    supervised = time.perf_counter() - start - refined
     egpo_run, egpo = fit("grpo", "--model.init_from", str(srml_run))
     egpo |= reward_rise(egpo_run)
     total = round(time.perf_counter() - start, 1)
     models = {"before": before, "srml": srml, "egpo": egpo, "unseen": unseen}
     path = ROOT / "summary.json"
-    path.with_suffix(".tmp").write_text(json.dumps({"seconds": total} | models, indent=2) + "\n", encoding="utf-8")
+    summary = {"seconds": total, "refinement": report["planted"]} | models
+    path.with_suffix(".tmp").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(path.with_suffix(".tmp"), path)
-    print(f"\n{comparison(models)}\n")
+    print(f"\n{defects(report)}\n\n{comparison(models)}\n")
     print(f"Mean reward of EGPO's rollouts: {egpo['reward_first']:.3f} in the first fifth of its steps, ", end="")
     print(f"{egpo['reward_last']:.3f} in the last")
-    print(f"Training and evaluation: SRML {supervised:.0f} s, EGPO {egpo['seconds']:.0f} s. The figures: {path}")
+    print(f"Refinement {refined:.0f} s; training and evaluation: SRML {supervised:.0f} s, EGPO {egpo['seconds']:.0f} s")
+    print(f"The figures: {path}. The refined and the rejected rows: {ROOT / 'refined'}")
     print(f"The models, as Hugging Face folders: {srml_run / 'hf'} and {egpo_run / 'hf'}")
     print(f"What they answered: {ROOT}/version_*/samples.jsonl")
     print(f"Curves and samples: .venv/bin/tensorboard --logdir {ROOT}, then open the address it prints")

@@ -14,7 +14,6 @@ from typing import Any
 from datamodules.refinement.judging import Outcome
 from datamodules.toolbox import (
     FUNCTIONS,
-    TRAINING,
     WORDINGS,
     Function,
     cot_text,
@@ -37,12 +36,23 @@ class Corpus:
     Attributes:
         rows: How many.
         seed: Of rows and defects.
-        share: Of rows that are given a defect; the kinds take turns.
+        share: Of rows that are given a defect; the kinds take turns. Only rows with calls can have one.
+        split: Of the corpus; see `datamodules.toolbox`.
+
+    Raises:
+        ValueError: There are no rows, or the share is none.
     """
 
     rows: int = 2000
     seed: int = 0
     share: float = 0.3
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or not 0 <= self.share <= 1:
+            raise ValueError(
+                f"corpus.rows must be at least 1 and corpus.share from 0 to 1, not {self.rows} and {self.share}"
+            )
 
 
 def corrupted_rows(corpus: Corpus) -> Iterator[tuple[Row, Row, str]]:
@@ -52,9 +62,10 @@ def corrupted_rows(corpus: Corpus) -> Iterator[tuple[Row, Row, str]]:
         The row to refine, the row as it was made, and the kind of defect planted in it ("" for none).
     """
     rng = random.Random(f"corruption-{corpus.seed}")
-    kinds, calling = list(KINDS), 1 - TRAINING["irrelevance"]
-    turn = 0
-    for row in make_corpus("train", corpus.rows, corpus.seed):
+    kinds, turn = list(KINDS), 0
+    rows = make_corpus(corpus.split, corpus.rows, corpus.seed)
+    calling = sum(row["answers"] != "[]" for row in rows) / len(rows)
+    for row in rows:
         kind, planted = "", row
         if row["answers"] != "[]" and rng.random() < corpus.share / calling:
             kind = kinds[turn % len(kinds)]

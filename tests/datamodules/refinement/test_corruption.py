@@ -28,14 +28,27 @@ def test_the_same_seed_gives_the_same_rows_and_the_share_is_kept():
     assert all(row["id"] == planted["id"] for planted, row, _ in rows)
 
 
+def test_the_share_is_of_all_rows_however_few_of_them_call():
+    rows = list(corrupted_rows(Corpus(1000, 3, share=0.15, split="habits")))
+    assert 0.5 < sum(row["answers"] != "[]" for _, row, _ in rows) / 1000 < 0.62  # 0.86 x (1 - 0.35) = 0.56
+    # 1000 x 0.15 = 150, less one in nine of which had nothing to spoil; standard deviation 11
+    assert 100 < sum(bool(kind) for _, _, kind in rows) < 175
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"share": 1.5}, {"share": -0.1}])
+def test_an_impossible_corpus(wrong):
+    with pytest.raises(ValueError, match=r"corpus.rows must be at least 1 and corpus.share from 0 to 1"):
+        Corpus(**wrong)
+
+
 def test_broken_formats_cannot_be_read():
     rows = [row for row, _, kind in corrupted_rows(Corpus(600, 5)) if kind == "broken_format"]
     assert len(rows) > 20 and all(parse_calls(row["answers"])[0] is None for row in rows)
 
 
-@pytest.mark.parametrize("seed", [11, 12])
-def test_every_kind_is_found_by_its_stage(seed, run):
-    truths = list(corrupted_rows(Corpus(1200, seed)))
+@pytest.mark.parametrize("corpus", [Corpus(1200, 11), Corpus(1200, 12), Corpus(1200, 13, split="habits")])
+def test_every_kind_is_found_by_its_stage(corpus, run):
+    truths = list(corrupted_rows(corpus))
     figures = planted_figures(refined([row for row, _, _ in truths], run), truths)
     assert list(figures) == list(FAULTS) and len(figures) >= 5
     for kind, values in figures.items():
