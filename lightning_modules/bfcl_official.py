@@ -116,8 +116,8 @@ def main(run: str, environment: str) -> None:
         ours, wrong = our_scores(package, results, name)
         table, equal = compare(ours, score_officially(Path(environment), results, scores, name), package.version)
         same = wrong == wrong_officially(scores, package)
-        print(f"\n{results}\n{table}\ntables {'equal' if equal else 'DIFFER'}; verdicts on the rows "
-              f"{'equal' if same else 'DIFFER'}")  # fmt: skip
+        tables, verdicts = ("equal" if agree else "DIFFER" for agree in (equal, same))
+        print(f"\n{results}\n{table}\ntables {tables}; verdicts on the rows {verdicts}")
         if not (equal and same):
             sys.exit(1)
 
