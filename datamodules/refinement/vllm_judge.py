@@ -6,6 +6,7 @@ import os
 import zlib
 from typing import Any
 
+from datamodules.refinement.guard import kill_at_exit
 from datamodules.refinement.judging import Question
 
 
@@ -39,6 +40,7 @@ class VLLMJudge:
         self.model, self.temperature, self.max_tokens, self.seed = model, temperature, max_tokens, seed
         self.options = options or {}
         self._llm: Any = None
+        self._guard: Any = None  # kills the engine if this process is killed
         self._waiting: list[tuple[Question, asyncio.Future[str]]] = []
         self._working: asyncio.Task[None] | None = None
 
@@ -55,8 +57,11 @@ class VLLMJudge:
         return await reply
 
     async def close(self) -> None:
-        """Let the engine go; its processes end with it."""
-        self._llm = None
+        """End the engine's processes, by force after a second."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown(timeout=1)
+            self._guard.communicate()
+            self._llm = None
 
     async def _work(self) -> None:
         while self._waiting:
@@ -78,6 +83,8 @@ class VLLMJudge:
 
         if self._llm is None:
             self._llm = self._start()
+            processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+            self._guard = kill_at_exit([process.pid for process in processes])
         settings = [
             SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, seed=self._seed(question))
             for question in questions
@@ -89,6 +96,8 @@ class VLLMJudge:
         return zlib.crc32(f"{self.seed}\0{question.example.id}\0{question.stage}\0{question.attempt}".encode())
 
     def _start(self) -> Any:
+        # Processes of its own, not forked: they must not hold the pipe that another judge's guard waits for.
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM
 

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from subprocess import DEVNULL, PIPE, Popen
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from datamodules.refinement.guard import kill_at_exit
 
 NOT_INHERITED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 """Variables of a distributed run, to which the processes of an engine do not belong."""
@@ -125,12 +126,6 @@ class Engine:
         if error is not None:
             raise RuntimeError(f"The vLLM engine failed while {doing}: {str(error).strip()}") from error
         return outcome.result()
-
-
-def kill_at_exit(pids: Sequence[int]) -> "Popen[bytes]":
-    """Start a process that kills others as soon as its pipe closes, as it does when this process is itself killed."""
-    command = f"cat; kill -9 {' '.join(map(str, pids))}"
-    return Popen(["sh", "-c", command], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
 
 
 def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
