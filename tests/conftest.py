@@ -1,5 +1,6 @@
 """Fixtures shared by the test folders: a tokenizer trained in memory and a random model small enough for any test."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,25 +43,35 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Hugging Face folder (safetensors, tokenizer, chat template) of a random two-layer Qwen2."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    config = Qwen2Config(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        initializer_range=0.2,  # far from uniform, so that greedy decoding and temperatures have something to differ on
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        Qwen2ForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+def make_model_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Hugging Face folder (safetensors, tokenizer, chat template) of a random two-layer Qwen2 of given sizes."""
+
+    def make(**sizes: int) -> Path:
+        folder = tmp_path_factory.mktemp("tiny-model")
+        config = Qwen2Config(
+            vocab_size=len(tiny_tokenizer),
+            intermediate_size=64,
+            num_hidden_layers=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tiny_tokenizer.eos_token_id,
+            pad_token_id=tiny_tokenizer.pad_token_id,
+            initializer_range=0.2,  # far from uniform: greedy decoding and temperatures have something to differ on
+            **sizes,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            Qwen2ForCausalLM(config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(make_model_dir: Callable[..., Path]) -> Path:
+    """The model of most tests."""
+    return make_model_dir(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)

@@ -1,7 +1,5 @@
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from recorder import batches_of_a_run
 
 from datamodules.loading import ResumableLoader, epoch_order
 
@@ -48,46 +46,16 @@ def test_state_of_other_batches_is_refused(change, words):
         loader(**change).load_state_dict(loader().state_dict())
 
 
-class Recorder(LightningModule):
-    """Remembers its batches; one optimizer step each."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.batches = []
-
-    def training_step(self, batch, batch_idx):
-        self.batches.append(batch)
-        self.optimizers().step()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def run(folder, steps, ckpt_path=None, limit=None):
-    module = Recorder()
-    trainer = Trainer(
-        max_steps=steps,
-        limit_train_batches=limit,
-        accelerator="cpu",
-        logger=False,
-        default_root_dir=folder,
-        callbacks=[ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, loader(), ckpt_path=ckpt_path)
-    return module.batches
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("limit", [None, 3])
 def test_resumed_trainer_takes_the_very_next_batch(tmp_path, limit):
     """Four batches an epoch: resumed inside the first epoch, at its end (4, or 3 if limited), and inside the second."""
-    expected = run(tmp_path, 10, limit=limit)
+
+    def run(folder, ckpt_path=None):
+        return batches_of_a_run(loader(), folder, 10, ckpt_path, limit_train_batches=limit)
+
+    expected = run(tmp_path)
     assert len(expected) == 10
     assert sorted(row for batch in expected[:4] for row in batch) == list(range(10))
     for k in (1, 3, 4, 6, 8):
-        assert run(tmp_path / str(k), 10, tmp_path / f"step={k}.ckpt", limit) == expected[k:], k
+        assert run(tmp_path / str(k), tmp_path / f"step={k}.ckpt") == expected[k:], k

@@ -3,9 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from recorder import batches_of_a_run
 
 from datamodules import PromptBatch, XLAMPromptDataModule
 from datamodules.chat import encode_prompt
@@ -183,46 +181,13 @@ def test_state_of_other_batches_is_refused(change, words):
         loader(**change).load_state_dict(loader().state_dict())
 
 
-class Recorder(LightningModule):
-    """Remembers the ids it is given; one optimizer step each."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen += ids([batch])
-        self.optimizers().step()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_resumed_trainer_takes_the_very_next_batch(make_prompts, rows_file, tmp_path):
     """Batches of 8, 8, 4 twice each: resumed between two repeats, between batches, and in the second epoch."""
 
     def run(steps, ckpt_path=None):
-        module = Recorder()
-        trainer = Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            accelerator="cpu",
-            logger=False,
-            default_root_dir=tmp_path,
-            callbacks=[ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
         data = make_prompts(rows_file, prompts_per_step=8, repeats=2, val_fraction=0)
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-        return module.seen
+        return ids(batches_of_a_run(data, tmp_path, steps, ckpt_path, max_epochs=-1))
 
     expected = run(10)
     assert len(expected) == 10 and expected[0] == expected[1] != expected[2]

@@ -2,8 +2,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
+from recorder import Recorder
 
 import datamodules.encoding as encoding
 from datamodules import PromptBatch
@@ -181,26 +181,17 @@ def test_one_row_cannot_be_divided(make_module, write_rows, make_row):
         make_module(write_rows([make_row(0)])).prepare_data()
 
 
-class Silent(LightningModule):
-    """Does nothing but take batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
+class Silent(Recorder):
+    """Remembers the sizes of its batches."""
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(("train", len(batch)))
+        self.batches.append(("train", len(batch)))
         self.optimizers().step()
 
     def validation_step(self, batch, batch_idx):
-        self.seen.append(("val", len(batch.prompt_ids)))
+        self.batches.append(("val", len(batch.prompt_ids)))
 
     predict_step = test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def quiet_trainer(folder, **kwargs):
@@ -224,7 +215,7 @@ def test_through_the_trainer_with_bad_rows(make_module, write_rows, make_row, tm
     quiet_trainer(tmp_path / "run", max_epochs=2, num_sanity_val_steps=0).fit(silent, datamodule=module)
     held = len(module.val_indices)
     steps = -(-(20 - held) // 8)
-    assert silent.seen == ([("train", 1)] * steps + [("val", held)]) * 2
+    assert silent.batches == ([("train", 1)] * steps + [("val", held)]) * 2
     printed = capsys.readouterr().out
     assert "23 rows read, 3 bad" in printed
     assert f"{path}, row 21, column 'answers': is missing" in printed
@@ -232,9 +223,9 @@ def test_through_the_trainer_with_bad_rows(make_module, write_rows, make_row, tm
         reported = [json.loads(line) for line in lines]
     assert [(row["row"], row["column"]) for row in reported] == [(21, "answers"), (22, "id"), (23, "query")]
     for command in ("validate", "test", "predict"):
-        silent.seen = []
+        silent.batches = []
         getattr(quiet_trainer(tmp_path / command), command)(silent, datamodule=module)
-        assert silent.seen == [("val", 20)]
+        assert silent.batches == [("val", 20)]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,16 +1,12 @@
 """Evaluations on BFCL: a scripted model through the whole run, interruptions, several samples, what is refused."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import two_ranks
 
 from datamodules import BFCLDataModule
 from lightning_modules import BFCLModule
@@ -205,12 +201,8 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
     }
-    worker = str(Path(__file__).with_name("two_ranks.py"))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", worker,
-         "test", "--config", "configs/bfcl.yaml", *(f"--{name}={value}" for name, value in options.items())],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    done = two_ranks("-m", "lightning_modules", "test", "--config", "configs/bfcl.yaml", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("this model (PARTIAL)") == 1
     assert ["irrelevance", "100.00", "first", "3", "of", "240"] in [line.split() for line in done.stdout.splitlines()]
@@ -219,9 +211,3 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
     ]
     wrong = [json.loads(line)["id"] for line in (tmp_path / "version_0" / "wrong.jsonl").read_text().splitlines()]
     assert sorted(wrong) == ["live_relevance_0-0-0", "live_relevance_1-1-0", "live_relevance_2-2-0"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

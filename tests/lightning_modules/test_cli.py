@@ -1,14 +1,13 @@
 """Whole runs through `main(args)`: what they leave behind, how they go on, how they refuse."""
 
-import csv
 import json
 import math
 import os
 import signal
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import assert_same, figures, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
@@ -26,30 +25,6 @@ RUN = {
     "last_checkpoint.every_n_train_steps": 1,
 }
 CONFIG = ["fit", "--config", "configs/srml.yaml"]
-
-
-def figures(run, prefixes=("train/", "tool/")):
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return {(int(r["step"]), r["name"]): float(r["value"]) for r in rows if r["name"].startswith(prefixes)}
-
-
-def final_state(run):
-    return torch.load(run / "checkpoints" / "last-000006.ckpt", weights_only=True)
-
-
-def assert_same(one, other):
-    if isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +77,7 @@ def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
     again = tmp_path / "version_0"
     assert figures(again) == figures(run)
-    assert_same(final_state(again)["state_dict"], final_state(run)["state_dict"])
+    assert_same(saved_state(again, 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
 class Killed(BaseException):
@@ -129,7 +104,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monk
     assert {s for s, name in figures(resumed, ("train/",))} == set(range(step + 1, 7))
     whole = figures(run)
     assert {key: whole[key] for key in figures(resumed)} == figures(resumed)
-    expected, got = final_state(run), final_state(resumed)
+    expected, got = saved_state(run, 6), saved_state(resumed, 6)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert_same(got[key], expected[key])
     assert_same(got["callbacks"]["ExactResume"], expected["callbacks"]["ExactResume"])
@@ -152,7 +127,7 @@ def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "version_0" / "checkpoints").iterdir()] == ["last-000002.ckpt"]
     assert not (tmp_path / "version_0" / "hf").exists()
     main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(tmp_path / "version_0")])
-    assert_same(final_state(tmp_path / "version_1")["state_dict"], final_state(run)["state_dict"])
+    assert_same(saved_state(tmp_path / "version_1", 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
 def test_more_epochs_after_the_end(run, base_args, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
 from datamodules import Example
@@ -54,17 +55,6 @@ def batch():
 
 def look_up(completion, tools, answers):
     return REWARDS[completion]
-
-
-class Steps:
-    def __init__(self, *batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 def make(folder, tokenizer, reports_logprobs=False, cut=(), **options):

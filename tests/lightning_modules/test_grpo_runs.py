@@ -1,11 +1,9 @@
 """Whole GRPO runs through the command line: what they leave, how they go on after SIGKILL, two ranks, refusals."""
 
-import csv
 import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import assert_same, figures, saved_state, two_ranks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, base
@@ -66,30 +65,6 @@ def run(tmp_path_factory, base_args):
     root = tmp_path_factory.mktemp("runs")
     main(CONFIG + base_args(root, **RUN | LORA))
     return root / "version_0"
-
-
-def figures(run, prefixes=("reward/", "policy/", "advantage/", "entropy_bonus/", "completion/", "train/", "tool/")):
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return {(int(r["step"]), r["name"]): float(r["value"]) for r in rows if r["name"].startswith(prefixes)}
-
-
-def state(run, step=10):
-    return torch.load(run / "checkpoints" / f"last-{step:06d}.ckpt", weights_only=True)
-
-
-def assert_same(one, other):
-    if isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 def test_figures_of_a_run(run):
@@ -147,7 +122,7 @@ def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     AutoModelForCausalLM.from_pretrained(run / "hf")
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
     assert figures(tmp_path / "version_0") == figures(run)
-    assert_same(state(tmp_path / "version_0")["state_dict"], state(run)["state_dict"])
+    assert_same(saved_state(tmp_path / "version_0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
 
 
 def assert_went_on(run, resumed, step):
@@ -156,8 +131,8 @@ def assert_went_on(run, resumed, step):
     assert {s for s, name in again if name == "policy/loss"} == set(range(step + 1, 11))
     assert {key: whole[key] for key in again} == again
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rollouts"):
-        assert_same(state(resumed)[key], state(run)[key])
-    assert_same(state(resumed)["callbacks"]["ExactResume"], state(run)["callbacks"]["ExactResume"])
+        assert_same(saved_state(resumed, 10)[key], saved_state(run, 10)[key])
+    assert_same(saved_state(resumed, 10)["callbacks"]["ExactResume"], saved_state(run, 10)["callbacks"]["ExactResume"])
 
 
 # Between two optimizer steps and inside one; in the middle of a buffer, and while one is filled (step 8 samples anew).
@@ -172,7 +147,7 @@ def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     killed = tmp_path / "version_0"
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
-    (buffer,) = state(killed, step)["rollouts"]
+    (buffer,) = saved_state(killed, step)["rollouts"]
     assert (buffer and buffer["served"]) == (step % 4 or None)
     main([*CONFIG, *args, "--ckpt_path", str(killed)])
     assert_went_on(run, tmp_path / "version_1", step)
@@ -238,25 +213,15 @@ def test_full_fine_tuning_resumes_beside_a_frozen_copy(base_args, tmp_path, tiny
         patch.setattr(GRPOModule, "update", kill)
         main(CONFIG + base_args(tmp_path, **options))
     whole, killed, resumed = (tmp_path / f"version_{i}" for i in range(3))
-    saved = state(killed, 3)
+    saved = saved_state(killed, 3)
     assert not any(name.startswith("reference.") for name in saved["state_dict"])
     assert saved["reference"]["init_from"] == str(tiny_model_dir)
     main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(killed)])
-    assert_same(state(resumed, 4)["state_dict"], state(whole, 4)["state_dict"])
+    assert_same(saved_state(resumed, 4)["state_dict"], saved_state(whole, 4)["state_dict"])
     options |= {"model.init_args.init_from": whole / "hf"}  # another reference than the run had
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(killed)])
     assert "does not hold the weights that the checkpoint's run started from" in exit_.value.code
-
-
-def two_ranks(worker, *args):
-    """What two gloo ranks that run a command end with."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command = [sys.executable, *launcher, str(HERE / worker), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +244,7 @@ def one_and_two(base_args, tmp_path_factory):
 
 def assert_close(one, two):
     """That two ranks have logged and learnt what one has."""
-    expected, got = (state(run, 4)["state_dict"] for run in (one, two))
+    expected, got = (saved_state(run, 4)["state_dict"] for run in (one, two))
     for name, weight in expected.items():
         torch.testing.assert_close(got[name], weight, rtol=1e-9, atol=1e-9, msg=name)
     whole = figures(one)
@@ -288,7 +253,7 @@ def assert_close(one, two):
 
 def test_two_ranks_take_the_steps_of_one(one_and_two):
     _, two, root = one_and_two
-    done = two_ranks("two_ranks.py", *two)
+    done = two_ranks("-m", "lightning_modules", *two)
     assert done.returncode == 0, done.stderr[-4000:]
     one = root / "one" / "version_0"
     assert_close(one, root / "two" / "version_0")
@@ -300,17 +265,19 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
 def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
     before = set((root / "two").glob("version_*"))
-    done = two_ranks("killed.py", "SIGTERM", "clip_gradients", "0", *two, "--last_checkpoint.every_n_train_steps=50")
+    done = two_ranks(
+        HERE / "killed.py", "SIGTERM", "clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
+    )
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
     (ended,) = set((root / "two").glob("version_*")) - before
     assert [path.name for path in (ended / "checkpoints").iterdir()] == ["last-000001.ckpt"]
-    half = state(ended, 1)["rollouts"]
+    half = saved_state(ended, 1)["rollouts"]
     assert [buffer["groups"][::2] for buffer in half] == [list(range(0, 22, 2)), list(range(1, 22, 2))]
     with pytest.raises(SystemExit) as exit_:
         main([*one, "--ckpt_path", str(ended)])
     assert "half-used rollouts of 2 ranks, and this run has 1" in exit_.value.code
     before |= {ended}
-    done = two_ranks("two_ranks.py", *two, "--ckpt_path", str(ended))
+    done = two_ranks("-m", "lightning_modules", *two, "--ckpt_path", str(ended))
     assert done.returncode == 0, done.stderr[-4000:]
     (resumed,) = set((root / "two").glob("version_*")) - before
     assert_close(root / "one" / "version_0", resumed)

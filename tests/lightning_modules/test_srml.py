@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
 from datamodules.packing import Encoded, collate_packed
@@ -36,19 +37,6 @@ def micro_batches(split):
 def relative(rows):
     numbers = iter(range(99))
     return [[next(numbers) for _ in row] for row in rows]
-
-
-class Steps:
-    """A loader of given optimizer batches."""
-
-    def __init__(self, *batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 def fit(module, *batches):

@@ -1,18 +1,14 @@
 import asyncio
 import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from stub_server import YES, Stub, completion
 
 from datamodules.refinement import Question
 from datamodules.refinement.judging import MAX_REPLY, Unanswered, read_reply
 from datamodules.refinement.openai_judge import OpenAIJudge, reply_text
 from datamodules.rows import Example
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stub_server import YES, Stub, completion
 
 
 def question(number=0):

@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import weakref
 from collections import Counter
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from stub_server import YES, Stub
 
 from datamodules import read_examples
 from datamodules.refinement import Outcome, Panel, RuleJudge, Verdict, fcdr
@@ -19,9 +19,6 @@ from datamodules.refinement.journal import Journal
 from datamodules.refinement.run import refine_rows, write_results
 from datamodules.rows import unchecked_example
 from datamodules.toolbox import make_corpus
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stub_server import YES, Stub
 
 NO = "<think>not so</think><judge>False</judge>"
 WRITTEN = ("refined.jsonl", "rejected.jsonl", "report.json", "report.md")

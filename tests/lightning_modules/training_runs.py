@@ -1,0 +1,65 @@
+"""What tests of training share: given batches, several ranks, and what a run has logged and saved."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+
+import torch
+
+REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
+"""Starts of the names of figures that do not depend on the clock."""
+
+
+class Steps:
+    """A loader of given optimizer batches."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def figures(run, prefixes=REPEATABLE):
+    """What a run has logged, by step and name."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {(int(r["step"]), r["name"]): float(r["value"]) for r in rows if r["name"].startswith(prefixes)}
+
+
+def saved_state(run, step):
+    return torch.load(run / "checkpoints" / f"last-{step:06d}.ckpt", weights_only=True)
+
+
+def assert_same(one, other):
+    """That two states are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def two_ranks(*args):
+    """What two gloo ranks end with that run a program: a file or `-m MODULE`, and its arguments."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
