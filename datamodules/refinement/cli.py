@@ -184,7 +184,7 @@ def main(args: Sequence[str] | None = None) -> None:
         settings, options = parse(args)
         refinement = Refinement(**{name: options[name] for name in settings})
         if options.dry_run:
-            print(dry_run(refinement.rows(), refinement.judge))
+            print(dry_run(refinement.rows(), refinement.recipe, refinement.judge))
         else:
             refinement.run(settings)
     except KeyboardInterrupt:

@@ -1,47 +1,71 @@
 """What a refinement would ask and what that would cost, without asking."""
 
+import asyncio
+
 from datamodules.readers import BadRow
 from datamodules.refinement.judging import Panel, Question
-from datamodules.refinement.run import Rows
-from datamodules.rows import Example, unchecked_example
-
-STAGES = ("query", "cot", "call")
-"""What a judge is asked about a row that has no fault: the parser decides the other two stages."""
+from datamodules.refinement.run import Recipe, Rows
+from datamodules.rows import Example, check_request, unchecked_example
 
 SHOWN = 3
 CHARACTERS_PER_TOKEN = 3.5  # of English and JSON, roughly
 
 
-def dry_run(rows: Rows, judge: Panel) -> str:
+class _Listener:
+    """Finds no fault with anything, and keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+
+    async def __call__(self, question: Question) -> str:
+        self.asked.append(question)
+        return "<think>-</think><judge>True</judge>"
+
+    async def close(self) -> None:
+        """It holds nothing."""
+
+
+def dry_run(rows: Rows, recipe: Recipe, judge: Panel) -> str:
     """The prompts of the first rows, and an estimate for all of them.
 
     Args:
         rows: Numbers and rows as they were read.
+        recipe: What would be done with a row.
         judge: Who would be asked.
     """
-    total, good, characters, shown = 0, 0, 0, []
+    return asyncio.run(_dry_run(rows, recipe, judge))
+
+
+async def _dry_run(rows: Rows, recipe: Recipe, judge: Panel) -> str:
+    total, good, asked, characters, shown = 0, 0, 0, 0, []
     for number, raw in rows:
         total += 1
         try:
             example = unchecked_example(raw)
+            check_request(example)
         except BadRow as error:
             shown += [f"row {number} would be rejected: {error}"] if total <= SHOWN else []
             continue
-        prompts = _prompts(example)
         good += 1
-        characters += sum(map(len, prompts.values()))
+        prompts = await _prompts(example, recipe, judge)
+        asked += sum(map(len, prompts))
+        characters += sum(len(text) for heard in prompts for _, text in heard)
         if total <= SHOWN:
-            shown += [f"row {number}, {stage}\n\n{text}" for stage, text in prompts.items()]
-    judges, asked = len(judge.judges), good * len(STAGES) * len(judge.judges)
-    tokens = characters * judges / CHARACTERS_PER_TOKEN
+            shown += [f"row {number}, {stage}\n\n{text}" for stage, text in max(prompts, key=len)]
     estimate = (
-        f"{total:,} rows, {total - good:,} of them unreadable; {judges} judge(s). About {asked:,} questions with "
-        f"{tokens:,.0f} prompt tokens in all ({CHARACTERS_PER_TOKEN} characters to a token), and as many replies. "
-        "Each regenerated answer adds up to three questions; rejected rows save some. Nothing was asked or written."
+        f"{total:,} rows, {total - good:,} of them unreadable; {len(judge.judges)} judge(s). About {asked:,} questions "
+        f"with {characters / CHARACTERS_PER_TOKEN:,.0f} prompt tokens in all ({CHARACTERS_PER_TOKEN} characters to a "
+        "token), and as many replies, if no judge finds a fault. Each regenerated answer adds up to three questions; "
+        "rejected rows save some. Nothing was asked or written."
     )
     return "\n\n".join([*shown, estimate])
 
 
-def _prompts(example: Example) -> dict[str, str]:
-    questions = {stage: Question(stage, example).messages for stage in STAGES}
-    return {stage: "\n\n".join(turn["content"] for turn in turns) for stage, turns in questions.items()}
+async def _prompts(example: Example, recipe: Recipe, judge: Panel) -> list[list[tuple[str, str]]]:
+    """What each judge would be asked about a row: stages and prompts."""
+    listeners = [_Listener() for _ in judge.judges]
+    await recipe(example, Panel(listeners, judge.rule, judge.tau))
+    return [
+        [(q.stage, "\n\n".join(turn["content"] for turn in q.messages)) for q in listener.asked]
+        for listener in listeners
+    ]

@@ -34,13 +34,27 @@ def test_the_demo_finds_what_was_planted(tmp_path, capsys):
 
 
 def test_a_dry_run_shows_prompts_and_cost_and_writes_nothing(tmp_path, capsys, make_row, write_rows):
-    rows = write_rows([make_row(1), make_row(2, query=None), make_row(3), make_row(4)])
+    rows = write_rows([make_row(1), make_row(2, query=None), make_row(3), make_row(4), make_row(5, tools="[{")])
     main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'run'}", "--dry-run"])
     printed = capsys.readouterr().out
     assert printed.count("How is the weather in City 1 for 1 days?") == 2  # queries are shown in two of the questions
     assert "row 2 would be rejected: column 'query': is missing" in printed and "City 4" not in printed
-    assert "4 rows, 1 of them unreadable; 1 judge(s). About 9 questions" in printed
+    assert "5 rows, 2 of them unreadable; 1 judge(s). About 9 questions" in printed
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "config, judges, asked",
+    # 4 rows: two with calls, one of which has no chain of thought, one statement, one whose answer cannot be read.
+    # fcdr: query, cot, call; query; nothing; response, query, cot, call, format. funrl: each once. cot: one row.
+    [("refine", 1, 9), ("refine", 3, 27), ("refine_rl", 1, 4), ("cot", 2, 1)],
+)
+def test_a_dry_run_asks_what_the_recipe_would(config, judges, asked, tmp_path, capsys, make_row, write_rows):
+    answers = {1: {}, 2: {"cot": None}, 3: {"answers": "[]"}, 4: {"answers": "[get_weather(city="}}
+    rows = write_rows([make_row(number, **changes) for number, changes in answers.items()])
+    panel = f"--judges=[{','.join(['datamodules.refinement.RuleJudge'] * judges)}]"
+    main(["--config", f"configs/{config}.yaml", panel, f"--data.path={rows}", "--dry-run"])
+    assert f"4 rows, 0 of them unreadable; {judges} judge(s). About {asked} questions" in capsys.readouterr().out
 
 
 def test_a_limit(tmp_path):
