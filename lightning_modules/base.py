@@ -1,5 +1,6 @@
 """What modules that train a function-calling model share: weights, optimizer, clipping, evaluation by generation."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,16 +9,22 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import end_of_turn_id, load_tokenizer
 from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
+from lightning_modules.checkpoints import by_name, by_place, check_same_model, group_names
+from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.rollout import Completion, Generator, HFGenerator
+from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward, parse_completion
 
 
@@ -73,6 +80,8 @@ class FunctionCallingModule(LightningModule):
         self.reward = reward or FunctionCallReward()
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
+        self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
+        self.generating: tuple[ScoredCausalLM, ...] = ()  # what evaluations generate with, hidden from torch
         self.figures: dict[str, float] = {}  # what was logged last, for callbacks
         self.throughput = Throughput()
 
@@ -91,20 +100,32 @@ class FunctionCallingModule(LightningModule):
             return
         self.tokenizer = load_tokenizer(self.init_from)
         self.stop_ids = {end_of_turn_id(self.tokenizer), self.tokenizer.eos_token_id} - {None}
-        self.policy = build_policy(
+        policy = build_policy(
             self.init_from,
             lora=self.lora,
             gradient_checkpointing=self.gradient_checkpointing,
             attn_implementation=self.attn_implementation,
             dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
         )
+        self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
+        self.place(policy)
+
+    def place(self, policy: ScoredCausalLM) -> None:
+        """Take up the model that was loaded, in shards if the strategy says so."""
+        self.policy = self.shard(policy)
+
+    def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
+        """The model as the strategy keeps it; a root of its own shards, where there are any."""
+        strategy = self._trainer.strategy if self._trainer else None  # without a trainer in a notebook
+        return strategy.shard(policy) if isinstance(strategy, FSDP1 | FSDP2) else policy
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups in the order of `named_parameters`: matrices, which decay, and vectors, which do not."""
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        trained = [(name.replace(FSDP1_PREFIX, ""), p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        matrices = {name for name, size in self.sizes_of_weights.items() if len(size) > 1}  # a shard may be flat
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for name, p in trained if name in matrices], "weight_decay": self.weight_decay},
+            {"params": [p for name, p in trained if name not in matrices], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
@@ -129,8 +150,11 @@ class FunctionCallingModule(LightningModule):
         Raises:
             RuntimeError: If the norm is not finite; no step has been taken with these gradients.
         """
-        gradients = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm))
+        if isinstance(self.policy, FullyShardedDataParallel):
+            norm = float(self.policy.clip_grad_norm_(self.max_grad_norm))
+        else:
+            gradients = [p for p in self.policy.parameters() if p.grad is not None]
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)))
         if not math.isfinite(norm):
             raise RuntimeError(
                 f"The gradient norm is {norm} at step {self.global_step}: lower model.learning_rate (now "
@@ -176,15 +200,36 @@ class FunctionCallingModule(LightningModule):
             figures["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         return figures
 
+    def generating_policy(self) -> ScoredCausalLM:
+        """What to generate with: the policy or, where each rank holds a shard of it, a whole copy; a collective then.
+
+        The copy has the dtype that the policy computes in.
+        """
+        if not is_sharded(self.policy):
+            return self.policy
+        half = str(self.trainer.precision).startswith("bf16")
+        return whole_copy(self.policy, torch.bfloat16 if half else None)
+
+    def on_validation_start(self) -> None:
+        """Gather weights that are sharded, once for all batches."""
+        self.generating = (self.generating_policy(),)
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
     def on_validation_end(self) -> None:
-        """Start a new window: the time of a validation is not training time."""
+        """Let go of gathered weights. The time of a validation is not training time: start a new window."""
+        self.generating = ()
         self.throughput.clear()
+
+    on_test_end = on_validation_end
+    on_predict_end = on_validation_end
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
         """Generate one completion per prompt, score it, and count it in the metrics."""
         rollouts = []
         ids = [example.id for example in batch.examples]
-        completions = self.generator(self.policy, batch.prompt_ids, ids, stop_ids=self.stop_ids)
+        completions = self.generator(self.generating[0], batch.prompt_ids, ids, stop_ids=self.stop_ids)
         for example, prompt, (completion, *_) in zip(batch.examples, batch.prompt_ids, completions, strict=True):
             rollout = self.judge(example, prompt, completion)
             self.accuracy.update(rollout)
@@ -240,22 +285,49 @@ class FunctionCallingModule(LightningModule):
         """What a run is told to do beyond what every run is, for the table at its start."""
         return {}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the optimizer's states by parameter, and say which tokenizer the run has."""
+        checkpoint["tokenizer"] = fingerprint_of(self.tokenizer)
+        states = checkpoint.get("optimizer_states")
+        if states and not isinstance(self.trainer.strategy, FSDP1 | FSDP2):  # whose states have names already
+            checkpoint["optimizer_states"] = [by_name(states[0], group_names(self, self.parameter_groups()))]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another model.
+        """Refuse the checkpoint of another model, and give the optimizer its states by place.
 
         Raises:
-            ValueError: If a weight is missing, unknown or of another shape.
+            ValueError: If a weight is missing, unknown or of another shape, or the tokenizer is another.
         """
-        theirs, ours = (
-            {k: tuple(v.shape) for k, v in s.items()} for s in (checkpoint["state_dict"], self.state_dict())
-        )
-        for name in [*ours, *theirs]:
-            if theirs.get(name) != ours.get(name):
-                here, there = (s.get(name, "absent") for s in (ours, theirs))
-                raise ValueError(
-                    f"The checkpoint holds another model than model.init_from {self.init_from}: {name} is {there} "
-                    f"there and {here} here; resume with the model, LoRA settings and module of the run that wrote it."
-                )
+        if isinstance(self.trainer.strategy, FSDP1 | FSDP2):
+            return  # it has checked and loaded them
+        self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
+        states = checkpoint.get("optimizer_states")
+        if states and self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["optimizer_states"] = [by_place(states[0], group_names(self, self.parameter_groups()))]
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse the checkpoint of another model or tokenizer before any weight is changed.
+
+        Args:
+            checkpoint: What it holds beside weights and optimizer states.
+            shapes: Names and shapes of its weights.
+
+        Raises:
+            ValueError: Saying what differs.
+        """
+        own = {name: p for name, p in self.named_parameters() if not name.startswith("policy.")}
+        ours = {name: tuple(p.shape) for name, p in own.items() if not self.is_derived(name)}
+        ours |= {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
+        check_same_model(shapes, ours, self.init_from)
+        if checkpoint.get("tokenizer", fingerprint_of(self.tokenizer)) != fingerprint_of(self.tokenizer):
+            raise ValueError(
+                f"The tokenizer of model.init_from {self.init_from} is not the one that the checkpoint's run had "
+                "(other vocabulary or chat template): resume with that one."
+            )
+
+    def is_derived(self, name: str) -> bool:
+        """Whether a weight is left out of checkpoints, because it follows from the settings of the run."""
+        return False
 
 
 def idle_batch(device: torch.device) -> PackedBatch:
@@ -269,6 +341,12 @@ def idle_batch(device: torch.device) -> PackedBatch:
         "samples": zero - 1,
         "tokens": zero - 1,
     }
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of everything that turns text into ids."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.export import export_hf
 from lightning_modules.metrics import Rollout
-from lightning_modules.models import export_hf
 
 
 class MetricsCSV(Callback):
@@ -115,9 +115,11 @@ class ExportHF(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export once training has ended by itself."""
         log_dir = trainer.log_dir  # a collective: every rank asks
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            folder = Path(log_dir) / "hf"
-            export_hf(pl_module.policy, pl_module.tokenizer, folder)
+        if trainer.fast_dev_run:
+            return
+        folder = Path(log_dir or ".") / "hf"
+        export_hf(pl_module.policy, pl_module.tokenizer, folder, write=trainer.is_global_zero)
+        if trainer.is_global_zero:
             print(f"Exported model: {folder}")
 
 

@@ -19,6 +19,7 @@ import lightning_modules  # noqa: F401
 from datamodules.command_line import SentenceParser, refuse
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+from lightning_modules.checkpoints import EitherKind
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.summary import RunSummary
@@ -104,7 +105,9 @@ class FunReasonCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = EitherKind()
+        return trainer
 
     def before_fit(self) -> None:
         """A rank that fails alone must not wait for the others to save with it."""

@@ -22,7 +22,7 @@ from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
 from lightning_modules.objectives.policy import Aggregation, RatioLevel
-from lightning_modules.reference import drop_reference, frozen_copy, restore_reference
+from lightning_modules.reference import PREFIX, check_reference, drop_reference, frozen_copy, restore_reference
 from lightning_modules.resume import of_every_rank
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
 from lightning_modules.rollout.collect import roll_out
@@ -148,11 +148,11 @@ class GRPOModule(FunctionCallingModule):
         if stage == "fit":
             check_sizes(self)
 
-    def configure_model(self) -> None:
-        """Load the policy and, where the KL needs one, keep a frozen copy of it."""
-        super().configure_model()
-        if self.frozen and self.reference is None:
-            self.reference = frozen_copy(self.policy)
+    def place(self, policy: ScoredCausalLM) -> None:
+        """Take up the policy and, where the KL needs one, a frozen copy of it."""
+        if self.frozen:
+            self.reference = self.shard(frozen_copy(policy))
+        super().place(policy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Sample from a batch of prompts, if it is new, and take one optimizer step on its rollouts.
@@ -250,6 +250,7 @@ class GRPOModule(FunctionCallingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every rank's half-used rollouts (those of a step that was broken off are sampled again), and a hash."""
+        super().on_save_checkpoint(checkpoint)
         used = self.buffer is not None and self.buffer.served
         checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
         if self.reference is not None:
@@ -259,19 +260,32 @@ class GRPOModule(FunctionCallingModule):
         """Take up this rank's half-used rollouts.
 
         Raises:
-            ValueError: If the checkpoint is not one of this model and module, the reference has changed, or see
-                `buffer_of_rank`.
+            ValueError: See `check_checkpoint` and `buffer_of_rank`.
         """
-        if self.reference is not None:
-            restore_reference(checkpoint, self.init_from, self.reference)
         super().on_load_checkpoint(checkpoint)
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        if "rollouts" not in checkpoint:
+        if self.reference is not None and "state_dict" in checkpoint:
+            restore_reference(checkpoint, self.reference)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            ranks = self.trainer.world_size
+            self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, ranks, self.repeats)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse the checkpoint of another model or module, or of a run with another reference.
+
+        Raises:
+            ValueError: Saying what differs.
+        """
+        super().check_checkpoint(checkpoint, shapes)
+        if self.reference is not None:
+            check_reference(checkpoint, self.init_from, self.reference)
+        if self.trainer.state.fn == TrainerFn.FITTING and "rollouts" not in checkpoint:
             raise ValueError(
                 "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
             )
-        self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, self.trainer.world_size, self.repeats)
+
+    def is_derived(self, name: str) -> bool:
+        """The frozen copy is made of the weights that the run started from."""
+        return name.startswith(PREFIX)
 
     def sizes(self) -> dict[str, str]:
         """Every size of a step, and what follows from it, for the table at the start of a run."""

@@ -5,16 +5,14 @@ batch never exist. It is one module, so that a sharding strategy that wraps it g
 """
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from datamodules.chat import resolve_model_folder
 from lightning_modules.objectives import linear_scores
@@ -201,49 +199,3 @@ def _has_weights(folder: Path) -> bool:
             f"init_from: {folder} holds pickled weights ({pickles[0]}); convert them to safetensors first."
         )
     return False
-
-
-@torch.no_grad()
-def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """State dict with adapters added into the weights they adapt; the model itself is left as it is.
-
-    Args:
-        model: Model with or without LoRA layers inside (`ScoredCausalLM.causal_lm`).
-
-    Returns:
-        Tensors by the names of the model without adapters; those that carry no adapter are shared with it.
-    """
-    state = {k.replace(".base_layer.", "."): v for k, v in model.state_dict().items() if ".lora_" not in k}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            adapter = module.active_adapters[0]
-            state[f"{name}.weight"] = module.get_base_layer().weight + module.get_delta_weight(adapter)
-    return state
-
-
-def export_hf(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a Hugging Face folder: merged safetensors, tokenizer, chat template; with LoRA also `adapter/`.
-
-    The folder is written beside its place and then renamed, so that it is never seen half-written; an earlier one of
-    that name is replaced. The live model is not changed.
-
-    Args:
-        policy: The model, not sharded.
-        tokenizer: Its tokenizer.
-        folder: Where to write.
-    """
-    folder = Path(folder)
-    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    policy.causal_lm.save_pretrained(partial, state_dict=merged_state_dict(policy.causal_lm))
-    tokenizer.save_pretrained(partial)
-    if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(partial / "adapter", save_embedding_layers=False)
-    for file in partial.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes them for their owner alone
-    if folder.exists():
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_modules.gathering import whole
 from lightning_modules.models import ScoredCausalLM
 
 PREFIX = "reference."
@@ -33,9 +34,10 @@ def reference_policy(policy: ScoredCausalLM, frozen: ScoredCausalLM | None) -> I
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of names, shapes and weights that no device or order of summation changes."""
+    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in model.state_dict().items():
+    for name, shard in model.state_dict().items():
+        weight = whole(shard)
         words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
         digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
     return digest.hexdigest()
@@ -48,11 +50,11 @@ def drop_reference(checkpoint: dict[str, Any], init_from: str, frozen: ScoredCau
     checkpoint["reference"] = {"init_from": init_from, "fingerprint": fingerprint(frozen)}
 
 
-def restore_reference(checkpoint: dict[str, Any], init_from: str, frozen: ScoredCausalLM) -> None:
-    """Put this run's frozen copy where the checkpoint has none.
+def check_reference(checkpoint: dict[str, Any], init_from: str, frozen: ScoredCausalLM) -> None:
+    """Refuse a checkpoint beside which there was another frozen copy.
 
     Raises:
-        ValueError: If it is not the one that the checkpoint was written beside.
+        ValueError: If this run's is not the one that the checkpoint was written beside.
     """
     saved = checkpoint.get("reference")
     if saved and saved["fingerprint"] != fingerprint(frozen):
@@ -60,4 +62,8 @@ def restore_reference(checkpoint: dict[str, Any], init_from: str, frozen: Scored
             f"model.init_from {init_from} does not hold the weights that the checkpoint's run started from "
             f"({saved['init_from']}), against which its KL is measured: give those."
         )
+
+
+def restore_reference(checkpoint: dict[str, Any], frozen: ScoredCausalLM) -> None:
+    """Put this run's frozen copy where the checkpoint has none."""
     checkpoint["state_dict"] |= {PREFIX + name: weight for name, weight in frozen.state_dict().items()}

@@ -84,7 +84,8 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         ctx.factor_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, normalisers = hidden.new_empty((2, len(targets)), dtype=dtype)
+        logprobs = hidden.new_empty(len(targets), dtype=dtype)
+        normalisers = torch.empty_like(logprobs)
         entropies = torch.empty_like(logprobs) if entropy else None
         hits = torch.empty_like(targets, dtype=torch.bool)
         with torch.autocast(device, enabled=False):

@@ -94,7 +94,8 @@ def sample_groups(module: "GRPOModule", batch: PromptBatch, clock: dict[str, flo
         A group for each prompt, and how many groups were sampled anew, each attempt counted.
     """
     with timed(clock, "time/weight_sync"):
-        module.generator.sync(module.policy)
+        policy = module.generating_policy()
+        module.generator.sync(policy)
     groups: list[Group] = [[] for _ in batch.examples]
     wanted, resampled = list(range(len(groups))), 0
     for attempt in range(1 + module.max_resample):
@@ -103,7 +104,7 @@ def sample_groups(module: "GRPOModule", batch: PromptBatch, clock: dict[str, flo
         names = [f"{module.global_step}/{example.id}{again}" for example in examples]
         with timed(clock, "time/generate"):
             completions = module.generator(
-                module.policy,
+                policy,
                 prompts,
                 names,
                 n=module.group_size,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from lightning_modules.models import ScoredCausalLM, merged_state_dict
+from lightning_modules.gathering import merged_weights
+from lightning_modules.models import ScoredCausalLM
 from lightning_modules.rollout.generation import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.rollout.sampling import row_key
 from lightning_modules.rollout.vllm_engine import Engine
@@ -165,7 +166,7 @@ class VLLMGenerator:
         vLLM on the CPU keeps a packed copy of the head, and leaves the old one in place where weights are tied.
         """
         model, dtype = policy.causal_lm, self._engine_dtype(policy)
-        state = {name: tensor.to("cpu", dtype) for name, tensor in merged_state_dict(model).items()}
+        state = {name: tensor.to("cpu", dtype) for name, tensor in merged_weights(policy)}
         for name, tensor in state.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")

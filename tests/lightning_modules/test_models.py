@@ -8,7 +8,8 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_modules.models import LoRA, ScoredCausalLM, build_policy, export_hf
+from lightning_modules.export import export_hf
+from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.objectives import Totals, multiscale_loss
 
 LENGTHS = [9, 3, 14, 1, 6, 2, 11, 5]

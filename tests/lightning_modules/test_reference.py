@@ -3,7 +3,14 @@ import torch
 from torch import nn
 
 from lightning_modules.models import LoRA, build_policy
-from lightning_modules.reference import drop_reference, fingerprint, frozen_copy, reference_policy, restore_reference
+from lightning_modules.reference import (
+    check_reference,
+    drop_reference,
+    fingerprint,
+    frozen_copy,
+    reference_policy,
+    restore_reference,
+)
 
 BATCH = [torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None], torch.tensor([[6, 7, 8, -100]])]
 
@@ -52,8 +59,9 @@ def test_checkpoint_without_the_copy_and_back():
     checkpoint = {"state_dict": dict(state)}
     drop_reference(checkpoint, "runs/srml/version_0", frozen)
     assert list(checkpoint["state_dict"]) == ["policy.w"]
-    restore_reference(checkpoint, "elsewhere/same", frozen)
+    check_reference(checkpoint, "elsewhere/same", frozen)
+    restore_reference(checkpoint, frozen)
     assert checkpoint["state_dict"].keys() == state.keys()
     other = frozen_copy(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"model\.init_from other .*runs/srml/version_0"):
-        restore_reference(checkpoint, "other", other)
+        check_reference(checkpoint, "other", other)

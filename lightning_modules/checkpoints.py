@@ -1,0 +1,179 @@
+"""Checkpoints that move: between numbers of ranks and between strategies, as one file or as a folder of shards.
+
+Both kinds hold weights and optimizer states by parameter name, so that whatever reads them puts each state where it
+belongs, however the parameters are grouped and sharded there (by place, as torch's optimizers have them, they would
+land on others).
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from lightning.pytorch import LightningModule
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+State = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
+
+
+def is_folder_of_shards(path: str | Path) -> bool:
+    """Whether a path is a sharded checkpoint."""
+    return (Path(path) / ".metadata").is_file()
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a sharded checkpoint of which a part is missing.
+
+    Raises:
+        FileNotFoundError: If a file is not there or is shorter than what lies in it.
+    """
+    places = FileSystemReader(folder).read_metadata().storage_data.values()
+    ends: dict[str, int] = {_METADATA_FILENAME: 1}
+    for place in places:
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in sorted(ends.items()):
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < end:
+            state = "is cut short" if file.is_file() else "is missing"
+            raise FileNotFoundError(f"--ckpt_path {folder}: its part {name} {state}; copy the whole folder again.")
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in a sharded checkpoint; nothing but its table of contents is read."""
+    contents = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(f"{WEIGHTS}."): tuple(entry.size)
+        for name, entry in contents.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{WEIGHTS}.")
+    }
+
+
+def save_shards(weights: State, optimizer: State | None, rest: State, folder: Path, rank: int) -> None:
+    """Write a sharded checkpoint; a collective. It takes its place when all of it is written.
+
+    Args:
+        weights: By name; each rank gives its shards.
+        optimizer: State by name, as `get_optimizer_state_dict` gives it; None without one.
+        rest: Everything else, written by rank 0.
+        folder: Where to.
+        rank: This one.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    torch.distributed.barrier()
+    dcp.save({WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {}), checkpoint_id=partial)
+    if rank == 0:
+        torch.save(rest, partial / _METADATA_FILENAME)
+        remove(folder)
+        partial.rename(folder)
+    torch.distributed.barrier()
+
+
+def save_file(checkpoint: State, path: Path) -> None:
+    """Write a checkpoint of one file; it takes its place when all of it is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(checkpoint, partial)
+    if path.is_dir():
+        remove(path)
+    os.replace(partial, path)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint of either kind, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load(path: str | Path, weights_only: bool | None = True) -> State:
+    """A checkpoint of either kind as what a file holds, on the CPU; shards are put together."""
+    if not is_folder_of_shards(path):
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+    check_shards(Path(path))
+    checkpoint = _load_distributed_checkpoint(Path(path))
+    if OPTIMIZER in checkpoint:
+        checkpoint["optimizer_states"] = [checkpoint.pop(OPTIMIZER)]
+    return checkpoint
+
+
+class EitherKind(TorchCheckpointIO):
+    """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go."""
+
+    def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a file; see `save_file`."""
+        save_file(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
+        """Read either kind; see `load`."""
+        return load(path, weights_only)
+
+
+def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:
+    """The state of an optimizer with names where torch has places.
+
+    Args:
+        state: An optimizer's `state_dict()`.
+        groups: Names of the parameters of each of its groups, in their order.
+    """
+    names = [name for group in groups for name in group]
+    return {
+        "state": {names[place]: values for place, values in state["state"].items()},
+        "param_groups": [g | {"params": [names[place] for place in g["params"]]} for g in state["param_groups"]],
+    }
+
+
+def by_place(state: State, groups: Iterable[Iterable[str]]) -> State:
+    """Undo `by_name` for an optimizer whose groups may come in another order than those saved.
+
+    Raises:
+        ValueError: If the saved groups hold other parameters.
+    """
+    ours = [list(group) for group in groups]
+    saved = {frozenset(group["params"]): group for group in state["param_groups"]}
+    places = {name: place for place, name in enumerate(name for group in ours for name in group)}
+    if {frozenset(group) for group in ours} != saved.keys():
+        raise ValueError(
+            "The checkpoint's optimizer trains other parameters than this run's: resume with the model, LoRA settings "
+            "and module of the run that wrote it."
+        )
+    return {
+        "state": {places[name]: values for name, values in state["state"].items()},
+        "param_groups": [saved[frozenset(group)] | {"params": [places[name] for name in group]} for group in ours],
+    }
+
+
+def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
+    """Refuse the weights of another model.
+
+    Args:
+        theirs: Names and shapes in the checkpoint.
+        ours: Names and shapes in this run.
+        init_from: Where this run's model comes from.
+
+    Raises:
+        ValueError: If a weight is missing, unknown or of another shape.
+    """
+    for name in [*ours, *theirs]:
+        if theirs.get(name) != ours.get(name):
+            here, there = (shapes.get(name, "absent") for shapes in (ours, theirs))
+            raise ValueError(
+                f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
+                f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
+            )
+
+
+def group_names(module: LightningModule, groups: list[State]) -> list[list[str]]:
+    """Names of the parameters in each of an optimizer's groups."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
