@@ -1,18 +1,20 @@
 """Runs one command, given as arguments, in which a rank sends itself a signal at a place in a training step.
 
-python killed.py SIGNAL METHOD STEP ARGUMENT...: before METHOD of GRPOModule, when STEP optimizer steps are taken. The
-rank is the last one.
+python killed.py SIGNAL CLASS.METHOD STEP ARGUMENT...: before METHOD of a module, when it has taken STEP optimizer
+steps. The rank is the last one.
 """
 
 import os
 import signal
 import sys
 
-from lightning_modules import GRPOModule
+import lightning_modules
 from lightning_modules.cli import main
 
-name, method, step, *arguments = sys.argv[1:]
-original = getattr(GRPOModule, method)
+name, place, step, *arguments = sys.argv[1:]
+kind, method = place.split(".")
+module_class = getattr(lightning_modules, kind)
+original = getattr(module_class, method)
 
 
 def kill(module, *args, **kwargs):
@@ -22,6 +24,6 @@ def kill(module, *args, **kwargs):
     return original(module, *args, **kwargs)
 
 
-setattr(GRPOModule, method, kill)
+setattr(module_class, method, kill)
 sys.argv = sys.argv[:1]
 main(arguments)

@@ -142,7 +142,7 @@ PLACES = [("training_step", 6), ("clip_gradients", 3), ("judge", 8)]
 @pytest.mark.parametrize(("method", "step"), PLACES)
 def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, method, step):
     args = base_args(tmp_path, **RUN | LORA)
-    command = [sys.executable, str(HERE / "killed.py"), "SIGKILL", method, str(step), *CONFIG, *args]
+    command = [sys.executable, str(HERE / "killed.py"), "SIGKILL", f"GRPOModule.{method}", str(step), *CONFIG, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     killed = tmp_path / "version_0"
@@ -266,7 +266,7 @@ def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
     before = set((root / "two").glob("version_*"))
     done = two_ranks(
-        HERE / "killed.py", "SIGTERM", "clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
+        HERE / "killed.py", "SIGTERM", "GRPOModule.clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
     )
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
     (ended,) = set((root / "two").glob("version_*")) - before
