@@ -1,0 +1,145 @@
+"""Peak memory and traffic of a GPU under FSDP2, simulated on one CPU, and the estimate that a run prints beside it.
+
+`--check` holds the simulation of a small model against what torch's allocator hands out in a real run.
+
+Commands: python -m benchmarks.simulate_fsdp, python -m benchmarks.simulate_fsdp --check [--device cuda]
+"""
+
+import argparse
+import warnings
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.record import record
+from benchmarks.sharded_step import MICRO_BATCHES, Case, Figures, measure, simulate
+from lightning_modules.memory import Plan, estimate
+
+GIB = 2**30
+LAYOUTS = ((8, 8), (64, 64), (64, 8), (512, 512), (512, 8))  # GPUs, of which so many share one copy of the weights
+DEPTHS = (4, 12)  # layers that are run of shapes whose whole depth would take too long
+COLUMNS = ("Qwen2.5", "step", "GPUs", "share a copy", "peak, GiB", "in phase", "estimate at start, GiB", "ratio")
+COLUMNS += ("all-gather, GiB", "reduce-scatter, GiB", "all-reduce, GiB")
+CHECKED = ("step", "device", "allocator's peak, MiB", "simulated, MiB", "estimate at start, MiB")
+CHECKED += ("simulated : real", "estimate : real")
+
+
+def deeper(case: Case, depths: tuple[int, int] = DEPTHS) -> Figures:
+    """What the whole depth would give, by the line through two smaller ones, phase by phase."""
+    low, high = (simulate(replace(case, layers=depth)) for depth in depths)
+    share = (case.config.num_hidden_layers - depths[0]) / (depths[1] - depths[0])
+
+    def line(a: dict[Any, float], b: dict[Any, float]) -> dict[Any, float]:
+        return {key: a[key] + share * (b[key] - a[key]) for key in a}
+
+    counts = line({"trained": low.trained, "frozen": low.frozen}, {"trained": high.trained, "frozen": high.frozen})
+    return Figures(line(low.peaks, high.peaks), line(low.moved, high.moved), **counts)
+
+
+def planned(case: Case, figures: Figures) -> Plan:
+    """The case as the table at the start of a run would see it."""
+    return Plan(
+        config=case.config,
+        trained=round(figures.trained),
+        frozen=round(figures.frozen),
+        precision="bf16-mixed",
+        rows=case.rows,
+        length=case.length,
+        scored=case.rows * case.length // 2,
+        checkpointing=True,
+        fsdp=True,
+        shards=case.shards,
+        reference=case.objective == "EGPO",
+        cuda=case.shape != "small",
+    )
+
+
+def cases() -> list[Case]:
+    """Every shape, objective and layout; adapters on 8 GPUs only."""
+    found = []
+    for shape in ("7B", "32B", "72B"):
+        for objective, length in (("SRML", 4096), ("EGPO", 16384), ("EGPO, LoRA", 16384)):
+            layouts = LAYOUTS[:1] if "LoRA" in objective else LAYOUTS
+            found += [Case(objective, shape, gpus, shards, length=length) for gpus, shards in layouts]
+    return found
+
+
+def traffic(moved: dict[Any, float], *names: str) -> str:
+    """GiB of some collectives, and the size of their group."""
+    found = Counter()
+    for (name, size), volume in moved.items():
+        if name in names and volume > GIB / 100:
+            found[size] += volume
+    return ", ".join(f"{volume / GIB:.1f} among {size}" for size, volume in found.items()) or "0"
+
+
+def simulate_all() -> None:
+    """Simulate every case and record the table."""
+    rows = []
+    for case in cases():
+        whole = case.shape == "7B"
+        figures = simulate(case) if whole else deeper(case)
+        guess = estimate(planned(case, figures)).peak
+        row = [case.shape, case.objective, f"{case.gpus}", f"{case.shards}", f"{figures.peak / GIB:.1f}"]
+        row += [max(figures.peaks, key=figures.peaks.__getitem__), f"{guess / GIB:.1f}", f"{guess / figures.peak:.2f}"]
+        row += [traffic(figures.moved, "allgather_base"), traffic(figures.moved, "reduce_scatter_base")]
+        rows.append([*row, traffic(figures.moved, "allreduce")])
+        print(" | ".join(rows[-1]), flush=True)
+    seven = [Case("SRML", "7B", 8, 8), Case("EGPO", "7B", 64, 64, length=16384)]
+    ratios = [deeper(case).peak / simulate(case).peak for case in seven]
+    record(
+        "FSDP2: memory and traffic of a GPU, simulated",
+        COLUMNS,
+        rows,
+        "Simulated, not run on a GPU: fake tensors and a fake process group, the project's own model, losses and "
+        f"sharding. A step is {MICRO_BATCHES} micro-batches on each GPU, of 2 rows of 4,096 tokens (SRML) or 16,384 "
+        "(EGPO, whose two scoring passes come first), half of them targets; bf16-mixed with float32 weights, AdamW, "
+        "gradient checkpointing, gradients reduced after every micro-batch; full fine-tuning with a frozen reference, "
+        "or adapters of rank 16. The peak is what tensors hold: fragments, CUDA's context, NCCL's buffers and rollouts "
+        "come on top. Attention is the CPU's kernel under a mask of positions. Traffic is what one GPU receives, "
+        "counted from the collectives that were called. The 7B shape has all its layers; of the others "
+        f"{DEPTHS[0]} and {DEPTHS[1]} were run and continued in a straight line, phase by phase, which on the 7B shape "
+        f"(SRML on 8, EGPO on 64) gives {ratios[0]:.3f} and {ratios[1]:.3f} of what all layers give. `estimate at "
+        "start` is what `RunSummary` prints.",
+    )
+
+
+def check(device: torch.device) -> None:
+    """Hold simulation and estimate of a small model against a real run, and record them."""
+    rows = []
+    for objective in ("SRML", "EGPO"):
+        case = Case(objective, "small", length=256)
+        figures, real = simulate(case, as_on_gpu=device.type == "cuda"), measure(case, device)
+        guess = estimate(planned(case, figures)).peak
+        row = [f"{value / 2**20:.1f}" for value in (real, figures.peak, guess)]
+        rows.append([objective, device.type, *row, f"{figures.peak / real:.3f}", f"{guess / real:.3f}"])
+        if device.type == "cpu":
+            rows.append([objective, "cuda", "not measured", "", "", "", ""])
+    record(
+        "FSDP2: the simulation against a real run",
+        CHECKED,
+        rows,
+        "One process, FSDP2 over a group of one, a model of 4 layers of width 128 and 4,096 ids, 2 rows of 256 tokens "
+        "a micro-batch. The real peak is the sum of what torch's allocator reports to its profiler (on a GPU, "
+        "`torch.cuda.max_memory_allocated`; `--check --device cuda` measures it). No GPU was at hand for the rows "
+        "that are not measured.",
+    )
+
+
+def main() -> None:
+    """Simulate every case, or check the simulation."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate_fsdp", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only hold it against a small real run")
+    parser.add_argument("--device", default="cpu", help="of the real run")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    if options.check:
+        check(torch.device(options.device))
+    else:
+        simulate_all()
+
+
+if __name__ == "__main__":
+    main()

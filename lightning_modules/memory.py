@@ -1,0 +1,209 @@
+"""What a training step holds in memory, by arithmetic: the estimate in the table that a run begins with.
+
+Letters: D hidden size, I intermediate size, L layers, A width of all attention heads together, V vocabulary, R rows of
+a micro-batch and T tokens of a row; w bytes of a stored weight, c of a factor of a matrix product, r of a hidden state.
+The formulas are those of dense decoders of the Llama kind (Qwen, Mistral, ...). Not counted: what the allocator loses
+to fragments, CUDA's context, buffers of NCCL, the key-value cache of `HFGenerator`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the memory of a step depends on.
+
+    Attributes:
+        config: Of the model, with the names that transformers gives sizes.
+        trained: Parameters that learn, over all shards.
+        frozen: Parameters that do not.
+        precision: As `trainer.precision`.
+        rows: R.
+        length: T.
+        checkpointing: Whether activations are computed again, layer by layer.
+        scored: Targets among the tokens of a micro-batch; all of them when None.
+        chunk_tokens: Tokens per chunk of the head.
+        fsdp: Whether weights are gathered for use, be it on a single device.
+        shards: Ranks that share one copy of the weights; 1 without sharding.
+        unsharded: Whether FSDP adds up whole gradients over the micro-batches of a step.
+        offload: Whether weights and optimizer stay in the memory of the CPU.
+        buckets: Whether DDP keeps gradients in its buckets besides.
+        reference: Whether there is a frozen copy.
+        attention: Its name in transformers.
+        cuda: Whether the device is a GPU.
+        engine: Bytes of a rollout engine, or of a whole copy of the weights to generate with.
+        sleeps: Whether those are free again while the policy learns.
+    """
+
+    config: Any
+    trained: int
+    frozen: int
+    precision: str
+    rows: int
+    length: int
+    checkpointing: bool
+    scored: int | None = None
+    chunk_tokens: int = 1024
+    fsdp: bool = False
+    shards: int = 1
+    unsharded: bool = False
+    offload: bool = False
+    buckets: bool = False
+    reference: bool = False
+    attention: str = "sdpa"
+    cuda: bool = True
+    engine: int = 0
+    sleeps: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.rows * self.length
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """w, c and r in bytes."""
+        w = 2 if self.precision in ("bf16-true", "16-true") else 8 if self.precision.startswith("64") else 4
+        c = 2 if "16" in self.precision else w
+        return w, c, c if self.fsdp else w  # FSDP gathers in c; autocast leaves embeddings as they are stored
+
+    @property
+    def learnt(self) -> int:
+        """Bytes of a weight that learns: peft keeps adapters in float32 at least."""
+        return self.widths[0] if self.everything else max(4, self.widths[0])
+
+    @property
+    def root(self) -> int:
+        """Parameters that are in no layer: embedding and head."""
+        return self.config.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
+
+    @property
+    def block(self) -> int:
+        """Parameters of a layer, adapters included."""
+        return (self.trained + self.frozen - self.root) // self.config.num_hidden_layers
+
+    @property
+    def everything(self) -> bool:
+        """Whether all weights learn, and not adapters alone."""
+        return self.trained > self.frozen
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: Of the policy, as stored.
+        gradients: Of all weights that learn.
+        optimizer: AdamW's two averages.
+        reference: Weights of the frozen copy.
+        engine: Of rollouts.
+        casts: Of weights in the dtype of matrix products, which autocast keeps.
+        gathered: Of embedding and head, whole under FSDP.
+        activations: Kept from the forward for the backward pass.
+        moments: What comes on top of weights, optimizer, reference and casts, by the moment of a step.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    engine: int
+    casts: int
+    gathered: int
+    activations: int
+    moments: dict[str, int]
+
+    @property
+    def moment(self) -> str:
+        """When most is held."""
+        return max(self.moments, key=self.moments.__getitem__)
+
+    @property
+    def peak(self) -> int:
+        """What is held then."""
+        return self.weights + self.optimizer + self.reference + self.casts + self.moments[self.moment]
+
+
+def estimate(plan: Plan) -> Memory:
+    """Memory of one device in a step of several micro-batches: gradients are there when the last of them begins."""
+    w, c, r = plan.widths
+    layers, learnt = plan.config.num_hidden_layers, plan.trained * plan.learnt // plan.shards
+    frozen = plan.frozen * w // plan.shards
+    gradients = learnt
+    if plan.fsdp and plan.unsharded:
+        gradients += plan.trained * max(4, w)  # in the dtype that FSDP reduces them in
+    # Autocast keeps what it casts of trained weights until the step is over; of frozen ones, autograd keeps it for the
+    # backward pass, with recomputation that of one layer.
+    casts = plan.block * c * (layers if plan.everything or not plan.checkpointing else 1)
+    # FSDP frees a root at the end of its backward pass; the reference has none.
+    gathered = plan.root * c * (2 if plan.reference else 1) if plan.fsdp else 0
+    kept, passing = layer_bytes(plan)
+    saved = plan.tokens * plan.config.hidden_size * r if plan.checkpointing else kept  # its input, or everything
+    # The layers', the last norm (its input in float32, scaled, result), and the mask as booleans.
+    activations = layers * saved + plan.tokens * plan.config.hidden_size * (4 + 2 * r)
+    activations += plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
+    used = gathered + activations + gradients * (2 if plan.buckets else 1) + (0 if plan.sleeps else plan.engine)
+    return Memory(
+        weights=0 if plan.offload else learnt + frozen,
+        gradients=gradients * (2 if plan.buckets else 1),
+        optimizer=0 if plan.offload else 2 * learnt,
+        reference=learnt + frozen if plan.reference and not plan.offload else 0,
+        engine=plan.engine,
+        casts=0 if plan.fsdp or w == c else casts,
+        gathered=gathered,
+        activations=activations,
+        moments={
+            "the backward pass of the head": used + head_bytes(plan),
+            "the backward pass of a layer": used + (kept if plan.checkpointing else 0) + passing,
+            "the backward pass of the embedding": used - activations + embedding_bytes(plan),
+            # On a GPU torch takes the square roots of all second moments at once.
+            "the update of the weights": used - activations + (gradients if plan.cuda and not plan.offload else 0),
+            "rollouts": gathered + plan.engine,
+        },
+    )
+
+
+def layer_bytes(plan: Plan) -> tuple[int, int]:
+    """What autograd keeps of a layer for its backward pass, and what comes on top of that there."""
+    _, c, r = plan.widths
+    config, squares = plan.config, plan.rows * plan.length**2
+    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    heads = config.num_attention_heads
+    wide = heads * (getattr(config, "head_dim", None) or hidden // heads)  # A
+    norms = 2 * (4 + r) * hidden  # each keeps its input in float32, and that scaled to 1
+    # Products of one input share it (q, k, v; gate, up), unless autocast rounds it for each.
+    inputs = (2 if r == c else 5) * c * hidden
+    attention = 4 * c * wide  # q, k, v and what comes out; under a mask transformers repeats k and v for every head
+    mlp = 4 * c * inner  # gate, silu(gate), up and their product
+    # Adapters of half-precision weights are in float32 (peft), and each rounds its input to that.
+    adapters = 0 if plan.everything or plan.widths[0] > 2 else 4 * (5 * hidden + wide + inner)
+    # SDPA turns the boolean mask into numbers in every layer; eager attention keeps probabilities in float32 and c.
+    mask = {"sdpa": c * squares, "eager": (4 + c) * heads * squares}.get(plan.attention, 0)
+    passing = 2 * c * inner * plan.tokens  # gradients of the product and of one of its factors
+    if plan.fsdp:  # this layer and the next one gathered; its gradients, and those to be reduced, in float32
+        passing += 2 * c * plan.block
+        passing += (c + 4) * plan.block + c * plan.root // 2 if plan.everything else 0  # the head's wait for the end
+    return plan.tokens * (norms + inputs + attention + mlp + adapters) + mask, passing
+
+
+def head_bytes(plan: Plan) -> int:
+    """What the backward pass of the chunked head needs (`objectives.logprobs`)."""
+    w, c, r = plan.widths
+    targets = plan.tokens if plan.scored is None else plan.scored
+    matrix = plan.config.vocab_size * plan.config.hidden_size
+    # Log-probabilities and their gradient in float32, and that as a factor, which off CUDA is then widened to float32.
+    scores = (4 + 4 + (c if plan.cuda or c > 2 else c + 4)) * min(plan.chunk_tokens, targets) * plan.config.vocab_size
+    gradient = 2 * 4 * matrix if plan.everything else 0  # a sum in float32, and what a chunk adds to it
+    cast = c if plan.cuda and w != c and not plan.fsdp else 4 if c < 4 and not plan.cuda else 0
+    layer = c * plan.block if plan.fsdp else 0  # the last one is gathered already
+    return scores + gradient + cast * matrix + 2 * r * plan.config.hidden_size * targets + layer
+
+
+def embedding_bytes(plan: Plan) -> int:
+    """What the last part of the backward pass needs, that of what is in no layer; all activations are gone."""
+    w, c, _ = plan.widths
+    if not plan.everything:
+        return 0
+    return (c + 4) * plan.root if plan.fsdp else w * plan.root // 2  # as in `layer_bytes`; or one gradient to be added

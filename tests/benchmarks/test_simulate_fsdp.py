@@ -1,0 +1,80 @@
+"""The simulation and the estimate at the start of a run, held against real steps and against arithmetic."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from lightning_modules.memory import Plan, estimate
+from lightning_modules.models import ScoredCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
+from benchmarks.alive import allocator_peak
+from benchmarks.sharded_step import Case, measure, simulate
+from benchmarks.simulate_fsdp import planned
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("objective", ["SRML", "EGPO"])
+def test_simulated_and_estimated_peaks_are_those_of_a_real_step(objective):
+    case = Case(objective, "small", length=64, layers=2)
+    figures, real = simulate(case, as_on_gpu=False), measure(case, CPU)
+    assert figures.peak == pytest.approx(real, rel=0.15)
+    assert estimate(planned(case, figures)).peak == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize(("gpus", "shards"), [(8, 8), (64, 8)])
+def test_traffic_is_what_fully_sharded_weights_have_to_move(gpus, shards):
+    case = Case("SRML", "small", gpus, shards, length=64, layers=2)
+    moved = simulate(case).moved
+    root, norm = 2 * 4096 * 128, 128  # embedding and head; the last norm
+    # q, k, v, o, gate, up, down; biases of q, k, v; two norms
+    layer = 128 * (128 + 64 + 64 + 128 + 3 * 512) + (128 + 64 + 64) + 2 * 128
+    # Two micro-batches. In bfloat16, layers twice (forward and backward pass) and the rest once; gradients in float32.
+    gathered = 2 * 2 * (2 * 2 * layer + root + norm)
+    reduced = 2 * 4 * (2 * layer + root + norm)
+    assert moved["allgather_base", shards] == pytest.approx(gathered * (shards - 1) / shards, rel=0.01)
+    assert moved["reduce_scatter_base", shards] == pytest.approx(reduced * (shards - 1) / shards, rel=0.01)
+    if shards < gpus:  # this rank's shard of the gradients, over the 8 ranks that hold the same one
+        assert moved["allreduce", 8] == pytest.approx(2 * reduced / shards * 7 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing, lora):
+    config = Qwen2Config(
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
+    ids = torch.ones(2, 128, dtype=torch.long)
+    positions = torch.arange(128).remainder(64).repeat(2, 1)
+    with allocator_peak(CPU) as found:
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora:
+            model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        policy = ScoredCausalLM(model, chunk_tokens=64).train()
+        weights = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                for _ in range(2):
+                    policy(ids, positions, ids, entropy=True).logprobs.sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    trained = sum(p.numel() for p in weights)
+    frozen = sum(p.numel() for p in policy.parameters()) - trained
+    plan = Plan(config, trained, frozen, precision, 2, 128, checkpointing, chunk_tokens=64, cuda=False)
+    assert estimate(plan).peak == pytest.approx(found[0], rel=0.15)
