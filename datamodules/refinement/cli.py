@@ -116,9 +116,11 @@ class Refinement:
             refine_rows(self.rows(), total, self.recipe, self.judge, journal, self.in_flight)
             planted = self.planted if self.corpus else None
             report = write_results(self.folder, journal, self.val_fraction, planted)
-        except BaseException:
+        except BaseException as error:
             print(f"{len(journal):,} of {total:,} rows are decided and kept; the same command goes on from there")
             journal.close()
+            if isinstance(error, OSError) and error.strerror and not error.filename:  # of a write, which names no file
+                raise OSError(f"{self.folder} cannot be written: {error.strerror}") from error
             raise
         journal.delete()
         print(summary(report, self.folder))

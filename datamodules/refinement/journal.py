@@ -78,6 +78,7 @@ class Journal:
         self._db.close()
 
     def delete(self) -> None:
-        """Release the lock and remove the file."""
+        """Release the lock and remove the file, with the log beside it that a full disk keeps SQLite from emptying."""
         self.close()
-        self.path.unlink()
+        for path in self.path.parent.glob(f"{NAME}*"):
+            path.unlink()

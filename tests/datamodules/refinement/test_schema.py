@@ -112,3 +112,28 @@ def test_contradictions_of_the_real_rows_are_found(shared_data):
         28,
     )  # the others in lists, or in names
     assert all(ours[number] for number, wrong in oracle.items() if wrong)
+
+
+def test_contradictions_of_single_arguments_of_the_real_rows(shared_data):
+    """Against an oracle of the plain types, which knows nothing of lists of a type, tuples and callables."""
+    plain = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
+    counts = Counter()
+    for _, line in read_rows(str(shared_data / "toolrl_r1_cot.jsonl")):
+        row = json.loads(line)
+        tools = {tool["name"]: tool for tool in json.loads(row["tools"])}
+        for call in json.loads(row["answers"]):
+            misfit = find_misfit([Call(**call)], list(tools.values()))
+            counts["not offered"] += misfit is not None and misfit.fault == "function"
+            declared = tools[call["name"]]["parameters"] if call["name"] in tools else {}
+            for name, value in call["arguments"].items():
+                if name in declared:
+                    counts["typed"] += 1
+                    tool = {"name": "f", "parameters": {name: declared[name]}}
+                    found = find_misfit([Call("f", {name: value})], [tool]) is not None
+                    known = plain.get(str(declared[name]["type"]).split(",")[0].split("[")[0].lower())
+                    same = value is None or not known or isinstance(value, known)
+                    same = same and isinstance(value, bool) <= (known in (bool, None))  # a bool is no int
+                    counts["found"] += found
+                    counts["wrong"] += not same
+                    assert found or same, (call["name"], name)
+    assert counts == {"typed": 676, "found": 66, "wrong": 57, "not offered": 2}
