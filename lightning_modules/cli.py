@@ -1,4 +1,7 @@
-"""The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`."""
+"""The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`.
+
+`funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`).
+"""
 
 import operator
 import sys
@@ -12,11 +15,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer import Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import datamodules  # noqa: F401  (YAML may then use bare class names)
-import lightning_modules  # noqa: F401
-from datamodules.command_line import SentenceParser, refuse
+from datamodules.command_line import SentenceParser, refuse, sentence
+from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
@@ -118,10 +121,16 @@ class FunReasonCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Run one command. Bad input ends it with one sentence and exit code 1, SIGTERM with a checkpoint and 143."""
+    words = sys.argv[1:] if args is None else args
     try:
-        FunReasonCLI(args)
+        if words[:1] == ["export"]:
+            export.main(words[1:])
+        else:
+            FunReasonCLI(args)
     except SIGTERMException:
         sys.exit(143)
+    except MisconfigurationException as error:  # of Lightning, about settings that do not fit this machine
+        sys.exit(f"error: trainer: {sentence(str(error))}")
     except (ValueError, OSError, RuntimeError) as error:
         # A sentence for the user needs no traceback above it; an error from anywhere else does.
         source = Path(traceback.extract_tb(error.__traceback__)[-1].filename)

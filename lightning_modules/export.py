@@ -1,14 +1,19 @@
-"""The Hugging Face folder that a run leaves: at its end, or from a checkpoint of its."""
+"""The Hugging Face folder of a run: written at its end, or from any checkpoint of its by `funreason export`."""
 
 import shutil
 from pathlib import Path
 
 import torch
+import yaml
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.chat import load_tokenizer
+from datamodules.command_line import SentenceParser
+from lightning_modules.checkpoints import check_same_model, load
 from lightning_modules.gathering import merged_weights, named_state, whole
-from lightning_modules.models import ScoredCausalLM
+from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.resume import resolve_checkpoint
 
 
 def export_hf(
@@ -46,3 +51,47 @@ def export_hf(
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: str | None = None) -> Path:
+    """Write the Hugging Face folder of a checkpoint.
+
+    Args:
+        ckpt_path: A `.ckpt` file, a sharded folder, or a run folder: its newest checkpoint. It lies where its run has
+            put it, beside the run's `config.yaml`.
+        output_dir: Where to; `hf-` and the checkpoint's name in the run folder when None.
+        init_from: Where the run's model came from, if that is not where its `config.yaml` says.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint, no config.yaml beside it, or a shard is missing.
+        ValueError: If the checkpoint is not one of that model.
+    """
+    checkpoint = Path(resolve_checkpoint(ckpt_path))
+    run = checkpoint.parents[1]
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."
+        )
+    model = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    source = init_from or model["init_from"]
+    state = load(checkpoint)["state_dict"]
+    weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
+    dtype = next(iter(weights.values())).dtype
+    policy = build_policy(source, LoRA(**model["lora"]) if model.get("lora") else None, dtype=dtype)
+    ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (policy.state_dict(), weights))
+    check_same_model(theirs, ours, source)
+    policy.load_state_dict(weights)
+    folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
+    export_hf(policy, load_tokenizer(source), folder)
+    return folder
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `funreason export`."""
+    parser = SentenceParser(prog="funreason export", description="Write the Hugging Face folder of a checkpoint.")
+    parser.add_function_arguments(export_checkpoint)
+    options = parser.parse_args(args)
+    print(f"Exported model: {export_checkpoint(**options.as_dict())}")

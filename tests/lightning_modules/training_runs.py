@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from lightning_modules.checkpoints import load
+
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of figures that do not depend on the clock."""
 
@@ -33,7 +35,7 @@ def figures(run, prefixes=REPEATABLE):
 
 
 def saved_state(run, step):
-    return torch.load(run / "checkpoints" / f"last-{step:06d}.ckpt", weights_only=True)
+    return load(run / "checkpoints" / f"last-{step:06d}.ckpt")
 
 
 def assert_same(one, other):
@@ -57,9 +59,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def two_ranks(*args):
-    """What two gloo ranks end with that run a program: a file or `-m MODULE`, and its arguments."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+def two_ranks(*args, ranks=2):
+    """What two gloo ranks, or more, end with that run a program: a file or `-m MODULE`, and its arguments."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)

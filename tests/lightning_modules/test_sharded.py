@@ -1,0 +1,173 @@
+"""SRML in shards over gloo ranks takes the steps of one process, and checkpoints move between them."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import assert_same, figures, two_ranks
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_modules.checkpoints import load
+from lightning_modules.cli import main
+from lightning_modules.models import LoRA, build_policy
+from lightning_modules.strategies import blocks_of
+
+FSDP2 = "lightning_modules.strategies.FSDP2"
+SRML = ["fit", "--config", "configs/srml.yaml"]
+# 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.
+OPTIONS = {
+    "model.init_args.learning_rate": 0.001,
+    "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
+    "model.init_args.weight_decay": 0.1,
+    "model.init_args.max_grad_norm": 0.5,
+    "data.init_args.batch_size": 11,
+    "data.init_args.max_length": 700,
+    "data.init_args.micro_batch_tokens": 700,
+    "data.init_args.val_fraction": 0.05,
+    "trainer.max_epochs": 1,
+    "best_checkpoint.monitor": "null",  # keep every step
+    "best_checkpoint.every_n_train_steps": 1,
+    "best_checkpoint.save_top_k": -1,
+}
+ALPHA = {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100}
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+ADAPTERS = {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": "all-linear"}
+
+
+def on_ranks(ranks, arguments, **strategy):
+    options = {"trainer.devices": ranks, "trainer.strategy.class_path": FSDP2}
+    options |= {f"trainer.strategy.init_args.{key}": value for key, value in strategy.items()}
+    done = two_ranks("-m", "lightning_modules", *arguments, *(f"--{k}={v}" for k, v in options.items()), ranks=ranks)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def at(run, step):
+    return run / "checkpoints" / f"best-{step:06d}.ckpt"
+
+
+def saved_state(run, step):
+    return load(at(run, step))
+
+
+def assert_close(states):
+    expected, got = states
+    assert expected.keys() == got.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def one(base_args, tmp_path_factory):
+    root = tmp_path_factory.mktemp("one")
+    main(SRML + base_args(root, **OPTIONS | ALPHA))
+    return root / "version_0"
+
+
+@pytest.fixture(scope="module")
+def two(base_args, tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    on_ranks(2, SRML + base_args(root, **OPTIONS | ALPHA))
+    return root / "version_0"
+
+
+def test_two_ranks_take_the_steps_of_one(one, two):
+    for step in (1, 2, 3):
+        assert_close([saved_state(run, step)["state_dict"] for run in (one, two)])
+    logged = figures(one)
+    assert logged == pytest.approx(figures(two), rel=1e-5, abs=1e-6)
+    assert logged[1, "train/grad_norm"] > 0.5 and (3, "tool/exact_match") in logged  # clipped; generated from shards
+    assert [path.is_dir() for path in sorted((two / "checkpoints").iterdir())] == [True] * 4  # best, and each step
+
+
+def test_the_exported_model_is_that_of_one_process(one, two, tiny_model_dir):
+    assert_close([load_file(run / "hf" / "model.safetensors") for run in (one, two)])
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(run / "hf")(ids) for run in (one, two))
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=1e-5, atol=1e-5)
+    template = AutoTokenizer.from_pretrained(tiny_model_dir).chat_template
+    assert AutoTokenizer.from_pretrained(two / "hf").chat_template == template
+
+
+def test_four_ranks_in_two_replicas_that_write_one_file(one, base_args, tmp_path):
+    on_ranks(4, SRML + base_args(tmp_path, **OPTIONS | ALPHA), shard_size=2, save_sharded="false")
+    run = tmp_path / "version_0"
+    assert (run / "checkpoints" / "last-000003.ckpt").is_file()
+    assert_close([saved_state(which, 3)["state_dict"] for which in (one, run)])
+    assert figures(run) == pytest.approx(figures(one), rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def adapters(base_args, tmp_path_factory):
+    """A run of two epochs with adapters, on one process; and the options of the runs that go on from within it."""
+    options = OPTIONS | ADAPTERS | {"trainer.max_epochs": 2}
+    root = tmp_path_factory.mktemp("adapters")
+    main(SRML + base_args(root / "one", **options))
+    return root, options
+
+
+def test_a_run_moves_from_one_process_to_two_ranks_and_back(adapters, base_args, tmp_path_factory):
+    root, options = adapters
+    here, there = root / "one" / "version_0", root / "two" / "version_0"
+    go_on = ["--ckpt_path", str(at(here, 2))]
+    on_ranks(2, [*SRML, *base_args(root / "two", **options), *go_on], accumulate_unsharded="true")
+    assert not at(there, 2).exists() and at(there, 3).is_dir() and at(here, 2).is_file()
+    assert_close([saved_state(run, 6)["state_dict"] for run in (here, there)])
+    go_on[1] = str(at(there, 4))
+    main([*SRML, *base_args(root / "back", **options), *go_on])
+    back = root / "back" / "version_0"
+    assert_close([saved_state(run, 6)["state_dict"] for run in (here, back)])
+    assert_close([load_file(run / "hf" / "model.safetensors") for run in (here, back)])
+    assert_close([load_file(run / "hf" / "adapter" / "adapter_model.safetensors") for run in (here, there)])
+    assert figures(back) == pytest.approx({k: v for k, v in figures(here).items() if k[0] > 4}, rel=1e-5, abs=1e-6)
+
+
+def test_two_ranks_go_on_in_the_middle_of_an_epoch_as_if_they_had_not_stopped(adapters, base_args, monkeypatch):
+    root, options = adapters
+    options = options | {"model.init_args.lora.dropout": 0.2}  # draws random numbers, other ones on each rank
+    on_ranks(2, SRML + base_args(root / "dropout", **options))
+    whole, resumed = (root / "dropout" / f"version_{i}" for i in range(2))
+    on_ranks(2, [*SRML, *base_args(root / "dropout", **options), "--ckpt_path", str(at(whole, 2))])
+    for part in ("state_dict", "optimizer_states", "callbacks"):
+        states = [saved_state(run, 6)[part] for run in (whole, resumed)]
+        assert_same(*([state["ExactResume"] for state in states] if part == "callbacks" else states))
+    rest = {key: value for key, value in figures(whole).items() if key[0] > 2}
+    assert figures(resumed) == rest
+
+
+def test_export_of_a_checkpoint_of_shards(two, adapters, tmp_path, capsys):
+    main(["export", "--ckpt_path", str(two), "--output_dir", str(tmp_path / "hf")])
+    assert_close([load_file(folder / "model.safetensors") for folder in (two / "hf", tmp_path / "hf")])
+    assert str(tmp_path / "hf") in capsys.readouterr().out
+
+
+def refusal(arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    return exit_.value.code
+
+
+def test_a_checkpoint_of_shards_that_does_not_fit_is_refused(two, base_args, tmp_path, tiny_model_dir):
+    arguments = [*SRML, *base_args(tmp_path / "run", **OPTIONS | ALPHA), "--ckpt_path"]
+    broken = tmp_path / "last-000003.ckpt"
+    shutil.copytree(two / "checkpoints" / "last-000003.ckpt", broken)
+    data = (broken / "__1_0.distcp").read_bytes()
+    (broken / "__1_0.distcp").write_bytes(data[: len(data) // 2])
+    assert f"{broken}: its part __1_0.distcp is cut short" in refusal([*arguments, str(broken)])
+    (broken / "__1_0.distcp").unlink()
+    assert f"{broken}: its part __1_0.distcp is missing" in refusal([*arguments, str(broken)])
+    other = [*SRML, *base_args(tmp_path / "run", **OPTIONS | ADAPTERS), "--ckpt_path", str(two)]
+    assert "The checkpoint holds another model" in refusal(other)
+    words = tmp_path / "words"
+    shutil.copytree(tiny_model_dir, words)
+    (words / "chat_template.jinja").write_text(TEMPLATE)
+    renamed = [*SRML, *base_args(tmp_path / "run", **OPTIONS | ALPHA | {"model.init_args.init_from": words})]
+    assert f"The tokenizer of model.init_from {words}" in refusal([*renamed, "--ckpt_path", str(two)])
+
+
+def test_modules_to_gather_that_the_model_does_not_have(tiny_model_dir):
+    policy = build_policy(str(tiny_model_dir), lora=LoRA(r=2))
+    assert [type(block).__name__ for block in blocks_of(policy, None)] == ["Qwen2DecoderLayer"] * 2
+    with pytest.raises(ValueError, match=r"wrap names LlamaDecoderLayer.*its layers are .*Qwen2DecoderLayer"):
+        blocks_of(policy, ["LlamaDecoderLayer"])
