@@ -98,8 +98,8 @@ def simulate_all() -> None:
         "gradient checkpointing, gradients reduced after every micro-batch; full fine-tuning with a frozen reference, "
         "or adapters of rank 16. The peak is what tensors hold: fragments, CUDA's context, NCCL's buffers and rollouts "
         "come on top. Attention is the CPU's kernel under a mask of positions. Traffic is what one GPU receives, "
-        f"counted from the collectives that were called. {DEPTHS[0]} and {DEPTHS[1]} layers were run and continued in a "
-        "straight line to the depth of the model, phase by phase; against runs of all 28 layers of the 7B shape that "
+        f"counted from the collectives that were called. {DEPTHS[0]} and {DEPTHS[1]} layers were run and continued in "
+        "a straight line to the depth of the model, phase by phase; against runs of all 28 layers of the 7B shape that "
         f"gives {ratios[0]:.3f} (SRML on 8 GPUs) and {ratios[1]:.3f} (EGPO on 64). `estimate at start` is what "
         "`RunSummary` prints.",
     )

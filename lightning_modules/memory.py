@@ -94,44 +94,35 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-        weights: Of the policy, as stored.
-        gradients: Of all weights that learn.
-        optimizer: AdamW's two averages.
-        reference: Weights of the frozen copy.
-        engine: Of rollouts.
-        casts: Of weights in the dtype of matrix products, which autocast keeps.
-        gathered: Of embedding and head, whole under FSDP.
-        activations: Kept from the forward for the backward pass.
-        moments: What comes on top of weights, optimizer, reference and casts, by the moment of a step.
+        always: What is held all the time: weights, optimizer, reference, casts.
+        moments: What comes on top, by the moment of a step.
     """
 
-    weights: int
-    gradients: int
-    optimizer: int
-    reference: int
-    engine: int
-    casts: int
-    gathered: int
-    activations: int
-    moments: dict[str, int]
+    always: dict[str, int]
+    moments: dict[str, dict[str, int]]
 
     @property
     def moment(self) -> str:
         """When most is held."""
-        return max(self.moments, key=self.moments.__getitem__)
+        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is held then, without what is nothing."""
+        return {name: size for name, size in (self.always | self.moments[self.moment]).items() if size}
 
     @property
     def peak(self) -> int:
-        """What is held then."""
-        return self.weights + self.optimizer + self.reference + self.casts + self.moments[self.moment]
+        """The sum of that."""
+        return sum(self.parts.values())
 
 
 def estimate(plan: Plan) -> Memory:
     """Memory of one device in a step of several micro-batches: gradients are there when the last of them begins."""
     w, c, r = plan.widths
     layers, learnt = plan.config.num_hidden_layers, plan.trained * plan.learnt // plan.shards
-    frozen = plan.frozen * w // plan.shards
-    gradients = learnt
+    weights = learnt + plan.frozen * w // plan.shards
+    gradients = learnt * (2 if plan.buckets else 1)
     if plan.fsdp and plan.unsharded:
         gradients += plan.trained * max(4, w)  # in the dtype that FSDP reduces them in
     # Autocast keeps what it casts of trained weights until the step is over; of frozen ones, autograd keeps it for the
@@ -144,23 +135,23 @@ def estimate(plan: Plan) -> Memory:
     # The layers', the last norm (its input in float32, scaled, result), and the mask as booleans.
     activations = layers * saved + plan.tokens * plan.config.hidden_size * (4 + 2 * r)
     activations += plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
-    used = gathered + activations + gradients * (2 if plan.buckets else 1) + (0 if plan.sleeps else plan.engine)
+    awake = 0 if plan.sleeps else plan.engine
+    learning = {"gradients": gradients, "gathered": gathered, "rollouts": awake}
+    backward = learning | {"activations": activations}
     return Memory(
-        weights=0 if plan.offload else learnt + frozen,
-        gradients=gradients * (2 if plan.buckets else 1),
-        optimizer=0 if plan.offload else 2 * learnt,
-        reference=learnt + frozen if plan.reference and not plan.offload else 0,
-        engine=plan.engine,
-        casts=0 if plan.fsdp or w == c else casts,
-        gathered=gathered,
-        activations=activations,
-        moments={
-            "the backward pass of the head": used + head_bytes(plan),
-            "the backward pass of a layer": used + (kept if plan.checkpointing else 0) + passing,
-            "the backward pass of the embedding": used - activations + embedding_bytes(plan),
+        {
+            "weights": 0 if plan.offload else weights,
+            "AdamW": 0 if plan.offload else 2 * learnt,
+            "reference": weights if plan.reference and not plan.offload else 0,
+            "casts": 0 if plan.fsdp or w == c else casts,
+        },
+        {
+            "the backward pass of the head": backward | {"head": head_bytes(plan)},
+            "the backward pass of a layer": backward | {"layer": (kept if plan.checkpointing else 0) + passing},
+            "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan)},
             # On a GPU torch takes the square roots of all second moments at once.
-            "the update of the weights": used - activations + (gradients if plan.cuda and not plan.offload else 0),
-            "rollouts": gathered + plan.engine,
+            "the update of the weights": learning | {"update": learnt if plan.cuda and not plan.offload else 0},
+            "sampling rollouts": {"gathered": gathered, "rollouts": plan.engine},
         },
     )
 
@@ -207,3 +198,37 @@ def embedding_bytes(plan: Plan) -> int:
     if not plan.everything:
         return 0
     return (c + 4) * plan.root if plan.fsdp else w * plan.root // 2  # as in `layer_bytes`; or one gradient to be added
+
+
+def derived(plan: Plan) -> dict[str, str]:
+    """Where each part of an estimate comes from, in words."""
+    w, c, _ = plan.widths
+    shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
+    activations = "computed again layer by layer" if plan.checkpointing else "all kept"
+    learn = f"{plan.trained:,} that learn x {plan.learnt} bytes{shards}"
+    return {
+        "weights": f"{plan.trained + plan.frozen:,} x {w} bytes{shards}",
+        "AdamW": f"twice {learn}",
+        "reference": "a frozen copy of the weights",
+        "casts": f"weights in the {c} bytes of matrix products",
+        "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
+        "gathered": "embedding and head of all shards" + (", of the reference, too" if plan.reference else ""),
+        "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
+        "head": f"{plan.chunk_tokens:,} tokens x {plan.config.vocab_size:,} ids at a time, and the head's gradient",
+        "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
+        "embedding": "gradients of embedding and head",
+        "update": "roots of second moments",
+        "rollouts": "the engine, or a whole copy of the weights; the key-value cache of HFGenerator comes on top",
+    }
+
+
+def adapters(config: Any, rank: int) -> int:
+    """Parameters of LoRA on all linear layers."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or hidden // heads
+    key = width * (getattr(config, "num_key_value_heads", None) or heads)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    ends = (
+        2 * (hidden + heads * width) + 2 * (hidden + key) + 3 * (hidden + inner)
+    )  # q and o, k and v, the three of MLP
+    return config.num_hidden_layers * rank * ends
