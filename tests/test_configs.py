@@ -35,6 +35,9 @@ COMMANDS = {
     "bfcl.yaml": ("test", [], GENERATE | {"data.limit": 1, "data.categories": "[simple,irrelevance]"}),
     "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
     "trainer/gpu.yaml": ("fit", ["srml.yaml"], FIT),
+    "trainer/ddp.yaml": ("fit", ["srml.yaml"], FIT),
+    "trainer/fsdp.yaml": ("fit", ["grpo.yaml"], SAMPLE),
+    "trainer/fsdp2.yaml": ("fit", ["grpo.yaml"], SAMPLE),
 }
 # file -> the files before it, options that make it small; those that need a server only say what they would ask
 REFINE = {
@@ -87,8 +90,11 @@ def test_every_shipped_file_is_run_by_a_test():
 def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, before, options = COMMANDS[name]
-    if name == "trainer/gpu.yaml" and not torch.cuda.is_available():
-        options = options | {"trainer.accelerator": "cpu"}  # all but the device
+    if name == "trainer/fsdp.yaml" and not torch.cuda.is_available():
+        pytest.skip("FSDP1 needs a GPU")
+    if name.startswith("trainer/"):  # one process; without a GPU all but the device
+        options = options | {"trainer.devices": 1, "trainer.num_nodes": 1}
+        options |= {} if torch.cuda.is_available() else {"trainer.accelerator": "cpu"}
     files = [argument for file in [*before, name] for argument in ("--config", f"configs/{file}")]
     options = options | {"model.init_from": tiny_model_dir, "trainer.default_root_dir": "{tmp}/run"}
     values = {key: str(value).format(rows=rows, tmp=tmp_path) for key, value in options.items()}
@@ -102,6 +108,8 @@ def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
             assert f"{section}.{key}" in options or holds(in_force, value), key
     assert (run / {"fit": "hf", "predict": "rollouts.jsonl", "test": "result"}[command]).exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["version_0"]
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", REFINE)
