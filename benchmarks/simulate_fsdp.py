@@ -19,7 +19,7 @@ from lightning_modules.memory import Plan, estimate
 
 GIB = 2**30
 LAYOUTS = ((8, 8), (64, 64), (64, 8), (512, 512), (512, 8))  # GPUs, of which so many share one copy of the weights
-DEPTHS = (2, 6)  # layers that are run: the whole depth would take too long
+DEPTHS = (4, 8)  # layers that are run: the whole depth would take too long, and with fewer there are none in between
 COLUMNS = ("Qwen2.5", "step", "GPUs", "share a copy", "peak, GiB", "in phase", "estimate at start, GiB", "ratio")
 COLUMNS += ("all-gather, GiB", "reduce-scatter, GiB", "all-reduce, GiB")
 CHECKED = ("step", "device", "allocator's peak, MiB", "simulated, MiB", "estimate at start, MiB")
