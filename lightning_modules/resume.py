@@ -73,10 +73,15 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Save every so many steps, and when any rank has received SIGTERM.
 
+        And where `max_steps` ends the run within an epoch: at the end of training Lightning has counted that epoch as
+        done, and a run that went on from there would leave its rest out.
+
         Raises:
             SIGTERMException: On every rank, if any has received SIGTERM.
         """
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        if trainer.global_step == trainer.max_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._save(trainer)
             raise SIGTERMException

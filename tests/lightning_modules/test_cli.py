@@ -135,6 +135,15 @@ def test_more_epochs_after_the_end(run, base_args, tmp_path):
     assert {step for step, _ in figures(tmp_path / "version_0", ("train/",))} == {7, 8, 9}
 
 
+def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
+    once = RUN | {"last_checkpoint.every_n_train_steps": 50}
+    main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": 1}))
+    more = base_args(tmp_path, **once, **{"trainer.max_steps": 5})
+    main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "version_0")])
+    trained = [figures(tmp_path / f"version_{i}", ("train/tokens",)) for i in (0, 1)]
+    assert trained[0] | trained[1] == {k: n for k, n in figures(run, ("train/tokens",)).items() if k[0] <= 5}
+
+
 def test_test_prints_a_table_and_validate_takes_a_checkpoint(run, base_args, tmp_path, capsys):
     for command, options in [("test", {}), ("validate", {"model.init_args.balance": "learnable"})]:
         extra = ["--ckpt_path", str(run)] if command == "validate" else []
