@@ -42,7 +42,7 @@ class Engine:
         self._asleep: list[str] = []  # parts of its GPU memory that are freed
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
-        with _own_environment(device):
+        with _own_environment(device, options.get("tensor_parallel_size", 1)):
             from vllm import LLM
 
             self._llm = self._ask(
@@ -136,8 +136,8 @@ def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, .
 
 
 @contextmanager
-def _own_environment(device: torch.device) -> Iterator[None]:
-    """What the engine's processes inherit: this rank's GPU, no usage reports, and no part in the distributed run."""
+def _own_environment(device: torch.device, count: int) -> Iterator[None]:
+    """What the engine's processes inherit: this rank's GPU and the next ones, no usage reports, no distributed run."""
     saved = dict(os.environ)
     for name in NOT_INHERITED:
         os.environ.pop(name, None)
@@ -145,8 +145,10 @@ def _own_environment(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if device.type == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        number = device.index or 0
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+        first = device.index or 0
+        numbers = range(first, first + count)
+        named = visible.split(",") if visible else [str(number) for number in range(numbers.stop)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named[number] for number in numbers)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import importlib.util
 import tempfile
 from collections.abc import Collection, Sequence
 from copy import deepcopy
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_modules.gathering import merged_weights
 from lightning_modules.models import ScoredCausalLM
+from lightning_modules.rollout.engine_group import EngineGroup
 from lightning_modules.rollout.generation import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.rollout.sampling import row_key
 from lightning_modules.rollout.vllm_engine import Engine
@@ -20,7 +22,7 @@ PROBE_TOKENS = 64
 
 
 class VLLMGenerator:
-    """Generates with a vLLM engine (arXiv 2309.06180), one per rank, started when it is first needed.
+    """Generates with a vLLM engine (arXiv 2309.06180), one per rank or group of ranks, started when first needed.
 
     The weights, adapters merged, reach the engine through a folder of safetensors, at its start and whenever the policy
     scores a few ids otherwise than before. Then the engine scores them, too: if it disagrees with the policy, or the
@@ -44,6 +46,8 @@ class VLLMGenerator:
         weights_dir: Where the folder of weights is made; a file system in memory is fastest. Python's choice when None.
         dtype: Of the engine's weights; the policy's when None.
         max_model_len: Tokens that prompt and completion may have together; as many as the model has when None.
+        tensor_parallel_size: GPUs of one engine: so many neighbouring ranks of a node share it, for models that are too
+            large for one of them.
         gpu_memory_utilization: Share of the device's memory that the engine may use (of the machine's, on the CPU).
         kv_cache_gib: GiB of its key-value cache; what that share leaves room for when None.
         enforce_eager: Neither compile nor capture graphs: starts sooner, generates more slowly.
@@ -67,16 +71,21 @@ class VLLMGenerator:
         weights_dir: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.3,
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("VLLMGenerator needs vLLM: pip install -e '.[vllm]', or use HFGenerator.")
-        if max_new_tokens < 1 or timeout <= 0 or (probe_tolerance is not None and probe_tolerance <= 0):
+        if (
+            min(max_new_tokens, tensor_parallel_size) < 1
+            or timeout <= 0
+            or (probe_tolerance is not None and probe_tolerance <= 0)
+        ):
             raise ValueError(
-                "max_new_tokens must be at least 1, timeout and probe_tolerance greater than 0, "
-                f"got {max_new_tokens}, {timeout} and {probe_tolerance}."
+                "max_new_tokens and tensor_parallel_size must be at least 1, timeout and probe_tolerance greater than "
+                f"0, got {max_new_tokens}, {tensor_parallel_size}, {timeout} and {probe_tolerance}."
             )
         check_sampling(temperature, top_p)
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
@@ -88,6 +97,8 @@ class VLLMGenerator:
             "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
             "enforce_eager": enforce_eager,
         }
+        self.tensor_parallel_size = tensor_parallel_size
+        self.group: EngineGroup | None = None
         self.engine: Engine | None = None
         self._probed: tuple[Tensor, Tensor] | None = None  # scores by the policy and the engine after the last sync
 
@@ -116,15 +127,9 @@ class VLLMGenerator:
         check_sampling(temperature, top_p)
         names = names_of(prompts, prompt_ids)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
-        if self._probed is None or not torch.equal(self._probed[0], _scores(policy)):
+        self._share()
+        if self.group.leads and (self._probed is None or not torch.equal(self._probed[0], _scores(policy))):
             self.sync(policy)
-        longest = max(map(len, prompts), default=0) + self.max_new_tokens
-        if longest > self.engine.max_model_len:
-            raise ValueError(
-                f"A prompt and its completion may be {longest} tokens long, and the vLLM engine takes "
-                f"{self.engine.max_model_len}: raise the generator's max_model_len, or lower max_new_tokens or the "
-                "length of prompts."
-            )
         settings = [
             SamplingParams(
                 max_tokens=self.max_new_tokens,
@@ -140,18 +145,40 @@ class VLLMGenerator:
             for sample in range(n)
         ]
         rows = [prompt for prompt in prompts for _ in range(n)]
-        completions = [_completion(row.outputs[0]) for row in self.engine.generate(rows, settings, self.progress)]
-        self.engine.rest()
+        completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def _share(self) -> None:
+        if self.group is None:
+            self.group = EngineGroup(self.tensor_parallel_size)
+
+    def _answer(self, requests: list[tuple[list[Sequence[int]], list[Any]]]) -> list[list[Completion]]:
+        """Completions for the rows of every rank that shares the engine."""
+        rows, settings = ([item for request in requests for item in request[part]] for part in (0, 1))
+        longest = max(map(len, rows), default=0) + self.max_new_tokens
+        if longest > self.engine.max_model_len:
+            raise ValueError(
+                f"A prompt and its completion may be {longest} tokens long, and the vLLM engine takes "
+                f"{self.engine.max_model_len}: raise the generator's max_model_len, or lower max_new_tokens or the "
+                "length of prompts."
+            )
+        completions = iter([_completion(row.outputs[0]) for row in self.engine.generate(rows, settings, self.progress)])
+        self.engine.rest()
+        return [list(islice(completions, len(request[0]))) for request in requests]
 
     def sync(self, policy: ScoredCausalLM) -> None:
         """Give the engine the policy's weights, starting it where there is none, and check that it has them.
+
+        Ranks that share an engine with another that runs it have nothing to do.
 
         Raises:
             ValueError: If a weight is not finite; the engine is left as it was.
             TimeoutError: If the engine hangs.
             RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
         """
+        self._share()
+        if not self.group.leads:
+            return
         with tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir) as folder:
             self._export(policy, folder)
             if self.engine is None:
@@ -186,6 +213,7 @@ class VLLMGenerator:
 
     def _start(self, policy: ScoredCausalLM, folder: str) -> Engine:
         options = self.options | {"dtype": self._engine_dtype(policy), "seed": self.seed}
+        options |= {"tensor_parallel_size": self.tensor_parallel_size}
         return Engine(folder, policy.causal_lm.device, self.timeout, self.sleep, **options)
 
     def _check(self, policy: ScoredCausalLM) -> None:

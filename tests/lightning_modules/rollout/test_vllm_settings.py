@@ -76,8 +76,8 @@ def llm(monkeypatch):
     module.LLM.end.set()
 
 
-def engine(device=CPU, timeout=30.0, sleep=True):
-    return Engine("first", device, timeout, sleep)
+def engine(device=CPU, timeout=30.0, sleep=True, **options):
+    return Engine("first", device, timeout, sleep, **options)
 
 
 def test_the_shipped_experiment_is_that_of_grpo_with_another_generator():
@@ -138,8 +138,8 @@ def test_nothing_sleeps_on_the_cpu_or_when_told_not_to(llm, device, sleep):
     assert running._llm.options["enable_sleep_mode"] is False
 
 
-@pytest.mark.parametrize(("visible", "want"), [(None, "1"), ("4,6", "6")])
-def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, monkeypatch, visible, want):
+@pytest.mark.parametrize(("visible", "gpus", "want"), [(None, 1, "1"), ("4,6", 1, "6"), ("4,6,7", 2, "6,7")])
+def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, monkeypatch, visible, gpus, want):
     for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
     if visible is None:
@@ -147,7 +147,7 @@ def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, m
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     before = dict(os.environ)
-    inside = engine(GPU)._llm.environment
+    inside = engine(GPU, tensor_parallel_size=gpus)._llm.environment
     assert dict(os.environ) == before
     assert inside["CUDA_VISIBLE_DEVICES"] == want
     assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)

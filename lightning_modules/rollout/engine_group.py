@@ -1,0 +1,55 @@
+"""Ranks that share one engine: the first of them runs it, the others send it their requests."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class EngineGroup:
+    """This rank's place among the ranks that share an engine; to be made on every rank at once.
+
+    Args:
+        size: Ranks that share an engine; neighbours, so that they are on one node. 1 shares nothing.
+
+    Raises:
+        ValueError: If the ranks cannot be divided into groups of that size.
+    """
+
+    def __init__(self, size: int) -> None:
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if ranks % size:
+            raise ValueError(
+                f"The generator's tensor_parallel_size {size} does not divide the {ranks} ranks of this run: give a "
+                "divisor of the number of GPUs of a node."
+            )
+        self.size = size
+        self.group = dist.new_subgroups(size)[0] if size > 1 else None
+        self.first = dist.get_rank() // size * size if size > 1 else 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank runs the engine."""
+        return self.group is None or dist.get_rank() == self.first
+
+    def ask(self, request: Request, answer: Callable[[list[Request]], list[Answer]]) -> Answer:
+        """Have the first rank answer the requests of all of them; a collective.
+
+        Args:
+            request: Of this rank.
+            answer: Called on the first rank, with every rank's request; gives an answer for each.
+
+        Returns:
+            The answer to this rank's request.
+        """
+        if self.group is None:
+            return answer([request])[0]
+        requests: list[Request] | None = [request] * self.size if self.leads else None
+        dist.gather_object(request, requests, dst=self.first, group=self.group)
+        answers = answer(requests) if requests is not None else [None] * self.size
+        mine: list[Answer] = [None]  # type: ignore[list-item]
+        dist.scatter_object_list(mine, answers if self.leads else None, src=self.first, group=self.group)
+        return mine[0]
