@@ -227,6 +227,19 @@ def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
         assert len(asked[run] - decided[run]) <= 8  # only those in flight at the kill are
 
 
+def test_parts_joined_are_the_whole(tmp_path, rows, write_rows, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    lines = Path(rows).read_text().splitlines()
+    parts = {"part-0": lines[:50], "part-1": lines[50:]}
+    sources = {name: write_rows(map(json.loads, part), f"{name}.jsonl") for name, part in parts.items()} | {"all": rows}
+    for name, source in sources.items():
+        main(["--config", "configs/refine.yaml", f"--data.path={source}", f"--output_dir={tmp_path / name}"])
+    joined, whole = (
+        "".join((tmp_path / name / "refined.jsonl").read_text() for name in names) for names in (parts, ["all"])
+    )
+    assert joined == whole and joined.count("\n") > 100
+
+
 def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[3])
     folder = tmp_path / "run"
