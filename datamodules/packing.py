@@ -127,3 +127,16 @@ def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) 
             start, sample = here.stop, sample + 1
         batch["position_ids"][r, start:] = torch.arange(width - start)
     return batch
+
+
+def idle_batch(device: torch.device) -> PackedBatch:
+    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
+    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return {
+        "input_ids": zero,
+        "position_ids": zero,
+        "targets": zero,
+        "segments": zero,
+        "samples": zero - 1,
+        "tokens": zero - 1,
+    }

@@ -1,6 +1,5 @@
 """What modules that train a function-calling model share: weights, optimizer, clipping, evaluation by generation."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,13 +12,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import end_of_turn_id, load_tokenizer
-from datamodules.packing import PackedBatch
+from datamodules.packing import PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
-from lightning_modules.checkpoints import by_name, by_place, check_same_model, group_names
+from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint_of, group_names
 from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
@@ -328,25 +326,6 @@ class FunctionCallingModule(LightningModule):
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it follows from the settings of the run."""
         return False
-
-
-def idle_batch(device: torch.device) -> PackedBatch:
-    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
-    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return {
-        "input_ids": zero,
-        "position_ids": zero,
-        "targets": zero,
-        "segments": zero,
-        "samples": zero - 1,
-        "tokens": zero - 1,
-    }
-
-
-def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of everything that turns text into ids."""
-    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -5,6 +5,7 @@ belongs, however the parameters are grouped and sharded there (by place, as torc
 land on others).
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
+from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch import LightningModule
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import PreTrainedTokenizerFast
 
 State = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,7 +39,7 @@ def check_shards(folder: Path) -> None:
         FileNotFoundError: If a file is not there or is shorter than what lies in it.
     """
     places = FileSystemReader(folder).read_metadata().storage_data.values()
-    ends: dict[str, int] = {_METADATA_FILENAME: 1}
+    ends: dict[str, int] = {REST: 1}
     for place in places:
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in sorted(ends.items()):
@@ -72,7 +75,7 @@ def save_shards(weights: State, optimizer: State | None, rest: State, folder: Pa
     torch.distributed.barrier()
     dcp.save({WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {}), checkpoint_id=partial)
     if rank == 0:
-        torch.save(rest, partial / _METADATA_FILENAME)
+        torch.save(rest, partial / REST)
         remove(folder)
         partial.rename(folder)
     torch.distributed.barrier()
@@ -171,6 +174,12 @@ def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
                 f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
                 f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
             )
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of everything that turns text into ids."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def group_names(module: LightningModule, groups: list[State]) -> list[list[str]]:

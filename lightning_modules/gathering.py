@@ -24,7 +24,7 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
     """The weights of the Hugging Face model, whole and with adapters added in; the policy is left as it is.
 
     They come one at a time, so that where they are sharded no more than one is gathered; every rank has to take all of
-    them then. (FSDP1 gathers all of them, in the memory of the CPU.)
+    them then. (FSDP1 gathers all of them at once.)
 
     Args:
         policy: The model, sharded or not, with or without LoRA layers.
@@ -59,7 +59,7 @@ FSDP1_PREFIX = "_fsdp_wrapped_module."
 def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:
     """Weights of the Hugging Face model, adapters included, by name in it: sharded as they are, FSDP1's whole."""
     if isinstance(policy, FullyShardedDataParallel):
-        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
     else:
         state = policy.state_dict()  # of the root: FSDP2 puts back into shards what a forward pass has left whole
     names = (name.replace(FSDP1_PREFIX, "") for name, module in policy.named_modules() if module is policy.causal_lm)

@@ -7,21 +7,12 @@ may follow each other.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch.distributed.checkpoint import load as load_shards
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffload,
@@ -34,19 +25,9 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
-from torch.optim import Optimizer
 
-from lightning_modules.checkpoints import (
-    OPTIMIZER,
-    WEIGHTS,
-    check_shards,
-    is_folder_of_shards,
-    load,
-    save_file,
-    save_shards,
-    shapes_in,
-)
 from lightning_modules.models import ScoredCausalLM
+from lightning_modules.sharded_checkpoints import MovingCheckpoints
 
 
 def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:
@@ -72,65 +53,17 @@ def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module
     return found
 
 
-class _MovingCheckpoints:
-    """The part of a strategy that saves and loads; weights and optimizer states are known by name."""
-
-    save_sharded: bool
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights: this rank's shards, or, where one file is saved, all of them on rank 0."""
-        return get_model_state_dict(self.model, options=self._options())
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state by name, sharded or whole as the weights."""
-        optimizer = getattr(optimizer, "_optimizer", optimizer)  # without Lightning's wrapper
-        return get_optimizer_state_dict(self.model, optimizer, options=self._options())
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint of the kind asked for; a collective."""
-        path = Path(self.broadcast(filepath))
-        if self.save_sharded:
-            optimizer = (checkpoint.pop("optimizer_states", None) or [None])[0]
-            save_shards(checkpoint.pop("state_dict"), optimizer, checkpoint, path, self.global_rank)
-        elif self.global_rank == 0:
-            save_file(checkpoint, path)
-
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load weights and optimizer state from either kind of checkpoint; gives the rest.
-
-        Raises:
-            ValueError: If it is one of another model or tokenizer; no weight has been changed then.
-            FileNotFoundError: If a part of it is missing.
-        """
-        path = Path(self.broadcast(checkpoint_path))
-        module, fitting = self.lightning_module, self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        optimizers = self.optimizers if fitting else []
-        if is_folder_of_shards(path):
-            check_shards(path)
-            rest = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
-            module.check_checkpoint(rest, shapes_in(path))
-            weights = {k: v for k, v in get_model_state_dict(self.model).items() if not module.is_derived(k)}
-            load_shards({WEIGHTS: weights}, checkpoint_id=path)
-            set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
-            for optimizer in optimizers:
-                state = {OPTIMIZER: get_optimizer_state_dict(self.model, optimizer)}
-                load_shards(state, checkpoint_id=path)
-                set_optimizer_state_dict(self.model, optimizer, state[OPTIMIZER])
-            return rest
-        rest = load(path)
-        weights, states = rest.pop("state_dict"), rest.pop("optimizer_states", [])
-        module.check_checkpoint(rest, {name: tuple(weight.shape) for name, weight in weights.items()})
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self.model, weights, options=options)
-        for optimizer, state in zip(optimizers, states, strict=False):
-            set_optimizer_state_dict(self.model, optimizer, state, options=options)
-        return rest
-
-    def _options(self) -> StateDictOptions:
-        return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)
+def move_rest(module: LightningModule, device: torch.device) -> None:
+    """Move what a module holds beside its sharded models to a device, and let it know that it is there."""
+    for child in module.children():
+        if not isinstance(child, FSDPModule | FullyShardedDataParallel):
+            child.to(device)
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(device)
+    module._device = device  # what `to` would note; nothing public sets it alone
 
 
-class FSDP2(_MovingCheckpoints, ModelParallelStrategy):
+class FSDP2(MovingCheckpoints, ModelParallelStrategy):
     """FSDP2 (`fully_shard`): every decoder layer of the policy, then what is left of it.
 
     Weights are kept and updated as `trainer.precision` has them; with bf16-mixed they are gathered and multiplied in
@@ -196,6 +129,13 @@ class FSDP2(_MovingCheckpoints, ModelParallelStrategy):
             fully_shard(block, **options)
         return fully_shard(policy, **options)
 
+    def model_to_device(self) -> None:
+        """Move what is not in shards; shards that stay in the memory of the CPU must not follow."""
+        if self.cpu_offload:
+            move_rest(self.lightning_module, self.root_device)
+        else:
+            super().model_to_device()
+
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Leave gradients unreduced inside, if that is what `accumulate_unsharded` asks for."""
@@ -207,7 +147,7 @@ class FSDP2(_MovingCheckpoints, ModelParallelStrategy):
             root.set_requires_gradient_sync(True)
 
 
-class FSDP1(_MovingCheckpoints, FSDPStrategy):
+class FSDP1(MovingCheckpoints, FSDPStrategy):
     """FSDP1 (`FullyShardedDataParallel`): every decoder layer of the policy, then what is left of it.
 
     Needs an accelerator. Gradients are reduced in float32.
@@ -248,6 +188,11 @@ class FSDP1(_MovingCheckpoints, FSDPStrategy):
         """The policy wrapped; Lightning's context, inside which this is called, knows how."""
         classes = {type(block) for block in blocks_of(policy, self.wrap)}
         return wrap(policy, auto_wrap_policy=ModuleWrapPolicy(classes), use_orig_params=True)
+
+    def _setup_model(self, model: LightningModule) -> LightningModule:
+        model = super()._setup_model(model)  # leaves a module with wrapped models inside as it is
+        move_rest(model, self.root_device)
+        return model
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datamodules.packing import IGNORED, PackedBatch
+from datamodules.packing import IGNORED, PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
-from lightning_modules.base import idle_batch
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import (
     entropy_shaped_advantages,

@@ -8,9 +8,9 @@ from lightning.pytorch import Trainer
 from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
-from datamodules.packing import Encoded, collate_packed
+from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
-from lightning_modules.base import idle_batch, warmup_cosine
+from lightning_modules.base import warmup_cosine
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.

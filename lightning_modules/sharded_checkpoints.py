@@ -1,0 +1,90 @@
+"""How strategies that keep weights in shards save and load: either kind of checkpoint, whoever has written it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint import load as load_shards
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from lightning_modules.checkpoints import (
+    OPTIMIZER,
+    REST,
+    WEIGHTS,
+    check_shards,
+    is_folder_of_shards,
+    load,
+    save_file,
+    save_shards,
+    shapes_in,
+)
+
+
+class MovingCheckpoints:
+    """The part of a sharding strategy that saves and loads; to be put before Lightning's in a class.
+
+    Attributes:
+        save_sharded: Whether to write folders of shards, or files.
+    """
+
+    save_sharded: bool
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights: this rank's shards, or, where one file is saved, all of them on rank 0."""
+        return get_model_state_dict(self.model, options=self._options())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state by name, sharded or whole as the weights."""
+        optimizer = getattr(optimizer, "_optimizer", optimizer)  # without Lightning's wrapper
+        return get_optimizer_state_dict(self.model, optimizer, options=self._options())
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint of the kind asked for; a collective."""
+        path = Path(self.broadcast(filepath))
+        if self.save_sharded:
+            optimizer = (checkpoint.pop("optimizer_states", None) or [None])[0]
+            save_shards(checkpoint.pop("state_dict"), optimizer, checkpoint, path, self.global_rank)
+        elif self.global_rank == 0:
+            save_file(checkpoint, path)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and optimizer state from either kind of checkpoint; gives the rest.
+
+        Raises:
+            ValueError: If it is one of another model or tokenizer; no weight has been changed then.
+            FileNotFoundError: If a part of it is missing.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        module, fitting = self.lightning_module, self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        optimizers = self.optimizers if fitting else []
+        if is_folder_of_shards(path):
+            check_shards(path)
+            rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+            module.check_checkpoint(rest, shapes_in(path))
+            weights = {k: v for k, v in get_model_state_dict(self.model).items() if not module.is_derived(k)}
+            load_shards({WEIGHTS: weights}, checkpoint_id=path)
+            set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
+            for optimizer in optimizers:
+                state = {OPTIMIZER: get_optimizer_state_dict(self.model, optimizer)}
+                load_shards(state, checkpoint_id=path)
+                set_optimizer_state_dict(self.model, optimizer, state[OPTIMIZER])
+            return rest
+        rest = load(path)
+        weights, states = rest.pop("state_dict"), rest.pop("optimizer_states", [])
+        module.check_checkpoint(rest, {name: tuple(weight.shape) for name, weight in weights.items()})
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model, weights, options=options)
+        for optimizer, state in zip(optimizers, states, strict=False):
+            set_optimizer_state_dict(self.model, optimizer, state, options=options)
+        return rest
+
+    def _options(self) -> StateDictOptions:
+        return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)

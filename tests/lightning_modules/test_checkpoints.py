@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules import checkpoints
+from lightning_modules.checkpoints import by_name, by_place, check_same_model, load, save_file
+
+
+def stepped(groups):
+    """AdamW after a step whose gradients differ by parameter, so that every state is another."""
+    optimizer = torch.optim.AdamW([{"params": group, "lr": 0.1 * (i + 1)} for i, group in enumerate(groups)])
+    for place, parameter in enumerate(p for group in groups for p in group):
+        parameter.grad = torch.full_like(parameter, place + 1.0)
+    optimizer.step()
+    return optimizer
+
+
+def test_states_find_their_parameters_in_groups_of_another_order():
+    a, b, c = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    saved = by_name(stepped([[a, b], [c]]).state_dict(), [["a", "b"], ["c"]])
+    assert saved["param_groups"][0]["params"] == ["a", "b"] and set(saved["state"]) == {"a", "b", "c"}
+    other = torch.optim.AdamW([{"params": [c]}, {"params": [b, a]}])
+    other.load_state_dict(by_place(saved, [["c"], ["b", "a"]]))
+    # the first moment is 0.1 x the gradient: 1 for a, 2 for b, 3 for c
+    assert [other.state[p]["exp_avg"][0].item() for p in (a, b, c)] == pytest.approx([0.1, 0.2, 0.3])
+    assert [group["lr"] for group in other.param_groups] == pytest.approx([0.2, 0.1])
+    with pytest.raises(ValueError, match="trains other parameters"):
+        by_place(saved, [["c"], ["b"]])
+
+
+def test_a_file_takes_its_place_when_all_of_it_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "last.ckpt"
+    save_file({"step": 1}, path)
+
+    def disk_full(checkpoint, place):
+        place.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(checkpoints.torch, "save", disk_full)
+        save_file({"step": 2}, path)
+    assert load(path) == {"step": 1}
+    save_file({"step": 2}, path)
+    assert load(path) == {"step": 2} and [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"w": (2, 3)}, r"b is absent there and \(3,\) here"),
+        ({"w": (2, 4), "b": (3,)}, r"w is \(2, 4\) there and \(2, 3\) here"),
+        ({"w": (2, 3), "b": (3,), "x": (1,)}, r"x is \(1,\) there and absent here"),
+    ],
+)
+def test_another_model_is_named_by_its_first_weight_that_differs(theirs, words):
+    ours = {"w": (2, 3), "b": (3,)}
+    check_same_model(dict(ours), ours, "m")
+    with pytest.raises(ValueError, match=words):
+        check_same_model(theirs, ours, "m")

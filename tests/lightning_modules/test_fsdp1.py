@@ -1,0 +1,60 @@
+"""FSDP1 on one GPU takes the steps of that GPU without it; it runs on no other device."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import figures, two_ranks
+
+from lightning_modules.checkpoints import load
+from lightning_modules.cli import main
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="FSDP1 needs a GPU")
+OPTIONS = {
+    "trainer.accelerator": "gpu",
+    "trainer.devices": 1,
+    "trainer.max_epochs": 2,
+    "model.init_args.learning_rate": 0.001,
+    "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
+    "model.init_args.weight_decay": 0.1,
+    "model.init_args.max_grad_norm": 0.5,
+    "data.init_args.batch_size": 11,
+    "data.init_args.val_fraction": 0.05,
+    "best_checkpoint.monitor": "null",  # keep every step
+    "best_checkpoint.every_n_train_steps": 1,
+    "best_checkpoint.save_top_k": -1,
+}
+KINDS = {
+    "alpha": {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100},
+    "adapters": {"model.init_args.lora.r": 4},
+}
+FSDP1 = "--trainer.strategy.class_path=lightning_modules.strategies.FSDP1"
+
+
+@pytest.mark.parametrize("sharded", ["true", "false"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharded):
+    srml = ["fit", "--config", "configs/srml.yaml"]
+    options = OPTIONS | KINDS[kind]
+    main(srml + base_args(tmp_path / "plain", **options))
+    shards = [FSDP1, f"--trainer.strategy.init_args.save_sharded={sharded}"]
+    command = ["-m", "lightning_modules", *srml, *base_args(tmp_path / "fsdp", **options), *shards]
+    done = two_ranks(*command, ranks=1)
+    assert done.returncode == 0, done.stderr[-4000:]
+    half = tmp_path / "fsdp" / "version_0" / "checkpoints" / "best-000002.ckpt"
+    assert half.is_dir() == (sharded == "true")
+    done = two_ranks(*command, "--ckpt_path", str(half), ranks=1)
+    assert done.returncode == 0, done.stderr[-4000:]
+    plain, *others = tmp_path / "plain" / "version_0", *(tmp_path / "fsdp" / f"version_{i}" for i in (0, 1))
+    assert figures(plain)[1, "train/grad_norm"] > 0.5
+    for run in others:
+        logged = figures(run)
+        assert logged == pytest.approx({key: figures(plain)[key] for key in logged}, rel=1e-4, abs=1e-5)
+        for read in (lambda r: load(r / "checkpoints" / "best-000006.ckpt")["state_dict"], read_export):
+            expected, got = read(plain), read(run)
+            assert expected.keys() == got.keys()
+            for name, weight in expected.items():
+                torch.testing.assert_close(got[name].cpu(), weight.cpu(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def read_export(run):
+    return load_file(run / "hf" / "model.safetensors")

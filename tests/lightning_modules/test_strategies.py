@@ -1,0 +1,38 @@
+"""What a sharded forward pass gathers, counted under a process group that communicates nothing."""
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from lightning_modules.models import build_policy
+from lightning_modules.strategies import blocks_of
+
+
+@pytest.fixture
+def two_ranks():
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("chunk_tokens", [1000, 4])
+def test_a_pass_gathers_each_layer_and_the_head_once_however_many_chunks_there_are(
+    two_ranks, tiny_model_dir, chunk_tokens
+):
+    policy = build_policy(str(tiny_model_dir), chunk_tokens=chunk_tokens)
+    for block in blocks_of(policy, None):
+        fully_shard(block, mesh=two_ranks)
+    fully_shard(policy, mesh=two_ranks)
+    ids = torch.arange(3, 20)[None]
+    with CommDebugMode() as counted:
+        scored = policy(ids, torch.arange(17)[None], ids.roll(-1), entropy=True)
+    gathered = sum(n for op, n in counted.get_comm_counts().items() if "allgather" in str(op))
+    assert gathered == 3  # two layers, and what is left: embedding, norm, head
+    with CommDebugMode() as counted:
+        scored.logprobs.sum().backward()
+    counts = {str(op): n for op, n in counted.get_comm_counts().items()}
+    assert sum(n for op, n in counts.items() if "allgather" in op) == 2  # the head's group has stayed whole
+    assert sum(n for op, n in counts.items() if "reduce_scatter" in op) == 3
