@@ -163,7 +163,7 @@ class OpenAIJudge:
             self._refused(server, error.status_code)
             return None, f"{server.url} fails ({error.status_code})", None
         except (openai.APIError, ValueError) as error:
-            return None, f"{server.url} does not answer ({type(error).__name__}: {str(error)[:200]})", None
+            return None, f"{server.url} does not answer ({_reason(error)})", None
 
     async def _health(self, server: Server) -> str:
         """What is wrong with a server; any answer but an error of its own will do."""
@@ -176,7 +176,7 @@ class OpenAIJudge:
                 self._refused(server, error.status_code)
             return f"its health check fails ({error.status_code})" if error.status_code >= 500 else ""
         except (openai.APIError, ValueError) as error:
-            return f"it does not answer ({type(error).__name__})"
+            return f"it does not answer ({_reason(error)})"
         return ""
 
     def _refused(self, server: Server, status: int) -> None:
@@ -201,6 +201,14 @@ def reply_text(reply: Any) -> str:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from error
     return f"<think>{reasoning}</think>\n\n{text}" if reasoning and "</think>" not in text else text
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; of one of the connection what it comes from, for the client calls them all timeouts."""
+    import openai
+
+    text = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    return f"{text}"[:200] or type(text).__name__
 
 
 def _seconds(header: str | None) -> float:

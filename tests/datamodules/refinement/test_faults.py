@@ -50,9 +50,9 @@ FAULTS = {
     "401": ((401, [], b'{"error": {"message": "bad"}}'), "refuses the key (401): put one into the environment"),
     "429": ((429, ["Retry-After: 5"], b"{}"), "no judge answers any more (", "is asked too often (429)"),
     "500": ((500, [], b"{}"), "no judge answers any more (", "fails (500)"),
-    "slow": ("slow", "no judge answers any more (", "does not answer (APITimeoutError"),
-    "cut": (None, "no judge answers any more (", "does not answer ("),
-    "garbage": ((200, [], b"{not json"), "no judge answers any more (", "does not answer ("),
+    "slow": ("slow", "no judge answers any more (", "does not answer (Timeout on reading"),
+    "cut": (None, "no judge answers any more (", "does not answer (Server disconnected)"),
+    "garbage": ((200, [], b"{not json"), "no judge answers any more (", "does not answer (Expecting property name"),
 }
 
 
