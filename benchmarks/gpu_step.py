@@ -97,8 +97,8 @@ def main() -> None:
         f"{device}. SRML on random weights of the shape of Qwen2.5-Coder-7B through `funreason fit`, one device, "
         "gradient checkpointing, 64 rows of the shipped corpus a step in rows of 4,096 tokens, two at a time; rates "
         f"are those of {STEPS - WARM} steps after {WARM}. The peak is `torch.cuda.max_memory_allocated`, the estimate "
-        f"what the run prints at its start. MFU is of {PEAK_FLOPS / 1e12:.0f} TFLOPs (H100 and H200) and counts the products "
-        "of the decoder layers: neither attention nor the head nor what is computed again.",
+        f"what the run prints at its start. MFU is of {PEAK_FLOPS / 1e12:.0f} TFLOPs (H100 and H200) and counts the "
+        "products of the decoder layers: neither attention nor the head nor what is computed again.",
     )
 
 

@@ -124,6 +124,7 @@ def steps(case: Case, mesh: Any, device: torch.device, done: Callable[[str], Non
         Numbers of trained and of frozen parameters.
     """
     overlay = SimpleNamespace(mesh=mesh, wrap=None, cpu_offload=False)
+    overlay.global_rank, overlay.world_size = 0, 1  # every rank builds its weights here, and none sends them
     overlay.precision_plugin = SimpleNamespace(precision="bf16-mixed")
     policy, reference = build(case, device), None
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in policy.parameters()]
