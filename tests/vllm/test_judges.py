@@ -6,10 +6,13 @@ The model is random, so what it says is no judgement; this is about how it is as
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from datamodules.refinement import OpenAIJudge, Panel, Question, VLLMJudge, fcdr
@@ -17,6 +20,18 @@ from datamodules.rows import Example, to_example
 from datamodules.toolbox import make_corpus
 
 QUESTIONS = [Question("query", Example(str(n), f"request {n}", "[]", "[f()]")) for n in range(6)]
+OPTIONS = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 8, "enforce_eager": True}
+KILLED = """
+import asyncio, json, os, signal, sys
+import psutil
+from datamodules.refinement import Question, VLLMJudge
+from datamodules.rows import Example
+
+judge = VLLMJudge(sys.argv[1], max_tokens=4, options=json.loads(sys.argv[2]))
+asyncio.run(judge(Question("query", Example("1", "request", "[]", "[f()]"))))
+print("PIDS", *(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 START = 500.0  # seconds that the server may take; half a minute where nothing else runs
 
 
@@ -93,6 +108,25 @@ def test_a_row_goes_through_the_stages(server):
 @pytest.mark.slow
 def test_the_offline_engine_answers_as_the_server_does(server, small_heads_dir, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    options = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 8, "enforce_eager": True}
-    replies = ask(VLLMJudge(str(small_heads_dir), max_tokens=16, options=options))
+    replies = ask(VLLMJudge(str(small_heads_dir), max_tokens=16, options=OPTIONS))
     assert replies == ask(OpenAIJudge("tiny", [server], max_tokens=16))
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_the_engine_does_not_outlive_a_refinement_that_is_killed(small_heads_dir):
+    command = [sys.executable, "-c", KILLED, str(small_heads_dir), json.dumps(OPTIONS)]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=START, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    pids = [int(pid) for line in killed.stdout.splitlines() if line.startswith("PIDS") for pid in line.split()[1:]]
+    deadline = time.monotonic() + 60
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(pids) >= 3 and not any(map(is_running, pids))  # the engine's core, the guard and its `cat` at least
