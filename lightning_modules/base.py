@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -104,6 +104,7 @@ class FunctionCallingModule(LightningModule):
             gradient_checkpointing=self.gradient_checkpointing,
             attn_implementation=self.attn_implementation,
             dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
+            empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
         )
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.place(policy)
@@ -114,8 +115,12 @@ class FunctionCallingModule(LightningModule):
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
         """The model as the strategy keeps it; a root of its own shards, where there are any."""
-        strategy = self._trainer.strategy if self._trainer else None  # without a trainer in a notebook
-        return strategy.shard(policy) if isinstance(strategy, FSDP1 | FSDP2) else policy
+        return self.strategy.shard(policy) if isinstance(self.strategy, FSDP1 | FSDP2) else policy
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The trainer's; None in a notebook without a trainer."""
+        return self._trainer.strategy if self._trainer else None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups in the order of `named_parameters`: matrices, which decay, and vectors, which do not."""
@@ -287,7 +292,7 @@ class FunctionCallingModule(LightningModule):
         """Name the optimizer's states by parameter, and say which tokenizer the run has."""
         checkpoint["tokenizer"] = fingerprint_of(self.tokenizer)
         states = checkpoint.get("optimizer_states")
-        if states and not isinstance(self.trainer.strategy, FSDP1 | FSDP2):  # whose states have names already
+        if states and not isinstance(self.strategy, FSDP1 | FSDP2):  # whose states have names already
             checkpoint["optimizer_states"] = [by_name(states[0], group_names(self, self.parameter_groups()))]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -296,7 +301,7 @@ class FunctionCallingModule(LightningModule):
         Raises:
             ValueError: If a weight is missing, unknown or of another shape, or the tokenizer is another.
         """
-        if isinstance(self.trainer.strategy, FSDP1 | FSDP2):
+        if isinstance(self.strategy, FSDP1 | FSDP2):
             return  # it has checked and loaded them
         self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
         states = checkpoint.get("optimizer_states")

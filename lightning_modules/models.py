@@ -5,11 +5,13 @@ batch never exist. It is one module, so that a sharding strategy that wraps it g
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -141,6 +143,7 @@ def build_policy(
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     chunk_tokens: int = 1024,
+    empty: bool = False,
 ) -> ScoredCausalLM:
     """Load a causal LM, or make a random one, ready to train.
 
@@ -154,6 +157,7 @@ def build_policy(
         attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2".
         dtype: Of the weights, whatever dtype they were saved in.
         chunk_tokens: Tokens per chunk of the head.
+        empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
 
     Returns:
         The model in train mode.
@@ -163,32 +167,39 @@ def build_policy(
         ValueError: If the weights are not safetensors, the architecture is unknown or no causal one, or its head cannot
             be scored in chunks.
     """
+    with init_empty_weights(include_buffers=False) if empty else nullcontext():
+        model = _load(init_from, empty, dtype=dtype, attn_implementation=attn_implementation)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None:
+            config = LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                task_type=TaskType.CAUSAL_LM,
+            )
+            model = get_peft_model(model, config)
+    policy = ScoredCausalLM(model, chunk_tokens).train()
+    if empty:
+        policy.causal_lm.tie_weights()  # what was shared was emptied apart
+    return policy
+
+
+def _load(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
     source = resolve_model_folder(init_from)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": False}
     random = Path(source).is_dir() and not _has_weights(Path(source))
     try:
-        if random:
-            log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+        if random or empty:
+            if not empty:
+                log.warning("%s holds a config.json and no weights: starting from random weights.", source)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(config, **options)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
     except OSError as error:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # of transformers, which lists all it knows
         raise ValueError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if lora is not None:
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type=TaskType.CAUSAL_LM,
-        )
-        model = get_peft_model(model, config)
-    return ScoredCausalLM(model, chunk_tokens).train()
 
 
 def _has_weights(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.gathering import whole
 from lightning_modules.models import ScoredCausalLM
@@ -28,6 +29,8 @@ def reference_policy(policy: ScoredCausalLM, frozen: ScoredCausalLM | None) -> I
     """The frozen copy or, without one, the policy with its adapters off: the weights below them never move."""
     if frozen is not None:
         yield frozen
+        if isinstance(frozen, FSDPModule):
+            frozen.reshard()  # embedding and head, which FSDP2 leaves whole, through the whole update
         return
     with policy.model.disable_adapter():
         yield policy

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffload,
@@ -51,6 +52,17 @@ def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module
             f"{type(model).__name__} has no such modules; its layers are {', '.join(layers)}."
         )
     return found
+
+
+def allocate(module: nn.Module, device: torch.device) -> None:
+    """Give parameters on the meta device memory without values; one that modules share stays one."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.is_meta:
+                memory = torch.empty_like(parameter, device=device)
+                made.setdefault(parameter, nn.Parameter(memory, requires_grad=parameter.requires_grad))
+                setattr(part, name, made[parameter])
 
 
 def move_rest(module: LightningModule, device: torch.device) -> None:
@@ -115,7 +127,12 @@ class FSDP2(MovingCheckpoints, ModelParallelStrategy):
             self.mesh = self.mesh["shard"]
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
-        """Keep this rank's shard of each weight; the model is changed in place."""
+        """Keep this rank's shard of each weight; the model is changed in place.
+
+        Only the first rank's has to hold weights: it sends the others theirs, so that the machine's memory need not
+        hold the model once for each of its GPUs.
+        """
+        weights = policy.state_dict() if self.global_rank == 0 else {}
         half = self.precision_plugin.precision.startswith("bf16")
         precision = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
@@ -125,9 +142,13 @@ class FSDP2(MovingCheckpoints, ModelParallelStrategy):
             "mp_policy": precision,
             "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
         }
-        for block in blocks_of(policy, self.wrap):
-            fully_shard(block, **options)
-        return fully_shard(policy, **options)
+        for part in (*blocks_of(policy, self.wrap), policy):  # the policy last: it takes what the blocks have left
+            allocate(part, self.root_device)
+            fully_shard(part, **options)
+        if self.world_size > 1:
+            sent = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self.cpu_offload)
+            set_model_state_dict(policy, weights, options=sent)
+        return policy
 
     def model_to_device(self) -> None:
         """Move what is not in shards; shards that stay in the memory of the CPU must not follow."""

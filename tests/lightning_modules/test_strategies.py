@@ -7,8 +7,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_modules.models import build_policy
-from lightning_modules.strategies import blocks_of
+from lightning_modules.models import LoRA, build_policy
+from lightning_modules.strategies import allocate, blocks_of
 
 
 @pytest.fixture
@@ -36,3 +36,16 @@ def test_a_pass_gathers_each_layer_and_the_head_once_however_many_chunks_there_a
     counts = {str(op): n for op, n in counted.get_comm_counts().items()}
     assert sum(n for op, n in counts.items() if "allgather" in op) == 2  # the head's group has stayed whole
     assert sum(n for op, n in counts.items() if "reduce_scatter" in op) == 3
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+def test_an_empty_model_gets_memory_and_keeps_what_is_shared_and_what_is_no_weight(tiny_model_dir, lora):
+    whole, empty = (build_policy(str(tiny_model_dir), lora=lora, empty=empty) for empty in (False, True))
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    allocate(empty, torch.device("cpu"))
+    shapes = [[(n, p.shape, p.requires_grad) for n, p in policy.named_parameters()] for policy in (whole, empty)]
+    assert shapes[0] == shapes[1]  # a tied head is not named apart
+    empty.load_state_dict(whole.state_dict())
+    ids = torch.arange(3, 20)[None]
+    arguments = (ids, torch.arange(17)[None], ids.roll(-1))
+    assert torch.equal(whole(*arguments).logprobs, empty(*arguments).logprobs)
