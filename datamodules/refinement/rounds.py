@@ -138,7 +138,8 @@ class SelfRefinement:
         if _newest(folder, "version_*/metrics.csv") is None:
             funreason("test", *self.fit, *options)
         lines = _newest(folder, "version_*/metrics.csv").read_text(encoding="utf-8").splitlines()
-        return float(next(line.split(",")[2] for line in lines if line.split(",")[1] == "tool/exact_match"))
+        score = next(line.split(",")[2] for line in lines if line.split(",")[1] == "tool/exact_match")
+        return round(float(score), 4)
 
 
 def pool_examples(path: str) -> Iterator[Example]:
