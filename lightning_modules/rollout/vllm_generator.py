@@ -201,7 +201,9 @@ class VLLMGenerator:
         name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
+        model.should_save_on_this_rank = lambda _: True  # transformers saves on the first rank; each may have an engine
         model.save_pretrained(folder, state_dict=state | {name: state[name].clone()})
+        del model.should_save_on_this_rank
         if bars:
             transformers_logging.enable_progress_bar()
         config = deepcopy(model.config)
