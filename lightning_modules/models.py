@@ -1,4 +1,4 @@
-"""The causal language model: build or load it, score tokens with it, export it.
+"""The causal language model: build or load it, score tokens with it.
 
 The scored forward gives log-probabilities (and entropies) of the supervised tokens only; vocabulary logits of a whole
 batch never exist. It is one module, so that a sharding strategy that wraps it gathers the head once per call.
