@@ -39,7 +39,7 @@ def test_the_demo_runs_every_stage_and_writes_what_it_prints(tmp_path, monkeypat
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert min(min(kind["precision"], kind["recall"]) for kind in summary["refinement"].values()) >= 0.95
-    assert str(tmp_path / "demo" / "refined" / "refined.jsonl") in (tmp_path / "demo/version_0/config.yaml").read_text()
+    assert str(tmp_path / "demo" / "refined" / "refined.jsonl") in (tmp_path / "demo/version_1/config.yaml").read_text()
     for stage in ("before", "srml", "egpo", "unseen"):
         assert {"exact_match", "format_rate", "simple", "irrelevance"} <= set(summary[stage])
         assert f"{summary[stage]['exact_match']:.3f}" in printed
