@@ -46,7 +46,7 @@ def _commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks")
     return git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if changed else "")
 
 

@@ -128,8 +128,7 @@ def estimate(plan: Plan) -> Memory:
     # Autocast keeps what it casts of trained weights until the step is over; of frozen ones, autograd keeps it for the
     # backward pass, with recomputation that of one layer.
     casts = plan.block * c * (layers if plan.everything or not plan.checkpointing else 1)
-    # FSDP frees a root at the end of its backward pass; the reference has none.
-    gathered = plan.root * c * (2 if plan.reference else 1) if plan.fsdp else 0
+    gathered = plan.root * c if plan.fsdp else 0  # until the end of its backward pass
     kept, passing = layer_bytes(plan)
     saved = plan.tokens * plan.config.hidden_size * r if plan.checkpointing else kept  # its input, or everything
     # The layers', the last norm (its input in float32, scaled, result), and the mask as booleans.
@@ -212,7 +211,7 @@ def derived(plan: Plan) -> dict[str, str]:
         "reference": "a frozen copy of the weights",
         "casts": f"weights in the {c} bytes of matrix products",
         "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
-        "gathered": "embedding and head of all shards" + (", of the reference, too" if plan.reference else ""),
+        "gathered": "embedding and head of all shards",
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
         "head": f"{plan.chunk_tokens:,} tokens x {plan.config.vocab_size:,} ids at a time, and the head's gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
