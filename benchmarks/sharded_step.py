@@ -123,7 +123,7 @@ def steps(case: Case, mesh: Any, device: torch.device, done: Callable[[str], Non
     Returns:
         Numbers of trained and of frozen parameters.
     """
-    overlay = SimpleNamespace(mesh=mesh, wrap=None, cpu_offload=False)
+    overlay = SimpleNamespace(mesh=mesh, wrap=None, cpu_offload=False, root_device=device)
     overlay.global_rank, overlay.world_size = 0, 1  # every rank builds its weights here, and none sends them
     overlay.precision_plugin = SimpleNamespace(precision="bf16-mixed")
     policy, reference = build(case, device), None

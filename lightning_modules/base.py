@@ -17,7 +17,7 @@ from datamodules.chat import end_of_turn_id, load_tokenizer
 from datamodules.packing import PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
-from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint_of, group_names
+from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint, fingerprint_of, group_names
 from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
@@ -80,6 +80,7 @@ class FunctionCallingModule(LightningModule):
         self.policy: ScoredCausalLM | None = None
         self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
         self.generating: tuple[ScoredCausalLM, ...] = ()  # what evaluations generate with, hidden from torch
+        self.derived_hash = ""  # see `derived_fingerprint`
         self.figures: dict[str, float] = {}  # what was logged last, for callbacks
         self.throughput = Throughput()
 
@@ -289,8 +290,14 @@ class FunctionCallingModule(LightningModule):
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the optimizer's states by parameter, and say which tokenizer the run has."""
+        """Name the optimizer's states by parameter, and leave out weights that never change.
+
+        Hashes of those, and of the tokenizer, take their place.
+        """
         checkpoint["tokenizer"] = fingerprint_of(self.tokenizer)
+        checkpoint["derived"] = {"init_from": self.init_from, "fingerprint": self.derived_fingerprint()}
+        weights = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
         states = checkpoint.get("optimizer_states")
         if states and not isinstance(self.strategy, FSDP1 | FSDP2):  # whose states have names already
             checkpoint["optimizer_states"] = [by_name(states[0], group_names(self, self.parameter_groups()))]
@@ -304,6 +311,7 @@ class FunctionCallingModule(LightningModule):
         if isinstance(self.strategy, FSDP1 | FSDP2):
             return  # it has checked and loaded them
         self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
+        checkpoint["state_dict"] |= self.derived_weights()
         states = checkpoint.get("optimizer_states")
         if states and self.trainer.state.fn == TrainerFn.FITTING:
             checkpoint["optimizer_states"] = [by_place(states[0], group_names(self, self.parameter_groups()))]
@@ -320,8 +328,14 @@ class FunctionCallingModule(LightningModule):
         """
         own = {name: p for name, p in self.named_parameters() if not name.startswith("policy.")}
         ours = {name: tuple(p.shape) for name, p in own.items() if not self.is_derived(name)}
-        ours |= {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
+        policy = {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
+        ours |= {name: size for name, size in policy.items() if not self.is_derived(name)}
         check_same_model(shapes, ours, self.init_from)
+        if checkpoint["derived"]["fingerprint"] != self.derived_fingerprint():
+            raise ValueError(
+                f"model.init_from {self.init_from} does not hold the weights that the checkpoint's run started from "
+                f"({checkpoint['derived']['init_from']}), which it needs beside those that it learnt: give those."
+            )
         if checkpoint.get("tokenizer", fingerprint_of(self.tokenizer)) != fingerprint_of(self.tokenizer):
             raise ValueError(
                 f"The tokenizer of model.init_from {self.init_from} is not the one that the checkpoint's run had "
@@ -329,8 +343,18 @@ class FunctionCallingModule(LightningModule):
             )
 
     def is_derived(self, name: str) -> bool:
-        """Whether a weight is left out of checkpoints, because it follows from the settings of the run."""
-        return False
+        """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""
+        return self.lora is not None and name.startswith("policy.") and ".lora_" not in name
+
+    def derived_weights(self) -> dict[str, Tensor]:
+        """The weights that checkpoints leave out."""
+        return {name: weight for name, weight in self.state_dict().items() if self.is_derived(name)}
+
+    def derived_fingerprint(self) -> str:
+        """A hash of them, computed once, for they never change; a collective where they are sharded."""
+        if not self.derived_hash:
+            self.derived_hash = fingerprint(self.derived_weights())
+        return self.derived_hash
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -18,12 +18,16 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch import LightningModule
+from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerFast
 
+from lightning_modules.gathering import whole
+
 State = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
 
 
@@ -174,6 +178,16 @@ def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
                 f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
                 f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
             )
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shard in weights.items():
+        weight = whole(shard)
+        words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
+        digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+    return digest.hexdigest()
 
 
 def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:

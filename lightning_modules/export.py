@@ -15,6 +15,9 @@ from lightning_modules.gathering import merged_weights, named_state, whole
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.resume import resolve_checkpoint
 
+DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+"""Of weights, by `trainer.precision`; float32 for others."""
+
 
 def export_hf(
     policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path, write: bool = True
@@ -75,15 +78,16 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
         raise FileNotFoundError(
             f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."
         )
-    model = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
-    source = init_from or model["init_from"]
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    model, dtype = config["model"]["init_args"], DTYPES.get(str(config["trainer"]["precision"]), torch.float32)
+    source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
     state = load(checkpoint)["state_dict"]
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
-    dtype = next(iter(weights.values())).dtype
-    policy = build_policy(source, LoRA(**model["lora"]) if model.get("lora") else None, dtype=dtype)
-    ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (policy.state_dict(), weights))
+    policy = build_policy(source, lora, dtype=dtype)
+    saved = {name: w for name, w in policy.state_dict().items() if lora is None or ".lora_" in name}
+    ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (saved, weights))
     check_same_model(theirs, ours, source)
-    policy.load_state_dict(weights)
+    policy.load_state_dict(weights, strict=lora is None)  # what adapters sit on is as `init_from` has it
     folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     export_hf(policy, load_tokenizer(source), folder)
     return folder

@@ -22,7 +22,7 @@ from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
 from lightning_modules.objectives.policy import Aggregation, RatioLevel
-from lightning_modules.reference import PREFIX, check_reference, drop_reference, frozen_copy, restore_reference
+from lightning_modules.reference import PREFIX, frozen_copy
 from lightning_modules.resume import of_every_rank
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
 from lightning_modules.rollout.collect import roll_out
@@ -249,12 +249,10 @@ class GRPOModule(FunctionCallingModule):
         self.log_figures({name if name.startswith("tool/") else prefix + name: v for name, v in figures.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add every rank's half-used rollouts (those of a step that was broken off are sampled again), and a hash."""
+        """Add every rank's half-used rollouts (those of a step that was broken off are sampled again)."""
         super().on_save_checkpoint(checkpoint)
         used = self.buffer is not None and self.buffer.served
         checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
-        if self.reference is not None:
-            drop_reference(checkpoint, self.init_from, self.reference)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up this rank's half-used rollouts.
@@ -263,29 +261,25 @@ class GRPOModule(FunctionCallingModule):
             ValueError: See `check_checkpoint` and `buffer_of_rank`.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.reference is not None and "state_dict" in checkpoint:
-            restore_reference(checkpoint, self.reference)
         if self.trainer.state.fn == TrainerFn.FITTING:
             ranks = self.trainer.world_size
             self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, ranks, self.repeats)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Refuse the checkpoint of another model or module, or of a run with another reference.
+        """Refuse the checkpoint of another model or module.
 
         Raises:
             ValueError: Saying what differs.
         """
         super().check_checkpoint(checkpoint, shapes)
-        if self.reference is not None:
-            check_reference(checkpoint, self.init_from, self.reference)
         if self.trainer.state.fn == TrainerFn.FITTING and "rollouts" not in checkpoint:
             raise ValueError(
                 "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
             )
 
     def is_derived(self, name: str) -> bool:
-        """The frozen copy is made of the weights that the run started from."""
-        return name.startswith(PREFIX)
+        """Whether checkpoints leave a weight out: what LoRA freezes, and the frozen copy."""
+        return super().is_derived(name) or name.startswith(PREFIX)
 
     def sizes(self) -> dict[str, str]:
         """Every size of a step, and what follows from it, for the table at the start of a run."""

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_modules import checkpoints
-from lightning_modules.checkpoints import by_name, by_place, check_same_model, load, save_file
+from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint, load, save_file
 
 
 def stepped(groups):
@@ -57,3 +57,14 @@ def test_another_model_is_named_by_its_first_weight_that_differs(theirs, words):
     check_same_model(dict(ours), ours, "m")
     with pytest.raises(ValueError, match=words):
         check_same_model(theirs, ours, "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fingerprint_sees_one_bit_and_no_more(dtype):
+    torch.manual_seed(0)
+    weights = nn.Linear(5, 7).to(dtype).state_dict()
+    before = fingerprint(weights)
+    assert fingerprint({name: weight.clone() for name, weight in weights.items()}) == before
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[weights["weight"].element_size()]
+    weights["weight"].view(bits)[3, 2] ^= 1
+    assert fingerprint(weights) != before

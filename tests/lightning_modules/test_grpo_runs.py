@@ -110,7 +110,7 @@ def test_tensorboard_has_panels_histogram_and_samples(run):
 def test_table_at_the_start(base_args, tmp_path, capsys):
     main(CONFIG + base_args(tmp_path, **RUN | {"trainer.max_steps": 1}))
     lines = capsys.readouterr().out.splitlines()
-    table = {line[2:14].strip(): line[14:] for line in lines if line.startswith("  ")}
+    table = {line[2:16].strip(): line[16:] for line in lines if line.startswith("  ")}
     assert table["rollouts"].startswith("4 prompts x 4 completions = 16 a batch, of at most 8 tokens")
     assert table["updates"] == "2 x 2 mini-batches of 8 rollouts = 4 optimizer steps a batch"
     assert table["whole run"] == "1 batches, 4 prompts, 16 rollouts at most"
@@ -215,7 +215,7 @@ def test_full_fine_tuning_resumes_beside_a_frozen_copy(base_args, tmp_path, tiny
     whole, killed, resumed = (tmp_path / f"version_{i}" for i in range(3))
     saved = saved_state(killed, 3)
     assert not any(name.startswith("reference.") for name in saved["state_dict"])
-    assert saved["reference"]["init_from"] == str(tiny_model_dir)
+    assert saved["derived"]["init_from"] == str(tiny_model_dir)
     main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(killed)])
     assert_same(saved_state(resumed, 4)["state_dict"], saved_state(whole, 4)["state_dict"])
     options |= {"model.init_args.init_from": whole / "hf"}  # another reference than the run had

@@ -112,6 +112,7 @@ def test_a_run_moves_from_one_process_to_two_ranks_and_back(adapters, base_args,
     here, there = root / "one" / "version_0", root / "two" / "version_0"
     go_on = ["--ckpt_path", str(at(here, 2))]
     on_ranks(2, [*SRML, *base_args(root / "two", **options), *go_on], accumulate_unsharded="true")
+    assert all(".lora_" in name for name in saved_state(there, 6)["state_dict"])
     assert not at(there, 2).exists() and at(there, 3).is_dir() and at(here, 2).is_file()
     assert_close([saved_state(run, 6)["state_dict"] for run in (here, there)])
     go_on[1] = str(at(there, 4))
@@ -136,10 +137,20 @@ def test_two_ranks_go_on_in_the_middle_of_an_epoch_as_if_they_had_not_stopped(ad
     assert figures(resumed) == rest
 
 
-def test_export_of_a_checkpoint_of_shards(two, adapters, tmp_path, capsys):
+def test_export_of_a_checkpoint_of_shards(two, tmp_path, capsys):
     main(["export", "--ckpt_path", str(two), "--output_dir", str(tmp_path / "hf")])
     assert_close([load_file(folder / "model.safetensors") for folder in (two / "hf", tmp_path / "hf")])
     assert str(tmp_path / "hf") in capsys.readouterr().out
+
+
+def test_adapters_need_the_weights_that_they_sit_on(adapters, one, base_args, tmp_path):
+    root, options = adapters
+    run = root / "one" / "version_0"
+    main(["export", "--ckpt_path", str(at(run, 6))])
+    assert_close([load_file(run / folder / "model.safetensors") for folder in ("hf", "hf-best-000006")])
+    other = base_args(tmp_path, **options | {"model.init_args.init_from": one / "hf"})
+    refused = refusal([*SRML, *other, "--ckpt_path", str(at(run, 2))])
+    assert f"{one / 'hf'} does not hold the weights that the checkpoint's run started from" in refused
 
 
 def refusal(arguments):
