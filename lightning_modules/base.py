@@ -331,12 +331,17 @@ class FunctionCallingModule(LightningModule):
         policy = {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
         ours |= {name: size for name, size in policy.items() if not self.is_derived(name)}
         check_same_model(shapes, ours, self.init_from)
+        if "derived" not in checkpoint:
+            raise ValueError(
+                "The checkpoint does not say which weights its run started from: an earlier version has written it, "
+                "from which this one cannot go on; give the hf/ folder of its run to model.init_from."
+            )
         if checkpoint["derived"]["fingerprint"] != self.derived_fingerprint():
             raise ValueError(
                 f"model.init_from {self.init_from} does not hold the weights that the checkpoint's run started from "
                 f"({checkpoint['derived']['init_from']}), which it needs beside those that it learnt: give those."
             )
-        if checkpoint.get("tokenizer", fingerprint_of(self.tokenizer)) != fingerprint_of(self.tokenizer):
+        if checkpoint["tokenizer"] != fingerprint_of(self.tokenizer):
             raise ValueError(
                 f"The tokenizer of model.init_from {self.init_from} is not the one that the checkpoint's run had "
                 "(other vocabulary or chat template): resume with that one."

@@ -121,7 +121,7 @@ class FunReasonCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Run one command. Bad input ends it with one sentence and exit code 1, SIGTERM with a checkpoint and 143."""
-    words = sys.argv[1:] if args is None else args
+    words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] == ["export"]:
             export.main(words[1:])

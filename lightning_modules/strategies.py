@@ -133,9 +133,10 @@ class FSDP2(MovingCheckpoints, ModelParallelStrategy):
         hold the model once for each of its GPUs.
         """
         weights = policy.state_dict() if self.global_rank == 0 else {}
-        half = self.precision_plugin.precision.startswith("bf16")
+        kind = self.precision_plugin.precision
         precision = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
+            param_dtype=torch.bfloat16 if kind.startswith("bf16") else None,
+            reduce_dtype=torch.float32 if "16" in kind else None,
         )
         options = {
             "mesh": self.mesh,

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import assert_same, figures, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -142,6 +143,15 @@ def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(
     main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "version_0")])
     trained = [figures(tmp_path / f"version_{i}", ("train/tokens",)) for i in (0, 1)]
     assert trained[0] | trained[1] == {k: n for k, n in figures(run, ("train/tokens",)).items() if k[0] <= 5}
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(run, base_args, tmp_path):
+    checkpoint = saved_state(run, 6)
+    del checkpoint["derived"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **RUN), "--ckpt_path", str(tmp_path / "old.ckpt")])
+    assert "error: The checkpoint does not say which weights its run started from" in exit_.value.code
 
 
 def test_test_prints_a_table_and_validate_takes_a_checkpoint(run, base_args, tmp_path, capsys):
