@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import two_ranks
+from training_runs import run_ranks
 
 from datamodules import BFCLDataModule
 from lightning_modules import BFCLModule
@@ -202,7 +202,7 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
         "trainer.strategy": "ddp",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    done = two_ranks("-m", "lightning_modules", "test", "--config", "configs/bfcl.yaml", *arguments)
+    done = run_ranks("-m", "lightning_modules", "test", "--config", "configs/bfcl.yaml", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("this model (PARTIAL)") == 1
     assert ["irrelevance", "100.00", "first", "3", "of", "240"] in [line.split() for line in done.stdout.splitlines()]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import figures, two_ranks
+from training_runs import figures, run_ranks
 
 from lightning_modules.checkpoints import load
 from lightning_modules.cli import main
@@ -38,11 +38,11 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
     main(srml + base_args(tmp_path / "plain", **options))
     shards = [FSDP1, f"--trainer.strategy.init_args.save_sharded={sharded}"]
     command = ["-m", "lightning_modules", *srml, *base_args(tmp_path / "fsdp", **options), *shards]
-    done = two_ranks(*command, ranks=1)
+    done = run_ranks(*command, ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     half = tmp_path / "fsdp" / "version_0" / "checkpoints" / "best-000002.ckpt"
     assert half.is_dir() == (sharded == "true")
-    done = two_ranks(*command, "--ckpt_path", str(half), ranks=1)
+    done = run_ranks(*command, "--ckpt_path", str(half), ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     plain, *others = tmp_path / "plain" / "version_0", *(tmp_path / "fsdp" / f"version_{i}" for i in (0, 1))
     assert figures(plain)[1, "train/grad_norm"] > 0.5

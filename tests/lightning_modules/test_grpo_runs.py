@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, figures, saved_state, two_ranks
+from training_runs import assert_same, figures, rewards_module, run_ranks, saved_state
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, base
@@ -48,11 +48,7 @@ LORA = {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}  # dra
 
 @pytest.fixture(scope="module", autouse=True)
 def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy_rewards.py").write_text(TOY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with rewards_module(tmp_path_factory.mktemp("toy"), TOY) as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # sums are bit-equal only over as many threads
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -253,7 +249,7 @@ def assert_close(one, two):
 
 def test_two_ranks_take_the_steps_of_one(one_and_two):
     _, two, root = one_and_two
-    done = two_ranks("-m", "lightning_modules", *two)
+    done = run_ranks("-m", "lightning_modules", *two)
     assert done.returncode == 0, done.stderr[-4000:]
     one = root / "one" / "version_0"
     assert_close(one, root / "two" / "version_0")
@@ -265,7 +261,7 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
 def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
     before = set((root / "two").glob("version_*"))
-    done = two_ranks(
+    done = run_ranks(
         HERE / "killed.py", "SIGTERM", "GRPOModule.clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
     )
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
@@ -277,7 +273,7 @@ def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
         main([*one, "--ckpt_path", str(ended)])
     assert "half-used rollouts of 2 ranks, and this run has 1" in exit_.value.code
     before |= {ended}
-    done = two_ranks("-m", "lightning_modules", *two, "--ckpt_path", str(ended))
+    done = run_ranks("-m", "lightning_modules", *two, "--ckpt_path", str(ended))
     assert done.returncode == 0, done.stderr[-4000:]
     (resumed,) = set((root / "two").glob("version_*")) - before
     assert_close(root / "one" / "version_0", resumed)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same, figures, two_ranks
+from training_runs import assert_same, figures, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpoints import load
@@ -38,7 +38,7 @@ ADAPTERS = {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": 
 def on_ranks(ranks, arguments, **strategy):
     options = {"trainer.devices": ranks, "trainer.strategy.class_path": FSDP2}
     options |= {f"trainer.strategy.init_args.{key}": value for key, value in strategy.items()}
-    done = two_ranks("-m", "lightning_modules", *arguments, *(f"--{k}={v}" for k, v in options.items()), ranks=ranks)
+    done = run_ranks("-m", "lightning_modules", *arguments, *(f"--{k}={v}" for k, v in options.items()), ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -1,12 +1,11 @@
 """EGPO in shards over gloo ranks: rollouts from gathered weights, the updates of one process, and how it goes on."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same, figures, two_ranks
+from training_runs import assert_same, figures, rewards_module, run_ranks
 
 from lightning_modules.checkpoints import load
 from lightning_modules.cli import main
@@ -47,11 +46,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy_rewards.py").write_text(TOY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with rewards_module(tmp_path_factory.mktemp("toy"), TOY):
         yield
 
 
@@ -64,7 +59,7 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
     options = RUN | KINDS[kind]
     main(CONFIG + base_args(tmp_path / "one", **options))
     command = ["-m", "lightning_modules", *CONFIG, *base_args(tmp_path / "two", **options), *SHARDED]
-    done = two_ranks(*command)
+    done = run_ranks(*command)
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = (tmp_path / which / "version_0" for which in ("one", "two"))
     states = [load(at(run, 4))["state_dict"] for run in (one, two)]
@@ -79,14 +74,14 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-5, msg=name)
     if kind == "adapters":
         return
-    done = two_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
+    done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same(load(at(two.with_name("version_1"), 4))["state_dict"], states[1])
 
 
 def test_one_of_two_ranks_receives_sigterm_and_both_save_their_shards(base_args, tmp_path):
     command = [*CONFIG, *base_args(tmp_path, **RUN), *SHARDED]
-    done = two_ranks(Path(__file__).with_name("killed.py"), "SIGTERM", "GRPOModule.clip_gradients", 0, *command)
+    done = run_ranks(Path(__file__).with_name("killed.py"), "SIGTERM", "GRPOModule.clip_gradients", 0, *command)
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
     saved = tmp_path / "version_0" / "checkpoints" / "last-000001.ckpt"
     assert saved.is_dir() and len(load(saved)["rollouts"]) == 2

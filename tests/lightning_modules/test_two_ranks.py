@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import figures, saved_state, two_ranks
+from training_runs import figures, run_ranks, saved_state
 
 from lightning_modules.cli import main
 
@@ -29,7 +29,7 @@ def runs(tmp_path_factory, base_args):
     command = ["fit", "--config", "configs/srml.yaml"]
     main(command + base_args(one, **OPTIONS))
     ranks = {"trainer.devices": 2, "trainer.strategy": "ddp"}
-    done = two_ranks("-m", "lightning_modules", *command, *base_args(two, **OPTIONS | ranks))
+    done = run_ranks("-m", "lightning_modules", *command, *base_args(two, **OPTIONS | ranks))
     assert done.returncode == 0, done.stderr[-4000:]
     return one / "version_0", two / "version_0"
 

@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import pytest
 import torch
 
 from lightning_modules.checkpoints import load
@@ -53,13 +55,23 @@ def assert_same(one, other):
         assert one == other
 
 
+@contextmanager
+def rewards_module(folder, text):
+    """The module `toy_rewards`, for this process and those that it starts."""
+    (folder / "toy_rewards.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        yield patch
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def two_ranks(*args, ranks=2):
+def run_ranks(*args, ranks=2):
     """What two gloo ranks, or more, end with that run a program: a file or `-m MODULE`, and its arguments."""
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import two_ranks
+from training_runs import run_ranks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.rollout.vllm_engine import Engine
@@ -40,7 +40,7 @@ def test_a_sharded_policy_learns_from_samples_of_its_own(tmp_path, monkeypatch, 
     monkeypatch.chdir(ROOT)
     options = SMALL | lora | {"data.cache_dir": tmp_path / "cache", "trainer.default_root_dir": tmp_path / "run"}
     command = ["fit", "--config", "configs/grpo_vllm.yaml", *(f"--{key}={value}" for key, value in options.items())]
-    done = two_ranks("-m", "lightning_modules", *command)
+    done = run_ranks("-m", "lightning_modules", *command)
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "run" / "version_0"
     with (run / "metrics.csv").open() as file:

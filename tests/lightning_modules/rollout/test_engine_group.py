@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from training_runs import two_ranks
+from training_runs import run_ranks
 
 from lightning_modules.rollout.engine_group import EngineGroup
 
@@ -32,7 +32,7 @@ pathlib.Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(found))
 def test_four_ranks_and_two_engines(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    done = two_ranks(script, tmp_path, ranks=4)
+    done = run_ranks(script, tmp_path, ranks=4)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
     assert [rank["leads"] for rank in ranks] == [True, False, True, False]
