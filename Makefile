@@ -30,7 +30,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/bfcl-v4 $(BFCL_V4)
 	@touch $@
 
-demo: setup  ## Fine-tune the tiny base model with SRML on the CPU, and show before and after
+demo: setup  ## Refine a spoiled corpus, train the tiny base model on it with SRML, then EGPO, and show before and after
 	$(BIN)/python -m lightning_modules.demo
 
 test: setup  ## Run every test
