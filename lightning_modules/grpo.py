@@ -58,11 +58,11 @@ class GRPOModule(FunctionCallingModule):
         entropy_scale: lambda of EGPO's bonus; 0 is plain GRPO.
         clip_divisor: alpha of EGPO's bonus, which is at most |A| / alpha.
         entropy_level: Whose entropy: the rollout's mean over its chain of thought (EGPO), or the token's own.
-        clip_low: See `policy_loss`.
-        clip_high: See `policy_loss`.
+        clip_low: See `policy_loss`; 0.2, or 3e-4 where `ratio_level` is "sequence", when None.
+        clip_high: See `policy_loss`; 0.2, or 4e-4 where `ratio_level` is "sequence", when None.
         dual_clip: See `policy_loss`.
-        aggregation: See `policy_loss`.
-        ratio_level: See `policy_loss`.
+        aggregation: See `policy_loss`; "token_mean", or "seq_mean" where `ratio_level` is "sequence", when None.
+        ratio_level: See `policy_loss`; "sequence" is GSPO (arXiv 2507.18071).
         kl_coef: Weight of the KL with the reference: the model without its adapters where LoRA is used, else a frozen
             copy of the initial weights; with 0 there is no reference.
         max_resample: How often a group whose rewards are all equal is sampled anew.
@@ -92,10 +92,10 @@ class GRPOModule(FunctionCallingModule):
         entropy_scale: float = 0.4,
         clip_divisor: float = 2.0,
         entropy_level: EntropyLevel = "rollout_cot",
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: float | None = None,
+        clip_high: float | None = None,
         dual_clip: float | None = None,
-        aggregation: Aggregation = "token_mean",
+        aggregation: Aggregation | None = None,
         ratio_level: RatioLevel = "token",
         kl_coef: float = 0.001,
         max_resample: int = 0,

@@ -12,6 +12,11 @@ LOG_RATIO_LIMIT = 20.0
 KL_LIMIT = 10.0
 Aggregation = Literal["token_mean", "seq_mean", "dr_grpo"]
 RatioLevel = Literal["token", "sequence"]
+PUBLISHED: dict[str, tuple[float, float, Aggregation]] = {
+    "token": (0.2, 0.2, "token_mean"),  # verl's defaults, with which EGPO was trained (arXiv 2508.05118)
+    "sequence": (3e-4, 4e-4, "seq_mean"),  # GSPO (arXiv 2507.18071, eq. 5 and 5.1)
+}
+"""clip_low, clip_high and aggregation of the method that a level of the ratio belongs to."""
 
 
 class PolicyTotals(NamedTuple):
@@ -49,10 +54,10 @@ def policy_loss(
     advantages: Tensor,
     samples: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
     dual_clip: float | None = None,
-    aggregation: Aggregation = "token_mean",
+    aggregation: Aggregation | None = None,
     ratio_level: RatioLevel = "token",
     max_length: int | None = None,
     weights: Tensor | None = None,
@@ -70,14 +75,18 @@ def policy_loss(
         old_logprobs: Those under the policy that is held fixed while this batch of rollouts is learnt from, [N].
         advantages: Of each token, [N]; those of rollouts are `advantages[samples]`.
         samples: Which rollout the token belongs to, [N], long; below 0 it is ignored (not even a NaN there counts).
-        clip_low: rho below 1 - clip_low earns nothing where the advantage is negative.
-        clip_high: rho above 1 + clip_high earns nothing where the advantage is positive (apart: arXiv 2503.14476).
+        clip_low: rho below 1 - clip_low earns nothing where the advantage is negative. None is what goes with
+            `ratio_level`, here and below (`PUBLISHED`): 0.2 by token, 3e-4 by sequence.
+        clip_high: rho above 1 + clip_high earns nothing where the advantage is positive (apart: arXiv 2503.14476); 0.2
+            by token, 4e-4 by sequence when None.
         dual_clip: Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None for no
             bound.
         aggregation: "token_mean" is the mean over all tokens of the step; "seq_mean" the mean over rollouts of their
-            token means (arXiv 2402.03300); "dr_grpo" the sum over tokens / (rollouts * max_length) (arXiv 2503.20783).
+            token means (arXiv 2402.03300); "dr_grpo" the sum over tokens / (rollouts * max_length) (arXiv 2503.20783);
+            "token_mean" by token and "seq_mean" by sequence when None.
         ratio_level: "token" is rho_t = p(token) / p_old(token). "sequence" is the geometric mean of these over the
-            rollout, whose gradient reaches each token with its own advantage (GSPO-token, arXiv 2507.18071, 4.3).
+            rollout, whose gradient reaches each token with its own advantage (GSPO-token, arXiv 2507.18071, 4.3); with
+            the settings above at None it is GSPO as published.
         max_length: Greatest number of tokens of a completion; needed for "dr_grpo".
         weights: Importance weights that the surrogate (not the KL) of each token is multiplied by, [N].
         ref_logprobs: Log-probabilities under the reference, [N]; without them there is no KL.
@@ -94,7 +103,8 @@ def policy_loss(
     """
     optional = [tensor for tensor in (weights, ref_logprobs) if tensor is not None]
     _check_shapes(logprobs, old_logprobs, advantages, samples, *optional)
-    _check_settings(clip_low, clip_high, dual_clip, aggregation, ratio_level, max_length)
+    clip_low, clip_high, aggregation = settled(clip_low, clip_high, aggregation, ratio_level)
+    _check_settings(clip_low, clip_high, dual_clip, aggregation, max_length)
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     counted = samples >= 0
     logprobs = torch.where(counted, logprobs, 0).to(dtype)
@@ -131,6 +141,20 @@ def policy_loss(
     }
 
 
+def settled(
+    clip_low: float | None, clip_high: float | None, aggregation: Aggregation | None, ratio_level: RatioLevel
+) -> tuple[float, float, Aggregation]:
+    """clip_low, clip_high and aggregation: those given and, in the place of None, those `PUBLISHED`.
+
+    Raises:
+        ValueError: If there is no such level.
+    """
+    if ratio_level not in PUBLISHED:
+        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
+    low, high, mean = PUBLISHED[ratio_level]
+    return low if clip_low is None else clip_low, high if clip_high is None else clip_high, aggregation or mean
+
+
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, group: Tensor, lengths: Tensor, level: RatioLevel) -> Tensor:
     """The ratio of each token, [N], or that of its rollout, with the gradient that the level asks for."""
     log_ratio = logprobs - old_logprobs
@@ -160,7 +184,6 @@ def _check_settings(
     clip_high: float,
     dual_clip: float | None,
     aggregation: str,
-    ratio_level: str,
     max_length: int | None,
 ) -> None:
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
@@ -169,7 +192,5 @@ def _check_settings(
         raise ValueError(f"dual_clip must be greater than 1 + clip_high, got {dual_clip} with clip_high {clip_high}.")
     if aggregation not in ("token_mean", "seq_mean", "dr_grpo"):
         raise ValueError(f"aggregation must be 'token_mean', 'seq_mean' or 'dr_grpo', got {aggregation!r}.")
-    if ratio_level not in ("token", "sequence"):
-        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
     if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
         raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")

@@ -146,7 +146,7 @@ def test_sequence_ratio_by_hand():
     old = double([-3.0] * 4)
     logprobs = (old + double([2.0, 0.5, 4.0, 1.0]).log()).requires_grad_()
     advantages, samples = double([1.0, 1.0, -3.0, -3.0]), torch.tensor([0, 0, 1, 1])
-    settings = {"ratio_level": "sequence", "aggregation": "seq_mean"}
+    settings = {"ratio_level": "sequence", "clip_low": 0.2, "clip_high": 0.2}
     loss, parts = policy_loss(logprobs, old, advantages, samples, **settings)
     # (-1 * 1 + max(3 * 2, 3 * 1.2)) / 2; d s_i / d log p = s_i / |o_i|: -1 / 2 / 2 and 6 / 2 / 2.
     assert loss.item() == pytest.approx(2.5)
@@ -162,7 +162,8 @@ def test_sequence_ratio_is_clipped_as_a_whole():
     # The geometric mean of 4 and 1 is 2, above 1.2, and A is positive: both tokens are held back.
     old = double([-3.0, -3.0])
     logprobs = (old + double([4.0, 1.0]).log()).requires_grad_()
-    loss, parts = policy_loss(logprobs, old, double([1.0, 1.0]), torch.tensor([0, 0]), ratio_level="sequence")
+    settings = {"ratio_level": "sequence", "clip_high": 0.2}
+    loss, parts = policy_loss(logprobs, old, double([1.0, 1.0]), torch.tensor([0, 0]), **settings)
     assert loss.item() == pytest.approx(-1.2) and parts["clip_high"].item() == 2
     assert torch.autograd.grad(loss, logprobs)[0].tolist() == [0.0, 0.0]
 
@@ -171,9 +172,29 @@ def test_sequence_ratio_gives_each_token_its_own_advantage():
     # s = sqrt(1.21) = 1.1 for both tokens; the gradient of token t is -s A_t / 2, not -s mean(A) / 2.
     old = double([-3.0, -3.0])
     logprobs = (old + double([1.21, 1.0]).log()).requires_grad_()
-    loss, _ = policy_loss(logprobs, old, double([1.0, 3.0]), torch.tensor([0, 0]), ratio_level="sequence")
+    settings = {"ratio_level": "sequence", "clip_high": 0.2}
+    loss, _ = policy_loss(logprobs, old, double([1.0, 3.0]), torch.tensor([0, 0]), **settings)
     assert loss.item() == pytest.approx(-1.1 * 2)
     assert torch.autograd.grad(loss, logprobs)[0].tolist() == pytest.approx([-0.55, -1.65])
+
+
+def test_the_sequence_level_alone_is_gspo_as_published():
+    # Three rollouts of 2, 1 and 3 tokens. Geometric means of the ratios: sqrt(1.0006 * 1.0004) = 1.0005 is above
+    # 1 + 4e-4; 0.9998 is inside 1 - 3e-4; the cube root of 0.999 is 0.99967, below 0.9997. A = 2, -1, -3.
+    old = double([-3.0] * 6)
+    ratios = double([1.0006, 1.0004, 0.9998, 0.999, 1.0, 1.0])
+    logprobs, samples = (old + ratios.log()).requires_grad_(), torch.tensor([0, 0, 1, 2, 2, 2])
+    advantages = double([2.0, -1.0, -3.0])[samples]
+    loss, parts = policy_loss(logprobs, old, advantages, samples, ratio_level="sequence")
+    # Mean over rollouts, whatever their lengths: (-2 * 1.0004 + 1 * 0.9998 + 3 * 0.9997) / 3.
+    assert loss.item() == pytest.approx((-2.0008 + 0.9998 + 2.9991) / 3, abs=1e-9)
+    # Only the rollout inside learns: d s / d log p = 0.9998 over its one token.
+    gradient = torch.autograd.grad(loss, logprobs)[0].tolist()
+    assert gradient == pytest.approx([0, 0, 0.9998 / 3, 0, 0, 0], abs=1e-9)
+    assert (parts["clip_low"].item(), parts["clip_high"].item()) == (3, 2)
+    # The same tokens by token: no ratio is near 0.2, and each token counts the same: (-2 * 2.001 + 0.9998 + 3 * 2.999) / 6
+    by_token, _ = policy_loss(logprobs, old, advantages, samples)
+    assert by_token.item() == pytest.approx((-4.002 + 0.9998 + 8.997) / 6, abs=1e-9)
 
 
 def test_importance_weights_scale_the_surrogate_and_not_the_kl():
@@ -298,7 +319,7 @@ def test_gradient_is_that_of_finite_differences(aggregation, max_length, dual_cl
 def test_with_one_advantage_per_rollout_the_sequence_level_is_gspo(aggregation, max_length):
     logprobs, old, advantages, samples, weights, _ = drawn(8, 3)
     advantages, weights = advantages[samples], weights[samples]
-    settings = {"aggregation": aggregation, "max_length": max_length}
+    settings = {"aggregation": aggregation, "max_length": max_length, "clip_low": 0.2, "clip_high": 0.2}
     logprobs.requires_grad_()
     got, _ = policy_loss(logprobs, old, advantages, samples, weights=weights, ratio_level="sequence", **settings)
     expected = gspo(logprobs, old, advantages, samples, weights, **settings)
@@ -306,13 +327,13 @@ def test_with_one_advantage_per_rollout_the_sequence_level_is_gspo(aggregation, 
     torch.testing.assert_close(*(torch.autograd.grad(x, logprobs)[0] for x in (got, expected)))
 
 
-def gspo(logprobs, old, advantages, samples, weights, aggregation, max_length):
+def gspo(logprobs, old, advantages, samples, weights, aggregation, max_length, clip_low, clip_high):
     """GSPO rollout by rollout, with one advantage and weight each (arXiv 2507.18071, eq. 5 and 7)."""
     total, rollouts = 0.0, samples.unique().tolist()
     for i in rollouts:
         mine = samples == i
         ratio, advantage = (logprobs[mine] - old[mine]).mean().exp(), advantages[mine][0]
-        objective = weights[mine][0] * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        objective = weights[mine][0] * torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
         tokens = mine.sum()
         share = {"token_mean": tokens / len(samples), "seq_mean": 1 / len(rollouts)}
         total = total - objective * share.get(aggregation, tokens / (len(rollouts) * (max_length or 1)))
