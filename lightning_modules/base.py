@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -41,7 +41,8 @@ class FunctionCallingModule(LightningModule):
         betas: AdamW's averaging coefficients.
         epsilon: Added to AdamW's root of squared gradients. Above the gradients of tokens that no row holds, it keeps
             their embeddings where they are; AdamW would move them as fast as all others.
-        warmup_ratio: Share of the optimizer steps over which the rate climbs linearly; then it falls as a cosine to 0.
+        warmup_ratio: Share of the optimizer steps over which the rate climbs linearly.
+        schedule: What the rate does then: "cosine" lets it fall to 0 at the last step, "constant" keeps it.
         max_grad_norm: Gradients are scaled down to at most this norm.
         generator: Samples completions in validation, test and predict; greedy, 256 tokens at most, when None.
         reward: Judges completions; the strict reward when None.
@@ -58,6 +59,7 @@ class FunctionCallingModule(LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         warmup_ratio: float = 0.05,
+        schedule: Literal["cosine", "constant"] = "cosine",
         max_grad_norm: float = 1.0,
         generator: Generator | None = None,
         reward: FunctionCallReward | None = None,
@@ -73,6 +75,7 @@ class FunctionCallingModule(LightningModule):
         self.betas = betas
         self.epsilon = epsilon
         self.warmup_ratio = warmup_ratio
+        self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.generator = generator or HFGenerator(max_new_tokens=256)
         self.reward = reward or FunctionCallReward()
@@ -134,7 +137,7 @@ class FunctionCallingModule(LightningModule):
         return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with linear warm-up and cosine decay to 0 over the whole run.
+        """AdamW with linear warm-up and then what `schedule` says, over the whole run.
 
         Raises:
             ValueError: If the run has no optimizer step, or no end.
@@ -144,9 +147,13 @@ class FunctionCallingModule(LightningModule):
             raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
         groups = self.parameter_groups()
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
-        warmup = math.ceil(self.warmup_ratio * steps)
-        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(steps)))
+        warmup, factor = self.warmup_steps(steps), warmup_cosine if self.schedule == "cosine" else warmup_constant
+        scheduler = LambdaLR(optimizer, lambda step: factor(step, warmup, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def warmup_steps(self, steps: float) -> int:
+        """Of so many optimizer steps, those of the warm-up."""
+        return math.ceil(self.warmup_ratio * steps)
 
     def clip_gradients(self) -> float:
         """Scale the policy's gradients down to `max_grad_norm` and return their norm before that.
@@ -367,3 +374,8 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def warmup_constant(step: int, warmup: int, total: int) -> float:
+    """Factor of the peak rate at a step counted from 0: (step + 1) / warmup, then 1."""
+    return min(1.0, (step + 1) / max(1, warmup))

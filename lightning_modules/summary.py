@@ -80,6 +80,7 @@ class RunSummary(Callback):
         rows = {
             "model": f"{pl_module.init_from}, {total:,} parameters, {trained:,} trained ({trained / total:.1%})",
             "steps": f"{trainer.estimated_stepping_batches:,} optimizer steps, from step {trainer.global_step:,}",
+            "learning rate": rate_of(trainer, pl_module),
             "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
             "run folder": f"{trainer.log_dir}",
         } | pl_module.sizes()
@@ -100,6 +101,13 @@ class RunSummary(Callback):
             print(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
 
     on_test_end = on_validation_end
+
+
+def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:
+    """What the learning rate does."""
+    warmup = module.warmup_steps(trainer.estimated_stepping_batches)
+    then = {"cosine": "falls as a cosine to 0", "constant": "stays"}[module.schedule]
+    return f"{module.learning_rate:g} after {warmup:,} steps of warm-up, then it {then}"
 
 
 def parameter_counts(module: FunctionCallingModule) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
-from lightning_modules.base import warmup_cosine
+from lightning_modules.base import warmup_constant, warmup_cosine
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.
@@ -197,3 +197,8 @@ def test_warm_up_and_cosine_by_hand():
     assert rates[6] == pytest.approx(0.5)  # k = 4: cos(pi / 2) = 0
     assert rates[10] == pytest.approx(0.0)
     assert warmup_cosine(0, 0, 1) == 1.0
+
+
+def test_warm_up_and_a_constant_rate_by_hand():
+    assert [warmup_constant(step, 4, 10) for step in range(11)] == [0.25, 0.5, 0.75, *[1.0] * 8]
+    assert warmup_constant(0, 0, 1) == 1.0

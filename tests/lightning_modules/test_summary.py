@@ -28,11 +28,16 @@ def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path
     if experiment == "srml":
         options = {k: v for k, v in options.items() if "micro" not in k} | {"data.init_args.batch_size": 8}
         options["model.init_args.lora.r"] = 4
+    else:
+        options |= {"model.init_args.schedule": "constant", "trainer.max_steps": 2}
     main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path, **options)])
     rows = rows_of(capsys.readouterr().out)
     # 2 layers of width 32 (k and v 16, MLP 64), rank 4: 4 x 2 x (2 x 64 + 2 x 48 + 3 x 96) adapter weights.
     trained = 4_096 if experiment == "srml" else None
     assert trained is None or f"{trained:,} trained" in rows["model"]
+    # Of one step 0.05 are a step of warm-up, begun and done; grpo.yaml has none.
+    rate = "0.002 after 1 steps of warm-up, then it falls" if trained else "0.0001 after 0 steps of warm-up, then it stays"
+    assert rate in rows["learning"]
     assert "a step: " in rows["tokens"] and ("rollouts" in rows["tokens"]) == (experiment == "grpo")
     assert {"memory", "weights", "AdamW", "gradients"} <= rows.keys()
     assert ("reference" in rows) == (experiment == "grpo")
