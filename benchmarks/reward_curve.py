@@ -20,8 +20,7 @@ def curve(config: str, init_from: str, seed: int) -> list[float]:
     options = {
         "config": f"configs/{config}.yaml",
         "model.init_from": init_from,
-        "seed_everything": seed,
-        "data.seed": seed,
+        "seed_everything": seed,  # from which the order of the prompts and the sampler take theirs
         "trainer.default_root_dir": "runs/reward_curve",
         "trainer.limit_val_batches": 0,
         "trainer.enable_progress_bar": "false",

@@ -1,9 +1,15 @@
 """The training loader: global batches in an order that is a pure function of (seed, epoch), resumable at any batch."""
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
+
+
+def settled_seed(seed: int | None) -> int:
+    """The seed given; when None that of the run, which `seed_everything` has left in the environment, or else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
 from datamodules.encoding import EncodedRows
-from datamodules.loading import ResumableLoader, epoch_order
+from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.xlam import OnBadRow
 
 __all__ = ["PromptBatch", "PromptLoader", "RepeatingLoader", "XLAMPromptDataModule"]
@@ -88,7 +88,7 @@ class XLAMPromptDataModule(XLAMDataModule):
         repeats: Optimizer steps for which a batch of prompts serves: inner epochs times mini-batches.
         max_prompt_length: Tokens; longer prompts are not trained on, and counted.
         eval_batch_size: Prompts generated together in evaluation, over all ranks.
-        seed: Seed of the order of the prompts.
+        seed: Seed of the order of the prompts; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.
         cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
@@ -111,12 +111,13 @@ class XLAMPromptDataModule(XLAMDataModule):
         repeats: int = 1,
         max_prompt_length: int = 4096,
         eval_batch_size: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        self.hparams.seed = settled_seed(seed)
         self.check("prompts_per_step", "repeats", "max_prompt_length", "eval_batch_size", "limit_val")
 
     def measure(self, rows: EncodedRows) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 
 from datamodules.base import XLAMDataModule, total_tokens
 from datamodules.encoding import EncodedRows
-from datamodules.loading import ResumableLoader, epoch_order
+from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.packing import PackedBatch, collate_packed, micro_batches, spread
 from datamodules.xlam import OnBadRow
 
@@ -26,7 +26,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         eval_batch_size: Prompts generated together, over all ranks.
         max_length: Tokens of a packed row; longer rows are not trained on, and counted.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
-        seed: Seed of the order of the rows.
+        seed: Seed of the order of the rows; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.
         cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
@@ -49,12 +49,13 @@ class XLAMSFTDataModule(XLAMDataModule):
         eval_batch_size: int = 64,
         max_length: int = 4096,
         micro_batch_tokens: int = 8192,
-        seed: int = 0,
+        seed: int | None = None,
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        self.hparams.seed = settled_seed(seed)
         self.check("batch_size", "eval_batch_size", "max_length", "micro_batch_tokens", "limit_val")
         if max_length > micro_batch_tokens:
             raise ValueError(

@@ -20,6 +20,12 @@ CORPUS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run leaves its seed in the environment, where the next test would find it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 320 ids with a Qwen-style ChatML template: any text survives encode and decode."""

@@ -28,10 +28,12 @@ class Generator(Protocol):
     Attributes:
         max_new_tokens: Tokens after which a completion is cut.
         reports_logprobs: Whether completions come with the engine's own log-probabilities.
+        seed: Of the sampling noise.
     """
 
     max_new_tokens: int
     reports_logprobs: bool
+    seed: int
 
     def __call__(
         self,

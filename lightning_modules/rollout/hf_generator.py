@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
+from datamodules.loading import settled_seed
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.rollout.generation import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.rollout.sampling import GumbelMax, row_key
@@ -25,7 +26,7 @@ class HFGenerator:
         temperature: Divides the logits; 0 takes the most likely token.
         top_p: Sample only from the smallest set of tokens with this probability; 1 is all of them.
         token_budget: Bound on rows x (longest prompt + max_new_tokens) of a batch; one row is always let through.
-        seed: Of the sampling noise.
+        seed: Of the sampling noise; that of the run (`seed_everything`) when None.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -40,7 +41,7 @@ class HFGenerator:
         temperature: float = 0.0,
         top_p: float = 1.0,
         token_budget: int = 16384,
-        seed: int = 0,
+        seed: int | None = None,
         progress: bool = False,
     ) -> None:
         if max_new_tokens < 1 or token_budget < 1:
@@ -52,7 +53,7 @@ class HFGenerator:
         self.temperature = temperature
         self.top_p = top_p
         self.token_budget = token_budget
-        self.seed = seed
+        self.seed = settled_seed(seed)
         self.progress = progress
 
     def __call__(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from datamodules.loading import settled_seed
 from lightning_modules.gathering import merged_weights
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.rollout.engine_group import EngineGroup
@@ -37,7 +38,7 @@ class VLLMGenerator:
         max_new_tokens: Tokens after which a completion is cut.
         temperature: Divides the logits; 0 takes the most likely token.
         top_p: Sample only from the smallest set of tokens with this probability; 1 is all of them.
-        seed: Of the sampling noise.
+        seed: Of the sampling noise; that of the run (`seed_everything`) when None.
         progress: Whether to show a progress bar.
         timeout: Seconds that the engine's start, each part of a sync, and each call may take.
         probe_tolerance: Greatest mean difference, in nats, between the log-probabilities of engine and policy; 0.005
@@ -63,7 +64,7 @@ class VLLMGenerator:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         progress: bool = False,
         timeout: float = 1800.0,
         probe_tolerance: float | None = None,
@@ -88,7 +89,8 @@ class VLLMGenerator:
                 f"0, got {max_new_tokens}, {tensor_parallel_size}, {timeout} and {probe_tolerance}."
             )
         check_sampling(temperature, top_p)
-        self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
+        self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
+        self.seed = settled_seed(seed)
         self.progress, self.timeout, self.probe_tolerance = progress, timeout, probe_tolerance
         self.sleep, self.weights_dir, self.dtype = sleep, weights_dir, dtype
         self.options = {

@@ -121,6 +121,26 @@ def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     assert_same(saved_state(tmp_path / "version_0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
 
 
+def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unless_they_have_their_own(
+    base_args, tmp_path
+):
+    own = {"data.init_args.seed": 1, "model.init_args.generator.init_args.seed": 1}
+    runs = [{"seed_everything": 1}, {"seed_everything": 1}, {"seed_everything": 2}, {"seed_everything": 2} | own]
+    options = RUN | {"trainer.max_steps": 2, "trainer.limit_val_batches": 0}
+    for i, seeds in enumerate(runs):
+        main(CONFIG + base_args(tmp_path / str(i), **options | seeds))
+    states = [saved_state(tmp_path / str(i) / "version_0", 2)["state_dict"] for i in range(len(runs))]
+    prompts = [
+        [json.loads(line)["id"] for line in (tmp_path / str(i) / "version_0/train_samples.jsonl").open()]
+        for i in range(len(runs))
+    ]
+    assert_same(states[1], states[0])
+    assert_same(states[3], states[0])  # all weights are trained, and nothing else draws random numbers
+    assert prompts[0] == prompts[3] != prompts[2]
+    with pytest.raises(AssertionError):
+        assert_same(states[2], states[0])
+
+
 def assert_went_on(run, resumed, step):
     """That a run resumed at a step did the same as the one that was not interrupted, bit for bit."""
     whole, again = figures(run), figures(resumed)
