@@ -3,6 +3,7 @@
 import json
 import re
 from bisect import bisect_left
+from datetime import date
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +24,11 @@ Then answer with a Python list of calls, each argument in its declared type, or 
 
 # Tools
 """
+PROMPT_DATE = date(2024, 7, 26)
+"""The day in prompts of templates that print the present one: Llama 3's own where a template cannot ask for it."""
+DATE_FIXED = f"{{# The date of every prompt is {PROMPT_DATE}. +#}}"
+"""Comment that such a template begins with, wherever this project has read it."""
+_PRESENT_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -75,7 +81,19 @@ def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
     if not tokenizer.chat_template:
         raise ValueError(f"init_from: the tokenizer of {folder} has no chat template; add a chat_template.jinja to it")
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = without_present_date(tokenizer.chat_template)
     return tokenizer
+
+
+def without_present_date(template: str) -> str:
+    """A chat template that prints `PROMPT_DATE` where it printed the present day.
+
+    So prompts that were encoded yesterday are those that are generated from today, and the template exported with a
+    model prompts it as it was trained. A caller who gives a day to a template that takes one is still heard.
+    """
+    fixed = _PRESENT_DATE.sub(lambda found: repr(PROMPT_DATE.strftime(found[2])), template)
+    return template if fixed == template else DATE_FIXED + fixed
 
 
 def messages(example: Example) -> list[dict[str, str]]:
@@ -116,7 +134,9 @@ def turns_text(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) 
         ValueError: The template refuses these turns.
     """
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, strftime_now=PROMPT_DATE.strftime
+        )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the turns {roles}: {error}") from error

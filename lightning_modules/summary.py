@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.chat import DATE_FIXED, PROMPT_DATE
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
@@ -83,7 +84,10 @@ class RunSummary(Callback):
             "learning rate": rate_of(trainer, pl_module),
             "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
             "run folder": f"{trainer.log_dir}",
-        } | pl_module.sizes()
+        }
+        if str(pl_module.tokenizer.chat_template).startswith(DATE_FIXED):
+            rows["prompts"] = f"are of {PROMPT_DATE}, whatever the day: the chat template would print the present one"
+        rows |= pl_module.sizes()
         if plan := plan_of(trainer, pl_module):
             rows |= tokens_of_step(trainer, pl_module)
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))

@@ -1,13 +1,17 @@
 import json
+import shutil
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Trainer
 from recorder import Recorder
+from transformers import AutoTokenizer
 
 import datamodules.encoding as encoding
 from datamodules import PromptBatch
-from datamodules.chat import encode_example, encode_prompt
+from datamodules.base import encoded_prompts
+from datamodules.chat import encode_example, encode_prompt, load_tokenizer, messages
 from datamodules.rows import to_example
 
 
@@ -43,6 +47,43 @@ def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_fil
     assert 0 < len(held) < 20
     assert sorted(d for batches in steps for d in documents(batches)) == sorted(expected)
     assert len(steps) == -(-len(expected) // 8)
+
+
+DATED = (
+    "{% if date_string is not defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% endif %}{% endif %}<|im_start|>system\nToday is {{ date_string }} ({{ strftime_now( \"%Y-%m-%d\" ) }}).<|im_end|>\n"
+)
+
+
+def on_day(monkeypatch, day):
+    clock = SimpleNamespace(now=lambda: datetime.fromisoformat(day))
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+
+
+def test_prompts_of_a_template_that_prints_the_date_are_the_same_on_every_day(
+    tmp_path, tiny_model_dir, rows_file, make_row, monkeypatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    plain = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(DATED + plain)
+    example, present = to_example(make_row(0, cot="because ")), AutoTokenizer.from_pretrained(folder)
+    prompts, cached = [], []
+    for day in ("2025-03-01", "2025-03-02"):
+        on_day(monkeypatch, day)
+        assert f"({day})" in present.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        tokenizer = load_tokenizer(folder)
+        rows = encoding.encode_rows(str(rows_file), tokenizer, cache_dir=tmp_path / "cache")
+        cached.append(encoded_prompts(rows, [0])[0])
+        prompts += [encode_prompt(tokenizer, example), encode_prompt(present, example)]
+    assert prompts == cached * 2 and len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    text = tokenizer.decode(cached[0])
+    assert text.startswith("<|im_start|>system\nToday is 26 Jul 2024 (2024-07-26).<|im_end|>\n<|im_start|>system\n")
+    tokenizer.save_pretrained(tmp_path / "hf")  # as the export does
+    served, turns = AutoTokenizer.from_pretrained(tmp_path / "hf"), messages(example)
+    assert served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == text
+    assert "Today is 1 May" in served.apply_chat_template(turns, tokenize=False, date_string="1 May")
+    assert load_tokenizer(tiny_model_dir).chat_template == plain  # which prints no date
 
 
 def test_packed_segments_are_those_of_the_rows(make_module, rows_file, tiny_tokenizer, make_row):

@@ -1,5 +1,6 @@
 """The table at the start of a run: its sizes are those of the run, and a plan that is too big says what to change."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,11 +24,15 @@ def rows_of(printed):
 
 
 @pytest.mark.parametrize("experiment", ["srml", "grpo"])
-def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path, base_args, capsys):
+def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path, base_args, tiny_model_dir, capsys):
     options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.init_args.micro_batch_tokens": 2048}
     if experiment == "srml":
         options = {k: v for k, v in options.items() if "micro" not in k} | {"data.init_args.batch_size": 8}
-        options["model.init_args.lora.r"] = 4
+        dated = tmp_path / "dated"
+        shutil.copytree(tiny_model_dir, dated)
+        template = dated / "chat_template.jinja"
+        template.write_text('{{ strftime_now("%Y") }}' + template.read_text())
+        options |= {"model.init_args.lora.r": 4, "model.init_args.init_from": dated}
     else:
         options |= {"model.init_args.schedule": "constant", "trainer.max_steps": 2}
     main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path, **options)])
@@ -38,6 +43,7 @@ def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path
     # Of one step 0.05 are a step of warm-up, begun and done; grpo.yaml has none.
     rate = "0.002 after 1 steps of warm-up, then it falls" if trained else "0.0001 after 0 steps of warm-up, then it stays"
     assert rate in rows["learning"]
+    assert rows.get("prompts", "").startswith("  prompts       are of 2024-07-26") == (experiment == "srml")
     assert "a step: " in rows["tokens"] and ("rollouts" in rows["tokens"]) == (experiment == "grpo")
     assert {"memory", "weights", "AdamW", "gradients"} <= rows.keys()
     assert ("reference" in rows) == (experiment == "grpo")
