@@ -11,6 +11,8 @@ SAYS_NOTHING = re.compile(
     r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
 )
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
+LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
+"""What jsonargparse says of a class whose argument has no default and no value."""
 
 
 class SentenceParser(ArgumentParser):
@@ -33,4 +35,9 @@ def sentence(message: str) -> str:
     """One line of an error message of several, without what says nothing about the cause."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
-    return " ".join(kept) or message
+    return LACKS.sub(_ask, " ".join(kept) or message)
+
+
+def _ask(lacks: re.Match[str]) -> str:
+    names = " and ".join(f"--{lacks[1]}.{name}" for name in lacks[2].split(", "))
+    return f"{names} must be given, on the command line or in a YAML: there is no default."

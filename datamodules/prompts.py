@@ -103,7 +103,7 @@ class XLAMPromptDataModule(XLAMDataModule):
     def __init__(
         self,
         tokenizer: str,
-        path: str = "toolbox",
+        path: str,
         val_path: str | None = None,
         val_fraction: float = 0.05,
         limit_val: int | None = None,

@@ -45,7 +45,7 @@ class GRPOModule(FunctionCallingModule):
 
     Args:
         group_size: Completions per prompt, G; at least 2.
-        temperature: Divides the logits, of the sampler and of everything that is learnt from its samples.
+        temperature: Divides the logits, of the sampler and of everything that is learnt from its samples; EGPO's 0.7.
         top_p: Probability of the set of tokens sampled from; 1 is all of them.
         mini_batches: Optimizer steps per pass over a batch of rollouts.
         inner_epochs: Passes over a batch of rollouts.
@@ -80,7 +80,7 @@ class GRPOModule(FunctionCallingModule):
         self,
         *,
         group_size: int = 8,
-        temperature: float = 1.0,
+        temperature: float = 0.7,
         top_p: float = 1.0,
         mini_batches: int = 1,
         inner_epochs: int = 1,

@@ -1,6 +1,7 @@
 """Every shipped YAML through the real `main(args)`, made small: tiny model, a few rows, two optimizer steps."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from datamodules.refinement import rounds
 from datamodules.refinement.cli import main as refine
-from lightning_modules.cli import main
+from lightning_modules.cli import FunReasonCLI, main
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = {"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}
@@ -23,15 +24,17 @@ SAMPLE |= {"data.prompts_per_step": 4, "trainer.val_check_interval": 1}
 # file -> command, the files before it, options that make it small
 COMMANDS = {
     "srml.yaml": ("fit", [], FIT),
+    "finetune.yaml": ("fit", [], FIT),
     "sample.yaml": ("predict", [], ROWS | GENERATE),
     "pretrain.yaml": ("fit", [], {"trainer.max_steps": 2, "data.documents": 8, "data.batch_size": 4}),
-    "paper/funreason.yaml": ("fit", ["srml.yaml"], FIT),
-    "paper/balancesft.yaml": ("fit", ["srml.yaml"], FIT),
+    "paper/funreason.yaml": ("fit", ["finetune.yaml"], FIT),
+    "paper/balancesft.yaml": ("fit", ["finetune.yaml"], FIT),
     "grpo.yaml": ("fit", [], SAMPLE),
     "grpo_plain.yaml": ("fit", [], SAMPLE),
     "grpo_vllm.yaml": ("fit", [], SAMPLE),  # with its own generator: tests/vllm
-    "paper/egpo.yaml": ("fit", ["grpo.yaml"], SAMPLE),
-    "paper/funrl.yaml": ("fit", ["grpo.yaml"], SAMPLE),
+    "rl.yaml": ("fit", [], SAMPLE),
+    "paper/egpo.yaml": ("fit", ["rl.yaml"], SAMPLE),
+    "paper/funrl.yaml": ("fit", ["rl.yaml"], SAMPLE),
     "bfcl.yaml": ("test", [], GENERATE | {"data.limit": 1, "data.categories": "[simple,irrelevance]"}),
     "trainer/cpu.yaml": ("fit", ["srml.yaml"], FIT),
     "trainer/gpu.yaml": ("fit", ["srml.yaml"], FIT),
@@ -50,7 +53,9 @@ REFINE = {
     "paper/cot.yaml": (["cot.yaml"], ["--data.path={rows}", "--dry-run"]),
     "paper/hard_judges.yaml": (["refine.yaml"], ["--data.path={rows}", "--dry-run"]),
 }
-ROUNDS = {"self_refine.yaml": [], "paper/hard_resampling.yaml": ["self_refine.yaml"]}  # file -> the files before it
+ROUNDS = ("self_refine.yaml", "paper/hard_resampling.yaml")
+OWN = ("finetune.yaml", "rl.yaml")  # experiments on a model and rows of one's own, which the papers' recipes follow
+RECIPES = (*OWN, *(name for name, (_, before, _) in COMMANDS.items() if before and before[0] in OWN))
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +85,59 @@ def test_plain_grpo_is_egpo_with_one_key_changed():
     assert plain["model"]["init_args"].pop("entropy_scale") == 0
     assert plain["trainer"].pop("default_root_dir") != egpo["trainer"].pop("default_root_dir")
     assert plain == egpo
+
+
+def leaves(config, path=""):
+    """Values by their dotted keys."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_inherits_nothing_of_the_embedded_default(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = [f"configs/{file}" for file in [*COMMANDS[name][1], name]]
+    usage = next(line for line in Path(files[-1]).read_text().splitlines() if "funreason fit" in line)
+    assert re.findall(r"--config (\S+)", usage) == files
+    given = ["--data.path=rows.jsonl"] + (["--model.init_from=own"] if name in OWN else [])
+    cli = FunReasonCLI([*(f"--config={file}" for file in files), *given], run=False)
+    resolved = dict(leaves(cli.config.as_dict()))
+    for default in ("srml.yaml", "grpo.yaml"):
+        for key, value in leaves(yaml.safe_load((ROOT / "configs" / default).read_text())):
+            if key.endswith("class_path") or key not in resolved or value is None:
+                continue
+            # verl has no warm-up either: the two papers' recipes say so themselves
+            stated = key == "model.init_args.warmup_ratio" and name in ("paper/egpo.yaml", "paper/funrl.yaml")
+            assert stated or resolved[key] != value, key
+    assert resolved["model.init_args.epsilon"] == 1e-8 and "tiny-base" not in str(resolved)
+    assert (resolved.get("model.init_args.lora.r") == 16) == (name in OWN)  # the papers train all weights
+
+
+def test_papers_rounds_train_by_the_papers_recipe_and_ask_for_rows_of_ones_own(capsys):
+    config = yaml.safe_load((ROOT / "configs/paper/hard_resampling.yaml").read_text())
+    assert config["fit"][:2] == ["--config=configs/finetune.yaml", "--config=configs/paper/funreason.yaml"]
+    with pytest.raises(SystemExit):
+        rounds.main(["--config", str(ROOT / "configs/paper/hard_resampling.yaml"), "--init_from=own"])
+    assert "val_path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "lacks"),
+    [
+        ("finetune.yaml", [], "--model.init_from"),
+        ("rl.yaml", ["--model.init_from=own"], "--data.path"),
+        ("paper/funreason.yaml", [], "--data.path"),
+    ],
+)
+def test_what_a_recipe_cannot_know_is_asked_for_in_a_sentence(name, given, lacks, capsys):
+    files = [f"--config={ROOT / 'configs' / file}" for file in [*COMMANDS[name][1], name]]
+    with pytest.raises(SystemExit):
+        main(["fit", *files, *given])
+    asked = f"error: {lacks} must be given, on the command line or in a YAML: there is no default."
+    assert capsys.readouterr().err.splitlines()[-1] == asked
 
 
 def test_every_shipped_file_is_run_by_a_test():
@@ -130,11 +188,10 @@ def test_rounds_config_runs(name, rows, tiny_model_dir, tmp_path, monkeypatch):
     """Until there is nothing to fit on: the model is random."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(rounds, "run_module", lambda module, *arguments: main(list(arguments)))
-    files = [argument for file in [*ROUNDS[name], name] for argument in ("--config", f"configs/{file}")]
     options = {"init_from": tiny_model_dir, "pool": rows, "val_path": rows, "output_dir": tmp_path / "run"}
     small = [f"--{step}+=--data.cache_dir={tmp_path / 'cache'}" for step in ("sample", "fit")]
     small += ["--sample+=--model.generator.max_new_tokens=4"]
-    rounds.main([*files, *(f"--{key}={value}" for key, value in options.items()), *small])
+    rounds.main(["--config", f"configs/{name}", *(f"--{key}={value}" for key, value in options.items()), *small])
     start, first = json.loads((tmp_path / "run" / "rounds.json").read_text())
     assert first["sampled"] == 12 * yaml.safe_load((ROOT / "configs" / name).read_text()).get("samples", 1)
     assert start["score"] == first["score"] == first["queries_answered"] == 0
