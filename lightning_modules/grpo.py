@@ -21,7 +21,7 @@ from lightning_modules.metrics import CallAccuracy
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
-from lightning_modules.objectives.policy import Aggregation, RatioLevel
+from lightning_modules.objectives.policy import Aggregation, RatioLevel, settled
 from lightning_modules.reference import PREFIX, frozen_copy
 from lightning_modules.resume import of_every_rank
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
@@ -117,6 +117,7 @@ class GRPOModule(FunctionCallingModule):
         self.kl_coef, self.max_resample, self.overlong = kl_coef, max_resample, overlong
         self.importance_cap, self.importance_above = importance_cap, importance_above
         self.penalty = partial(overlong_penalty, max_length=limit, buffer=min(overlong_buffer, limit))
+        clip_low, clip_high, aggregation = settled(clip_low, clip_high, aggregation, ratio_level)
         self.objective = partial(
             policy_loss,
             clip_low=clip_low,

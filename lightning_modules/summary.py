@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +21,7 @@ from lightning_modules.metrics import CATEGORIES, RATES
 from lightning_modules.models import LoRA
 from lightning_modules.reference import PREFIX
 from lightning_modules.rollout import VLLMGenerator
+from lightning_modules.rollout.settings import time_left
 from lightning_modules.strategies import FSDP1, FSDP2
 
 
@@ -72,10 +74,14 @@ EVERY_RUN = ("Tool calls", "Optimizer", "Speed")
 
 
 class RunSummary(Callback):
-    """Prints what a run is about to do and, after a test, how far the calls were right."""
+    """Prints what a run is about to do, how long it will take and, after a test, how far the calls were right."""
+
+    def __init__(self) -> None:
+        self.spent: list[float] | None = []  # seconds of the steps of the first batch of rollouts; None afterwards
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size of the run, and group the panels."""
+        self.spent = []
         trained, frozen = parameter_counts(pl_module)
         total = trained + frozen
         rows = {
@@ -97,6 +103,18 @@ class RunSummary(Callback):
                 groups = ROLLOUTS if isinstance(pl_module, GRPOModule) else ("Loss",)
                 shown = {k: v for k, v in LAYOUT.items() if k in (*groups, *EVERY_RUN)}
                 trainer.logger.experiment.add_custom_scalars(shown)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Say, once the first batch of rollouts has served, how long the run will take."""
+        if not isinstance(pl_module, GRPOModule) or self.spent is None:
+            return
+        if self.spent or pl_module.samples:  # a run that was resumed may begin with a batch that is half used
+            self.spent.append(pl_module.figures["time/step"])
+        if self.spent and pl_module.buffer is None:
+            if trainer.is_global_zero:
+                remaining = int(trainer.estimated_stepping_batches) - trainer.global_step
+                print("\n" + time_left(sum(self.spent), len(self.spent), remaining))
+            self.spent = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of a validation or test, but not of those in the middle of training."""

@@ -96,7 +96,7 @@ class HFGenerator:
         rows = sorted(rows, key=lambda row: -lengths[row[0]])
         start = 0
         while start < len(rows):
-            size = max(1, self.token_budget // (lengths[rows[start][0]] + self.max_new_tokens))
+            size = self.rows_together(lengths[rows[start][0]])
             yield rows[start : start + size]
             start += size
 
@@ -130,6 +130,10 @@ class HFGenerator:
             ),
         )
         return [_completion(ids, stop) for ids in output[:, width:].tolist()]
+
+    def rows_together(self, prompt_length: int) -> int:
+        """Rows of a batch whose longest prompt has so many tokens."""
+        return max(1, self.token_budget // (prompt_length + self.max_new_tokens))
 
 
 def _completion(ids: list[int], stop: list[int]) -> Completion:

@@ -1,7 +1,9 @@
 """Sizes and settings of GRPO: what cannot work, and what follows from what can."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from datamodules.prompts import XLAMPromptDataModule
@@ -11,6 +13,8 @@ from lightning_modules.objectives import (
     shaping_entropy,
     truncated_importance_weights,
 )
+from lightning_modules.rollout.generation import Generator
+from lightning_modules.rollout.hf_generator import HFGenerator
 
 if TYPE_CHECKING:
     from lightning_modules.grpo import GRPOModule
@@ -84,18 +88,56 @@ def described(module: "GRPOModule") -> dict[str, str]:
     ranks, steps = module.trainer.world_size, int(module.trainer.estimated_stepping_batches)
     prompts = data.hparams.prompts_per_step
     rollouts, batches = prompts * module.group_size, -(-steps // module.repeats)
+    loss = module.objective.keywords
     reference = (
         "none" if not module.kl_coef else "a frozen copy" if module.lora is None else "the model without adapters"
     )
     return {
         "rollouts": f"{prompts} prompts x {module.group_size} completions = {rollouts:,} a batch, of at most "
-        f"{module.generator.max_new_tokens} tokens, at temperature {module.temperature:g} and top-p {module.top_p:g}",
+        f"{module.generator.max_new_tokens} tokens, at temperature {module.temperature:g} and top-p {module.top_p:g}, "
+        f"by seed {module.generator.seed}",
         "updates": f"{module.inner_epochs} x {module.mini_batches} mini-batches of "
         f"{rollouts // module.mini_batches:,} rollouts = {module.repeats} optimizer steps a batch",
         "whole run": f"{batches:,} batches, {batches * prompts:,} prompts, {batches * rollouts:,} rollouts at most",
         "each rank": f"{prompts / ranks:g} prompts, {rollouts / ranks:g} rollouts a batch; forward passes of at most "
         f"{module.micro_batch_tokens:,} tokens",
+        "generation": generation_row(module.generator, data.lengths[data.train_indices], -(-rollouts // ranks)),
         "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks",
         "objective": f"entropy scale {module.entropy_scale:g} ({module.entropy_level}); KL {module.kl_coef:g} with "
-        f"{reference}",
+        f"{reference}; ratio by {loss['ratio_level']}, clipped at 1 - {loss['clip_low']:g} and "
+        f"1 + {loss['clip_high']:g}; {loss['aggregation']}",
     }
+
+
+def generation_row(generator: Generator, lengths: np.ndarray, rollouts: int) -> str:
+    """How many of a rank's rollouts of a batch are generated together, and how many decoding steps follow each other.
+
+    Args:
+        generator: The sampler.
+        lengths: Tokens of the prompts, [rows].
+        rollouts: Of a batch, on one rank.
+    """
+    if not isinstance(generator, HFGenerator):
+        return f"{rollouts:,} rollouts of each rank at once, scheduled by {type(generator).__name__}"
+    fewest, usual = (min(rollouts, generator.rows_together(int(n))) for n in (lengths.max(), lengths.mean()))
+    turns = -(-rollouts // usual)
+    return (
+        f"{usual:,} rows together on each rank, {fewest:,} after the longest prompts (token_budget "
+        f"{generator.token_budget:,}): {turns:,} turns of at most {generator.max_new_tokens:,} tokens, so up to "
+        f"{turns * generator.max_new_tokens:,} decoding steps one after the other for a batch"
+    )
+
+
+def time_left(seconds: float, taken: int, remaining: int) -> str:
+    """How long a run will take by its first batch of rollouts, validation left out.
+
+    Args:
+        seconds: That it took, its updates included.
+        taken: Its optimizer steps.
+        remaining: Optimizer steps to come.
+    """
+    rest = timedelta(seconds=round(seconds / taken * remaining))
+    return (
+        f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step; at that speed "
+        f"the {remaining:,} steps to come take {rest}, and validation comes on top."
+    )

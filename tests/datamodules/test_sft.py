@@ -50,8 +50,9 @@ def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_fil
 
 
 DATED = (
-    "{% if date_string is not defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% endif %}{% endif %}<|im_start|>system\nToday is {{ date_string }} ({{ strftime_now( \"%Y-%m-%d\" ) }}).<|im_end|>\n"
+    "{% if date_string is not defined and strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    '<|im_start|>system\nToday is {{ date_string }} ({{ strftime_now( "%Y-%m-%d" ) }}).<|im_end|>\n'
 )
 
 

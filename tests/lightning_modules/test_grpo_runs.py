@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,10 @@ RUN = {
     "trainer.val_check_interval": 5,
     "last_checkpoint.every_n_train_steps": 1,
 }
+ROWS_TOGETHER = (
+    r"(\d+) rows together on each rank, (\d+) after the longest prompts \(token_budget 2,000\): (\d+) turns of at "
+    r"most 8 tokens, so up to (\d+) decoding steps"
+)
 LORA = {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}  # draws random numbers in every update
 
 
@@ -104,13 +109,26 @@ def test_tensorboard_has_panels_histogram_and_samples(run):
 
 
 def test_table_at_the_start(base_args, tmp_path, capsys):
-    main(CONFIG + base_args(tmp_path, **RUN | {"trainer.max_steps": 1}))
+    options = {"trainer.max_steps": 5, "model.init_args.ratio_level": "sequence", "data.init_args.seed": 3}
+    options |= {"model.init_args.generator.init_args.token_budget": 2000}
+    main(CONFIG + base_args(tmp_path, **RUN | options))
     lines = capsys.readouterr().out.splitlines()
     table = {line[2:16].strip(): line[16:] for line in lines if line.startswith("  ")}
     assert table["rollouts"].startswith("4 prompts x 4 completions = 16 a batch, of at most 8 tokens")
     assert table["updates"] == "2 x 2 mini-batches of 8 rollouts = 4 optimizer steps a batch"
-    assert table["whole run"] == "1 batches, 4 prompts, 16 rollouts at most"
+    assert table["whole run"] == "2 batches, 8 prompts, 32 rollouts at most"
+    assert table["rollouts"].endswith("temperature 1 and top-p 1, by seed 42") and "in the order of seed 3," in lines[0]
     assert table["validation"] == "1 prompts, 64 at a time over all ranks"
+    # GSPO as published, and rows of at most 2,000 tokens with their 8 new ones.
+    assert table["objective"].endswith("ratio by sequence, clipped at 1 - 0.0003 and 1 + 0.0004; seq_mean")
+    together, fewest, turns, steps = map(int, re.match(ROWS_TOGETHER, table["generation"]).groups())
+    assert 1 < fewest <= together < 16 and turns == -(-16 // together) and steps == turns * 8
+    (said,) = [line for line in lines if line.startswith("The first batch of rollouts took")]
+    seconds = sum(value for (step, name), value in figures(tmp_path / "version_0", ("time/step",)).items() if step < 5)
+    first, each, rest = map(
+        float, re.search(r"took ([\d.]+) s, ([\d.]+) s an .* the (\d) steps to come", said).groups()
+    )
+    assert (first, each, rest) == pytest.approx((seconds, seconds / 4, 1), abs=0.06)
     assert "a frozen copy" in table["objective"] and "(100.0%)" in table["model"]
 
 

@@ -41,7 +41,9 @@ def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path
     trained = 4_096 if experiment == "srml" else None
     assert trained is None or f"{trained:,} trained" in rows["model"]
     # Of one step 0.05 are a step of warm-up, begun and done; grpo.yaml has none.
-    rate = "0.002 after 1 steps of warm-up, then it falls" if trained else "0.0001 after 0 steps of warm-up, then it stays"
+    rate = (
+        "0.002 after 1 steps of warm-up, then it falls" if trained else "0.0001 after 0 steps of warm-up, then it stays"
+    )
     assert rate in rows["learning"]
     assert rows.get("prompts", "").startswith("  prompts       are of 2024-07-26") == (experiment == "srml")
     assert "a step: " in rows["tokens"] and ("rollouts" in rows["tokens"]) == (experiment == "grpo")

@@ -192,7 +192,7 @@ def test_the_sequence_level_alone_is_gspo_as_published():
     gradient = torch.autograd.grad(loss, logprobs)[0].tolist()
     assert gradient == pytest.approx([0, 0, 0.9998 / 3, 0, 0, 0], abs=1e-9)
     assert (parts["clip_low"].item(), parts["clip_high"].item()) == (3, 2)
-    # The same tokens by token: no ratio is near 0.2, and each token counts the same: (-2 * 2.001 + 0.9998 + 3 * 2.999) / 6
+    # By token no ratio is near 0.2, and each token counts the same: (-2 * 2.001 + 0.9998 + 3 * 2.999) / 6.
     by_token, _ = policy_loss(logprobs, old, advantages, samples)
     assert by_token.item() == pytest.approx((-4.002 + 0.9998 + 8.997) / 6, abs=1e-9)
 
@@ -333,7 +333,9 @@ def gspo(logprobs, old, advantages, samples, weights, aggregation, max_length, c
     for i in rollouts:
         mine = samples == i
         ratio, advantage = (logprobs[mine] - old[mine]).mean().exp(), advantages[mine][0]
-        objective = weights[mine][0] * torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+        objective = weights[mine][0] * torch.minimum(
+            ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+        )
         tokens = mine.sum()
         share = {"token_mean": tokens / len(samples), "seq_mean": 1 / len(rollouts)}
         total = total - objective * share.get(aggregation, tokens / (len(rollouts) * (max_length or 1)))
