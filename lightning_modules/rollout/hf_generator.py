@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from datamodules.loading import settled_seed
+from lightning_modules.generators.padding import Way, find_way
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.rollout.generation import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.rollout.sampling import GumbelMax, row_key
@@ -20,6 +21,9 @@ class HFGenerator:
     the other rows of its batch nor on any global random state (up to the rounding of logits, which may differ in the
     last bits between batches of different shape). Settings in the model's own generation config, such as a repetition
     penalty, do not apply.
+
+    A model for which padding changes what is generated, or whose cache does, is recognised the first time
+    (`find_way`): then only prompts of equal length share a batch, and where need be there is no cache.
 
     Args:
         max_new_tokens: Tokens after which a completion is cut.
@@ -55,6 +59,7 @@ class HFGenerator:
         self.token_budget = token_budget
         self.seed = settled_seed(seed)
         self.progress = progress
+        self._ways: dict[str, Way] = {}  # of each model so far
 
     def __call__(
         self,
@@ -80,10 +85,11 @@ class HFGenerator:
         rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
         completions: dict[tuple[int, int], Completion] = {}
         with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
-            for batch in self._batches(rows, [len(prompt) for prompt in prompts]):
+            way = self._way(policy.causal_lm) if rows else Way(True, True)
+            for batch in self._batches(rows, [len(prompt) for prompt in prompts], way.padded):
                 keys = [row_key(self.seed, prompt_ids[prompt], sample) for prompt, sample in batch]
                 rows_of_ids = [prompts[prompt] for prompt, _ in batch]
-                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p)
+                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p, way.cached)
                 completions.update(zip(batch, answers, strict=True))
                 bar.update(len(batch))
         return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
@@ -91,14 +97,25 @@ class HFGenerator:
     def sync(self, policy: ScoredCausalLM) -> None:
         """Do nothing: the policy itself generates."""
 
-    def _batches(self, rows: list[tuple[int, int]], lengths: list[int]) -> Iterator[list[tuple[int, int]]]:
-        """Rows of like length, longest first, so that a budget too large for the memory shows at once."""
+    def _way(self, model: PreTrainedModel) -> Way:
+        """How this model, or one of the same configuration, generates; found out once."""
+        key = f"{type(model)} {model.dtype} {model.config._attn_implementation} {model.config}"
+        if key not in self._ways:
+            self._ways[key] = find_way(model)
+        return self._ways[key]
+
+    def _batches(
+        self, rows: list[tuple[int, int]], lengths: list[int], padded: bool
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Rows of like length, or equal unless `padded`; longest first, so that too large a budget shows at once."""
         rows = sorted(rows, key=lambda row: -lengths[row[0]])
         start = 0
         while start < len(rows):
-            size = self.rows_together(lengths[rows[start][0]])
-            yield rows[start : start + size]
-            start += size
+            longest = lengths[rows[start][0]]
+            size = self.rows_together(longest)
+            batch = [row for row in rows[start : start + size] if padded or lengths[row[0]] == longest]
+            yield batch
+            start += len(batch)
 
     def _generate(
         self,
@@ -108,6 +125,7 @@ class HFGenerator:
         stop: list[int],
         temperature: float,
         top_p: float,
+        cached: bool,
     ) -> list[Completion]:
         device = policy.causal_lm.device
         width = max(len(prompt) for prompt in prompts)
@@ -124,7 +142,7 @@ class HFGenerator:
             generation_config=GenerationConfig(
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
-                use_cache=True,
+                use_cache=cached,
                 eos_token_id=stop or None,
                 pad_token_id=stop[0] if stop else 0,
             ),

@@ -64,10 +64,11 @@ def test_stop_ids_default_to_those_of_the_generation_config(policy):
 
 
 def test_generation_ends_when_every_row_has(policy):
-    first = [samples[0].token_ids[0] for samples in HFGenerator(max_new_tokens=1)(policy, PROMPTS, stop_ids=[])]
+    generator = HFGenerator(max_new_tokens=200)
+    first = [samples[0].token_ids[0] for samples in generator(policy, PROMPTS, stop_ids=range(320))]
     calls = []
     handle = policy.causal_lm.model.register_forward_hook(lambda *_: calls.append(1))
-    HFGenerator(max_new_tokens=200)(policy, PROMPTS, stop_ids=first)
+    generator(policy, PROMPTS, stop_ids=first)
     handle.remove()
     assert len(calls) <= 2
 
@@ -134,8 +135,11 @@ def test_generates_in_eval_mode_without_gradients_and_restores_each_mode(tiny_mo
         lambda module, args, kwargs, output: seen.append((module.training, kwargs["past_key_values"] is not None)),
         with_kwargs=True,
     )
-    first = ids(HFGenerator(max_new_tokens=6)(policy, PROMPTS, stop_ids=[]))
-    assert first == ids(HFGenerator(max_new_tokens=6)(policy, PROMPTS, stop_ids=[]))
+    generator = HFGenerator(max_new_tokens=6)
+    first = ids(generator(policy, PROMPTS, stop_ids=[]))
+    assert {training for training, _ in seen} == {False}
+    seen.clear()  # among them were those that find out how the model generates
+    assert first == ids(generator(policy, PROMPTS, stop_ids=[]))
     assert set(seen) == {(False, True)}  # eval mode, with cache
     assert [module.training for module in policy.modules()] == modes and not frozen.training and policy.training
     assert torch.is_grad_enabled()

@@ -1,0 +1,1 @@
+"""What samples completions: see `lightning_modules.rollout` for the generators themselves."""

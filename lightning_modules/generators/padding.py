@@ -1,0 +1,99 @@
+"""How a model may be made to generate: found out on the model itself, because families differ and lists of them age.
+
+Some linear-attention and recurrent layers carry what stands in the padding at the left into the prompt, and some caches
+of a family's own do not work at all. Such a model generates, without a word, from another policy than the one that is
+scored.
+"""
+
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is judged, of the one beside it, of what follows
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1  # total variation; rounding alone was seen to make 1e-5, and 2e-2 in bfloat16
+
+
+class Way(NamedTuple):
+    """How a model generates what it generates alone and without a cache.
+
+    Attributes:
+        cached: With its key-value cache, or whatever states its family keeps.
+        padded: Prompts of unlike length together, the shorter ones padded at the left.
+    """
+
+    cached: bool
+    padded: bool
+
+
+@torch.no_grad()
+def find_way(model: PreTrainedModel) -> Way:
+    """Compare what follows a prompt, padded and alone, with a plain forward pass; a warning says what fails.
+
+    Args:
+        model: In eval mode, without settings of its own in `generation_config`.
+
+    Returns:
+        The fastest way whose distributions are the plain ones.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    longer = _ids(model)
+    prompt, following = longer[:PROMPT], longer[PROMPT : PROMPT + NEW]
+    ids = torch.tensor([prompt + following], device=model.device)
+    want = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].softmax(-1, torch.float32)  # [NEW, V]
+    half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
+    seen = []
+    for way in (Way(True, True), Way(True, False), Way(False, True), Way(False, False)):
+        rows = [prompt, longer] if way.padded else [prompt]
+        try:
+            got = _distributions(model, rows, following, way.cached)
+        except Exception as error:  # whatever a family's own cache raises
+            seen.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            continue
+        distance = (got - want).abs().sum(-1).max().item() / 2
+        if distance <= (HALF_TOLERANCE if half else TOLERANCE):
+            if seen:
+                rank_zero_warn(_said(model, way, seen[-1]))
+            return way
+        seen.append(f"probabilities are off by {distance:.2g}")
+    raise ValueError(f"{type(model).__name__} does not generate what its forward pass predicts ({seen[-1]}).")
+
+
+def _said(model: PreTrainedModel, way: Way, why: str) -> str:
+    padded = "" if way.padded else "padded (so only prompts of equal length are generated together)"
+    cached = "" if way.cached else "with its cache (so it does without, which is slow)"
+    others = " or ".join(filter(None, (padded, cached)))
+    return f"{type(model).__name__} does not generate what its forward pass predicts when {others}: {why}."
+
+
+def _ids(model: PreTrainedModel) -> list[int]:
+    """Ids from all over the vocabulary but not the padding's, fewer than the model has positions."""
+    limit = getattr(model.config, "max_position_embeddings", None) or LONGER + NEW
+    size = model.get_input_embeddings().num_embeddings
+    ids = torch.linspace(size - 1, 0, min(LONGER, limit - NEW) + 1).long().tolist()
+    return [token for token in ids if token != getattr(model.config, "pad_token_id", None)]
+
+
+def _distributions(model: PreTrainedModel, rows: list[list[int]], following: list[int], cached: bool) -> Tensor:
+    """What `generate` has for the tokens that follow the first row, given those before them, [NEW, V]."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        prefix_allowed_tokens_fn=lambda row, so_far: [following[len(so_far) - width]],
+        generation_config=GenerationConfig(
+            max_new_tokens=len(following),
+            do_sample=False,
+            use_cache=cached,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    return torch.stack([logits[0] for logits in output.logits]).softmax(-1, torch.float32)
