@@ -343,7 +343,8 @@ class FunctionCallingModule(LightningModule):
                 "The checkpoint does not say which weights its run started from: an earlier version has written it, "
                 "from which this one cannot go on; give the hf/ folder of its run to model.init_from."
             )
-        if checkpoint["derived"]["fingerprint"] != self.derived_fingerprint():
+        needs = any(self.is_derived(name) for name, _ in self.named_parameters())  # a validation, no frozen reference
+        if needs and checkpoint["derived"]["fingerprint"] != self.derived_fingerprint():
             raise ValueError(
                 f"model.init_from {self.init_from} does not hold the weights that the checkpoint's run started from "
                 f"({checkpoint['derived']['init_from']}), which it needs beside those that it learnt: give those."

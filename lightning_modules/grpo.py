@@ -149,6 +149,14 @@ class GRPOModule(FunctionCallingModule):
         if stage == "fit":
             check_sizes(self)
 
+    def configure_model(self) -> None:
+        """Load tokenizer and weights, once; again, for the copy alone, if they were loaded for a mere validation."""
+        loaded = self.policy
+        if self.frozen and self.reference is None:
+            self.policy, self.derived_hash = None, ""
+        super().configure_model()
+        self.policy = loaded or self.policy
+
     def place(self, policy: ScoredCausalLM) -> None:
         """Take up the policy and, where the KL needs one, a frozen copy of it."""
         if self.frozen:

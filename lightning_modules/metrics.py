@@ -97,6 +97,11 @@ class CallAccuracy(Metric):
         n_calls, cut = len(rollout.parsed.calls or []), rollout.finish_reason == "length"
         self.others += self.others.new_tensor([parts["error"], n_calls, cut, rollout.completion_tokens])
 
+    @torch.inference_mode(False)
+    def reset(self) -> None:
+        """Start anew, with tensors that a training after a validation of its own may change, too."""
+        super().reset()
+
     def compute(self) -> dict[str, float]:
         """All figures under their TensorBoard names; what has no completion is left out, so nothing is ever NaN."""
         counts = self.counts.tolist()

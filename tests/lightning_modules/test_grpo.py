@@ -3,14 +3,15 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from training_runs import Steps
+from lightning.pytorch.callbacks import ModelCheckpoint
+from training_runs import Steps, assert_same
 from transformers import AutoModelForCausalLM
 
-from datamodules import Example
+from datamodules import Example, XLAMPromptDataModule
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, grpo
 from lightning_modules.models import LoRA
-from lightning_modules.rollout import Completion, collect
+from lightning_modules.rollout import Completion, HFGenerator, collect
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.scoring import RewardTerm
 
@@ -322,3 +323,28 @@ def test_top_p_and_importance_sampling_are_refused_together(tiny_tokenizer):
         GRPOModule(init_from="/absent", top_p=0.9, generator=generator)
     GRPOModule(init_from="/absent", top_p=0.9, generator=generator, importance_cap=None)
     GRPOModule(init_from="/absent", top_p=0.9)  # transformers samples from the policy itself
+
+
+def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir, rows_file, tmp_path):
+    """With a KL that needs a reference, which a validation does not make."""
+
+    def run(ckpt_path=None, validates=True):
+        module = GRPOModule(
+            init_from=str(tiny_model_dir), kl_coef=0.5, group_size=2, learning_rate=0.01, reward_timeout=None,
+            generator=HFGenerator(max_new_tokens=4), rewards={"length": RewardTerm(lambda text, *_: len(text))},
+        )  # fmt: skip
+        trainer = Trainer(
+            accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1),
+        )  # fmt: skip
+        options = {"cache_dir": str(tmp_path), "prompts_per_step": 4, "val_fraction": 0.1}
+        data = XLAMPromptDataModule(str(tiny_model_dir), str(rows_file), **options)
+        if validates:
+            trainer.validate(module, data, ckpt_path=ckpt_path)
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+        assert module.figures["policy/kl"] > 0
+        return module.policy.state_dict()
+
+    want = run(validates=False)
+    assert_same(run(), want)
+    assert_same(run(tmp_path / "step=2.ckpt"), want)
