@@ -214,12 +214,12 @@ class FunctionCallingModule(LightningModule):
     def generating_policy(self) -> ScoredCausalLM:
         """What to generate with: the policy or, where each rank holds a shard of it, a whole copy; a collective then.
 
-        The copy has the dtype that the policy computes in.
+        The copy has the dtype that the policy computes in, and is where it computes, be its shards offloaded.
         """
         if not is_sharded(self.policy):
             return self.policy
         half = str(self.trainer.precision).startswith("bf16")
-        return whole_copy(self.policy, torch.bfloat16 if half else None)
+        return whole_copy(self.policy, torch.bfloat16 if half else None, self.device)
 
     def on_validation_start(self) -> None:
         """Gather weights that are sharded, once for all batches."""

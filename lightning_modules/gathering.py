@@ -72,17 +72,20 @@ def whole(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def whole_copy(policy: ScoredCausalLM, dtype: torch.dtype | None = None) -> ScoredCausalLM:
+def whole_copy(
+    policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> ScoredCausalLM:
     """A model of its own with the merged weights of a sharded policy, to generate with; a collective.
 
     Args:
         policy: The sharded policy.
         dtype: Of the copy's weights; the policy's when None.
+        device: Of the copy; that of the policy's shards when None, which wait on the CPU where they are offloaded.
 
     Returns:
-        The copy, on the policy's device, in eval mode.
+        The copy, in eval mode.
     """
-    model, device = policy.causal_lm, next(policy.parameters()).device
+    model, device = policy.causal_lm, device or next(policy.parameters()).device
     with no_init_weights(), torch.device(device):
         copy = AutoModelForCausalLM.from_config(model.config, dtype=dtype or next(policy.parameters()).dtype)
     places = copy.state_dict(keep_vars=True)

@@ -46,7 +46,8 @@ class GRPOModule(FunctionCallingModule):
     Args:
         group_size: Completions per prompt, G; at least 2.
         temperature: Divides the logits, of the sampler and of everything that is learnt from its samples; EGPO's 0.7.
-        top_p: Probability of the set of tokens sampled from; 1 is all of them.
+        top_p: Probability of the set of tokens sampled from; 1 is all of them. Less is refused unless `importance_cap`
+            is None, because the policy is scored, and corrected, under the whole distribution.
         mini_batches: Optimizer steps per pass over a batch of rollouts.
         inner_epochs: Passes over a batch of rollouts.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.

@@ -74,7 +74,7 @@ def _ids(model: PreTrainedModel) -> list[int]:
     """Ids from all over the vocabulary but not the padding's, fewer than the model has positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or LONGER + NEW
     size = model.get_input_embeddings().num_embeddings
-    ids = torch.linspace(size - 1, 0, min(LONGER, limit - NEW) + 1).long().tolist()
+    ids = torch.linspace(size - 1, 0, min(LONGER, limit - NEW) + 1, dtype=torch.float64).long().tolist()
     return [token for token in ids if token != getattr(model.config, "pad_token_id", None)]
 
 

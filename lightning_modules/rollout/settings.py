@@ -36,10 +36,11 @@ def check_settings(module: "GRPOModule") -> None:
             "model.temperature must be greater than 0, model.top_p lie in (0, 1] and model.kl_coef be at least 0, "
             f"got {module.temperature}, {module.top_p} and {module.kl_coef}."
         )
-    if module.top_p < 1 and module.generator.reports_logprobs and module.importance_cap is not None:
+    if module.top_p < 1 and module.importance_cap is not None:
         raise ValueError(
-            f"model.top_p {module.top_p} with importance sampling would be biased, because the sampler cuts its "
-            "distribution and the policy does not: set model.top_p to 1 or model.importance_cap to null."
+            f"model.top_p {module.top_p} samples from a cut distribution, and the policy that learns from the samples "
+            "is scored under the whole one, whichever generator it is: set model.top_p to 1, or model.importance_cap "
+            "to null to learn from them uncorrected."
         )
     # The functions themselves know what they can do; asked here, they refuse before any weight is loaded.
     one, sample = torch.zeros(1), torch.zeros(1, dtype=torch.long)

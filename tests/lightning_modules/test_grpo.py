@@ -317,12 +317,12 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(options, word
         GRPOModule(init_from="/absent", **options)
 
 
-def test_top_p_and_importance_sampling_are_refused_together(tiny_tokenizer):
-    generator = Recorded(tiny_tokenizer, reports_logprobs=True)
-    with pytest.raises(ValueError, match=r"top_p 0\.9 with importance sampling would be biased"):
+@pytest.mark.parametrize("reports_logprobs", [False, True])
+def test_a_cut_distribution_is_refused_with_any_generator(tiny_tokenizer, reports_logprobs):
+    generator = Recorded(tiny_tokenizer, reports_logprobs)
+    with pytest.raises(ValueError, match=r"model\.top_p 0\.9 samples from a cut distribution"):
         GRPOModule(init_from="/absent", top_p=0.9, generator=generator)
     GRPOModule(init_from="/absent", top_p=0.9, generator=generator, importance_cap=None)
-    GRPOModule(init_from="/absent", top_p=0.9)  # transformers samples from the policy itself
 
 
 def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir, rows_file, tmp_path):

@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 
+from lightning_modules import SRMLModule
+from lightning_modules.models import build_policy
 from lightning_modules.rollout import VLLMGenerator
 from lightning_modules.rollout.vllm_engine import Engine
 
@@ -152,6 +154,23 @@ def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, m
     assert inside["CUDA_VISIBLE_DEVICES"] == want
     assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)
     assert inside["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkeypatch, tiny_model_dir):
+    """With `cpu_offload`; the meta device stands for the rank's GPU."""
+    module, device, started = SRMLModule(init_from=str(tiny_model_dir)), torch.device("meta"), []
+    module.policy, module._device = build_policy(str(tiny_model_dir)), device
+    module._trainer = SimpleNamespace(precision="32-true")
+    monkeypatch.setattr("lightning_modules.base.is_sharded", lambda policy: True)
+    copy = module.generating_policy()
+    assert {tensor.device for tensor in copy.state_dict().values()} == {device}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(
+        "lightning_modules.rollout.vllm_generator.Engine",
+        lambda folder, device, *rest, **options: started.append(device),
+    )
+    VLLMGenerator()._start(copy, "folder")
+    assert started == [device]
 
 
 def test_a_call_that_hangs_ends_in_time_and_the_engine_with_it(llm):
