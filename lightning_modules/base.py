@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,6 +21,7 @@ from lightning_modules.checkpoints import by_name, by_place, check_same_model, f
 from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.policy.precision import check_precision
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward, parse_completion
@@ -91,10 +92,10 @@ class FunctionCallingModule(LightningModule):
         """Refuse what cannot work before any weight is loaded.
 
         Raises:
-            ValueError: If `trainer.precision` needs a gradient scaler.
+            ValueError: See `check_precision`.
         """
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision 16-mixed is not supported (no gradient scaler): use bf16-mixed.")
+        rate = self.learning_rate if stage == "fit" else None
+        check_precision(str(self.trainer.precision), self.lora is not None, rate, isinstance(self.strategy, FSDP1))
 
     def configure_model(self) -> None:
         """Load tokenizer and weights, once; Lightning calls this when strategy, device and precision are known."""
@@ -120,6 +121,16 @@ class FunctionCallingModule(LightningModule):
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
         """The model as the strategy keeps it; a root of its own shards, where there are any."""
         return self.strategy.shard(policy) if isinstance(self.strategy, FSDP1 | FSDP2) else policy
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the module to a device; dtypes stay what `configure_model` has given each tensor.
+
+        Under `trainer.precision` *-true Lightning asks for a dtype of everything, which would round what loading has
+        kept in float32: rotary frequencies and other buffers, adapters, a learnable alpha.
+        """
+        kwargs.pop("dtype", None)
+        places = [arg for arg in args if not isinstance(arg, torch.dtype)]
+        return super().to(*places, **kwargs) if places or kwargs else self
 
     @property
     def strategy(self) -> Strategy | None:
@@ -168,8 +179,9 @@ class FunctionCallingModule(LightningModule):
             norm = float(whole(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)))
         if not math.isfinite(norm):
             raise RuntimeError(
-                f"The gradient norm is {norm} at step {self.global_step}: lower model.learning_rate (now "
-                f"{self.learning_rate}) or look at the rows of this step."
+                f"The gradient norm is {norm} at step {self.global_step}: a weight of model.init_from {self.init_from} "
+                "may not be finite, a row of this step may be odd, or, after the first step, model.learning_rate (now "
+                f"{self.learning_rate}) too high."
             )
         return norm
 
@@ -214,7 +226,8 @@ class FunctionCallingModule(LightningModule):
     def generating_policy(self) -> ScoredCausalLM:
         """What to generate with: the policy or, where each rank holds a shard of it, a whole copy; a collective then.
 
-        The copy has the dtype that the policy computes in, and is where it computes, be its shards offloaded.
+        The copy has the dtype that the policy computes in, adapters of its own as the policy has them, and is where the
+        policy computes, be its shards offloaded.
         """
         if not is_sharded(self.policy):
             return self.policy

@@ -15,7 +15,7 @@ from lightning_modules.gathering import merged_weights, named_state, whole
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.resume import resolve_checkpoint
 
-DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Of weights, by `trainer.precision`; float32 for others."""
 
 
@@ -23,6 +23,9 @@ def export_hf(
     policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path, write: bool = True
 ) -> None:
     """Write a Hugging Face folder: merged safetensors, tokenizer, chat template; with LoRA also `adapter/`.
+
+    Merged weights have the dtype of the policy's: under bf16-true they are rounded to bfloat16, and much of what the
+    adapters have learnt may be gone in them; `adapter/` on top of `init_from` is the policy that was trained.
 
     The folder is written beside its place and then renamed, so that it is never seen half-written; an earlier one of
     that name is replaced. The live model is not changed.

@@ -1,15 +1,17 @@
 """Weights that strategies keep in shards, whole again: to export them, to sync a rollout engine, to generate."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
+from accelerate import init_empty_weights
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
-from transformers.initialization import no_init_weights
 
 from lightning_modules.models import ScoredCausalLM
 
@@ -30,8 +32,8 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         policy: The model, sharded or not, with or without LoRA layers.
 
     Yields:
-        Name in the model without adapters, and tensor in the dtype of the policy's; those that carry no adapter are
-        shared with it.
+        Name in the model without adapters, and tensor in the dtype of the policy's, to which a sum with an adapter is
+        rounded (from bfloat16 weights, most of a small one is then lost); those that carry no adapter are shared.
     """
     state = named_state(policy)
     modules = {name.replace(FSDP1_PREFIX, ""): module for name, module in policy.causal_lm.named_modules()}
@@ -47,7 +49,8 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
             adapter = module.active_adapters[0]
             wide = torch.promote_types(weight.dtype, torch.float32)
             down, up = (whole(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
-            weight = weight + (module.scaling[adapter] * (up @ down)).to(weight.dtype)  # [out, r] @ [r, in]
+            added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]
+            weight = (weight.to(wide) + added).to(weight.dtype)
         yield f"{layer}.{leaf}", weight
         if tied and module is embedding:
             yield tied, weight
@@ -75,23 +78,35 @@ def whole(weight: Tensor) -> Tensor:
 def whole_copy(
     policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> ScoredCausalLM:
-    """A model of its own with the merged weights of a sharded policy, to generate with; a collective.
+    """A model of its own with the weights of a sharded policy, to generate with; a collective.
+
+    Adapters stay apart and in the dtype that they learn in: added into bfloat16 weights, most of what they have learnt
+    would be rounded away, and another policy judged than the one that is trained.
 
     Args:
         policy: The sharded policy.
-        dtype: Of the copy's weights; the policy's when None.
+        dtype: Of the copy's weights, without adapters and buffers; the policy's when None.
         device: Of the copy; that of the policy's shards when None, which wait on the CPU where they are offloaded.
 
     Returns:
         The copy, in eval mode.
     """
-    model, device = policy.causal_lm, device or next(policy.parameters()).device
-    with no_init_weights(), torch.device(device):
-        copy = AutoModelForCausalLM.from_config(model.config, dtype=dtype or next(policy.parameters()).dtype)
-    places = copy.state_dict(keep_vars=True)
-    for name, weight in merged_weights(policy):
-        with torch.no_grad():
-            places[name].copy_(weight)
-    copy.tie_weights()
-    copy.generation_config = model.generation_config
-    return ScoredCausalLM(copy.requires_grad_(False), policy.chunk_tokens).eval()
+    model, first = policy.causal_lm, next(policy.parameters())
+    device = device or first.device
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype or first.dtype)
+        if isinstance(policy.model, PeftModel):
+            empty = get_peft_model(empty, deepcopy(policy.model.active_peft_config))
+    copy = ScoredCausalLM(empty, policy.chunk_tokens)
+    copy.causal_lm.tie_weights()  # what was shared was emptied apart
+    parameters, buffers = (dict(named()) for named in (copy.causal_lm.named_parameters, copy.causal_lm.named_buffers))
+    weights = {}
+    for name, shard in named_state(policy).items():
+        if name in parameters or name in buffers:  # what modules share has one name
+            weight = whole(shard)
+            own = dtype is None or name in buffers or ".lora_" in name
+            weights[name] = weight.to(device, weight.dtype if own else dtype, copy=True)
+    copy.causal_lm.load_state_dict(weights, strict=False, assign=True)
+    copy.causal_lm.tie_weights()
+    copy.causal_lm.generation_config = model.generation_config
+    return copy.to(device).requires_grad_(False).eval()

@@ -137,7 +137,7 @@ class GRPOModule(FunctionCallingModule):
         self.reference: ScoredCausalLM | None = None
         self.buffer: RolloutBuffer | None = None
         self.samples: list[Sample] = []  # of this step, if it sampled any, for callbacks; so are the next
-        self.sample_advantages = torch.zeros(0)
+        self.sample_advantages = torch.zeros(0, dtype=torch.float32)
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is loaded.

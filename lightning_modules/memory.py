@@ -64,7 +64,7 @@ class Plan:
     @property
     def widths(self) -> tuple[int, int, int]:
         """w, c and r in bytes."""
-        w = 2 if self.precision in ("bf16-true", "16-true") else 8 if self.precision.startswith("64") else 4
+        w = 2 if self.precision == "bf16-true" else 8 if self.precision.startswith("64") else 4
         c = 2 if "16" in self.precision else w
         return w, c, c if self.fsdp else w  # FSDP gathers in c; autocast leaves embeddings as they are stored
 

@@ -57,18 +57,6 @@ class SRMLModule(FunctionCallingModule):
             self.alpha_logit = torch.nn.Parameter(torch.tensor([_logit(cot_weight)], dtype=torch.float32))
             self._ddp_params_and_buffers_to_ignore = ["alpha_logit"]
 
-    def setup(self, stage: str) -> None:
-        """Refuse what cannot work before any weight is loaded.
-
-        Raises:
-            ValueError: If `trainer.precision` is unsupported, or would round a learnable alpha to half precision.
-        """
-        super().setup(stage)
-        if self.balance == "learnable" and self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision {self.trainer.precision} would round model.balance learnable: use bf16-mixed."
-            )
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The policy's groups and, if alpha is learnable, its own: without decay, which would pull it towards 0.5."""
         groups = super().parameter_groups()
@@ -87,7 +75,7 @@ class SRMLModule(FunctionCallingModule):
         """Take one optimizer step over this rank's micro-batches of a global batch, and log it."""
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha()).detach())
+        weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha(), dtype=torch.float64).detach())
         totals, rounds = self.count(batch)
         parts = self.accumulate(batch, rounds, lambda micro: self.loss(micro, totals))
         sums = sum(torch.stack([part[name].double() for name in SEGMENT_SUMS]) for part in parts)

@@ -65,6 +65,13 @@ def allocate(module: nn.Module, device: torch.device) -> None:
                 setattr(part, name, made[parameter])
 
 
+def set_dtypes(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+    """Give weights and buffers the dtypes of another rank's: some that loading keeps in float32 are not made so."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.dtype != dtypes[name]:
+            tensor.data = tensor.data.to(dtypes[name])
+
+
 def move_rest(module: LightningModule, device: torch.device) -> None:
     """Move what a module holds beside its sharded models to a device, and let it know that it is there."""
     for child in module.children():
@@ -132,11 +139,12 @@ class FSDP2(MovingCheckpoints, ModelParallelStrategy):
         Only the first rank's has to hold weights: it sends the others theirs, so that the machine's memory need not
         hold the model once for each of its GPUs.
         """
+        if self.world_size > 1:
+            set_dtypes(policy, self.broadcast({name: weight.dtype for name, weight in policy.state_dict().items()}))
         weights = policy.state_dict() if self.global_rank == 0 else {}
-        kind = self.precision_plugin.precision
+        half = self.precision_plugin.precision.startswith("bf16")
         precision = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if kind.startswith("bf16") else None,
-            reduce_dtype=torch.float32 if "16" in kind else None,
+            param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
         )
         options = {
             "mesh": self.mesh,

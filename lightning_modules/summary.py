@@ -226,7 +226,8 @@ def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict
     found = {}
     if not plan.checkpointing:
         found["model.gradient_checkpointing true"] = replace(plan, checkpointing=True)
-    if plan.widths[0] > 2 and getattr(module, "balance", None) != "learnable":
+    # What learns has to be float32 (`check_precision`).
+    if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
         found["trainer.precision bf16-true"] = replace(plan, precision="bf16-true")
     if plan.rows > 1:
         key = "model" if isinstance(module, GRPOModule) else "data"

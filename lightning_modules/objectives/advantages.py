@@ -148,7 +148,7 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
         raise ValueError(
             f"buffer must lie in [1, max_length {max_length}] and factor be at least 0, got {buffer} and {factor}."
         )
-    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0).to(torch.float32)
+    return -factor * ((lengths - (max_length - buffer)).to(torch.float32) / buffer).clamp(min=0)
 
 
 def _check(entropy: Tensor, cot: Tensor, samples: Tensor) -> None:

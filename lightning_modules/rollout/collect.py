@@ -62,7 +62,7 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
         cot=cot,
         groups=[rank + j * ranks for j, group in enumerate(groups) for _ in group],
         masked=[module.overlong == "mask" and completion.finish_reason == "length" for completion in completions],
-        advantages=torch.zeros(0),
+        advantages=torch.zeros(0, dtype=torch.float32),
     )
     entropy = score_tokens(module, buffer, clock)
     sums, peaks = totals_of(module, groups, resampled)
@@ -135,7 +135,7 @@ def totals_of(module: "GRPOModule", groups: list[Group], resampled: int) -> tupl
     samples = [sample for group in groups for sample in group]
     scores = {name: [sample.scores[name] for sample in samples] for name in module.rewards.weights}
     sums, peaks = length_sums([sample.completion for sample in samples], module.stop_ids)
-    rewards, reward_peaks = moments("reward", torch.tensor([sample.reward for sample in samples]))
+    rewards, reward_peaks = moments("reward", torch.tensor([sample.reward for sample in samples], dtype=torch.float64))
     sums |= rewards | reward_sums(matrix(module, groups), scores) | {"resampled": float(resampled)}
     if module.overlong == "penalty":
         sums["penalty"] = sum(sample.penalty for sample in samples)
@@ -191,7 +191,8 @@ def score(
             entropies.append(scored.entropy.cpu() if entropy else scored.logprobs.cpu())
     model.train(training)
     order = torch.cat([*places, torch.zeros(0, dtype=torch.long)]).argsort()
-    values = [torch.cat(column)[order] if column else torch.zeros(0) for column in (logprobs, entropies)]
+    nothing = torch.zeros(0, dtype=torch.float32)
+    values = [torch.cat(column)[order] if column else nothing for column in (logprobs, entropies)]
     return values[0], values[1] if entropy else None
 
 
@@ -224,7 +225,8 @@ def set_weights(module: "GRPOModule", buffer: RolloutBuffer, completions: list) 
     """Give each token its importance weight where the generator reports log-probabilities, and sum up the ratios."""
     if not module.generator.reports_logprobs or module.importance_cap is None:
         return {}, {}
-    reported = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
+    logprobs = [logprob for completion in completions for logprob in completion.logprobs]
+    reported = torch.tensor(logprobs, dtype=torch.float64)
     buffer.weights, parts = truncated_importance_weights(
         buffer.old_logprobs, reported, module.importance_cap, module.importance_above
     )

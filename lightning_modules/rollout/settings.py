@@ -43,7 +43,7 @@ def check_settings(module: "GRPOModule") -> None:
             "to null to learn from them uncorrected."
         )
     # The functions themselves know what they can do; asked here, they refuse before any weight is loaded.
-    one, sample = torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    one, sample = torch.zeros(1, dtype=torch.float32), torch.zeros(1, dtype=torch.long)
     module.objective(one, one, one, sample)
     group_advantages(one[None], module.advantage_scale)
     entropy = shaping_entropy(one, sample.bool(), sample, 1, module.entropy_level)

@@ -81,7 +81,7 @@ class Engine:
 
         setting = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         scored = self.generate([ids], [setting])[0].prompt_logprobs
-        return torch.tensor([scored[i][ids[i]].logprob for i in range(1, len(ids))])
+        return torch.tensor([scored[i][ids[i]].logprob for i in range(1, len(ids))], dtype=torch.float32)
 
     def rest(self) -> None:
         """Free the GPU memory until the next call; the weights wait in the machine's."""

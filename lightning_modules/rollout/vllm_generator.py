@@ -245,7 +245,7 @@ class VLLMGenerator:
 def _probe(policy: ScoredCausalLM) -> list[int]:
     """Ids from all over the vocabulary, but not padding: of its zeros a norm makes much of any rounding."""
     config = policy.causal_lm.config
-    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS).long().tolist()
+    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS, dtype=torch.float32).long().tolist()
     return [token for token in ids if token != config.pad_token_id]
 
 

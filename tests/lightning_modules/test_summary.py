@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from lightning_modules.cli import main
 from lightning_modules.memory import Plan, estimate
+from lightning_modules.strategies import FSDP1
 from lightning_modules.summary import cheaper, memory_rows, shown
 
 
@@ -67,19 +68,19 @@ def test_an_estimate_above_the_device_names_settings_that_need_less_least_first(
 
 
 def test_settings_that_need_less_depend_on_what_is_set(plan):
-    trainer, module = SimpleNamespace(world_size=1), SimpleNamespace(lora=None)
+    trainer, module = SimpleNamespace(world_size=1, strategy=None), SimpleNamespace(lora=None)
     assert list(cheaper(trainer, module, plan)) == [
         "model.gradient_checkpointing true",
-        "trainer.precision bf16-true",
         "data.micro_batch_tokens 1024",
         "model.lora.r 16",
         "--config configs/trainer/fsdp2.yaml on 8 devices",
     ]
     lean = replace(plan, checkpointing=True, precision="bf16-true", rows=1, fsdp=True, shards=16)
     assert list(cheaper(trainer, SimpleNamespace(lora=object()), lean)) == ["32 devices"]
-    # A learnable alpha would be rounded.
-    learnable = SimpleNamespace(lora=object(), balance="learnable")
-    assert "trainer.precision bf16-true" not in cheaper(trainer, learnable, plan)
+    # Half of what is frozen; of what learns, bfloat16 would round away the updates.
+    assert "trainer.precision bf16-true" in cheaper(trainer, SimpleNamespace(lora=object()), plan)
+    flat = SimpleNamespace(world_size=1, strategy=FSDP1())
+    assert "trainer.precision bf16-true" not in cheaper(flat, SimpleNamespace(lora=object()), plan)
     assert list(cheaper(trainer, module, replace(lean, cuda=False))) == ["model.lora.r 16"]
 
 
