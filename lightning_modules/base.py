@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.chat import end_of_turn_id, load_tokenizer
+from datamodules.chat import load_tokenizer
 from datamodules.packing import PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
@@ -21,6 +21,7 @@ from lightning_modules.checkpoints import by_name, by_place, check_same_model, f
 from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
@@ -102,7 +103,6 @@ class FunctionCallingModule(LightningModule):
         if self.policy is not None:
             return
         self.tokenizer = load_tokenizer(self.init_from)
-        self.stop_ids = {end_of_turn_id(self.tokenizer), self.tokenizer.eos_token_id} - {None}
         policy = build_policy(
             self.init_from,
             lora=self.lora,
@@ -111,6 +111,7 @@ class FunctionCallingModule(LightningModule):
             dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
             empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
         )
+        self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.place(policy)
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.export import export_hf
+from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.metrics import Rollout
 
 
@@ -110,7 +110,15 @@ class RolloutWriter(Callback):
 
 
 class ExportHF(Callback):
-    """Writes weights, tokenizer and chat template of a finished run to `hf/`, where `from_pretrained` loads them."""
+    """Writes weights, tokenizer and chat template of a finished run to `hf/`, where `from_pretrained` loads them.
+
+    What would fail there is tried before the model loads, so that nothing is trained that cannot be exported.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: FunctionCallingModule, stage: str) -> None:
+        """Rehearse the export, on every rank, so that all refuse together what cannot be exported."""
+        if stage == "fit" and not trainer.fast_dev_run:
+            rehearse_export(pl_module.init_from, pl_module.lora)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export once training has ended by itself."""

@@ -1,18 +1,22 @@
 """The Hugging Face folder of a run: written at its end, or from any checkpoint of its by `funreason export`."""
 
 import shutil
+import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 import yaml
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
 from datamodules.command_line import SentenceParser
+from datamodules.serving import served_tokenizer
 from lightning_modules.checkpoints import check_same_model, load
 from lightning_modules.gathering import merged_weights, named_state, whole
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.policy.generation_config import ids_of, stop_ids
 from lightning_modules.resume import resolve_checkpoint
 
 DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -20,7 +24,7 @@ DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 
 
 def export_hf(
-    policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path, write: bool = True
+    policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path, write: bool = True
 ) -> None:
     """Write a Hugging Face folder: merged safetensors, tokenizer, chat template; with LoRA also `adapter/`.
 
@@ -47,7 +51,7 @@ def export_hf(
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     policy.causal_lm.save_pretrained(partial, state_dict=weights)
-    tokenizer.save_pretrained(partial)
+    write_settings(policy, tokenizer, partial)
     if isinstance(policy.model, PeftModel):
         state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
         policy.model.save_pretrained(partial / "adapter", state_dict=state, save_embedding_layers=False)
@@ -57,6 +61,52 @@ def export_hf(
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write what a folder holds beside weights: configs, tokenizer, chat template.
+
+    They name the token that was taught to end a turn, and every other that ended a completion in training: vLLM stops
+    at the tokenizer's EOS and at those of the generation config, transformers at the latter. The live model keeps its
+    own.
+    """
+    model, ids = policy.causal_lm, stop_ids(tokenizer, policy.causal_lm.generation_config)
+    config, generation = deepcopy(model.config), deepcopy(model.generation_config)
+    generation.eos_token_id = ids if len(ids) > 1 else ids[0]
+    if ids[0] not in ids_of(config.eos_token_id):
+        config.eos_token_id = ids[0]
+    config.save_pretrained(folder)
+    generation.save_pretrained(folder)
+    served_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def rehearse_export(init_from: str, lora: LoRA | None = None) -> None:
+    """Do all of an export but the weights themselves, which takes no memory, so that none fails after a training.
+
+    Args:
+        init_from: See `build_policy`.
+        lora: See `build_policy`.
+
+    Raises:
+        FileNotFoundError: See `build_policy` and `load_tokenizer`.
+        ValueError: Saying what cannot be exported; also as `build_policy` and `load_tokenizer` do.
+    """
+    tokenizer = load_tokenizer(init_from)
+    with torch.device("meta"):  # names and shapes, and no values
+        plain, policy = build_policy(init_from, empty=True), build_policy(init_from, lora, empty=True)
+    try:
+        merged = {name: tuple(weight.shape) for name, weight in merged_weights(policy)}
+        with tempfile.TemporaryDirectory(prefix="funreason-export-") as folder:
+            write_settings(policy, tokenizer, folder)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"init_from: {init_from} could be trained and not exported: {words}") from error
+    wanted = {name: tuple(weight.shape) for name, weight in plain.causal_lm.state_dict().items()}
+    if odd := [name for name in wanted | merged if merged.get(name) != wanted.get(name)]:
+        here, there = (shapes.get(odd[0], "absent") for shapes in (merged, wanted))
+        raise ValueError(
+            f"init_from: {init_from} could be trained and not exported: {odd[0]} would be {here} and must be {there}."
+        )
 
 
 def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: str | None = None) -> Path:

@@ -49,8 +49,8 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
             adapter = module.active_adapters[0]
             wide = torch.promote_types(weight.dtype, torch.float32)
             down, up = (whole(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
-            added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]
-            weight = (weight.to(wide) + added).to(weight.dtype)
+            added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
+            weight = (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
         yield f"{layer}.{leaf}", weight
         if tied and module is embedding:
             yield tied, weight

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from datamodules.chat import resolve_model_folder
 from lightning_modules.objectives import linear_scores
+from lightning_modules.policy.generation_config import generation_config
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +166,14 @@ def build_policy(
 
     Raises:
         FileNotFoundError: If there is no such folder, no config.json in it, or no such model on the hub.
-        ValueError: If the weights are not safetensors, the architecture is unknown or no causal one, or its head cannot
-            be scored in chunks.
+        ValueError: If the weights are not safetensors, the architecture is unknown or no causal one, its head cannot
+            be scored in chunks, or adapters would sit on other than linear layers.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
         model = _load(init_from, empty, dtype=dtype, attn_implementation=attn_implementation)
+        model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
+        if mended and not empty:
+            log.warning(mended)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:
@@ -180,6 +185,7 @@ def build_policy(
                 task_type=TaskType.CAUSAL_LM,
             )
             model = get_peft_model(model, config)
+            _check_adapters(model)
     policy = ScoredCausalLM(model, chunk_tokens).train()
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
@@ -200,6 +206,15 @@ def _load(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # of transformers, which lists all it knows
         raise ValueError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _check_adapters(model: PeftModel) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, peft_lora.LoraLayer) and type(module) is not peft_lora.Linear:
+            raise ValueError(
+                f"model.lora.target_modules: {name.removeprefix('base_model.model.')} is not a linear layer "
+                f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: leave it out."
+            )
 
 
 def _has_weights(folder: Path) -> bool:

@@ -1,0 +1,79 @@
+"""The generation config of a model: in a form that can be saved again, and the tokens that end a completion."""
+
+from copy import deepcopy
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from datamodules.chat import end_of_turn_id
+
+
+def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationConfig, str]:
+    """Read the generation config of a model, and mend what transformers would refuse to save with the trained weights.
+
+    It is read from the source itself: a model that was made from its config.json alone does not know it.
+
+    Args:
+        source: Hugging Face folder or hub id.
+        model: What was made from it; its own is taken where the source has none.
+
+    Returns:
+        The config, with the end tokens of the model's config where it names none itself, and a sentence on what was
+        mended, or "".
+
+    Raises:
+        ValueError: If transformers cannot read it.
+    """
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:  # there is none
+        config = deepcopy(model.generation_config)
+    except ValueError as error:
+        raise ValueError(f"init_from: {source} has an impossible generation config: {_line(error)}") from error
+    if config.eos_token_id is None:
+        config.eos_token_id = model.config.get_text_config().eos_token_id
+    if config.pad_token_id is not None and config.pad_token_id < 0:  # "none" in early Llama checkpoints
+        config.pad_token_id = None
+    fault = _fault(config)
+    if not fault:
+        return config, ""
+    mended = deepcopy(config)
+    mended.do_sample = True  # what a temperature means; checkpoints of Llama 2 have one and do not say so
+    if not _fault(mended):
+        return mended, f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
+    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GenerationConfig(**tokens), (
+        f"The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
+    )
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerFast, config: GenerationConfig) -> list[int]:
+    """The tokens that end a completion, in training as where the exported model is served.
+
+    Args:
+        tokenizer: Its chat template tells which token the model is taught to end a turn with.
+        config: See `generation_config`.
+
+    Returns:
+        The token that is taught first, then those of the config and of the tokenizer.
+    """
+    return list(
+        dict.fromkeys([end_of_turn_id(tokenizer), *ids_of(config.eos_token_id), *ids_of(tokenizer.eos_token_id)])
+    )
+
+
+def ids_of(value: int | list[int] | None) -> list[int]:
+    """Token ids as a list, whether a config gives one, several or none."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _fault(config: GenerationConfig) -> str:
+    """Why transformers would not save a config, in a line; "" if it would."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return _line(error)
+    return ""
+
+
+def _line(error: ValueError) -> str:
+    return " ".join(str(error).removeprefix("GenerationConfig is invalid:").split("\nIf you're")[0].split())

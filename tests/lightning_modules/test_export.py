@@ -1,0 +1,122 @@
+"""What a run is told before its first step about the export at its end, and what the exported folder says."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from lightning_modules import export, models
+from lightning_modules.cli import main
+from lightning_modules.export import export_hf, rehearse_export
+from lightning_modules.models import LoRA, build_policy
+
+SRML = ["fit", "--config", "configs/srml.yaml"]
+SHORT = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "last_checkpoint.every_n_train_steps": 1}
+
+
+@pytest.fixture
+def base_model(tiny_model_dir, tmp_path):
+    """The tiny model as a base model ships: EOS is not what ends a turn, and it samples without saying so."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    tokenizer.save_pretrained(folder)
+    for name, change in (("config", {}), ("generation_config", {"temperature": 0.6, "top_p": 0.9})):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 0} | change))
+    return folder
+
+
+def test_a_base_model_is_trained_and_exported_with_the_end_and_the_prompt_it_was_taught(
+    base_model, base_args, tmp_path, capsys
+):
+    given = {file.name: file.read_bytes() for file in base_model.glob("*.json")}
+    main(SRML + base_args(tmp_path / "runs", **SHORT | {"model.init_args.init_from": base_model}))
+    run = tmp_path / "runs" / "version_0"
+    main(["export", "--ckpt_path", str(run)])
+    for hf in (run / "hf", run / "hf-last-000001"):
+        says = {name: json.loads((hf / f"{name}.json").read_text()) for name in ("config", "generation_config")}
+        assert says["generation_config"]["eos_token_id"] == [2, 0]  # <|im_end|>, then the base model's own
+        assert says["generation_config"]["do_sample"] is True and says["generation_config"]["temperature"] == 0.6
+        assert says["config"]["eos_token_id"] == 2 and says["config"]["architectures"] == ["Qwen2ForCausalLM"]
+        tokenizer = AutoTokenizer.from_pretrained(hf)
+        assert tokenizer.eos_token_id == 2
+        chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        # Oracle: generation by transformers itself ends at both.
+        config = AutoModelForCausalLM.from_pretrained(hf).generation_config
+        assert config.eos_token_id == [2, 0]
+    assert {file.name: file.read_bytes() for file in base_model.glob("*.json")} == given
+
+
+def test_the_live_model_keeps_its_configs(base_model, tmp_path):
+    policy = build_policy(str(base_model))
+    export_hf(policy, AutoTokenizer.from_pretrained(base_model), tmp_path / "hf")
+    assert policy.causal_lm.config.eos_token_id == policy.causal_lm.generation_config.eos_token_id == 0
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("target", "words"), [("embed_tokens", "model.embed_tokens is not a linear layer"), ("lm_head", "adapter")]
+)
+def test_adapters_that_cannot_be_exported_are_refused_before_the_model_loads(
+    base_args, tmp_path, monkeypatch, target, words
+):
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)  # loading would be a TypeError
+    with pytest.raises(SystemExit) as exit_:
+        main(SRML + base_args(tmp_path, **SHORT | {"model.init_args.lora.target_modules": f"[q_proj,{target}]"}))
+    assert exit_.value.code.startswith("error: ") and words in exit_.value.code and "\n" not in exit_.value.code
+
+
+def test_what_the_export_cannot_write_is_refused_before_the_model_loads(base_args, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("this template\ncannot be saved")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(export, "served_tokenizer", refuse)
+    with pytest.raises(SystemExit) as exit_:
+        main(SRML + base_args(tmp_path, **SHORT))
+    assert "could be trained and not exported: this template cannot be saved" in exit_.value.code
+
+
+def test_the_rehearsal_holds_merged_names_and_shapes_against_the_models(tiny_model_dir, monkeypatch):
+    state, real = torch.random.get_rng_state(), export.merged_weights
+    rehearse_export(str(tiny_model_dir))
+    rehearse_export(str(tiny_model_dir), LoRA(r=4))
+    assert torch.equal(torch.random.get_rng_state(), state)  # a run draws what it would have drawn
+    for change, words in [
+        (lambda name, w: (name, w.T), r"would be \(64, 32\) and must be \(32, 64\)"),
+        (lambda name, w: (f"base_layer.{name}", w), "would be absent and must be"),
+    ]:
+        monkeypatch.setattr(
+            export,
+            "merged_weights",
+            lambda policy, change=change: (change(n, w) if "0.mlp.down_proj" in n else (n, w) for n, w in real(policy)),
+        )
+        with pytest.raises(ValueError, match=f"model.layers.0.mlp.down_proj.weight {words}"):
+            rehearse_export(str(tiny_model_dir), LoRA(r=4))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_adapters_of_gpt2_whose_matrices_lie_the_other_way_are_merged(tiny_tokenizer, tmp_path):
+    config = GPT2Config(
+        vocab_size=len(tiny_tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=None
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    lora = LoRA(r=2, target_modules=["c_attn", "c_proj"])  # [16, 48], and [16, 16], where shapes tell nothing
+    rehearse_export(str(tmp_path / "gpt2"), lora)
+    policy = build_policy(str(tmp_path / "gpt2"), lora, dtype=torch.float64).eval()
+    for name, parameter in policy.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
+    export_hf(policy, tiny_tokenizer, tmp_path / "hf")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float64)(ids).logits
+        torch.testing.assert_close(merged, policy.causal_lm(ids).logits, rtol=0, atol=1e-10)
