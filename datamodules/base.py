@@ -77,7 +77,7 @@ class XLAMDataModule(LightningDataModule):
     """Rows of xLAM's schema, divided into those to train on and those to evaluate; prompts of the latter.
 
     A subclass saves its arguments as hyperparameters, among them `tokenizer`, `path`, `val_path`, `val_fraction`,
-    `limit_val`, `eval_batch_size`, `on_bad_row` and `cache_dir`, calls `check`, names two more below, and gives
+    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row` and `cache_dir`, calls `check`, names two more below, and gives
     `measure`, `train_dataloader` and `training_summary`.
     """
 
@@ -106,6 +106,9 @@ class XLAMDataModule(LightningDataModule):
             raise ValueError(
                 f"data.val_fraction is {h.val_fraction}; give a fraction from 0 up to, but not including, 1"
             )
+        h.packing = {True: "on", False: "off"}.get(h.packing, h.packing)
+        if h.packing not in ("auto", "on", "off"):
+            raise ValueError(f"data.packing is {h.packing!r}; give auto, on or off")
         if h.on_bad_row not in ("raise", "skip"):
             raise ValueError(f"data.on_bad_row is {h.on_bad_row!r}; give raise or skip")
 

@@ -3,12 +3,17 @@
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 PackedBatch = dict[str, Tensor]
 """`input_ids`, `position_ids`, `targets`, `segments`, `samples`: long [rows, longest row], see `collate_packed`."""
+
+Packing = Literal["auto", "on", "off"] | bool
+"""Whether documents share rows: if the model keeps them apart, in any case or not at all. To YAML, on and off are booleans.
+"""
 
 IGNORED = -100
 PROMPT, COT, CALL = 0, 1, 2
@@ -71,18 +76,21 @@ def spread(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(part) for part in dealt]
 
 
-def micro_batches(lengths: Sequence[int], max_length: int, micro_batch_tokens: int) -> list[list[list[int]]]:
-    """Cut documents into micro-batches of packed rows.
+def micro_batches(
+    lengths: Sequence[int], max_length: int, micro_batch_tokens: int, packed: bool = True
+) -> list[list[list[int]]]:
+    """Cut documents into micro-batches of rows.
 
     Args:
         lengths: Tokens of each document, none above `max_length`.
         max_length: Tokens a row may hold.
         micro_batch_tokens: Bound on rows x longest row of a micro-batch, padding included.
+        packed: Whether documents share rows; where the model does not keep them apart each has one of its own.
 
     Returns:
         Micro-batches of rows of document indices; rows of like length share a micro-batch, so that little is padded.
     """
-    rows = pack(lengths, max_length)
+    rows = pack(lengths, max_length) if packed else [[document] for document in range(len(lengths))]
     filled = [sum(lengths[i] for i in row) for row in rows]
     batches: list[list[list[int]]] = []
     widest = 0

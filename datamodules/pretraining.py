@@ -256,5 +256,6 @@ class PretrainingDataModule(LightningDataModule):
         h = self.hparams
         documents = [self.encode(make_document(index, h.seed)) for index in indices]
         lengths = [len(document.input_ids) for document in documents]
-        plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens)
+        packed = getattr(getattr(self.trainer, "lightning_module", None), "packed", True)
+        plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens, packed)
         return [collate_packed(documents, rows) for rows in plan]

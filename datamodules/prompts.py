@@ -8,6 +8,7 @@ import numpy as np
 from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
 from datamodules.encoding import EncodedRows
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
+from datamodules.packing import Packing
 from datamodules.xlam import OnBadRow
 
 __all__ = ["PromptBatch", "PromptLoader", "RepeatingLoader", "XLAMPromptDataModule"]
@@ -88,6 +89,8 @@ class XLAMPromptDataModule(XLAMDataModule):
         repeats: Optimizer steps for which a batch of prompts serves: inner epochs times mini-batches.
         max_prompt_length: Tokens; longer prompts are not trained on, and counted.
         eval_batch_size: Prompts generated together in evaluation, over all ranks.
+        packing: Whether rollouts share rows in the update: `auto` where the model keeps them apart, which is tried when it is loaded;
+            `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
         seed: Seed of the order of the prompts; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.
@@ -111,6 +114,7 @@ class XLAMPromptDataModule(XLAMDataModule):
         repeats: int = 1,
         max_prompt_length: int = 4096,
         eval_batch_size: int = 64,
+        packing: Packing = "auto",
         seed: int | None = None,
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,

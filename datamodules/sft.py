@@ -5,12 +5,12 @@ import numpy as np
 from datamodules.base import XLAMDataModule, total_tokens
 from datamodules.encoding import EncodedRows
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
-from datamodules.packing import PackedBatch, collate_packed, micro_batches, spread
+from datamodules.packing import PackedBatch, Packing, collate_packed, micro_batches, spread
 from datamodules.xlam import OnBadRow
 
 
 class XLAMSFTDataModule(XLAMDataModule):
-    """Rows of xLAM's schema, encoded with the model's tokenizer and packed without padding.
+    """Rows of xLAM's schema, encoded with the model's tokenizer and packed without padding where the model allows.
 
     Training yields, per optimizer step, this rank's micro-batches (`list[PackedBatch]`) of a global batch; validation,
     test and prediction yield `PromptBatch`es. Batch sizes are global: the number of ranks changes no optimizer step.
@@ -24,8 +24,10 @@ class XLAMSFTDataModule(XLAMDataModule):
         limit_val: Validate `fit` on at most so many rows, always the same ones.
         batch_size: Rows per optimizer step, over all ranks.
         eval_batch_size: Prompts generated together, over all ranks.
-        max_length: Tokens of a packed row; longer rows are not trained on, and counted.
+        max_length: Tokens of a row; longer rows are not trained on, and counted.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
+        packing: Whether documents share rows: `auto` where the model keeps them apart, which is tried when it is loaded;
+            `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
         seed: Seed of the order of the rows; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.
@@ -49,6 +51,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         eval_batch_size: int = 64,
         max_length: int = 4096,
         micro_batch_tokens: int = 8192,
+        packing: Packing = "auto",
         seed: int | None = None,
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,
@@ -79,7 +82,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         return (
             f"{self.too_long:,} rows are longer than max_length {h.max_length} and not trained on. Training on "
             f"{len(self.train_indices):,} rows in the order of seed {h.seed}, {len(self.train_dataloader()):,} steps "
-            f"of {h.batch_size} an epoch, packed rows {self._fill():.0%} full; validating on {len(self.val_indices):,}."
+            f"of {h.batch_size} an epoch; validating on {len(self.val_indices):,}."
         )
 
     def _packed_batches(self, chosen: list[int]) -> list[PackedBatch]:
@@ -90,17 +93,21 @@ class XLAMSFTDataModule(XLAMDataModule):
         if not len(mine):
             return []
         documents = self.rows.documents(mine)
-        plan = micro_batches(self.lengths[mine].tolist(), self.hparams.max_length, self.hparams.micro_batch_tokens)
-        return [collate_packed(documents, rows) for rows in plan]
+        return [collate_packed(documents, rows) for rows in self._rows(self.lengths[mine].tolist())]
 
-    def _fill(self) -> float:
+    def _rows(self, lengths: list[int]) -> list[list[list[int]]]:
+        """Documents of these lengths in rows and micro-batches, as the module's model allows."""
+        h, module = self.hparams, getattr(self.trainer, "lightning_module", None)
+        return micro_batches(lengths, h.max_length, h.micro_batch_tokens, getattr(module, "packed", h.packing != "off"))
+
+    def fill(self) -> float:
         """Share of the tokens that is not padding, over the first batches of the first epoch."""
         h, used, padded = self.hparams, 0, 0
         order = epoch_order(len(self.train_indices), h.seed, 0)
         for start in range(0, min(len(order), 8 * h.batch_size), h.batch_size):
             lengths = self.lengths[self.train_indices[order[start : start + h.batch_size]]]
             for part in spread(lengths.tolist(), self.ranks()[1]):
-                for rows in micro_batches(lengths[part].tolist(), h.max_length, h.micro_batch_tokens):
+                for rows in self._rows(lengths[part].tolist()):
                     filled = [int(lengths[part][row].sum()) for row in rows]
                     used, padded = used + sum(filled), padded + len(rows) * max(filled)
         return used / padded

@@ -23,6 +23,7 @@ from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.precision import check_precision
+from lightning_modules.policy.probe import probe_everywhere
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward, parse_completion
@@ -83,6 +84,7 @@ class FunctionCallingModule(LightningModule):
         self.reward = reward or FunctionCallReward()
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
+        self.packed, self.why_not_packed = True, ""  # whether documents share a row; set when the model is loaded
         self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
         self.generating: tuple[ScoredCausalLM, ...] = ()  # what evaluations generate with, hidden from torch
         self.derived_hash = ""  # see `derived_fingerprint`
@@ -113,7 +115,31 @@ class FunctionCallingModule(LightningModule):
         )
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
+        self.choose_packing(policy)
         self.place(policy)
+
+    def choose_packing(self, policy: ScoredCausalLM) -> None:
+        """Let documents share rows, as `data.packing` says and the loaded model allows.
+
+        Raises:
+            ValueError: If `data.packing` is on and the model does not keep documents apart, or its scores are not its
+                own.
+        """
+        trainer = self._trainer
+        wanted = getattr(getattr(trainer, "datamodule", None), "hparams", {}).get("packing", "auto")
+        mixed = trainer is not None and trainer.precision == "bf16-mixed"
+        leak = probe_everywhere(policy, self.strategy, mixed)
+        if leak and wanted == "on":
+            raise ValueError(
+                f"data.packing is on, but {self.init_from} (model_type {policy.causal_lm.config.model_type}) does not "
+                f"keep documents apart: {leak}. Set data.packing to auto."
+            )
+        self.packed = policy.packed = wanted != "off" and not leak
+        self.why_not_packed = leak if wanted == "auto" else "data.packing is off"
+
+    def rows_of_documents(self) -> str:
+        """How documents lie in rows, and why, for the table at the start of a run."""
+        return "packed" if self.packed else f"one document per row, because {self.why_not_packed}"
 
     def place(self, policy: ScoredCausalLM) -> None:
         """Take up the model that was loaded, in shards if the strategy says so."""

@@ -193,7 +193,7 @@ class GRPOModule(FunctionCallingModule):
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         chosen = buffer.chosen(self.mini_batches)
-        micros = buffer.pack(self.micro_batch_tokens, chosen)
+        micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed)
         tokens = sum(len(buffer.completions[i]) for i in chosen)
         counts, most = self.over_ranks({"rollouts": len(chosen), "tokens": tokens}, {"micros": max(1, len(micros))})
         totals, rounds = PolicyTotals(counts["rollouts"], counts["tokens"]), int(most["micros"])

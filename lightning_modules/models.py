@@ -20,12 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from datamodules.chat import resolve_model_folder
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.generation_config import generation_config
+from lightning_modules.policy.head import after_head, decoder_of
 
 log = logging.getLogger(__name__)
 
 IGNORED = -100
-# What some families do to the logits after the head matrix; the scored forward would have to do the same.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass(frozen=True)
@@ -64,27 +63,28 @@ class ScoredCausalLM(nn.Module):
 
     Attributes:
         model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
+        packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, chunk_tokens: int = 1024) -> None:
         """Wrap a model.
 
         Args:
-            model: The model; its head must be a matrix product and nothing more.
+            model: The model; its head must be a matrix, with what `policy.head` knows of after it.
             chunk_tokens: Tokens per chunk of the head (see `linear_logprobs`).
 
         Raises:
-            ValueError: If the model's head has a bias, an adapter, or changes its logits afterwards.
+            ValueError: If the model's head has an adapter, or is no linear layer.
         """
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
-        head = self.causal_lm.get_output_embeddings()
-        changes = [name for name in LOGIT_CHANGES if getattr(self.causal_lm.config, name, None) not in (None, 1, 1.0)]
-        if type(head) is not nn.Linear or head.bias is not None or changes:
+        self.packed = True
+        self.after_head = after_head(self.causal_lm.config)
+        if type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
             raise ValueError(
-                f"{type(self.causal_lm).__name__} cannot be scored in chunks: its head must be a plain matrix, "
-                f"without bias, adapter or {' / '.join(changes or LOGIT_CHANGES)}."
+                f"{type(self.causal_lm).__name__} cannot be scored in chunks: its head must be one linear layer, "
+                "without an adapter."
             )
 
     @property
@@ -101,10 +101,11 @@ class ScoredCausalLM(nn.Module):
         entropy: bool = False,
         attention_mask: Tensor | None = None,
     ) -> ScoredTokens:
-        """Score the targets of packed rows.
+        """Score the targets of rows of documents.
 
-        Positions that restart at 0 begin a new document, and attention stays inside documents. That holds only without
-        cache and without a 2-D mask, so there is never a cache and a 2-D mask is refused.
+        Positions that restart at 0 begin a new document, and attention stays inside documents, in models that `packed`
+        may be true of. That holds only without cache and without a 2-D mask, so there is never a cache and a 2-D mask
+        is refused.
 
         Args:
             input_ids: [R, T], long.
@@ -125,17 +126,16 @@ class ScoredCausalLM(nn.Module):
                 f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
                 "a 2-D mask would let packed documents see each other."
             )
-        if "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
+        if self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
             # Its variable-length kernel recognises restarting positions in a single row only, and silently not in more.
             input_ids, position_ids, targets = (x.reshape(1, -1) for x in (input_ids, position_ids, targets))
-        hidden = self.causal_lm.get_decoder()(
+        hidden = decoder_of(self.causal_lm)(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
         scored = targets != IGNORED
-        head = self.causal_lm.get_output_embeddings().weight
-        return ScoredTokens(
-            *linear_scores(hidden[scored], head, targets[scored], temperature, self.chunk_tokens, entropy)
-        )
+        head = self.causal_lm.get_output_embeddings()
+        arguments = (hidden[scored], head.weight, targets[scored], temperature, self.chunk_tokens, entropy, head.bias)
+        return ScoredTokens(*linear_scores(*arguments, *self.after_head))
 
 
 def build_policy(
@@ -156,7 +156,8 @@ def build_policy(
         init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
         lora: Train adapters of these settings instead of all weights.
         gradient_checkpointing: Recompute activations in the backward pass.
-        attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2".
+        attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2". Where
+            there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
         chunk_tokens: Tokens per chunk of the head.
         empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
@@ -166,11 +167,15 @@ def build_policy(
 
     Raises:
         FileNotFoundError: If there is no such folder, no config.json in it, or no such model on the hub.
-        ValueError: If the weights are not safetensors, the architecture is unknown or no causal one, its head cannot
-            be scored in chunks, or adapters would sit on other than linear layers.
+        ValueError: If the weights are not safetensors, the architecture is unknown, no causal one or lacks a package
+            or the attention kernel, its head cannot be scored in chunks, or adapters would sit on other than linear
+            layers.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
-        model = _load(init_from, empty, dtype=dtype, attn_implementation=attn_implementation)
+        # To transformers, None is sdpa where it can be and else eager; a name is a demand.
+        kernel = None if attn_implementation == "sdpa" else attn_implementation
+        experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
+        model = _load(init_from, empty, dtype=dtype, attn_implementation=kernel, experts_implementation=experts)
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
             log.warning(mended)
@@ -204,8 +209,11 @@ def _load(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
     except OSError as error:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
-    except ValueError as error:  # of transformers, which lists all it knows
-        raise ValueError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+    except (ValueError, ImportError) as error:  # of transformers, which lists all it knows
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        if "attention" in reason.lower():
+            reason = f"model.attn_implementation {options['attn_implementation']}: {reason}"
+        raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
 
 
 def _check_adapters(model: PeftModel) -> None:

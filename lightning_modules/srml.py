@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.packing import PackedBatch
+from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
 from lightning_modules.objectives import Totals, multiscale_loss
@@ -133,7 +134,12 @@ class SRMLModule(FunctionCallingModule):
 
     def sizes(self) -> dict[str, str]:
         """The rows of an optimizer step, for the table at the start of a run."""
-        return {"batch": f"{self.trainer.datamodule.hparams.batch_size:,} rows over all ranks"}
+        data = self.trainer.datamodule
+        fill = f"; {data.fill():.0%} of a micro-batch is no padding" if isinstance(data, XLAMSFTDataModule) else ""
+        return {
+            "batch": f"{data.hparams.batch_size:,} rows over all ranks",
+            "rows": self.rows_of_documents() + fill,
+        }
 
 
 def _logit(share: float) -> float:

@@ -155,9 +155,10 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         return None
     longest += int(data.lengths[data.train_indices].max())
     # Rollouts are packed in rows as long as the longest of them, documents in rows of `max_length`.
-    length = longest if isinstance(module, GRPOModule) else min(data.hparams.max_length, documents * longest)
+    alone = isinstance(module, GRPOModule) or not module.packed
+    length = longest if alone else min(data.hparams.max_length, documents * longest)
     trained, frozen = parameter_counts(module)
-    config, precision = module.policy.causal_lm.config, str(trainer.precision)
+    config, precision = module.policy.causal_lm.config.get_text_config(), str(trainer.precision)
     fsdp = isinstance(strategy, FSDP1 | FSDP2)
     engine, sleeps = rollout_engine(trainer, module, trained + frozen)
     return Plan(
@@ -175,7 +176,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         offload=fsdp and bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload)),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
         reference=getattr(module, "reference", None) is not None,
-        attention=module.attn_implementation,
+        attention=config._attn_implementation,
         cuda=module.device.type == "cuda",
         engine=engine,
         sleeps=sleeps,

@@ -43,6 +43,7 @@ def pack_rollouts(
     max_length: int,
     micro_batch_tokens: int,
     chosen: Sequence[int] | None = None,
+    packed: bool = True,
 ) -> list[PackedBatch]:
     """Pack rollouts without padding into micro-batches whose targets are the completion tokens.
 
@@ -56,6 +57,7 @@ def pack_rollouts(
         max_length: Tokens a packed row may hold.
         micro_batch_tokens: Bound on rows x longest row of a micro-batch.
         chosen: The rollouts to pack; all of them when None.
+        packed: Whether rollouts share rows.
 
     Returns:
         Micro-batches as `datamodules.packing.collate_packed` makes them, with these differences: `samples` is the
@@ -70,7 +72,8 @@ def pack_rollouts(
     documents = [_document(prompts[i], completions[i], cot[i]) for i in numbers]
     starts = torch.tensor([0, *map(len, completions)]).cumsum(0).tolist()
     batches = []
-    for rows in micro_batches([len(document.input_ids) for document in documents], max_length, micro_batch_tokens):
+    lengths = [len(document.input_ids) for document in documents]
+    for rows in micro_batches(lengths, max_length, micro_batch_tokens, packed):
         batch = collate_packed(documents, rows)
         order = [numbers[i] for row in rows for i in row]  # as they appear, which is how `samples` counts them
         padding = batch["samples"] < 0

@@ -73,11 +73,13 @@ class RolloutBuffer:
         turns = [group * mini_batches // self.batch_prompts for group in self.groups]
         return [i for i, mine in enumerate(turns) if mine == turn and not self.masked[i]]
 
-    def pack(self, micro_batch_tokens: int, chosen: list[int] | None = None) -> list[PackedBatch]:
-        """Micro-batches of some rollouts, or of all, in packed rows as long as the longest of them."""
+    def pack(
+        self, micro_batch_tokens: int, chosen: list[int] | None = None, packed: bool = True
+    ) -> list[PackedBatch]:
+        """Micro-batches of some rollouts, or of all, in rows as long as the longest of them, shared if `packed`."""
         numbers = range(len(self.prompts)) if chosen is None else chosen
         longest = max((len(self.prompts[i]) + len(self.completions[i]) for i in numbers), default=1)
-        return pack_rollouts(self.prompts, self.completions, self.cot, longest, micro_batch_tokens, chosen)
+        return pack_rollouts(self.prompts, self.completions, self.cot, longest, micro_batch_tokens, chosen, packed)
 
 
 def at(values: Tensor, tokens: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def score_tokens(module: "GRPOModule", buffer: RolloutBuffer, clock: dict[str, f
     That pass is left out where nothing depends on it: the one update of a batch of rollouts is made of the policy that
     sampled them, so that its own log-probabilities are the old ones, and no bonus asks for entropy.
     """
-    micros = buffer.pack(module.micro_batch_tokens)
+    micros = buffer.pack(module.micro_batch_tokens, packed=module.packed)
     with timed(clock, "time/wait"):  # for the rank that sampled longest
         rounds = int(module.over_ranks({}, {"micros": len(micros)})[1]["micros"])
     entropy = None

@@ -103,6 +103,7 @@ def described(module: "GRPOModule") -> dict[str, str]:
         "each rank": f"{prompts / ranks:g} prompts, {rollouts / ranks:g} rollouts a batch; forward passes of at most "
         f"{module.micro_batch_tokens:,} tokens",
         "generation": generation_row(module.generator, data.lengths[data.train_indices], -(-rollouts // ranks)),
+        "rows": module.rows_of_documents(),
         "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks",
         "objective": f"entropy scale {module.entropy_scale:g} ({module.entropy_level}); KL {module.kl_coef:g} with "
         f"{reference}; ratio by {loss['ratio_level']}, clipped at 1 - {loss['clip_low']:g} and "

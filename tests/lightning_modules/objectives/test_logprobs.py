@@ -214,3 +214,35 @@ def test_peak_memory_of_the_process_does_not_grow_with_tokens():
     assert one_chunk < 100
     assert more_by_24_chunks < 30
     assert more_by_plain > 293  # the measure sees the plain computation
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 1.5), (2.0, 3.0)])
+def test_bias_scale_and_soft_cap_equal_logits_that_are_built_whole(with_bias, scale, softcap):
+    hidden, weight, targets = inputs()
+    bias = torch.linspace(-1, 1, V, dtype=torch.float64).requires_grad_() if with_bias else None
+    z = scale * (hidden @ weight.T + (0 if bias is None else bias))  # the order of Gemma, Cohere, Granite and Phi
+    logits = z if softcap is None else torch.tanh(z / softcap) * softcap
+    log_p = torch.log_softmax(logits / 0.7, dim=-1)  # what is sampled: the model's own logits over the temperature
+    expected = log_p.gather(1, targets[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(-1)
+    leaves = [hidden, weight, *([bias] if with_bias else [])]
+    want = torch.autograd.grad(weighted(*expected), leaves)
+    result = linear_logprobs(hidden, weight, targets, 0.7, 4, True, bias, scale, softcap)
+    got = torch.autograd.grad(weighted(*result), leaves)
+    for one, other in zip([*result, *got], [*expected, *want], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    if softcap:  # it is at work: uncapped logits reach beyond it
+        assert z.abs().max() > softcap
+
+
+def test_a_bias_alone_can_learn_and_impossible_heads_are_refused():
+    hidden, weight, targets = (tensor.detach() for tensor in inputs())
+    bias = torch.zeros(V, dtype=torch.float64, requires_grad=True)
+    linear_logprobs(hidden, weight, targets, bias=bias)[0].sum().backward()
+    # d sum(log p) / d bias = how often each id is the target - its probability summed over the tokens
+    p = torch.softmax(hidden @ weight.T, dim=-1)
+    torch.testing.assert_close(bias.grad, torch.bincount(targets, minlength=V) - p.sum(0), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"bias must be \[V\]"):
+        linear_logprobs(hidden, weight, targets, bias=bias[1:])
+    with pytest.raises(ValueError, match="softcap must be greater than 0"):
+        linear_logprobs(hidden, weight, targets, softcap=0.0)

@@ -1,0 +1,139 @@
+"""What a loaded model can be trusted with: documents in one row, and scores that are its own.
+
+Whether a row's documents are kept apart depends on the architecture (a state that runs on, masks and positions that
+heed no restart) and is written in no config; three short documents show it. What they cannot show is what takes more
+tokens: attention in chunks, which are counted from the start of the row.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from datamodules.packing import CALL, Encoded, collate_packed
+from lightning_modules.models import ScoredCausalLM
+
+LENGTHS = (11, 14, 7)
+"""Tokens of the documents."""
+ROUNDING = 4
+"""Changes so many times as large as what rounding was seen to do are none of rounding's."""
+EXACT = 1e-6
+"""Nats by which log-probabilities may differ where nothing was seen to round."""
+
+
+def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: bool) -> str:
+    """`probe` on the first rank, the only one that is sure to hold weights; every rank learns what came out.
+
+    Args:
+        policy: The model, not yet sharded.
+        strategy: Tells the other ranks; None where there are none.
+        mixed: Whether products are made in bfloat16, of weights in float32.
+
+    Raises:
+        ValueError: See `probe`.
+    """
+    leak, complaint = "", ""
+    if strategy is None or strategy.is_global_zero:
+        device = next(policy.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            try:
+                leak = probe(policy)
+            except ValueError as error:  # the others wait
+                complaint = str(error)
+    leak, complaint = strategy.broadcast((leak, complaint)) if strategy else (leak, complaint)
+    if complaint:
+        raise ValueError(complaint)
+    return leak
+
+
+@torch.no_grad()
+def probe(policy: ScoredCausalLM) -> str:
+    """Score three documents alone and in one row, under the present autocast; no random number is drawn globally.
+
+    A row keeps its documents apart if the log-probabilities of the later ones do not move with the first one's tokens
+    (beyond what the tokens of another row do, which is rounding) nor with what stands before them (beyond the precision
+    of the arithmetic, since sums of other shapes round otherwise).
+
+    Args:
+        policy: The model, whole; it is left in train mode.
+
+    Returns:
+        Why documents cannot share a row; empty if they can.
+
+    Raises:
+        ValueError: If the scores of a document alone are not those of the model's own logits.
+    """
+    policy.eval()
+    first, second, third, other = _documents(policy)
+    documents = [first, second, third]
+    own = torch.cat([_own_scores(policy, document) for document in documents])
+    dtype = torch.get_autocast_dtype(own.device.type) if torch.is_autocast_enabled(own.device.type) else _dtype(policy)
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # norms are float32 in models of float64, too
+    allowed = eps**0.5 * own.std().clamp(min=0.01)  # on average, of what tells tokens apart
+    policy.packed = False
+    alone = _scores(policy, documents, [[0], [1], [2]])
+    policy.packed = True
+    if not own.isfinite().all():
+        raise ValueError(
+            f"{_family(policy)} gives log-probabilities that are not finite in {dtype}: set another trainer.precision."
+        )
+    if not (alone - own).abs().mean() <= allowed:
+        raise ValueError(
+            f"{_family(policy)} does something to its logits that this project does not know of: scores differ from "
+            f"the model's own by {(alone - own).abs().max():.2g} nats; train another model, or add what it does to "
+            "lightning_modules/policy/head.py."
+        )
+    leak = _leak(policy, documents, other, alone, allowed)
+    policy.packed = not leak
+    policy.train()
+    return leak
+
+
+def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alone: Tensor, allowed: Tensor) -> str:
+    """Why documents cannot share a row, as `probe` returns it."""
+    if "chunked_attention" in (getattr(policy.causal_lm.config.get_text_config(), "layer_types", None) or ()):
+        return "its attention is cut in chunks that are counted from the start of the row"
+    tokens, later = sum(LENGTHS) - len(LENGTHS), LENGTHS[0] - 1
+    changed = [*documents, other]
+    rows = [[0, 1, 2], [0, 1, 2]]  # the second row shows what rounding does to the first
+    together = _scores(policy, changed, rows)[:tokens]
+    moved = (_scores(policy, changed, [[3, 1, 2], [0, 1, 2]])[:tokens] - together)[later:].abs().max()
+    rounding = (_scores(policy, changed, [[0, 1, 2], [3, 1, 2]])[:tokens] - together)[later:].abs().max()
+    if not moved <= ROUNDING * rounding + EXACT:
+        return f"in one row a document's tokens move the log-probabilities of those after it, by {moved:.2g} nats"
+    apart = (together - alone).abs()
+    if not apart.mean() <= allowed:
+        return f"in one row documents score otherwise than alone, by {apart.max():.2g} nats"
+    return ""
+
+
+def _documents(policy: ScoredCausalLM) -> list[Encoded]:
+    """Three documents, and another one as long as the first, of ids from the midst of the vocabulary."""
+    ids = policy.causal_lm.get_input_embeddings().weight.shape[0]
+    draw = torch.Generator().manual_seed(0)
+    columns = [torch.randint(ids // 4, max(ids // 2, 2), (n,), generator=draw) for n in (*LENGTHS, LENGTHS[0])]
+    return [Encoded(column.tolist(), [CALL] * len(column)) for column in columns]
+
+
+def _scores(policy: ScoredCausalLM, documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities of all targets, in order of the rows."""
+    batch = collate_packed(documents, rows)
+    device = next(policy.parameters()).device
+    return policy(*(batch[name].to(device) for name in ("input_ids", "position_ids", "targets"))).logprobs
+
+
+def _own_scores(policy: ScoredCausalLM, document: Encoded) -> Tensor:
+    """The same of one document, from the logits of the model's own forward pass."""
+    ids = torch.tensor([document.input_ids], device=next(policy.parameters()).device)
+    logits = policy.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1]
+    log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    return log_p.gather(1, ids[0, 1:, None]).squeeze(1)
+
+
+def _dtype(policy: ScoredCausalLM) -> torch.dtype:
+    return policy.causal_lm.get_output_embeddings().weight.dtype
+
+
+def _family(policy: ScoredCausalLM) -> str:
+    return f"{type(policy.causal_lm).__name__} (model_type {policy.causal_lm.config.model_type})"

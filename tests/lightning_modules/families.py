@@ -1,0 +1,117 @@
+"""Tiny random models of the families that people train: two or three layers, each kind of layer among them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+# What most families call their sizes; what a family has no name for is left out.
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # far from uniform
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2, "eos_token_id": 2}
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family, and what is true of it.
+
+    Attributes:
+        kind: Its `model_type`.
+        packed: Whether documents of a row are kept apart.
+        sizes: What its config is given.
+    """
+
+    kind: str
+    packed: bool
+    sizes: dict = field(default_factory=dict)
+
+    def config(self, vocabulary=320):
+        return AutoConfig.for_model(self.kind, vocab_size=vocabulary, **self.sizes)
+
+    def save(self, folder, tokenizer):
+        """Random weights and a tokenizer, as `model.init_from` takes them."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(self.config(len(tokenizer)))
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):  # zero at the start, and then there is nothing to see
+                    torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+
+def like_llama(kind, packed=True, **sizes):
+    return Family(kind, packed, SIZES | sizes)
+
+
+FAMILIES = [
+    like_llama("llama"),
+    like_llama("qwen2", tie_word_embeddings=True),
+    like_llama("qwen3"),
+    like_llama("qwen3_moe", **EXPERTS),
+    like_llama("gemma"),
+    like_llama("gemma2", final_logit_softcapping=3.0, **SLIDING),
+    like_llama("gemma3_text", **SLIDING),
+    like_llama("gemma4_text", global_head_dim=8, vocab_size_per_layer_input=320, hidden_size_per_layer_input=8, final_logit_softcapping=3.0, **SLIDING),
+    like_llama("mistral", sliding_window=6),
+    like_llama("ministral", **SLIDING),
+    like_llama("mixtral", **LOCAL_EXPERTS),
+    like_llama("phi"),
+    like_llama("phi3"),
+    like_llama("olmo2"),
+    like_llama("cohere", logit_scale=0.5),
+    like_llama("granite", logits_scaling=4.0),
+    like_llama("glm4"),
+    like_llama("smollm3"),
+    like_llama("exaone4"),
+    like_llama("ernie4_5"),
+    like_llama("seed_oss"),
+    like_llama("hunyuan_v1_dense"),
+    like_llama("gpt_neox"),
+    Family("gpt2", True, GPT),
+    like_llama("llama4_text", False, attention_chunk_size=16, layer_types=["chunked_attention", "full_attention"], intermediate_size_mlp=64, **LOCAL_EXPERTS),
+    like_llama("gpt_oss", False, **LOCAL_EXPERTS, **SLIDING),
+    like_llama("qwen3_5_text", False, **LINEAR),
+    like_llama("qwen3_next", False, shared_expert_intermediate_size=16, **LINEAR, **EXPERTS),
+    like_llama("nemotron_h", False, layers_block_type=["linear_attention", "moe", "full_attention", "mlp"], mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, n_groups=1, n_routed_experts=4, moe_intermediate_size=16, moe_shared_expert_intermediate_size=16, num_experts_per_tok=2),
+    like_llama("bamba", False, attn_layer_indices=[1], **MAMBA),
+    like_llama("granitemoehybrid", False, layer_types=["linear_attention", "full_attention"], shared_intermediate_size=16, logits_scaling=4.0, **MAMBA, **LOCAL_EXPERTS),
+    like_llama("minimax", False, layer_types=["linear_attention", "full_attention"], **LOCAL_EXPERTS),
+    like_llama("jamba", False, attn_layer_period=2, attn_layer_offset=1, num_experts=4, num_experts_per_tok=2, mamba_d_state=8, use_mamba_kernels=False),
+    like_llama("falcon_h1", False, mamba_d_ssm=64, lm_head_multiplier=0.25, **MAMBA),
+    like_llama("lfm2", False, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    like_llama("kimi_linear", False, num_key_value_heads=4, layer_types=["linear_attention", "full_attention"], kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, linear_head_dim=8, linear_num_heads=4, moe_intermediate_size=16, **LOCAL_EXPERTS),
+    like_llama("recurrent_gemma", False, num_hidden_layers=3, lru_width=32, attention_window_size=16, logits_soft_cap=3.0),
+    Family("opt", False, {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32, "max_position_embeddings": 512, "init_std": 0.2, "eos_token_id": 2}),
+    like_llama("biogpt", False),
+    Family("mpt", False, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512, "initializer_range": 0.2, "eos_token_id": 2}),
+    Family("xglm", False, {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 512, "init_std": 0.2, "eos_token_id": 2, "pad_token_id": 0}),
+]  # fmt: skip
