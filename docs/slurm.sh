@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains under SLURM, and goes on after every time limit until it is done:
 #
-#   sbatch docs/slurm.sh --config configs/srml.yaml --config configs/trainer/fsdp2.yaml \
-#       --data.path rows.jsonl --data.batch_size 128
+#   sbatch docs/slurm.sh --config configs/finetune.yaml --config configs/trainer/fsdp2.yaml \
+#       --model.init_from MODEL --data.path rows.jsonl --data.batch_size 128
 #
 # One task per GPU. Every task receives SIGTERM 300 s before the limit: time for one step and one checkpoint.
 #SBATCH --job-name=srml

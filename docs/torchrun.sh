@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on one node, or on several: start it on each with the same MASTER_ADDR and a NODE of its own.
 #
-#   docs/torchrun.sh --config configs/srml.yaml --config configs/trainer/fsdp2.yaml --data.path rows.jsonl
+#   docs/torchrun.sh --config configs/finetune.yaml --config configs/trainer/fsdp2.yaml \
+#       --model.init_from MODEL --data.path rows.jsonl
 #   NODES=2 NODE=0 MASTER_ADDR=node0 docs/torchrun.sh ...    on node0
 #   NODES=2 NODE=1 MASTER_ADDR=node0 docs/torchrun.sh ...    on node1
 set -euo pipefail
