@@ -139,8 +139,8 @@ class XLAMPromptDataModule(XLAMDataModule):
         served = f"{h.repeats} optimizer steps" if h.repeats > 1 else "one optimizer step"
         return (
             f"{self.too_long:,} prompts are longer than max_prompt_length {h.max_prompt_length} and not trained on. "
-            f"Sampling from {len(self.train_indices):,} prompts in the order of seed {h.seed}, {h.prompts_per_step} at "
-            f"a time for {served}, {steps:,} steps an epoch; validating on {len(self.val_indices):,}."
+            f"Sampling from {len(self.train_indices):,} prompts, {h.prompts_per_step} at a time for {served}, "
+            f"{steps:,} steps an epoch; validating on {len(self.val_indices):,}. Their order is that of seed {h.seed}."
         )
 
     def _share(self, chosen: list[int]) -> PromptBatch:

@@ -81,8 +81,8 @@ class XLAMSFTDataModule(XLAMDataModule):
         h = self.hparams
         return (
             f"{self.too_long:,} rows are longer than max_length {h.max_length} and not trained on. Training on "
-            f"{len(self.train_indices):,} rows in the order of seed {h.seed}, {len(self.train_dataloader()):,} steps "
-            f"of {h.batch_size} an epoch; validating on {len(self.val_indices):,}."
+            f"{len(self.train_indices):,} rows, {len(self.train_dataloader()):,} steps of {h.batch_size} an epoch; "
+            f"validating on {len(self.val_indices):,}. Their order is that of seed {h.seed}."
         )
 
     def _packed_batches(self, chosen: list[int]) -> list[PackedBatch]:

@@ -190,7 +190,8 @@ def test_rounds_config_runs(name, rows, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "run_module", lambda module, *arguments: main(list(arguments)))
     options = {"init_from": tiny_model_dir, "pool": rows, "val_path": rows, "output_dir": tmp_path / "run"}
     small = [f"--{step}+=--data.cache_dir={tmp_path / 'cache'}" for step in ("sample", "fit")]
-    small += ["--sample+=--model.generator.max_new_tokens=4"]
+    small += [f"--fit+=--model.generator={GENERATE['model.generator']}"]
+    small += [f"--{step}+=--model.generator.max_new_tokens=4" for step in ("sample", "fit")]
     rounds.main(["--config", f"configs/{name}", *(f"--{key}={value}" for key, value in options.items()), *small])
     start, first = json.loads((tmp_path / "run" / "rounds.json").read_text())
     assert first["sampled"] == 12 * yaml.safe_load((ROOT / "configs" / name).read_text()).get("samples", 1)
