@@ -2,7 +2,8 @@
 
 What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy that sampled, at
 the sampling temperature, over the tokens strictly between the think tags, and no gradient flows through it; the same
-temperature divides the logits of the ratio and of the KL; mini-batches are the same in every pass over a batch.
+temperature divides the logits of the ratio and of the KL; mini-batches are the same in every pass over a batch; and
+nothing is ever dropped out, by adapters or by the model itself, so that the ratio of a policy to itself is 1.
 """
 
 import time
@@ -22,6 +23,7 @@ from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
 from lightning_modules.objectives.policy import Aggregation, RatioLevel, settled
+from lightning_modules.policy.dropout import drop_nothing
 from lightning_modules.reference import PREFIX, frozen_copy
 from lightning_modules.resume import of_every_rank
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
@@ -192,6 +194,7 @@ class GRPOModule(FunctionCallingModule):
         """Take one optimizer step on the rollouts whose turn it is."""
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        drop_nothing(self.policy)  # as when the old log-probabilities were computed
         chosen = buffer.chosen(self.mini_batches)
         micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed)
         tokens = sum(len(buffer.completions[i]) for i in chosen)

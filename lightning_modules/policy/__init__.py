@@ -1,1 +1,1 @@
-"""The causal language model as it is trained: what its head does, and what it can be trusted with."""
+"""The causal language model that is trained: its head, precision and configs, and what it can be trusted with."""

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training_runs import Steps, assert_same
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from datamodules import Example, XLAMPromptDataModule
 from datamodules.prompts import PromptBatch
@@ -226,6 +226,20 @@ def test_plain_grpo_needs_no_pass_for_old_logprobs(tiny_model_dir, tiny_tokenize
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-12, atol=1e-15)
     assert "time/old_logprob" not in figures and "time/old_logprob" in with_pass
     assert with_pass["entropy_bonus/mean"] == 0 and with_pass["entropy_bonus/cot_entropy"] > 0
+
+
+def test_the_ratio_of_the_policy_that_sampled_is_1_whatever_its_dropout(tiny_tokenizer, tmp_path):
+    config = GPT2Config(
+        vocab_size=len(tiny_tokenizer), n_embd=32, n_head=4, n_layer=2, n_positions=128, resid_pdrop=0.1,
+        eos_token_id=tiny_tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for options in ({}, {"lora": LoRA(r=2, dropout=0.5)}, {"gradient_checkpointing": True}):
+        _, _, figures = fit(make(tmp_path, tiny_tokenizer, inner_epochs=2, **options), steps=4)
+        for on_policy in figures[::2]:  # in the second batch adapters are no longer 0
+            assert on_policy["policy/ratio_max"] == on_policy["policy/ratio_mean"] == 1
+        assert figures[1]["policy/ratio_max"] > 1.001
 
 
 def test_no_reference_without_kl_and_none_of_its_own_for_adapters(tiny_model_dir, tiny_tokenizer):

@@ -48,7 +48,7 @@ ROWS_TOGETHER = (
     r"(\d+) rows together on each rank, (\d+) after the longest prompts \(token_budget 2,000\): (\d+) turns of at "
     r"most 8 tokens, so up to (\d+) decoding steps"
 )
-LORA = {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}  # draws random numbers in every update
+LORA = {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}  # of which no update makes use
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +93,8 @@ def test_figures_of_a_run(run):
     assert {step for step, name in logged if name == "tool/exact_match"} == {5, 10}
     assert (5, "val/completion/mean_length") in logged
     assert logged[1, "reward/frac_zero_std"] < 1 and logged[2, "policy/kl"] > logged[1, "policy/kl"]
+    for step in sampled:  # whose update is on policy: nothing is dropped out
+        assert logged[step, "policy/ratio_max"] == pytest.approx(1, abs=1e-5)
 
 
 def test_tensorboard_has_panels_histogram_and_samples(run):

@@ -1,0 +1,21 @@
+"""Training without dropout: an update of reinforcement learning scores tokens as they were scored when sampled."""
+
+from torch import nn
+
+
+def drop_nothing(policy: nn.Module) -> None:
+    """Put a model into eval mode, in which gradients flow as in any, but for what recomputes activations.
+
+    That also leaves out other noise of train mode, such as the jitter of some routers. Modules recompute activations in
+    train mode only; theirs stays, and their own probabilities become 0.
+
+    Args:
+        policy: Changed in place, down to its last module.
+    """
+    policy.eval()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):  # families call it dropout, layerdrop, resid_pdrop, ...
+                    setattr(module, name, 0.0)
