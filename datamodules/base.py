@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.chat import load_tokenizer
 from datamodules.encoding import EncodedRows, encode_rows
+from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, query_places
 from datamodules.packing import PROMPT
-from datamodules.xlam import Example, complaint, write_jsonl
+from datamodules.xlam import Example, complaint, settle, write_jsonl
+from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
 
@@ -83,6 +84,7 @@ class XLAMDataModule(LightningDataModule):
 
     BATCH: str  # the argument with the rows of a global training batch
     LIMIT: str  # the argument that bounds the rows trained on
+    REWARDED = False  # whether rows are trained on through rewards alone
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
         """Tokens of each row that `LIMIT` is about, [rows]."""
@@ -140,13 +142,15 @@ class XLAMDataModule(LightningDataModule):
     def summary(self) -> str:
         """What was read, what was left out, and how the rest is trained on; one paragraph."""
         table = self.rows.table
-        prompt, cot = (np.array(table[name]) for name in ("prompt_tokens", "cot_tokens"))
-        call = total_tokens(self.rows) - prompt - cot
+        prompt, cot, call = segment_tokens(self.rows)
         text = (
             f"{self.hparams.path}: {len(table) + len(self.rows.bad):,} rows read, {len(self.rows.bad):,} bad, "
             f"{sum(table['json_form']):,} with their calls in JSON form, {int((cot == 0).sum()):,} without chain of "
             f"thought; mean tokens: prompt {prompt.mean():.0f}, CoT {cot.mean():.0f}, call {call.mean():.0f}."
         )
+        for path, rows in {self.hparams.path: self.rows, self.hparams.val_path: self.val_rows}.items():
+            if path and rows.unrewarded:
+                text += f" The gold answers of {rows.unrewarded:,} rows of {path} earn nothing under model.reward."
         return f"{text} {self.training_summary()}" if len(self.train_indices) else text
 
     def ranks(self) -> tuple[int, int]:
@@ -161,14 +165,14 @@ class XLAMDataModule(LightningDataModule):
                 f"data.{self.BATCH} {h[self.BATCH]} is less than the {self.ranks()[1]} ranks of this run: "
                 f"raise {self.BATCH} or lower trainer.devices"
             )
-        self.rows = self.val_rows = self._encode(h.path)
+        self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit")
         self.lengths = self.measure(self.rows)  # [rows], tokens
         self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
         if stage != "fit":
             return
         held_out = np.zeros(len(self.lengths), dtype=bool)
         if h.val_path:
-            self.val_rows = self._encode(h.val_path)
+            self.val_rows = self._encode(h.val_path, False)
         else:
             held_out = hold_out(query_places(self.rows.table["query"]), h.val_fraction)
         self.val_indices = np.arange(len(self.val_rows.table)) if h.val_path else np.flatnonzero(held_out)
@@ -186,14 +190,30 @@ class XLAMDataModule(LightningDataModule):
                 else f"{h.path} has too few rows to hold any out: set data.val_fraction to 0, or give data.val_path"
             )
 
-    def _encode(self, path: str) -> EncodedRows:
-        h = self.hparams
-        return encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir)
+    def _encode(self, path: str, learnt: bool) -> EncodedRows:
+        """The rows of a source whose gold answers can be returned and, if rewards are learnt from, earn one."""
+        h, module = self.hparams, getattr(self.trainer, "lightning_module", None)
+        paying = getattr(module, "paying", [FunctionCallReward()])
+        ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
+        learnt = learnt and len(ours) == len(paying)  # what a function of the user's pays is not known
+        rows = encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir)
+        rows = check_gold(rows, path, ours or [module.reward], learnt)
+        settle(rows.bad, h.on_bad_row)
+        if not len(rows.table):
+            raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {complaint(rows.bad[0])}")
+        return rows
 
 
 def total_tokens(rows: EncodedRows) -> np.ndarray:
     """Tokens of prompt and target of each row, [rows]."""
-    return pc.list_value_length(rows.table.data.column("input_ids")).to_numpy()
+    return segment_tokens(rows).sum(axis=0)
+
+
+def segment_tokens(rows: EncodedRows) -> np.ndarray:
+    """Tokens of prompt, chain of thought and call of each row, [3, rows]."""
+    names = ["prompt_tokens", "cot_tokens", "call_tokens"]
+    columns = rows.table.select_columns(names).with_format("numpy")[:]
+    return np.stack([columns[name] for name in names])
 
 
 def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]]:

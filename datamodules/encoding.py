@@ -23,8 +23,9 @@ from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
 SCHEMA = pa.schema(
     [(field.name, pa.large_string()) for field in fields(Example)]
-    + [("input_ids", pa.large_list(pa.int32())), ("prompt_tokens", pa.int32()), ("cot_tokens", pa.int32())]
-    + [("json_form", pa.bool_())]
+    + [("input_ids", pa.large_list(pa.int32()))]
+    + [(f"{segment}_tokens", pa.int32()) for segment in ("prompt", "cot", "call")]
+    + [("json_form", pa.bool_()), ("row", pa.int32()), ("returned", pa.large_string())]
 )
 
 
@@ -33,13 +34,16 @@ class EncodedRows:
     """The good rows of a source, and a report on the bad ones.
 
     Attributes:
-        table: One row per good row: the columns of `Example`, `input_ids`, `prompt_tokens`, `cot_tokens` (segments are
-            contiguous: prompt, chain of thought, call) and `json_form` (the calls are written as JSON).
+        table: One row per good row: the columns of `Example`, `input_ids`, `prompt_tokens`, `cot_tokens`, `call_tokens`
+            (segments are contiguous: prompt, chain of thought, call), `json_form` (the calls are written as JSON),
+            `row` (its number in the source) and `returned` (what its target is decoded to; null where that is itself).
         bad: See `xlam.bad_row`.
+        unrewarded: Rows of the table whose gold answer the run's reward does not accept (`gold.check_gold`).
     """
 
     table: datasets.Dataset
     bad: list[dict[str, Any]]
+    unrewarded: int = 0
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The rows as examples."""
@@ -99,7 +103,7 @@ def encode_rows(
 def _write(file: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow) -> list[dict[str, Any]]:
     bad: list[dict[str, Any]] = []
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-        chunk: list[tuple[Example, str, str]] = []
+        chunk: list[tuple[int, Example, str, str]] = []
         for row in _texts(path, tokenizer, on_bad_row, bad):
             chunk.append(row)
             if len(chunk) == CHUNK:
@@ -112,28 +116,32 @@ def _write(file: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row
 
 def _texts(
     path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, bad: list[dict[str, Any]]
-) -> Iterator[tuple[Example, str, str]]:
-    """Good rows with prompt and target; the bad ones are put on the list, or stop the run."""
+) -> Iterator[tuple[int, Example, str, str]]:
+    """Good rows with number, prompt and target; the bad ones are put on the list, or stop the run."""
     for number, outcome, raw in tqdm(check_rows(read_rows(path)), desc=f"encoding {path}", unit=" rows"):
         try:
             if isinstance(outcome, BadRow):
                 raise outcome
-            yield outcome, prompt_text(tokenizer, outcome), checked_target(tokenizer, outcome)
+            yield number, outcome, prompt_text(tokenizer, outcome), checked_target(tokenizer, outcome)
         except BadRow as error:
             bad.append(bad_row(path, number, error, raw))
             settle(bad, on_bad_row)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[Example, str, str]]) -> pa.RecordBatch:
-    examples, prompts, targets = (list(column) for column in zip(*chunk, strict=True))
+def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, str, str]]) -> pa.RecordBatch:
+    numbers, examples, prompts, targets = (list(column) for column in zip(*chunk, strict=True))
     encoded = encode_texts(tokenizer, prompts, targets)
     columns: dict[str, list[Any]] = {
         field.name: [getattr(e, field.name) for e in examples] for field in fields(Example)
     }
     columns["input_ids"] = [document.input_ids for document in encoded]
-    columns["prompt_tokens"] = [document.segments.count(PROMPT) for document in encoded]
-    columns["cot_tokens"] = [document.segments.count(COT) for document in encoded]
+    for name, segment in (("prompt", PROMPT), ("cot", COT), ("call", CALL)):
+        columns[f"{name}_tokens"] = [document.segments.count(segment) for document in encoded]
     columns["json_form"] = [target.rpartition("</think>")[2].lstrip().startswith("[{") for target in targets]
+    columns["row"] = numbers
+    starts = columns["prompt_tokens"]
+    texts = tokenizer.batch_decode([d.input_ids[start:-1] for d, start in zip(encoded, starts, strict=True)])
+    columns["returned"] = [None if text == target else text for text, target in zip(texts, targets, strict=True)]
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 

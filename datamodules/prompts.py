@@ -76,7 +76,8 @@ class XLAMPromptDataModule(XLAMDataModule):
     """Prompts of rows of xLAM's schema, to sample from and to score against their answers.
 
     Every loader yields `PromptBatch`es; prompt j of rank r is prompt r + j * ranks of the global batch. Rows need no
-    chain of thought. Batch sizes are global: the number of ranks changes no optimizer step.
+    chain of thought; one to train on whose gold answer earns no reward is bad. Batch sizes are global: the number of
+    ranks changes no optimizer step.
 
     Args:
         tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
@@ -102,6 +103,7 @@ class XLAMPromptDataModule(XLAMDataModule):
 
     BATCH = "prompts_per_step"
     LIMIT = "max_prompt_length"
+    REWARDED = True
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class FunctionCallingModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.generator = generator or HFGenerator(max_new_tokens=256)
         self.reward = reward or FunctionCallReward()
+        self.paying: list[Callable[..., Any]] = [self.reward]  # all that completions earn rewards from
         self.accuracy = CallAccuracy()
         self.policy: ScoredCausalLM | None = None
         self.packed, self.why_not_packed = True, ""  # whether documents share a row; set when the model is loaded

@@ -133,6 +133,7 @@ class GRPOModule(FunctionCallingModule):
         )
         check_settings(self)
         terms = rewards or {"function_call": RewardTerm(self.reward)}
+        self.paying = [term.function for term in terms.values()]
         self.rewards = Rewards(terms, reward_timeout, max_reward_errors)
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference

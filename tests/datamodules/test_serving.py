@@ -7,13 +7,13 @@ import pytest
 from datamodules.chat import turns_text
 from datamodules.serving import served_tokenizer
 
-ANSWER = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 # How the generation prompts of QwQ, of GLM and of Qwen3 (where it does not think) go on after the role.
+ROLE = "{% if add_generation_prompt %}<|im_start|>assistant\n"
 OPENED = {
     "QwQ": "{% if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}\n",
-    "literal": "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n{% endif %}",
-    "expression": "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '</think>' if quick else '<think>' }}{% endif %}",
-    "empty block": "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+    "literal": ROLE + "<think>\n\n{% endif %}",
+    "expression": ROLE + "{{ '</think>' if quick else '<think>' }}{% endif %}",
+    "empty block": ROLE + "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
 }
 MESSAGES = (
     "{%- macro turn(m) -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endmacro %}\n"
@@ -39,7 +39,7 @@ def rendered(tokenizer, turns, **options):
 @pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
 def test_a_template_that_opens_think_is_exported_so_that_it_does_not(tiny_tokenizer, opened, messages):
     thinking = copy.deepcopy(tiny_tokenizer)
-    before = tiny_tokenizer.chat_template.removesuffix(ANSWER)
+    before = tiny_tokenizer.chat_template.removesuffix(ROLE + "{% endif %}")
     assert before != tiny_tokenizer.chat_template
     thinking.chat_template = (messages or before) + opened
     served = served_tokenizer(thinking)

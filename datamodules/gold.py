@@ -1,0 +1,65 @@
+"""Gold answers that no run can reward: the tokenizer cannot return them, or the reward accepts no such answer."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import pyarrow.compute as pc
+
+from datamodules.chat import target_text
+from datamodules.encoding import EncodedRows
+from datamodules.readers import BadRow
+from datamodules.rows import Example
+from datamodules.xlam import bad_row
+from rewards import FunctionCallReward
+
+
+def check_gold(rows: EncodedRows, path: str, rewards: Sequence[FunctionCallReward], learnt: bool) -> EncodedRows:
+    """Score the gold answers with the rewards of the run, as the tokenizer returns them once they are encoded.
+
+    The rows have passed the default rules (`rows.check_example`), so only those are scored that answer with text, or of
+    which the tokenizer returns another text.
+
+    Args:
+        rows: The rows.
+        path: Where they are from, for the report.
+        rewards: Those of the run; a row is good if any of them takes its gold answer for right.
+        learnt: Whether nothing but these rewards is learnt from, so that rows that earn none are bad.
+
+    Returns:
+        The rows without those whose answer the tokenizer cannot return and, if `learnt`, those that earn nothing
+        anyhow, which are reported as bad; the rows left that earn nothing are counted.
+    """
+    table = rows.table.data
+    suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
+    places = pc.indices_nonzero(suspects).to_pylist()
+    bad, unrewarded = {}, 0
+    for place, example, row in zip(places, rows.examples(places), rows.table.select(places), strict=True):
+        gold = target_text(example)
+        returned = gold if row["returned"] is None else row["returned"]
+        if any(_accepts(reward, example, returned) for reward in rewards):
+            continue
+        if any(_accepts(reward, example, gold) for reward in rewards):
+            reason = (
+                f"this model's tokenizer returns the gold answer changed, and then it earns no reward: {returned[-80:]}"
+            )
+        elif learnt:
+            reason = f"as gold answer it earns no reward under model.reward.no_call {rewards[0].no_call}: {gold[-80:]}"
+        else:
+            unrewarded += 1
+            continue
+        column = "response" if example.response and gold.endswith(example.response) else "answers"
+        bad[place] = bad_row(path, row["row"], BadRow(column, reason), asdict(example))
+    if bad:
+        kept = [place for place in range(len(rows.table)) if place not in bad]
+        everything = sorted([*rows.bad, *bad.values()], key=lambda entry: entry["row"])
+        rows = replace(rows, table=rows.table.select(kept), bad=everything)
+    return replace(rows, unrewarded=unrewarded)
+
+
+def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:
+    """Whether a reward takes a target for right, once it is framed as that reward asks for."""
+    thought, answer = target.split("</think>", 1) if example.cot else ("<think>-", target)
+    if reward.answer_tags == "answer":
+        answer = f"<answer>{answer.strip()}</answer>"
+    result = reward(f"{thought}</think>\n\n{answer.lstrip()}", example.tools, example.answers)
+    return result.parts["exact_match"] == 1
