@@ -24,9 +24,10 @@ class SRMLModule(FunctionCallingModule):
 
     Args:
         balance: "fixed" keeps `cot_weight` (v1); "learnable" trains it (Self-adjusted Signal Balancing, v3, eq. 3);
-            "sft" weighs every token alike, which is plain supervised fine-tuning.
+            "sft" weighs every token of the step alike, which is plain supervised fine-tuning.
         cot_weight: alpha, the weight of the chain of thought; the call has 1 - alpha. The initial value if learnable.
-        reduction: "sample" averages per document, then over documents; "token" pools the tokens of the step.
+        reduction: "sample" averages per document, then over documents; "token" pools the tokens of the step. "token"
+            for "sft", which is nothing else, and "sample" for the others when None.
         alpha_lr_mult: Learning rate of alpha, as a multiple of `learning_rate`.
         alpha_bounds: Least and greatest value of a learnable alpha.
         **kwargs: See `FunctionCallingModule`.
@@ -37,7 +38,7 @@ class SRMLModule(FunctionCallingModule):
         *,
         balance: Literal["fixed", "learnable", "sft"] = "fixed",
         cot_weight: float = 0.7,
-        reduction: Literal["sample", "token"] = "sample",
+        reduction: Literal["sample", "token"] | None = None,
         alpha_lr_mult: float = 1.0,
         alpha_bounds: tuple[float, float] = (0.05, 0.95),
         **kwargs: Any,
@@ -48,9 +49,14 @@ class SRMLModule(FunctionCallingModule):
             raise ValueError(f"model.cot_weight must lie in [0, 1], got {cot_weight}.")
         if balance == "learnable" and not 0 < least <= cot_weight <= greatest < 1:
             raise ValueError(f"model.alpha_bounds {alpha_bounds} must lie in (0, 1) and hold cot_weight {cot_weight}.")
+        if balance == "sft" and reduction == "sample":
+            raise ValueError(
+                "model.balance sft weighs every token alike, and model.reduction sample every document: leave "
+                "model.reduction out."
+            )
         self.balance = balance
         self.cot_weight = cot_weight
-        self.reduction = reduction
+        self.reduction = reduction or ("token" if balance == "sft" else "sample")
         self.alpha_lr_mult = alpha_lr_mult
         self.alpha_bounds = alpha_bounds
         if balance == "learnable":
@@ -121,24 +127,33 @@ class SRMLModule(FunctionCallingModule):
         Raises:
             ValueError: If no rank has a supervised token in this step.
         """
-        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(6, dtype=torch.float64, device=self.device)
         for micro in batch:
-            segments = micro["segments"]
-            documents = micro["samples"][segments > 0].unique().numel()
-            counts += counts.new_tensor([documents, (segments == 1).sum(), (segments == 2).sum(), 1])
-        every_rank = self.all_gather(counts).view(-1, 4)
-        samples, cot, call, _ = every_rank.sum(0).tolist()
-        if samples == 0:
+            segments, samples = micro["segments"], micro["samples"]
+            masks = (segments > 0, segments == 1, segments == 2)
+            documents, with_cot, with_call = (samples[mask].unique().numel() for mask in masks)
+            counts += counts.new_tensor([documents, masks[1].sum(), masks[2].sum(), with_cot, with_call, 1])
+        every_rank = self.all_gather(counts).view(-1, 6)
+        totals = Totals(*every_rank[:, :5].sum(0).tolist())
+        if totals.samples == 0:
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
-        return Totals(samples, cot, call), int(every_rank[:, 3].max())
+        return totals, int(every_rank[:, 5].max())
 
     def sizes(self) -> dict[str, str]:
-        """The rows of an optimizer step, for the table at the start of a run."""
+        """The rows of an optimizer step and what is averaged over them, for the table at the start of a run."""
+        weights = {
+            "fixed": f"{self.cot_weight:g} of the chain of thought's mean and {1 - self.cot_weight:g} of the call's",
+            "learnable": f"both segments' means, the chain of thought's with a weight that is learnt from "
+            f"{self.cot_weight:g}",
+            "sft": "plain SFT, every token alike",
+        }
+        per = {"sample": "of each row, then the mean over rows", "token": "over all tokens of the step"}
         data = self.trainer.datamodule
         fill = f"; {data.fill():.0%} of a micro-batch is no padding" if isinstance(data, XLAMSFTDataModule) else ""
         return {
             "batch": f"{data.hparams.batch_size:,} rows over all ranks",
             "rows": self.rows_of_documents() + fill,
+            "loss": f"{weights[self.balance]}, {per[self.reduction]}",
         }
 
 

@@ -1,6 +1,8 @@
 """Mathematics of the training objectives: tensors in, loss and parts out; nothing here knows of models or trainers."""
 
 from lightning_modules.objectives.advantages import (
+    alike_groups,
+    entropy_bonus,
     entropy_shaped_advantages,
     group_advantages,
     mean_cot_entropy,
@@ -15,6 +17,8 @@ from lightning_modules.objectives.srml import Totals, multiscale_loss
 __all__ = [
     "PolicyTotals",
     "Totals",
+    "alike_groups",
+    "entropy_bonus",
     "entropy_shaped_advantages",
     "group_advantages",
     "kl_k3",

@@ -5,7 +5,7 @@ policy (temperature included), and no gradient flows through it: the paper leave
 Letters: P prompts, G completions of each, R rollouts, N completion tokens of them.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,21 @@ STD_EPSILON = 1e-6
 EntropyLevel = Literal["rollout_cot", "token", "token_cot"]
 
 
-def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std") -> Tensor:
+class EntropyBonus(NamedTuple):
+    """What `entropy_bonus` adds to advantages, and what it is made of; all of the shape of the advantages.
+
+    Attributes:
+        bonus: The smaller of the two terms below.
+        raw: lambda E, before the cap.
+        capped: Whether the cap |A| / alpha is the smaller one, bool; never where A is 0, whose cap says nothing.
+    """
+
+    bonus: Tensor
+    raw: Tensor
+    capped: Tensor
+
+
+def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", valid: Tensor | None = None) -> Tensor:
     """Rewards relative to their group, (r - mean) / (std + 1e-6) (arXiv 2508.05118, eq. 1; arXiv 2402.03300).
 
     A group whose rewards are all equal gets exactly 0, which a test for equality settles: the rounding of its mean and
@@ -24,26 +38,74 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std") -> 
         rewards: Scores of the G completions of each prompt, [P, G], of any dtype.
         scale: "std" divides by the deviation of the group (n - 1 below the root); "none" only subtracts the mean
             (Dr. GRPO, arXiv 2503.20783).
+        valid: Which completions have a reward, [P, G], bool; all when None. Mean and deviation are those of the valid
+            ones; the others have no part in them, whatever stands in their place, and advantage 0.
 
     Returns:
-        Advantages, [P, G], float32 at least.
+        Advantages, [P, G], float32 at least; 0 in a group with fewer than two valid completions.
 
     Raises:
-        ValueError: If the rewards are not [P, G], are not all finite, or the scale is unknown.
+        ValueError: If shapes are wrong, a valid reward is not finite, or the scale is unknown.
     """
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [P, G], got {list(rewards.shape)}.")
+    valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    if valid.shape != rewards.shape:
+        raise ValueError(f"valid must be of the shape of the rewards, {list(rewards.shape)}, got {list(valid.shape)}.")
     if scale not in ("std", "none"):
         raise ValueError(f"scale must be 'std' or 'none', got {scale!r}.")
-    if not torch.isfinite(rewards).all():
+    if not torch.isfinite(rewards[valid]).all():
         raise ValueError("rewards must be finite: one NaN would spread over its whole group.")
-    alike = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # [P, 1]; a group of one is alike, too
-    scores = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
-    advantages = scores - scores.mean(dim=1, keepdim=True)
+    scores = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).where(valid, 0.0)
+    n = valid.sum(dim=1, keepdim=True)  # [P, 1]
+    advantages = (scores - scores.sum(dim=1, keepdim=True) / n.clamp(min=1)).where(valid, 0.0)
     if scale == "std":
-        group_of_one = scores.shape[1] == 1  # which has no deviation to divide by, and needs none
-        advantages = advantages / (scores.std(dim=1, correction=0 if group_of_one else 1, keepdim=True) + STD_EPSILON)
-    return torch.where(alike, 0.0, advantages)
+        variance = advantages.square().sum(dim=1, keepdim=True) / (n - 1).clamp(min=1)
+        advantages = advantages / (variance.sqrt() + STD_EPSILON)
+    return torch.where(alike_groups(rewards, valid)[:, None], 0.0, advantages)
+
+
+def alike_groups(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Which groups have no two valid completions of unlike rewards, so that none has an advantage.
+
+    Args:
+        rewards: [P, G].
+        valid: [P, G], bool.
+
+    Returns:
+        [P], bool.
+    """
+    first = rewards.gather(1, valid.long().argmax(dim=1, keepdim=True))  # [P, 1], of the first valid one
+    return ((rewards == first) | ~valid).all(dim=1)
+
+
+def entropy_bonus(
+    advantages: Tensor, cot_entropy: Tensor, entropy_scale: float = 0.4, clip_divisor: float = 2.0
+) -> EntropyBonus:
+    """min(entropy_scale * E, |A| / clip_divisor), the second term of equation 5 of arXiv 2508.05118, and its parts.
+
+    Args:
+        advantages: A, of any shape.
+        cot_entropy: E in nats, of a shape that broadcasts to that of A; treated as a constant, and as 0 where rounding
+            has made it negative.
+        entropy_scale: lambda, at least 0; with 0 there is no bonus, whatever the entropy.
+        clip_divisor: alpha, greater than 1.
+
+    Returns:
+        The bonus and its parts.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if not entropy_scale >= 0 or not clip_divisor > 1:
+        raise ValueError(
+            f"entropy_scale must be at least 0 and clip_divisor greater than 1, got {entropy_scale} and {clip_divisor}."
+        )
+    raw = entropy_scale * cot_entropy.detach().clamp(min=0).expand_as(advantages)
+    if entropy_scale == 0:
+        raw = torch.zeros_like(advantages)
+    cap = advantages.abs() / clip_divisor
+    return EntropyBonus(torch.minimum(raw, cap), raw, (advantages != 0) & (raw > cap))
 
 
 def entropy_shaped_advantages(
@@ -56,11 +118,10 @@ def entropy_shaped_advantages(
     as they are. Elementwise: one value per rollout, or one per token (arXiv 2506.14758) with `shaping_entropy`.
 
     Args:
-        advantages: A, of any shape.
-        cot_entropy: E in nats, of a shape that broadcasts to that of A; treated as a constant, and as 0 where rounding
-            has made it negative.
-        entropy_scale: At least 0.
-        clip_divisor: Greater than 1.
+        advantages: See `entropy_bonus`, and so for the others.
+        cot_entropy: E.
+        entropy_scale: lambda.
+        clip_divisor: alpha.
 
     Returns:
         Shaped advantages, of the shape of A.
@@ -68,14 +129,8 @@ def entropy_shaped_advantages(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    if not entropy_scale >= 0 or not clip_divisor > 1:
-        raise ValueError(
-            f"entropy_scale must be at least 0 and clip_divisor greater than 1, got {entropy_scale} and {clip_divisor}."
-        )
-    if entropy_scale == 0:
-        return advantages
-    bonus = entropy_scale * cot_entropy.detach().clamp(min=0)
-    return advantages + torch.minimum(bonus, advantages.abs() / clip_divisor)
+    bonus = entropy_bonus(advantages, cot_entropy, entropy_scale, clip_divisor).bonus
+    return advantages if entropy_scale == 0 else advantages + bonus  # adding 0 would turn -0.0 into 0.0
 
 
 def mean_cot_entropy(entropy: Tensor, cot: Tensor, samples: Tensor, rollouts: int) -> Tensor:

@@ -12,17 +12,21 @@ from torch import Tensor
 
 
 class Totals(NamedTuple):
-    """Counts over a whole optimizer step, all micro-batches and ranks: the denominators of the loss.
+    """Counts over a whole optimizer step, all micro-batches and ranks: the denominators of the loss and its parts.
 
     Attributes:
         samples: Documents with at least one supervised token.
         cot: Supervised chain-of-thought tokens.
         call: Supervised call tokens.
+        samples_cot: Documents that have some of the former; only the part "loss_cot" needs it. `samples` when None.
+        samples_call: Documents that have some of the latter, for "loss_call"; likewise.
     """
 
     samples: float | Tensor
     cot: float | Tensor
     call: float | Tensor
+    samples_cot: float | Tensor | None = None
+    samples_call: float | Tensor | None = None
 
 
 def multiscale_loss(
@@ -44,15 +48,16 @@ def multiscale_loss(
         nll: Negative log-likelihoods, [N], floating; computed with in float32 at least.
         segments: 1 chain of thought, 2 call, 0 ignored (not even a NaN there counts), [N], long.
         samples: Which document of this micro-batch each token belongs to, [N], long; from 0 up where supervised.
-        cot_weight: alpha in [0, 1], a number or a tensor of one element that receives its gradient. None is plain SFT:
-            alpha is the share of CoT tokens, N_cot / (N_cot + N_call), in the document ("sample") or step ("token").
+        cot_weight: alpha in [0, 1], a number or a tensor of one element that receives its gradient. None is the share
+            of CoT tokens, N_cot / (N_cot + N_call): in the step under "token", which weighs every token alike and is
+            plain SFT; in the document under "sample", which weighs every document alike.
         reduction: "sample" or "token".
         totals: Counts of the whole optimizer step; counted from the arguments when None.
 
     Returns:
         The loss (0-dim; 0 and in the graph of `nll` if nothing is supervised) and detached 0-dim parts: "loss_cot" and
-        "loss_call" (the unmixed terms; under "sample" a document without the segment adds 0), "samples", "tokens_cot"
-        and "tokens_call" (what this micro-batch holds).
+        "loss_call" (the unmixed terms; under "sample" means over the documents that have the segment), "samples",
+        "tokens_cot" and "tokens_call" (what this micro-batch holds).
 
     Raises:
         ValueError: If shapes disagree or the reduction is unknown.
@@ -67,12 +72,15 @@ def multiscale_loss(
     groups, group = torch.unique(torch.where(segments > 0, samples, -1), return_inverse=True)
     group_cot, group_call = (cot.new_zeros(len(groups)).index_add(0, group, mask) for mask in (cot, call))  # [G]
     n_samples, n_cot, n_call = ((group_cot + group_call) > 0).sum().to(dtype), cot.sum(), call.sum()
-    whole = Totals(n_samples, n_cot, n_call) if totals is None else totals
-    all_samples, all_cot, all_call = (torch.as_tensor(count, dtype=dtype, device=nll.device) for count in whole)
-
+    with_cot, with_call = ((count > 0).sum() for count in (group_cot, group_call))
+    whole = Totals(n_samples, n_cot, n_call, with_cot, with_call) if totals is None else totals
+    all_samples, all_cot, all_call, all_with_cot, all_with_call = (
+        torch.as_tensor(whole.samples if count is None else count, dtype=dtype, device=nll.device) for count in whole
+    )
     if reduction == "token":  # the whole step is one document
         group = torch.zeros_like(group)
-        group_cot, group_call, all_samples = all_cot.reshape(1), all_call.reshape(1), all_samples.new_ones(())
+        group_cot, group_call = all_cot.reshape(1), all_call.reshape(1)
+        all_samples = all_with_cot = all_with_call = all_samples.new_ones(())
     # A token's weight in the mean of its segment, times that mean's weight in the mean over documents.
     of_cot = cot / (group_cot.clamp(min=1)[group] * all_samples.clamp(min=1))  # [N]
     of_call = call / (group_call.clamp(min=1)[group] * all_samples.clamp(min=1))  # [N]
@@ -81,8 +89,8 @@ def multiscale_loss(
     loss = ((alpha * of_cot + (1 - alpha) * of_call) * nll).sum()
     terms = nll.detach()
     return loss, {
-        "loss_cot": (of_cot * terms).sum(),
-        "loss_call": (of_call * terms).sum(),
+        "loss_cot": (of_cot * terms).sum() * all_samples / all_with_cot.clamp(min=1),
+        "loss_call": (of_call * terms).sum() * all_samples / all_with_call.clamp(min=1),
         "samples": n_samples,
         "tokens_cot": n_cot,
         "tokens_call": n_call,

@@ -12,6 +12,7 @@ from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
 from lightning_modules.base import warmup_constant, warmup_cosine
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
+from lightning_modules.objectives import Totals
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.
 SIZES = [(5, 9, 4), (3, 2, 7), (8, 0, 3), (2, 20, 2), (6, 5, 5), (4, 1, 1)]
@@ -61,15 +62,21 @@ def gradients_of_a_step(module, batch):
     return recorded, {name: float(value) for name, value in figures.items()}
 
 
-def oracle(folder, alpha, reduction):
-    """Loss and gradients in float64 from whole logits of unpadded documents; alpha None is the share of CoT tokens."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+def of_documents(model):
+    """Of each document alone, the losses and the segments of its tokens but the first."""
     nlls, segments = [], []
     for doc in documents():
         ids = torch.tensor([doc.input_ids])
         logprobs = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         nlls.append(-logprobs[torch.arange(len(doc.input_ids) - 1), ids[0, 1:]])
         segments.append(torch.tensor(doc.segments[1:]))
+    return nlls, segments
+
+
+def oracle(folder, alpha, reduction):
+    """Loss and gradients in float64 from whole logits of unpadded documents; alpha None is the share of CoT tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    nlls, segments = of_documents(model)
     groups = zip(nlls, segments, strict=True) if reduction == "sample" else [(torch.cat(nlls), torch.cat(segments))]
     losses = []
     for nll, segment in groups:
@@ -82,8 +89,10 @@ def oracle(folder, alpha, reduction):
     return loss.item(), dict(zip(parameters, grads, strict=False)), grads[-1]
 
 
-@pytest.mark.parametrize("reduction", ["sample", "token"])
-@pytest.mark.parametrize("balance", ["fixed", "learnable", "sft"])
+@pytest.mark.parametrize(
+    ("balance", "reduction"),
+    [("fixed", "sample"), ("fixed", "token"), ("learnable", "sample"), ("learnable", "token"), ("sft", "token")],
+)
 def test_gradient_is_that_of_single_documents_however_the_step_is_split(tiny_model_dir, balance, reduction):
     # 0.5, because its logit is exact in float32
     alpha = torch.tensor(0.5, dtype=torch.float64, requires_grad=True) if balance == "learnable" else 0.5
@@ -97,6 +106,26 @@ def test_gradient_is_that_of_single_documents_however_the_step_is_split(tiny_mod
         if balance == "learnable":  # alpha = sigmoid(x), so dL/dx = dL/dalpha * alpha * (1 - alpha)
             assert got["alpha_logit"].item() == pytest.approx(d_alpha.item() * 0.5 * 0.5, rel=1e-9)
             assert figures["train/weight_cot"] == 0.5
+
+
+def test_plain_sft_is_the_mean_over_the_tokens_of_the_step(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir), balance="sft")
+    assert module.reduction == "token" and SRMLModule(init_from="anything").reduction == "sample"
+    _, figures = gradients_of_a_step(module, micro_batches(2))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64)
+    nlls, segments = of_documents(model)
+    every = torch.cat(nlls)[torch.cat(segments) > 0]
+    assert len(every) == 37 + 22 and figures["train/loss"] == pytest.approx(every.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_losses_of_the_segments_are_means_over_the_documents_that_have_them(tiny_model_dir, split):
+    _, figures = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
+    nlls, segments = of_documents(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64))
+    for name, segment, count in (("cot", 1, 5), ("call", 2, 6)):  # one of the six documents has no chain of thought
+        means = [nll[mine == segment].mean().item() for nll, mine in zip(nlls, segments, strict=True)]
+        expected = sum(mean for mean in means if not math.isnan(mean)) / count
+        assert figures[f"train/loss_{name}"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
@@ -125,7 +154,7 @@ def test_segment_figures_by_hand():
 def test_idle_batch_has_every_parameter_in_its_graph_and_no_gradient(tiny_model_dir):
     module = SRMLModule(init_from=str(tiny_model_dir), balance="learnable")
     module.configure_model()
-    loss, parts = module.loss(idle_batch(torch.device("cpu")), (6.0, 37.0, 22.0))
+    loss, parts = module.loss(idle_batch(torch.device("cpu")), Totals(6.0, 37.0, 22.0))
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
     assert not any(value for name, value in parts.items() if name != "padding")
@@ -183,6 +212,7 @@ def test_step_without_supervised_tokens_is_an_error(tiny_model_dir):
         ({"cot_weight": 1.5}, "model.cot_weight"),
         ({"balance": "learnable", "cot_weight": 0.99}, "model.alpha_bounds"),
         ({"balance": "learnable", "alpha_bounds": (0.0, 1.0)}, "model.alpha_bounds"),
+        ({"balance": "sft", "reduction": "sample"}, "every token alike, and model.reduction sample every document"),
     ],
 )
 def test_impossible_weights_are_refused(options, message):

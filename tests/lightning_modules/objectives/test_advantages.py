@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.objectives import (
+    entropy_bonus,
     entropy_shaped_advantages,
     group_advantages,
     mean_cot_entropy,
@@ -48,6 +49,26 @@ def test_without_scale_only_the_mean_is_taken_off():
     assert advantages.tolist() == [[0.375, -0.625, -0.625, 0.375, 0.375, 0.375, -0.625, 0.375]]
 
 
+@pytest.mark.parametrize("left_out", [0.0, 99.0, math.nan, math.inf])
+def test_completions_without_a_reward_are_not_part_of_their_group(left_out):
+    # 1, -1, -1 beside one that is left out: mean -1/3, deviations 4/3 and -2/3, squares 16/9 + 4/9 + 4/9 = 8/3,
+    # deviation sqrt(8/3 / 2) = 2/sqrt(3): advantages 4/3 * sqrt(3)/2 = 2/sqrt(3) and -1/sqrt(3).
+    rewards = torch.tensor([[1.0, left_out, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
+    valid = torch.tensor([[True, False, True, True], [True] * 4])
+    by_std = group_advantages(rewards, valid=valid)
+    assert by_std[0].tolist() == pytest.approx([2 / 3**0.5, 0, -(3**-0.5), -(3**-0.5)], abs=1e-5)
+    assert torch.equal(by_std[1:], group_advantages(rewards[1:]))
+    only_mean = group_advantages(rewards, "none", valid)
+    assert only_mean[0].tolist() == pytest.approx([4 / 3, 0, -2 / 3, -2 / 3])
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_fewer_than_two_rewards_or_equal_ones_have_no_advantage(scale):
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, 0.0, 0.0], [0.1, 7.0, 0.1]])
+    valid = torch.tensor([[False] * 3, [True, False, False], [True, False, True]])
+    assert torch.equal(group_advantages(rewards, scale, valid), torch.zeros(3, 3))
+
+
 @pytest.mark.parametrize("scale", ["std", "none"])
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1 / 3, 1e8 + 7, -1e-30])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -79,6 +100,21 @@ def test_scale_and_divisor_are_where_the_equation_has_them():
     # 1 + min(0.1 * 3, 1 / 4) = 1.25 and -2 + min(0.1 * 3, 2 / 4) = -1.7
     shaped = entropy_shaped_advantages(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 3.0]), 0.1, 4.0)
     assert shaped.tolist() == pytest.approx([1.25, -1.7])
+
+
+def test_the_bonus_and_its_parts():
+    # 0.4 E = 0.2, 0.8, 0.4, 0 against caps of half of |A|, 0.5, 0.5, 0, 0.5: only the second is held back, for the cap
+    # of the third says nothing.
+    advantages, entropy = torch.tensor([1.0, -1.0, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, -1e-7])
+    bonus = entropy_bonus(advantages, entropy)
+    assert bonus.bonus.tolist() == pytest.approx([0.2, 0.5, 0, 0])
+    assert bonus.raw.tolist() == pytest.approx([0.2, 0.8, 0.4, 0])
+    assert bonus.capped.tolist() == [False, True, False, False]
+    # A divisor of 10 has caps of 0.1: the first is held back, too.
+    tighter = entropy_bonus(advantages, entropy, clip_divisor=10.0)
+    assert tighter.bonus.tolist() == pytest.approx([0.1, 0.1, 0, 0]) and tighter.capped.tolist() == [1, 1, 0, 0]
+    none = entropy_bonus(advantages, torch.full((4,), math.nan), entropy_scale=0.0)
+    assert not any(part.any() for part in none)
 
 
 def test_scale_zero_is_plain_grpo_bit_for_bit():
@@ -186,6 +222,8 @@ def test_overlong_penalty():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"rewards must be \[P, G\], got \[3\]"):
         group_advantages(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"valid must be of the shape of the rewards, \[1, 3\], got \[3\]"):
+        group_advantages(torch.zeros(1, 3), valid=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="rewards must be finite"):
         group_advantages(torch.tensor([[0.0, math.nan]]))
     with pytest.raises(ValueError, match="scale must be 'std' or 'none', got 'batch'"):

@@ -56,8 +56,8 @@ MANY = (
 def test_documents_and_missing_segments_reduced_by_sample():
     loss, parts = multiscale_loss(*tensors(*MANY), 0.7, "sample")
     assert loss.item() == pytest.approx((0.7 * 2 + 0.3 * 5 + 3 + 6) / 3)  # 11.9 / 3
-    assert parts["loss_cot"].item() == pytest.approx((2 + 0 + 6) / 3)
-    assert parts["loss_call"].item() == pytest.approx((5 + 3 + 0) / 3)
+    assert parts["loss_cot"].item() == pytest.approx((2 + 6) / 2)  # of the two documents that have one
+    assert parts["loss_call"].item() == pytest.approx((5 + 3) / 2)
     assert [parts[name].item() for name in ("samples", "tokens_cot", "tokens_call")] == [3, 3, 3]
 
 
@@ -73,6 +73,21 @@ def test_plain_sft_over_documents():
     assert by_sample == pytest.approx(((1 + 3 + 5) / 3 + (2 + 4) / 2 + 6) / 3)  # mean over documents of token means
     by_token = multiscale_loss(*tensors(*MANY), None, "token")[0].item()
     assert by_token == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) / 6)
+
+
+@pytest.mark.parametrize("reduction", ["sample", "token"])
+def test_tokens_of_loss_one_have_parts_of_one_whichever_segments_documents_have(reduction):
+    # Four documents: one has both segments, one CoT alone, two a call alone; as one micro-batch, and as two.
+    nll, segments, samples = tensors([1.0] * 7, [1, 2, 1, 1, 2, 2, 2], [0, 0, 1, 1, 2, 3, 3])
+    _, parts = multiscale_loss(nll, segments, samples, 0.7, reduction)
+    assert parts["loss_cot"].item() == parts["loss_call"].item() == 1.0
+    totals = Totals(samples=4, cot=3, call=4, samples_cot=2, samples_call=3)
+    pieces = [
+        multiscale_loss(nll[m], segments[m], samples[m], 0.7, reduction, totals) for m in (samples < 2, samples > 1)
+    ]
+    for name in ("loss_cot", "loss_call"):
+        assert sum(piece[name].item() for _, piece in pieces) == pytest.approx(1.0)
+    assert sum(loss.item() for loss, _ in pieces) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("reduction", ["sample", "token"])
@@ -121,7 +136,9 @@ def test_any_split_into_micro_batches_gives_the_loss_parts_and_gradients_of_the_
         return torch.autograd.grad(loss, [nll, alpha], allow_unused=True, materialize_grads=True)
 
     loss, parts = multiscale_loss(nll, segments, samples, weight, reduction)
-    counts = [len(samples[segments > 0].unique()), (segments == 1).sum().item(), (segments == 2).sum().item()]
+    masks = (segments > 0, segments == 1, segments == 2)
+    documents = [len(samples[mask].unique()) for mask in masks]
+    counts = [documents[0], masks[1].sum().item(), masks[2].sum().item(), *documents[1:]]
     totals = Totals(*(torch.tensor(count) if as_tensors else count for count in counts))
     pieces = []
     for documents in torch.arange(8).tensor_split(splits):
