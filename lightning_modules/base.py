@@ -291,11 +291,12 @@ class FunctionCallingModule(LightningModule):
     def judge(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
         """A completion as text, taken apart and scored with `reward`."""
         text = self.decode(completion)
+        result = self.reward(text, example.tools, example.answers)
         return Rollout(
             example=example,
             text=text,
-            parsed=parse_completion(text, self.reward.answer_tags),
-            result=self.reward(text, example.tools, example.answers),
+            parsed=result.parsed or parse_completion(text, self.reward.answer_tags),
+            result=result,
             prompt_tokens=len(prompt),
             completion_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,

@@ -55,8 +55,13 @@ class GRPOModule(FunctionCallingModule):
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
         rewards: Reward functions by name, and their weights; `reward` alone when None. `reward` judges the
             validation and the `rollout/...` figures in any case.
-        reward_timeout: Seconds that a function of the user's may take over a completion; None is no limit.
-        max_reward_errors: Share of the completions of a batch above which the failures of a function stop the run.
+        reward_timeout: Seconds that a function of the user's may take over a completion; None is no limit, and the
+            functions then run in this process, one completion after the other.
+        reward_workers: Processes of each function of the user's on each rank, as many completions as it judges at a
+            time; 1 for a function that must be called in order or keeps a state.
+        max_reward_errors: Share of the completions of a batch, over all ranks, above which the failures of a function
+            stop the run. Below it, a completion on which a function with a weight fails is left out of its group's
+            comparison and of the loss.
         advantage_scale: "std" divides by the deviation of the group; "none" does not (arXiv 2503.20783).
         entropy_scale: lambda of EGPO's bonus; 0 is plain GRPO.
         clip_divisor: alpha of EGPO's bonus, which is at most |A| / alpha.
@@ -68,7 +73,9 @@ class GRPOModule(FunctionCallingModule):
         ratio_level: See `policy_loss`; "sequence" is GSPO (arXiv 2507.18071).
         kl_coef: Weight of the KL with the reference: the model without its adapters where LoRA is used, else a frozen
             copy of the initial weights; with 0 there is no reference.
-        max_resample: How often a group whose rewards are all equal is sampled anew.
+        max_resample: How often a group whose rewards are all equal is sampled anew, from the same prompt: prompts that
+            are nearly always or never answered right gain weight, and `reward/mean`, of the last attempt, is no longer
+            the policy's, which `reward/mean_first` is.
         overlong: What becomes of completions that are cut at the limit: "none" treats them as others, "mask" leaves
             them out of the loss, "penalty" takes up to 1 off the reward of those that come near the limit.
         overlong_buffer: Tokens before the limit over which the penalty grows.
@@ -90,6 +97,7 @@ class GRPOModule(FunctionCallingModule):
         micro_batch_tokens: int = 8192,
         rewards: dict[str, RewardTerm] | None = None,
         reward_timeout: float | None = 10.0,
+        reward_workers: int = 8,
         max_reward_errors: float = 0.25,
         advantage_scale: Literal["std", "none"] = "std",
         entropy_scale: float = 0.4,
@@ -134,7 +142,7 @@ class GRPOModule(FunctionCallingModule):
         check_settings(self)
         terms = rewards or {"function_call": RewardTerm(self.reward)}
         self.paying = [term.function for term in terms.values()]
-        self.rewards = Rewards(terms, reward_timeout, max_reward_errors)
+        self.rewards = Rewards(terms, reward_timeout, max_reward_errors, reward_workers, self.reward)
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference
         self.reference: ScoredCausalLM | None = None

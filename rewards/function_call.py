@@ -4,13 +4,13 @@ Two departures, both by default: where no tool fits, the answer must be `[]` (th
 `no_call="text"`), and a parallel answer may list its calls in any order (the paper does not say).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
 from rewards.calls import Call, as_calls, as_tools
 from rewards.matcher import Agreement, FloatPlaces, agree, float_places
-from rewards.parser import MAX_ANSWER, parse_calls, split_completion
+from rewards.parser import MAX_ANSWER, ParsedCompletion, parse_calls, split_completion
 
 PARTS = ("format", "parse", "name", "arg_names", "arg_values", "exact_match", "error")
 
@@ -22,10 +22,12 @@ class RewardResult:
     Attributes:
         score: 1.0 or 0.0, plus the format bonus if one is set.
         parts: 1.0 or 0.0 for each name in `PARTS`.
+        parsed: What `parse_completion` says of the completion, so that nobody has to ask again.
     """
 
     score: float
     parts: dict[str, float]
+    parsed: ParsedCompletion | None = field(default=None, compare=False, repr=False)
 
 
 class FunctionCallReward:
@@ -66,20 +68,22 @@ class FunctionCallReward:
             list of calls), "name", "arg_names" and "arg_values" (how far the calls agree, whatever the format),
             "exact_match" (the score without bonus), and "error" (the reference or the completion is unusable).
         """
+        cot, answer, format_error = split_completion(completion, self.answer_tags)
+        calls, error = parse_calls(answer)
+        well_formed = format_error is None
+        parsed = ParsedCompletion(cot, calls if well_formed else None, format_error or error, answer)
         try:
             expected, floats = _reference(tools, answers)
         except ValueError:
-            return _result(error=1.0)
-        _, answer, format_error = split_completion(completion, self.answer_tags)
-        calls, _ = parse_calls(answer)
+            return _result(parsed, error=1.0)
         if self.no_call == "text" and not expected:
             right = 0 < len(answer) <= MAX_ANSWER and not calls
             agreement = Agreement(right, right, right)
         else:
             agreement = Agreement(False, False, False) if calls is None else agree(calls, expected, floats)
-        well_formed = format_error is None
         exact = float(well_formed and agreement.arguments)
         return _result(
+            parsed,
             exact + self.format_bonus * well_formed,
             format=float(well_formed),
             parse=float(calls is not None),
@@ -91,8 +95,8 @@ class FunctionCallReward:
         )
 
 
-def _result(score: float = 0.0, **parts: float) -> RewardResult:
-    return RewardResult(score, dict.fromkeys(PARTS, 0.0) | parts)
+def _result(parsed: ParsedCompletion, score: float = 0.0, **parts: float) -> RewardResult:
+    return RewardResult(score, dict.fromkeys(PARTS, 0.0) | parts, parsed)
 
 
 def _reference(tools: Any, answers: Any) -> tuple[list[Call], dict[str, FloatPlaces]]:

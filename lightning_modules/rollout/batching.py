@@ -14,7 +14,9 @@ from rewards.parser import split_completion
 OPEN, CLOSE = "<think>", "</think>"
 
 
-def cot_mask(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int]) -> list[bool]:
+def cot_mask(
+    tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int], well_formed: bool | None = None
+) -> list[bool]:
     """Tell which tokens lie strictly between the think tags (the W tokens of arXiv 2508.05118, eq. 4).
 
     A token that holds a character of a tag does not, however little of it. Where the think block is not well formed
@@ -23,13 +25,16 @@ def cot_mask(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int]) 
     Args:
         tokenizer: The tokenizer of the model that generated the ids.
         completion_ids: Generated ids; any ids at all, be it half a character.
+        well_formed: Whether the think block is, for who has asked the judge already; asked here when None.
 
     Returns:
         A boolean for each id.
     """
     ids = list(completion_ids)
     text = _decode(tokenizer, ids)
-    if split_completion(text)[2] is not None:
+    if well_formed is None:
+        well_formed = split_completion(text)[2] is None
+    if not well_formed or OPEN not in text or CLOSE not in text:  # a reward of one's own may read other tags
         return [False] * len(ids)
     start = _tokens_until(tokenizer, ids, text.index(OPEN) + len(OPEN))
     end = _tokens_until(tokenizer, ids, text.index(CLOSE) + 1) - 1  # the token that brings the first character of it

@@ -9,26 +9,32 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.objectives import alike_groups
+from lightning_modules.objectives.advantages import EntropyBonus
 from lightning_modules.rollout.generation import Completion
 
 Sums = dict[str, float]
 Peaks = dict[str, float]
 
 
-def reward_sums(rewards: Tensor, scores: dict[str, list[float | None]]) -> Sums:
+def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | None]]) -> Sums:
     """Sums over the rewards [P, G] of a rank, and over the scores of each function.
 
     Args:
         rewards: What the advantages are made of.
+        valid: Which rollouts have a reward, [P, G], bool.
         scores: For each function a score per rollout, None where it failed.
     """
     sums = {
         "rollouts": float(rewards.numel()),
         "groups": float(len(rewards)),
-        "dead": float((rewards == rewards[:, :1]).all(dim=1).sum()),
+        "dead": float(alike_groups(rewards, valid).sum()),
         "errors": float(sum(score is None for column in scores.values() for score in column)),
     }
-    return sums | {f"score/{name}": sum(score or 0.0 for score in column) for name, column in scores.items()}
+    for name, column in scores.items():
+        known = [score for score in column if score is not None]
+        sums |= {f"score/{name}": float(sum(known)), f"scored/{name}": float(len(known))}
+    return sums
 
 
 def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
@@ -40,25 +46,21 @@ def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
     return sums | {f"{name}/count": float(len(values))}, {f"{name}/max": high, f"{name}/-min": -low}
 
 
-def bonus_sums(advantages: Tensor, entropy: Tensor, shaped: Tensor, entropy_scale: float, clip_divisor: float) -> Sums:
+def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: EntropyBonus) -> Sums:
     """Sums over the entropy bonus of a rank: one value per rollout, or per token where it is shaped by token.
 
     Args:
         advantages: A, [M].
         entropy: E in nats, [M].
-        shaped: A and the bonus, [M].
-        entropy_scale: lambda.
-        clip_divisor: alpha.
+        bonus: What `entropy_bonus` made of them, each [M].
     """
-    raw = entropy_scale * entropy.clamp(min=0)
-    alive = advantages != 0  # where the advantage is 0 the cap is, too: that it binds says nothing
     sums = {
-        "bonus/raw": raw.sum().item(),
-        "bonus/capped": float((alive & (raw > advantages.abs() / clip_divisor)).sum()),
-        "bonus/alive": float(alive.sum()),
+        "bonus/raw": bonus.raw.sum().item(),
+        "bonus/capped": float(bonus.capped.sum()),
+        "bonus/alive": float((advantages != 0).sum()),
         "bonus/advantage": advantages.abs().sum().item(),
     }
-    for name, values in (("bonus", shaped - advantages), ("entropy", entropy)):
+    for name, values in (("bonus", bonus.bonus), ("entropy", entropy)):
         sums |= moments(name, values)[0]
     return sums
 
@@ -76,21 +78,29 @@ def length_sums(completions: Sequence[Completion], stop_ids: Collection[int]) ->
 
 
 def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
-    """Figures of one batch of rollouts over all ranks."""
+    """Figures of one batch of rollouts over all ranks.
+
+    `reward/errors` counts failures, each function's own; `reward/NAME/mean` is over the completions on which that
+    function did not fail. `reward/mean`, `reward/std`, `advantage/...` and `entropy_bonus/...` are over those on which
+    no function with a weight failed, and `reward/mean_first` is over those of each prompt's first group, whatever was
+    sampled after it. `reward/frac_zero_std` is the share of groups without two such completions of unlike rewards. All
+    others are over all completions.
+    """
     rollouts = sums["rollouts"]
-    reward, advantage, length = (_spread(name, sums, peaks) for name in ("reward", "advantage", "length"))
-    figures = {
-        "reward/mean": reward["mean"],
-        "reward/std": reward["std"],
-        "reward/errors": sums["errors"],
-        "reward/frac_zero_std": sums["dead"] / sums["groups"],
-    }
+    length = _spread("length", sums, peaks)
+    figures = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["dead"] / sums["groups"]}
+    if sums["reward/count"]:
+        reward, advantage = (_spread(name, sums, peaks) for name in ("reward", "advantage"))
+        figures |= {"reward/mean": reward["mean"], "reward/std": reward["std"]}
+        figures |= {f"advantage/{name}": value for name, value in advantage.items()}
+    if sums["first/count"]:
+        figures["reward/mean_first"] = sums["first/sum"] / sums["first/count"]
     for name in sums:
-        if name.startswith("score/"):
-            figures[f"reward/{name.removeprefix('score/')}/mean"] = sums[name] / rollouts
+        if name.startswith("score/") and sums[f"scored/{name.removeprefix('score/')}"]:
+            function = name.removeprefix("score/")
+            figures[f"reward/{function}/mean"] = sums[name] / sums[f"scored/{function}"]
     if "penalty" in sums:
         figures["reward/overlong_penalty"] = sums["penalty"] / rollouts
-    figures |= {f"advantage/{name}": value for name, value in advantage.items()}
     figures |= {f"completion/{name}_length": length[name] for name in ("mean", "min", "max")}
     figures |= {
         "completion/truncated_frac": sums["truncated"] / rollouts,
@@ -99,7 +109,7 @@ def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
     }
     if rollouts > sums["truncated"]:
         figures["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
-    if "entropy/sum" in sums:
+    if sums.get("entropy/count"):
         figures["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
         figures["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
         figures["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]

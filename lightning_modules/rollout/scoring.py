@@ -1,21 +1,19 @@
 """Reward functions of the user's choice, several of them with weights; one bad completion costs only its own reward.
 
-A function that is not ours runs in a process of its own: nothing else can be stopped wherever it hangs.
+A function that is not ours runs in processes of its own: nothing else can be stopped wherever it hangs.
 """
 
-import math
-import multiprocessing
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
+from lightning_modules.rollout.workers import Answer, Worker, call, call_all
 from rewards import FunctionCallReward, RewardResult
 
 RewardInput = tuple[str, str, str]
 """Completion, tools and answers; the latter two are the row's JSON strings."""
-SHOWN = 300  # characters of an input that an error shows
+LARGEST = 1e30  # magnitude of scores and weights: sums of squares of their products are finite
 
 
 @dataclass(frozen=True)
@@ -37,140 +35,99 @@ class Rewards:
 
     Args:
         terms: Functions by the names under which they are logged.
-        timeout: Seconds that a function may take over one completion; None runs it in this process, without a limit, as
-            a function that uses the accelerator must be. The project's own reward is always run so: it cannot hang.
+        timeout: Seconds that a function may take over one completion; None runs it in this process, one completion
+            after the other and without a limit, as a function that uses the accelerator must be. The project's own
+            reward is always run so: it cannot hang.
         max_error_share: Share of a batch's completions above which the failures of one function stop the run.
+        workers: Processes of each function, as many completions as are judged at a time; they start when needed.
+        own: The reward whose results are known already when completions are scored.
 
     Raises:
-        ValueError: If there is no function, a limit is impossible, or a name is one of our own figures.
+        ValueError: If there is no function, a limit or weight is impossible, or a name is one of our own figures.
     """
 
-    RESERVED = ("mean", "std", "errors", "frac_zero_std", "overlong_penalty")
+    RESERVED = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")
 
     def __init__(
-        self, terms: dict[str, RewardTerm], timeout: float | None = 10.0, max_error_share: float = 0.25
+        self,
+        terms: dict[str, RewardTerm],
+        timeout: float | None = 10.0,
+        max_error_share: float = 0.25,
+        workers: int = 8,
+        own: FunctionCallReward | None = None,
     ) -> None:
         if not terms or set(terms) & set(self.RESERVED) or any("/" in name for name in terms):
             raise ValueError(
                 f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash in its name "
                 f"and not called {' or '.join(self.RESERVED)}."
             )
-        if (timeout is not None and timeout <= 0) or not 0 <= max_error_share <= 1:
+        if (timeout is not None and timeout <= 0) or not 0 <= max_error_share <= 1 or workers < 1:
             raise ValueError(
-                "model.reward_timeout must be greater than 0 and model.max_reward_errors lie in [0, 1], "
-                f"got {timeout} and {max_error_share}."
+                "model.reward_timeout must be greater than 0, model.max_reward_errors lie in [0, 1] and "
+                f"model.reward_workers be at least 1, got {timeout}, {max_error_share} and {workers}."
             )
         self.weights = {name: term.weight for name, term in terms.items()}
+        if not all(abs(weight) <= LARGEST for weight in self.weights.values()):
+            raise ValueError(f"Weights of model.rewards must be finite, got {self.weights}.")
         self.max_error_share = max_error_share
-        self.functions: dict[str, Callable[[str, str, str], Any]] = {}
-        for name, term in terms.items():
-            trusted = timeout is None or isinstance(term.function, FunctionCallReward)
-            self.functions[name] = term.function if trusted else Isolated(term.function, timeout)
+        self.functions = {name: term.function for name, term in terms.items()}
+        self.own = [name for name, function in self.functions.items() if same_reward(function, own)]
+        self.pools = {
+            name: [Worker(partial(score, function), timeout) for _ in range(workers)]
+            for name, function in self.functions.items()
+            if timeout is not None and not isinstance(function, FunctionCallReward)
+        }
 
-    def __call__(self, inputs: Sequence[RewardInput]) -> dict[str, list[float | None]]:
+    def __call__(
+        self, inputs: Sequence[RewardInput], results: Sequence[RewardResult] | None = None, of: int | None = None
+    ) -> dict[str, list[Answer]]:
         """Score every completion with every function.
 
+        Once a function has failed for more than `max_error_share` of the batch it is certain that the run will be
+        stopped, and no other completion is judged: each may cost a time-out.
+
+        Args:
+            inputs: The completions.
+            results: What `own` makes of them, which is not computed again.
+            of: The most completions that the batch may have over all ranks and attempts; those here when None.
+
         Returns:
-            For each function a score per completion; None where it raised, hung, died or returned no finite number.
-
-        Raises:
-            RuntimeError: If a function fails for more than `max_error_share` of the completions.
+            For each function an answer per completion; without a value where it raised, hung, died, returned no finite
+            number, or was not asked any more. Their order, unlike that of the calls, is that of the completions.
         """
-        return {name: self._scores(name, function, inputs) for name, function in self.functions.items()}
+        most_errors = self.max_error_share * (len(inputs) if of is None else of)
+        answers = {}
+        for name, function in self.functions.items():
+            if name in self.own and results is not None:
+                answers[name] = [call(as_score, (result,)) for result in results]
+            elif name not in self.pools:
+                answers[name] = call_in_turn(partial(score, function), inputs, most_errors)
+        answers |= call_all(self.pools, inputs, most_errors)
+        return {name: answers[name] for name in self.functions}
 
-    def total(self, scores: dict[str, float | None]) -> float:
-        """The weighted sum of one completion's scores; 0 where a function failed on it that has a weight."""
+    def total(self, scores: dict[str, float | None]) -> float | None:
+        """The weighted sum of one completion's scores; None where a function failed on it that has a weight."""
         weighted = [(weight, scores[name]) for name, weight in self.weights.items() if weight]
-        return sum(weight * score for weight, score in weighted) if all(s is not None for _, s in weighted) else 0.0
-
-    def _scores(
-        self, name: str, function: Callable[[str, str, str], Any], inputs: Sequence[RewardInput]
-    ) -> list[float | None]:
-        scores: list[float | None] = []
-        failures = 0
-        for one in inputs:
-            try:
-                scores.append(as_score(function(*one)))
-            except Exception as error:  # whatever the user's function raises
-                scores.append(None)
-                failures += 1
-                if failures > self.max_error_share * len(inputs):  # at once, for each may have cost a time-out
-                    completion, tools, answers = (repr(text[:SHOWN]) for text in one)
-                    raise RuntimeError(
-                        f"Reward function {name} failed for {failures} of the first {len(scores)} of {len(inputs)} "
-                        f"completions, more than model.max_reward_errors {self.max_error_share:g} allows; at last "
-                        f"with {type(error).__name__}: {error}; its input was completion {completion}, tools {tools}, "
-                        f"answers {answers}."
-                    ) from error
-        return scores
+        return sum(weight * score for weight, score in weighted) if all(s is not None for _, s in weighted) else None
 
 
-class Isolated:
-    """A function in a process of its own, which is replaced when it hangs or dies.
-
-    Args:
-        function: What to call.
-        timeout: Seconds a call may take.
-    """
-
-    def __init__(self, function: Callable[[str, str, str], Any], timeout: float) -> None:
-        self.function = function
-        self.timeout = timeout
-        self.process: Any = None
-        self.pipe: Connection | None = None
-
-    def __call__(self, completion: str, tools: str, answers: str) -> float:
-        """Call the function.
-
-        Raises:
-            TimeoutError: If it takes too long.
-            RuntimeError: If it raises, returns no finite number, or its process dies.
-        """
-        if self.process is None:
-            self._start()
-        try:
-            self.pipe.send((completion, tools, answers))
-            answered = self.pipe.poll(self.timeout)
-            score, complaint = self.pipe.recv() if answered else (None, None)
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            self.stop()
-            raise RuntimeError("its process died") from error
-        if not answered:
-            self.stop()
-            raise TimeoutError(f"no score after {self.timeout:g} s")
-        if complaint:
-            raise RuntimeError(complaint)
-        return score
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        self.process = self.pipe = None
-
-    def _start(self) -> None:
-        fork = multiprocessing.get_context("fork")  # as loaders' workers: any function will do, and it starts at once
-        self.pipe, theirs = fork.Pipe()
-        self.process = fork.Process(target=_serve, args=(self.function, theirs, self.pipe), daemon=True)
-        self.process.start()
-        theirs.close()
+def call_in_turn(function: Callable[..., float], inputs: Sequence[RewardInput], most_errors: float) -> list[Answer]:
+    """Call a function in this process, until it has failed more often than that."""
+    answers, errors = [], 0
+    for one in inputs:
+        answers.append(call(function, one) if errors <= most_errors else Answer(None))
+        errors += bool(answers[-1].error)
+    return answers
 
 
-def _serve(function: Callable[[str, str, str], Any], pipe: Connection, parents: Connection) -> None:
-    parents.close()  # so that the end of the parent ends this process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler
-    while True:
-        try:
-            inputs = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = (as_score(function(*inputs)), None)
-        except Exception as error:  # whatever the user's function raises
-            answer = (None, f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+def same_reward(function: Callable[[str, str, str], Any], own: FunctionCallReward | None) -> bool:
+    """Whether a function is the reward that has judged already, or one of the same kind and settings."""
+    return type(function) is type(own) and vars(function) == vars(own)
+
+
+def score(function: Callable[[str, str, str], Any], *inputs: str) -> float:
+    """What a reward function says of a completion, as a finite number; raises what it raises, and `as_score`."""
+    return as_score(function(*inputs))
 
 
 def as_score(value: Any) -> float:
@@ -178,7 +135,7 @@ def as_score(value: Any) -> float:
 
     Raises:
         TypeError: If it is nothing or a text.
-        ValueError: If it is not finite, or a `RewardResult` that says it could not judge.
+        ValueError: If it is not finite or beyond all bounds, or a `RewardResult` that says it could not judge.
     """
     if isinstance(value, RewardResult):
         if value.parts.get("error"):
@@ -186,6 +143,6 @@ def as_score(value: Any) -> float:
         value = value.score
     if value is None or isinstance(value, str):
         raise TypeError(f"it returned {value!r}")
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise ValueError(f"it returned {value}")
     return float(value)

@@ -108,6 +108,7 @@ def described(module: "GRPOModule") -> dict[str, str]:
         "objective": f"entropy scale {module.entropy_scale:g} ({module.entropy_level}); KL {module.kl_coef:g} with "
         f"{reference}; ratio by {loss['ratio_level']}, clipped at 1 - {loss['clip_low']:g} and "
         f"1 + {loss['clip_high']:g}; {loss['aggregation']}",
+        "rewards": rewards_described(module),
     }
 
 
@@ -142,4 +143,17 @@ def time_left(seconds: float, taken: int, remaining: int) -> str:
     return (
         f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step; at that speed "
         f"the {remaining:,} steps to come take {rest}, and validation comes on top."
+    )
+
+
+def rewards_described(module: "GRPOModule") -> str:
+    """The reward functions, where they run, and what becomes of their failures."""
+    rewards = module.rewards
+    terms = " + ".join(f"{weight:g} x {name}" for name, weight in rewards.weights.items())
+    pools = [
+        f"{name} in {len(pool)} processes a rank, {pool[0].timeout:g} s each" for name, pool in rewards.pools.items()
+    ]
+    return (
+        f"{'; '.join([terms, *pools])}; a completion on which one fails is not learnt from, and more than "
+        f"{rewards.max_error_share:.0%} of a batch stop the run"
     )

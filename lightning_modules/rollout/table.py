@@ -42,7 +42,9 @@ class RolloutTable(Callback):
         self.shown = step
         pairs = list(zip(samples, advantages.tolist(), strict=True))[: self.rows]
         rows = [
-            {"step": step, "scores": s.scores, "reward": s.total, "advantage": a} | s.rollout.as_row() for s, a in pairs
+            {"step": step, "scores": s.scores, "errors": s.errors, "reward": s.total, "advantage": a}
+            | s.rollout.as_row()
+            for s, a in pairs
         ]
         append_jsonl(Path(log_dir) / "train_samples.jsonl", rows)
         if board:
@@ -62,6 +64,6 @@ def scored(sample: Sample, advantage: float) -> dict[str, str]:
     scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in sample.scores.items())
     return cells(sample.rollout) | {
         "scores": scores,
-        "reward": f"{sample.total:g}",
+        "reward": "failed" if sample.failed else f"{sample.total:g}",
         "advantage": f"{advantage:.3f}",
     }

@@ -1,5 +1,8 @@
 """GRPOModule against a float64 oracle that sees one rollout at a time, on recorded rollouts; what it refuses."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -11,9 +14,11 @@ from datamodules import Example, XLAMPromptDataModule
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, grpo
 from lightning_modules.models import LoRA
-from lightning_modules.rollout import Completion, HFGenerator, collect
+from lightning_modules.objectives.advantages import EntropyBonus
+from lightning_modules.rollout import Completion, HFGenerator, batching, collect
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.scoring import RewardTerm
+from rewards import FunctionCallReward, function_call, parser
 
 TEMPERATURE = 0.7
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
@@ -96,15 +101,18 @@ def fit(module, steps=1):
     return gradients, rounds, figures
 
 
-def oracle(folder, tokenizer, aggregation, entropy_scale=0.4, reports_logprobs=False, masked=(), level="rollout_cot"):
+def oracle(
+    folder, tokenizer, aggregation, entropy_scale=0.4, reports_logprobs=False, masked=(), level="rollout_cot", failed=()
+):
     """Gradient in float64 of one update, with the reference's weights all 1 % larger than the policy's."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     enlarge(reference)
     terms = []
     for prompt, texts in zip(PROMPTS, TEXTS, strict=True):
+        texts = [text for text in texts if text not in failed]
         r = torch.tensor([REWARDS[text] for text in texts], dtype=torch.float64)
-        advantages = (r - r.mean()) / (r.std() + 1e-6)
+        advantages = (r - r.mean()) / (r.std() + 1e-6) if len(r) > 1 else torch.zeros(len(r))
         for text, advantage in zip(texts, advantages, strict=True):
             completion = Recorded(tokenizer, reports_logprobs, masked).completion(text)
             ids = torch.tensor([prompt + completion.token_ids])
@@ -185,6 +193,83 @@ def test_gradient_of_the_options(tiny_model_dir, tiny_tokenizer, moved_reference
     assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, "token_mean", **of_oracle))
 
 
+FAILED = ("<think>No.</think>[]", "[f()]", "<think>alike</think>[]")  # of the first group one, of the third two
+CRASHES = {"raise": KeyError("judge"), "nan": math.nan, "none": None}
+
+
+@pytest.mark.parametrize("way", CRASHES)
+@pytest.mark.parametrize("level", ["rollout_cot", "token"])
+def test_a_completion_that_nobody_could_judge_is_as_if_it_had_not_been_sampled(
+    tiny_model_dir, tiny_tokenizer, moved_reference, way, level
+):
+    def judge(completion, tools, answers):
+        if completion not in FAILED:
+            return REWARDS[completion]
+        if way == "raise":
+            raise CRASHES[way]
+        return CRASHES[way]
+
+    rewards = {"judge": RewardTerm(judge), "length": RewardTerm(lambda completion, *_: len(completion), weight=0.0)}
+    options = {"rewards": rewards, "max_reward_errors": 0.5, "entropy_level": level}
+    module = make(tiny_model_dir, tiny_tokenizer, **options)
+    (gradients,), _, (figures,) = fit(module)
+    assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, "token_mean", level=level, failed=FAILED))
+    assert figures["reward/errors"] == 3
+    assert figures["reward/mean"] == figures["reward/judge/mean"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 1) / 6)
+    assert figures["reward/length/mean"] == pytest.approx(sum(map(len, REWARDS)) / 9)
+    assert figures["reward/frac_zero_std"] == pytest.approx(1 / 3)
+    assert [sample.failed for sample in module.samples] == [text in FAILED for group in TEXTS for text in group]
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_where_right_is_1_and_wrong_is_minus_1_a_failure_is_worth_nothing(tiny_model_dir, tiny_tokenizer):
+    def judge(completion, tools, answers):
+        return {"<think>No.</think>[]": -1.0, "no thought": None}.get(completion, 1.0)
+
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, entropy_scale=0.0)
+    fit(module)
+    # 1, -1 and a failure: mean 0, deviation sqrt(2). A failure at 0 would have been as good as the mean.
+    assert module.sample_advantages[:3].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), 0], abs=1e-5)
+
+
+def test_too_many_failures_stop_the_run_with_the_function_and_an_input(tiny_model_dir, tiny_tokenizer):
+    def judge(completion, tools, answers):
+        if completion in FAILED:
+            raise KeyError("city")
+        return 1.0
+
+    rewards = {"judge": RewardTerm(judge)}
+    with pytest.raises(RuntimeError) as error:
+        fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, max_reward_errors=0.3))  # 3 of 9
+    words = "Reward function judge failed for 3 of 9 completions, more than model.max_reward_errors 0.3 allows; first "
+    words += "with KeyError: 'city'; its input was completion '<think>No.</think>[]', tools '[]', answers '[]'."
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize("function", [None, FunctionCallReward()])
+def test_each_completion_is_judged_and_parsed_once(tiny_model_dir, tiny_tokenizer, monkeypatch, function):
+    counts = Counter()
+
+    def counted(place, name):
+        original = getattr(place, name)
+
+        def counting(*args):
+            counts[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(place, name, counting)
+
+    for module in (function_call, parser, batching):
+        for name in ("split_completion", "parse_calls"):
+            if hasattr(module, name):
+                counted(module, name)
+    counted(FunctionCallReward, "__call__")
+    rewards = None if function is None else {"strict": RewardTerm(function)}
+    _, _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
+    assert counts == {"__call__": 9, "split_completion": 9, "parse_calls": 9}
+    assert figures["reward/mean"] == figures["rollout/exact_match"] == pytest.approx(3 / 9)
+
+
 @pytest.mark.parametrize("options", [{}, {"ratio_level": "sequence", "aggregation": "seq_mean"}, {"dual_clip": 1.5}])
 def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokenizer, options):
     runs = []
@@ -209,7 +294,8 @@ def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_token
     options = {"inner_epochs": inner_epochs, "micro_batch_tokens": 90}
     egpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0, **options)
     fit(egpo, steps=2)
-    monkeypatch.setattr(collect, "entropy_shaped_advantages", lambda advantages, *_: advantages)  # no such thing
+    nothing = lambda advantages, *_: EntropyBonus(*[torch.zeros_like(advantages)] * 3)  # noqa: E731
+    monkeypatch.setattr(collect, "entropy_bonus", nothing)
     grpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.4, **options)
     fit(grpo, steps=2)
     weights = grpo.policy.state_dict()
@@ -282,6 +368,30 @@ def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_t
     assert figures[0]["reward/frac_zero_std"] == pytest.approx(1 / 3) and "reward/mean" not in figures[1]
 
 
+def test_the_mean_of_the_first_attempts_is_logged_beside_that_of_the_last(tiny_model_dir, tiny_tokenizer):
+    asked = Counter()
+
+    def judge(completion, tools, answers):
+        asked[completion] += 1
+        return REWARDS[completion] if asked[completion] == 1 else float(completion == "[f()]")
+
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, max_resample=2)
+    _, _, (figures,) = fit(module)
+    assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row2/1"]]
+    assert figures["reward/mean_first"] == pytest.approx(6.5 / 9)  # 1.5, 2 and 3 of the groups
+    assert figures["reward/mean"] == pytest.approx(4.5 / 9)  # 1.5, 2 and, of the second attempt, 1
+
+
+def test_a_group_is_sampled_again_where_those_that_could_be_judged_are_alike(tiny_model_dir, tiny_tokenizer):
+    def judge(completion, tools, answers):
+        return None if completion == "no thought" else float(completion not in ("[]", "[g()]"))
+
+    # 1, 1 and a failure; 1, 1, 0; 1, 0, 1.
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, max_resample=1)
+    fit(module)
+    assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row0/1"]]
+
+
 def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
     options = {"overlong": "penalty", "overlong_buffer": 64}  # the whole limit: -length / 64
     module = make(tiny_model_dir, tiny_tokenizer, **options)
@@ -324,6 +434,7 @@ def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_toke
         ({"importance_cap": 0.0}, "cap"),
         ({"overlong_buffer": 0}, "buffer"),
         ({"max_reward_errors": 1.5}, "max_reward_errors"),
+        ({"reward_workers": 0}, "reward_workers"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_loaded(options, words):

@@ -93,3 +93,5 @@ def test_alike():
 
     assert all_alike([sample(0.3)] * 3)
     assert not all_alike([sample(0.3), sample(0.3, -0.1)])
+    assert all_alike([sample(0.3), sample(None), sample(0.3)]) and all_alike([sample(0.3), sample(None)])
+    assert all_alike([sample(None)] * 2) and not all_alike([sample(0.3), sample(None), sample(0.2)])

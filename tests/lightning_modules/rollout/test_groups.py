@@ -1,0 +1,59 @@
+"""When failures of reward functions are too many: over all ranks, and all ranks say so."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from datamodules import Example
+from lightning_modules.metrics import Rollout
+from lightning_modules.rollout.groups import Sample, check_errors
+
+
+def sample(error=""):
+    example = Example(id="a", query="q", tools="[]", answers="[]")
+    rollout = Rollout(example, "text", None, None, 1, 1, "stop")
+    return Sample(
+        None, rollout, {"f": None if error else 1.0}, None if error else 1.0, errors={"f": error} if error else {}
+    )
+
+
+def groups(errors, count):
+    return [[sample("ValueError: x")] for _ in range(errors)] + [[sample()] for _ in range(count - errors)]
+
+
+def test_share_of_one_rank():
+    check_errors(groups(2, 8), 0.25)
+    check_errors([], 0.0)
+    with pytest.raises(
+        RuntimeError, match=r"Reward function f failed for 3 of 8 .* 0\.25 allows; first with ValueError: x"
+    ):
+        check_errors(groups(3, 8), 0.25)
+
+
+def said(pipe, rank, store, mine):
+    """What two ranks are told, the one after the other, in two batches."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    words = []
+    for batch in mine:
+        try:
+            check_errors(batch, 0.25)
+            words.append("")
+        except RuntimeError as error:
+            words.append(str(error))
+    pipe.send(words)
+
+
+def test_share_is_that_of_all_ranks_and_no_rank_stops_alone(tmp_path):
+    # First 4 of 4 and 0 of 12, a quarter of all; then 5 of 5 and nothing of 11, more than a quarter; then none has any.
+    batches = [[groups(4, 4), groups(5, 5), []], [groups(0, 12), groups(0, 11), []]]
+    fork = multiprocessing.get_context("fork")
+    pipes = []
+    for rank, mine in enumerate(batches):
+        ours, theirs = fork.Pipe()
+        fork.Process(target=said, args=(theirs, rank, tmp_path / "store", mine), daemon=True).start()
+        pipes.append(ours)
+    assert all(pipe.poll(60) for pipe in pipes)
+    first, second = (pipe.recv() for pipe in pipes)
+    assert first == second and first[0] == first[2] == ""
+    assert first[1].startswith("Reward function f failed for 5 of 16 completions") and "completion 'text'" in first[1]
