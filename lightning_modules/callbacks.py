@@ -117,8 +117,9 @@ class ExportHF(Callback):
 
     def setup(self, trainer: Trainer, pl_module: FunctionCallingModule, stage: str) -> None:
         """Rehearse the export, on every rank, so that all refuse together what cannot be exported."""
+        folder = Path(trainer.log_dir or ".")  # `log_dir` is a collective: every rank asks
         if stage == "fit" and not trainer.fast_dev_run:
-            rehearse_export(pl_module.init_from, pl_module.lora)
+            rehearse_export(pl_module.init_from, pl_module.lora, folder if trainer.is_global_zero else None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export once training has ended by itself."""

@@ -80,15 +80,17 @@ def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, f
     served_tokenizer(tokenizer).save_pretrained(folder)
 
 
-def rehearse_export(init_from: str, lora: LoRA | None = None) -> None:
+def rehearse_export(init_from: str, lora: LoRA | None = None, folder: Path | None = None) -> None:
     """Do all of an export but the weights themselves, which takes no memory, so that none fails after a training.
 
     Args:
         init_from: See `build_policy`.
         lora: See `build_policy`.
+        folder: Where the export will lie, if this rank is to write it.
 
     Raises:
         FileNotFoundError: See `build_policy` and `load_tokenizer`.
+        OSError: If nothing can be written there.
         ValueError: Saying what cannot be exported; also as `build_policy` and `load_tokenizer` do.
     """
     tokenizer = load_tokenizer(init_from)
@@ -96,8 +98,12 @@ def rehearse_export(init_from: str, lora: LoRA | None = None) -> None:
         plain, policy = build_policy(init_from, empty=True), build_policy(init_from, lora, empty=True)
     try:
         merged = {name: tuple(weight.shape) for name, weight in merged_weights(policy)}
-        with tempfile.TemporaryDirectory(prefix="funreason-export-") as folder:
-            write_settings(policy, tokenizer, folder)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=folder) as place:
+            write_settings(policy, tokenizer, place)
+    except OSError as error:
+        raise OSError(f"trainer.default_root_dir: the run could not be exported to {folder}: {error}") from error
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         words = " ".join(str(error).split())
         raise ValueError(f"init_from: {init_from} could be trained and not exported: {words}") from error

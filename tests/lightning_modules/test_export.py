@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from lightning_modules import export, models
+from lightning_modules import SRMLModule, export, models
 from lightning_modules.cli import main
 from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.models import LoRA, build_policy
@@ -48,10 +48,13 @@ def test_a_base_model_is_trained_and_exported_with_the_end_and_the_prompt_it_was
         chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-        # Oracle: generation by transformers itself ends at both.
-        config = AutoModelForCausalLM.from_pretrained(hf).generation_config
-        assert config.eos_token_id == [2, 0]
     assert {file.name: file.read_bytes() for file in base_model.glob("*.json")} == given
+
+
+def test_training_stops_at_all_that_the_exported_model_names(base_model):
+    module = SRMLModule(str(base_model))
+    module.configure_model()
+    assert module.stop_ids == [2, 0]
 
 
 def test_the_live_model_keeps_its_configs(base_model, tmp_path):
@@ -82,6 +85,14 @@ def test_what_the_export_cannot_write_is_refused_before_the_model_loads(base_arg
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT))
     assert "could be trained and not exported: this template cannot be saved" in exit_.value.code
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_at_the_start(tiny_model_dir, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"default_root_dir: the run could not be exported to .*file/version_0"):
+        rehearse_export(str(tiny_model_dir), folder=tmp_path / "file" / "version_0")
+    rehearse_export(str(tiny_model_dir), folder=tmp_path / "version_0")
+    assert list((tmp_path / "version_0").iterdir()) == []
 
 
 def test_the_rehearsal_holds_merged_names_and_shapes_against_the_models(tiny_model_dir, monkeypatch):
