@@ -177,7 +177,10 @@ def test_through_the_command_line_with_the_tiny_model(tiny_model_dir, tmp_path, 
         ),
         (["--data.categories=[simple,chatable]"], "'chatable' is no category of BFCL v3"),
         (["--data.path=/nowhere"], "/nowhere holds no package bfcl_eval"),
-        (["--data.class_path=XLAMSFTDataModule"], "BFCLModule answers the rows of a BFCLDataModule"),
+        (
+            ["--data.class_path=XLAMSFTDataModule", "--data.path=toolbox"],
+            "BFCLModule answers the rows of a BFCLDataModule",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(options, message, tiny_model_dir, tmp_path, capsys):
