@@ -42,7 +42,7 @@ LAYOUT = {
         "completions": _panel("completion/mean_length", "completion/truncated_frac"),
     },
     "Rollouts": {
-        "mean reward": _panel("reward/mean"),
+        "mean reward": _panel("reward/mean", "reward/mean_first"),
         "KL with the reference": _panel("policy/kl"),
         "groups whose rewards are all equal": _panel("reward/frac_zero_std"),
         "entropy": _panel("policy/entropy", "entropy_bonus/cot_entropy"),

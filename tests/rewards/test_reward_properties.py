@@ -143,6 +143,7 @@ def test_no_text_raises(text, answer_tags, no_call):
             assert result.score in (0.0, 1.0)
             assert set(result.parts.values()) <= {0.0, 1.0}
         parsed = parse_completion(completion, answer_tags)
+        assert repr(result.parsed) == repr(parsed)  # what the judge has read is not read again
         assert (parsed.calls is None) == (parsed.error is not None)
 
 
