@@ -18,13 +18,14 @@ import torch
 from benchmarks.record import record
 from benchmarks.sharded_step import Case
 from lightning_modules.memory import adapters
+from lightning_modules.policy.precision import LEAST_RATE
 
 STEPS, WARM = 25, 5  # the rates are those of the last 20
 PEAK_FLOPS = 989e12  # of an H100 or H200, dense, bfloat16
 RANK = 16
 KINDS = {  # options of the command line, by what is trained
     f"adapters of rank {RANK}, bf16-mixed": [f"--model.lora.r={RANK}", "--trainer.precision=bf16-mixed"],
-    "all weights, bf16-true": ["--trainer.precision=bf16-true"],
+    "all weights, bf16-true": ["--trainer.precision=bf16-true", f"--model.learning_rate={LEAST_RATE}"],  # as it must be
 }
 DATA = ["--data.path=toolbox:train:1600", "--data.batch_size=64", "--data.max_length=4096", "--data.val_fraction=0"]
 BRIEF = [f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1", "--last_checkpoint.every_n_train_steps=1000000"]

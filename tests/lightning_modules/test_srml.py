@@ -196,7 +196,9 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_step(tiny_model_d
     module.configure_model()
     with torch.no_grad():
         module.policy.causal_lm.model.norm.weight[0] = math.inf
-    with pytest.raises(RuntimeError, match="gradient norm is nan at step 0"):
+    with pytest.raises(
+        RuntimeError, match=f"gradient norm is nan at step 0: a weight of model.init_from {tiny_model_dir}"
+    ):
         fit(module, micro_batches(1))
     assert module.global_step == 0
 
