@@ -73,8 +73,9 @@ def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, f
     model, ids = policy.causal_lm, stop_ids(tokenizer, policy.causal_lm.generation_config)
     config, generation = deepcopy(model.config), deepcopy(model.generation_config)
     generation.eos_token_id = ids if len(ids) > 1 else ids[0]
-    if ids[0] not in ids_of(config.eos_token_id):
-        config.eos_token_id = ids[0]
+    text = config.get_text_config()
+    if ids[0] not in ids_of(getattr(text, "eos_token_id", None)):
+        text.eos_token_id = ids[0]
     config.save_pretrained(folder)
     generation.save_pretrained(folder)
     served_tokenizer(tokenizer).save_pretrained(folder)

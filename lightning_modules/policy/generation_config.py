@@ -30,7 +30,7 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     except ValueError as error:
         raise ValueError(f"init_from: {source} has an impossible generation config: {_line(error)}") from error
     if config.eos_token_id is None:
-        config.eos_token_id = model.config.get_text_config().eos_token_id
+        config.eos_token_id = getattr(model.config.get_text_config(), "eos_token_id", None)
     if config.pad_token_id is not None and config.pad_token_id < 0:  # "none" in early Llama checkpoints
         config.pad_token_id = None
     fault = _fault(config)

@@ -52,7 +52,7 @@ def test_a_base_model_is_trained_and_exported_with_the_end_and_the_prompt_it_was
 
 
 def test_training_stops_at_all_that_the_exported_model_names(base_model):
-    module = SRMLModule(str(base_model))
+    module = SRMLModule(init_from=str(base_model))
     module.configure_model()
     assert module.stop_ids == [2, 0]
 
