@@ -97,30 +97,42 @@ def _cot_fault(example: Example, calls: list[Call] | None, tools: list[dict[str,
 
 
 def _call_fault(example: Example, calls: list[Call] | None, tools: list[dict[str, Any]]) -> Finding | None:
-    if calls is None:
+    if not calls:
         return None
     written, _ = parse_calls(example.answers)
     if misfit := find_misfit(calls, tools):
         return Finding(*misfit)
+    if finding := _function_fault(example.query, calls, tools):
+        return finding
     offered = {tool["name"]: tool for tool in tools}
-    called = {call.name for call in calls}
-    others = [_closeness(tool, example.query) for name, tool in offered.items() if name not in called]
-    for name in called:
-        close = _closeness(offered[name], example.query)
-        if close[0] < ASKED or any(other > close for other in others):
-            return Finding("function", f"The request does not ask for {name!r}.")
     for call in calls:
         declared, _ = parameters(offered[call.name])
         for name, value in call.arguments.items():
             if not _given(value, declared[name], example.query):
                 return Finding("parameter", f"The request does not give {name!r} the value {value!r}.")
-    if written and find_misfit(written, tools):
-        return Finding("type", "A value is not written in its declared type.")
+    if written and (misfit := find_misfit(written, tools)):
+        return Finding("type", f"A value is not written in its declared type: {misfit.reason}.")
+    return None
+
+
+def _function_fault(query: str, calls: list[Call], tools: list[dict[str, Any]]) -> Finding | None:
+    """Whether the function called of which the request says least is not asked for, or less than one not called."""
+    close = {tool["name"]: _closeness(tool, query) for tool in tools}
+    called = [call.name for call in calls]
+    least = min(
+        called, key=close.__getitem__
+    )  # the first of equals, as `max` below: the order of a set would be chance
+    if close[least][0] < ASKED:
+        return Finding("function", f"The request does not ask for {least!r}.")
+    best = max((name for name in close if name not in called), key=close.__getitem__, default=least)
+    if close[best] > close[least]:
+        return Finding("function", f"The request says more of {best!r}, which is not called, than of {least!r}.")
     return None
 
 
 def _format_fault(example: Example, calls: list[Call] | None, tools: list[dict[str, Any]]) -> Finding | None:
-    return Finding("format", "The calls can be read, but are not written as they should be.")
+    written = "The calls can be read, but are not written as they should be."
+    return Finding("format", written if calls else "No calls can be read.")
 
 
 def _evaluation(example: Example, calls: list[Call] | None, tools: list[dict[str, Any]]) -> str:

@@ -3,6 +3,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from functools import partial
@@ -165,10 +167,11 @@ def behave(number, body):
 def options(folder, rows, stub, **more):
     values = {"data.path": rows, "output_dir": folder, "in_flight": 8} | more
     judge = {"class_path": "datamodules.refinement.OpenAIJudge", "init_args": {"model": "m", "servers": [stub.url]}}
+    rules = {"class_path": "datamodules.refinement.RuleJudge"}
     return [
         "--config",
         "configs/refine.yaml",
-        f"--judges={json.dumps([judge])}",
+        f"--judges={json.dumps([judge, rules])}",
         *(f"--{k}={v}" for k, v in values.items()),
     ]
 
@@ -180,11 +183,38 @@ def in_child(arguments):
     return process
 
 
+def start(hash_seed, arguments):
+    """Start the command in an interpreter of its own, whose sets have another order."""
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "datamodules.refinement", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def half_right(number):
+    """A request for a payslip and for working days, answered with the payslip and a parking place."""
+    descriptions = ("Get the payslip.", "Find parking.", "Count the working days.")
+    names = [f"{name}_{number}" for name in ("get_payslip", "find_parking", "count_workdays")]
+    return {
+        "query": f"Get payslip {number}, and count the working days.",
+        "tools": json.dumps(
+            [{"name": n, "description": d, "parameters": {}} for n, d in zip(names, descriptions, strict=True)]
+        ),
+        "answers": json.dumps([{"name": name, "arguments": {}} for name in names[:2]]),
+        "cot": f"{names[0]}, then {names[1]}.",
+    }
+
+
 @pytest.fixture
 def rows(tmp_path, write_rows):
     rows = make_corpus("train", 120, 9)
     rows[7]["tools"] = "no tools"
     rows[50]["answers"] = "[broken("
+    for number in range(60, 66):
+        rows[number] |= half_right(number)
     return write_rows(rows)
 
 
@@ -215,16 +245,28 @@ def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
             asked.append(rows_asked_about(stub.asked[before:], corpus))
             decided.append({outcome.example.id for _, outcome in journal.outcomes()})
             journal.close()
-        before, last = len(stub.asked), in_child(options(tmp_path / "killed", rows, stub))
-        last.join()
+        before, last = len(stub.asked), start(1, options(tmp_path / "killed", rows, stub))
+        code = last.wait()
         asked.append(rows_asked_about(stub.asked[before:], corpus))
-    assert last.exitcode == 0 and files(tmp_path / "killed") == whole
+    assert code == 0 and files(tmp_path / "killed") == whole
     assert 0 < len(decided[-1]) < 120
     for run in range(1, 12):
         assert decided[run - 1] <= decided[min(run, 10)]
         assert not asked[run] & decided[run - 1]  # no row that was decided is asked about again
     for run in range(1, 11):
         assert len(asked[run] - decided[run]) <= 8  # only those in flight at the kill are
+
+
+def test_the_order_of_sets_reaches_no_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    runs = [
+        start(seed, ["--config", "configs/refine_demo.yaml", "--limit=300", "--output_dir", tmp_path / str(seed)])
+        for seed in (1, 2)
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    written = files(tmp_path / "1")
+    assert written == files(tmp_path / "2")
+    assert b"The request does not ask for 'find_parking'." in written["rejected.jsonl"]  # and for 'get_payslip' it does
 
 
 def test_parts_joined_are_the_whole(tmp_path, rows, write_rows, monkeypatch):
