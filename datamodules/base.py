@@ -1,7 +1,7 @@
 """What the data modules over xLAM rows share: reading, holding out a part, and prompts to evaluate on."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,19 @@ class PromptBatch:
     Args:
         examples: The rows.
         prompt_ids: Token ids of their prompts.
+        further: Gives this rank's share of other prompts, as many as the whole batch has, for the first, second, ...
+            draw of them; None on every rank where there are none left. None where nothing can be drawn.
     """
 
-    def __init__(self, examples: list[Example], prompt_ids: list[list[int]]) -> None:
+    def __init__(
+        self,
+        examples: list[Example],
+        prompt_ids: list[list[int]],
+        further: "Callable[[int], PromptBatch | None] | None" = None,
+    ) -> None:
         self.examples = examples
         self.prompt_ids = prompt_ids
+        self.further = further
 
 
 class PromptLoader:

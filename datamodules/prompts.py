@@ -1,6 +1,8 @@
 """Prompts to sample completions of, in global batches that are dealt to the ranks and handed out several times."""
 
+import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +135,7 @@ class XLAMPromptDataModule(XLAMDataModule):
     def train_dataloader(self) -> RepeatingLoader:
         """Loader of this rank's share of each global batch of prompts, each `repeats` times."""
         h = self.hparams
-        return RepeatingLoader(len(self.train_indices), h.prompts_per_step, self._share, h.seed, h.repeats)
+        return RepeatingLoader(len(self.train_indices), h.prompts_per_step, self._batch, h.seed, h.repeats)
 
     def training_summary(self) -> str:
         """How many prompts there are, and what an epoch of them is."""
@@ -144,6 +146,23 @@ class XLAMPromptDataModule(XLAMDataModule):
             f"Sampling from {len(self.train_indices):,} prompts, {h.prompts_per_step} at a time for {served}, "
             f"{steps:,} steps an epoch; validating on {len(self.val_indices):,}. Their order is that of seed {h.seed}."
         )
+
+    def _batch(self, chosen: list[int]) -> PromptBatch:
+        """This rank's share of a global batch of row numbers, and how to draw further prompts beside it."""
+        batch = self._share(chosen)
+        batch.further = partial(self._further, chosen)
+        return batch
+
+    def _further(self, chosen: list[int], draw: int) -> PromptBatch | None:
+        """This rank's share of a draw of as many prompts again: of none twice, and of none of the batch itself.
+
+        Which ones depends on the rows of the batch alone, and so on seed, epoch and place of it: the order of the
+        batches is what it would be without, and a run that goes on needs nothing more than its place in that.
+        """
+        others = sorted(set(range(len(self.train_indices))) - set(chosen))
+        random.Random(f"{chosen}").shuffle(others)
+        drawn = others[(draw - 1) * len(chosen) : draw * len(chosen)]
+        return self._share(drawn) if drawn else None
 
     def _share(self, chosen: list[int]) -> PromptBatch:
         """This rank's share of a global batch, as even as can be; empty where there are more ranks than prompts."""

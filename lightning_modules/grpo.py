@@ -76,6 +76,10 @@ class GRPOModule(FunctionCallingModule):
         max_resample: How often a group whose rewards are all equal is sampled anew, from the same prompt: prompts that
             are nearly always or never answered right gain weight, and `reward/mean`, of the last attempt, is no longer
             the policy's, which `reward/mean_first` is.
+        dynamic_sampling: How often further prompts, as many as the batch has, are drawn and sampled from to take the
+            place of groups whose rewards are all equal (DAPO, arXiv 2503.14476, 3.2); 10 is verl's bound. Groups that
+            are too many are thrown away; if they are too few at last, the batch's own fill it up. `reward/...` and
+            `rollout/...` are those of the groups that are kept, and so no longer the policy's.
         overlong: What becomes of completions that are cut at the limit: "none" treats them as others, "mask" leaves
             them out of the loss, "penalty" takes up to 1 off the reward of those that come near the limit.
         overlong_buffer: Tokens before the limit over which the penalty grows.
@@ -110,6 +114,7 @@ class GRPOModule(FunctionCallingModule):
         ratio_level: RatioLevel = "token",
         kl_coef: float = 0.001,
         max_resample: int = 0,
+        dynamic_sampling: int = 0,
         overlong: Literal["none", "mask", "penalty"] = "none",
         overlong_buffer: int = 64,
         importance_cap: float | None = 2.0,
@@ -126,6 +131,7 @@ class GRPOModule(FunctionCallingModule):
         self.advantage_scale = advantage_scale
         self.entropy_scale, self.clip_divisor, self.entropy_level = entropy_scale, clip_divisor, entropy_level
         self.kl_coef, self.max_resample, self.overlong = kl_coef, max_resample, overlong
+        self.dynamic_sampling = dynamic_sampling
         self.importance_cap, self.importance_above = importance_cap, importance_above
         self.penalty = partial(overlong_penalty, max_length=limit, buffer=min(overlong_buffer, limit))
         clip_low, clip_high, aggregation = settled(clip_low, clip_high, aggregation, ratio_level)

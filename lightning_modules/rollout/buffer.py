@@ -15,7 +15,7 @@ class RolloutBuffer:
     """This rank's rollouts of one batch of prompts: R of them, with N completion tokens laid end to end.
 
     Attributes:
-        rows: Ids of the rows that were sampled from.
+        rows: Ids of the rows of the batch of prompts that it was made for; others may have been sampled from.
         prompts: Token ids of the prompt of each rollout, R lists.
         completions: Token ids of each completion, R lists.
         cot: Which of them lie between the think tags, R lists.
@@ -63,8 +63,8 @@ class RolloutBuffer:
     def chosen(self, mini_batches: int) -> list[int]:
         """The rollouts of the next optimizer step.
 
-        A mini-batch is a block of consecutive prompts of the global batch, which no number of ranks changes; prompts
-        are dealt to the ranks in turn, so that each has its share of every block.
+        A mini-batch is a block of consecutive groups of the global batch, which no number of ranks changes; prompts
+        are dealt to the ranks in turn, so that each has its share of every block (not of what dynamic sampling keeps).
 
         Args:
             mini_batches: Parts that the batch is divided into; each serves once per pass over the batch.

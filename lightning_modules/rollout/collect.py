@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from lightning_modules.objectives.advantages import EntropyBonus
 from lightning_modules.reference import reference_policy
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
+from lightning_modules.rollout.dynamic import draw_groups
 from lightning_modules.rollout.figures import (
     Peaks,
     Sums,
@@ -50,23 +52,29 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
         The buffer, the samples in its order, and the figures of all ranks.
     """
     clock: dict[str, float] = {}
-    groups, counted = sample_groups(module, batch, clock)
+    with timed(clock, "time/weight_sync"):
+        policy = module.generating_policy()
+        module.generator.sync(policy)
+    sample = partial(sample_groups, module, policy, clock)
+    drawn = draw_groups(batch, module.dynamic_sampling, sample, module.global_rank, module.trainer.world_size)
+    groups = drawn.groups
     samples = [sample for group in groups for sample in group]
     completions = [sample.completion for sample in samples]
     with timed(clock, "time/reward"):
         cot = [cot_mask(module.tokenizer, s.completion.token_ids, bool(s.rollout.parsed.cot)) for s in samples]
-    rank, ranks = module.global_rank, module.trainer.world_size
     buffer = RolloutBuffer(
         rows=[example.id for example in batch.examples],
-        prompts=[list(prompt) for prompt, group in zip(batch.prompt_ids, groups, strict=True) for _ in group],
+        prompts=[list(prompt) for prompt, group in zip(drawn.prompts, groups, strict=True) for _ in group],
         completions=[list(completion.token_ids) for completion in completions],
         cot=cot,
-        groups=[rank + j * ranks for j, group in enumerate(groups) for _ in group],
+        groups=[number for number, group in zip(drawn.numbers, groups, strict=True) for _ in group],
         masked=[s.failed or (module.overlong == "mask" and s.completion.finish_reason == "length") for s in samples],
         advantages=torch.zeros(0, dtype=torch.float32),
     )
     entropy = score_tokens(module, buffer, clock)
-    sums, peaks = totals_of(module, groups, counted)
+    sums, peaks = totals_of(module, groups, drawn.sums)
+    if module.dynamic_sampling:
+        peaks["draws"] = drawn.further
     for more_sums, more_peaks in (
         set_advantages(module, buffer, groups, entropy),
         set_weights(module, buffer, completions),
@@ -83,12 +91,14 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
     return buffer, samples, figures | clock
 
 
-def sample_groups(module: "GRPOModule", batch: PromptBatch, clock: dict[str, float]) -> tuple[list[Group], Sums]:
+def sample_groups(
+    module: "GRPOModule", policy: ScoredCausalLM, clock: dict[str, float], batch: PromptBatch
+) -> tuple[list[Group], Sums]:
     """Sample and score a group for each prompt; anew, up to `max_resample` times, where all rewards are equal.
 
-    Unlike DAPO (arXiv 2503.14476, 3.2), which draws other prompts, this draws from the same ones once more, so that a
-    batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's id
-    and the attempt.
+    Unlike dynamic sampling (`draw_groups`), which draws other prompts, this draws from the same ones once more, so that
+    a batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's
+    id and the attempt.
 
     A group that is alike teaches nothing, so what changes is how often each prompt teaches something; the differences
     shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5, rewards
@@ -101,9 +111,6 @@ def sample_groups(module: "GRPOModule", batch: PromptBatch, clock: dict[str, flo
         A group for each prompt; how many groups were sampled anew, each attempt counted, and the sum and number of the
         rewards of the first attempt.
     """
-    with timed(clock, "time/weight_sync"):
-        policy = module.generating_policy()
-        module.generator.sync(policy)
     groups: list[Group] = [[] for _ in batch.examples]
     wanted, resampled = list(range(len(groups))), 0
     ranks, tried = module.trainer.world_size, []

@@ -107,6 +107,8 @@ def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
         "completion/no_eos_frac": sums["no_eos"] / rollouts,
         "sampling/resampled_frac": sums["resampled"] / sums["groups"],
     }
+    if "draws" in peaks:
+        figures |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["dead"] / sums["groups"]}
     if rollouts > sums["truncated"]:
         figures["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
     if sums.get("entropy/count"):

@@ -26,11 +26,17 @@ def check_settings(module: "GRPOModule") -> None:
     Raises:
         ValueError: Naming the setting.
     """
-    for name, least in (("group_size", 2), ("mini_batches", 1), ("inner_epochs", 1), ("max_resample", 0)):
+    sizes = {"group_size": 2, "mini_batches": 1, "inner_epochs": 1, "max_resample": 0, "dynamic_sampling": 0}
+    for name, least in sizes.items():
         value = getattr(module, name)
         if value < least:
             why = ": a group of one has no advantage" if name == "group_size" else ""
             raise ValueError(f"model.{name} is {value}; give at least {least}{why}.")
+    if module.max_resample and module.dynamic_sampling:
+        raise ValueError(
+            f"model.max_resample {module.max_resample} samples the same prompts again and model.dynamic_sampling "
+            f"{module.dynamic_sampling} others in their place: set one of them to 0."
+        )
     if not module.temperature > 0 or not 0 < module.top_p <= 1 or not module.kl_coef >= 0:
         raise ValueError(
             "model.temperature must be greater than 0, model.top_p lie in (0, 1] and model.kl_coef be at least 0, "
@@ -93,6 +99,10 @@ def described(module: "GRPOModule") -> dict[str, str]:
     reference = (
         "none" if not module.kl_coef else "a frozen copy" if module.lora is None else "the model without adapters"
     )
+    dynamic = {
+        "dynamic": f"up to {module.dynamic_sampling} times {prompts} further prompts are sampled from, until {prompts} "
+        "groups have rewards that differ"
+    }
     return {
         "rollouts": f"{prompts} prompts x {module.group_size} completions = {rollouts:,} a batch, of at most "
         f"{module.generator.max_new_tokens} tokens, at temperature {module.temperature:g} and top-p {module.top_p:g}, "
@@ -109,7 +119,7 @@ def described(module: "GRPOModule") -> dict[str, str]:
         f"{reference}; ratio by {loss['ratio_level']}, clipped at 1 - {loss['clip_low']:g} and "
         f"1 + {loss['clip_high']:g}; {loss['aggregation']}",
         "rewards": rewards_described(module),
-    }
+    } | (dynamic if module.dynamic_sampling else {})
 
 
 def generation_row(generator: Generator, lengths: np.ndarray, rollouts: int) -> str:

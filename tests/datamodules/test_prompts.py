@@ -76,6 +76,32 @@ def test_batches_are_global_whatever_the_ranks(make_prompts, rows_file):
         assert [len(share) for share in shares] == ([2, 2, 1, 1] if len(whole) == 6 else [1, 1, 0, 0])
 
 
+def draws(batch):
+    """Ids of the further prompts of a batch, draw by draw."""
+    every = []
+    while (more := batch.further(len(every) + 1)) is not None:
+        every += ids([more])
+    return every
+
+
+def test_further_prompts_are_others_and_the_same_whatever_the_ranks_and_the_seed(make_prompts, rows_file):
+    options = {"prompts_per_step": 6, "val_fraction": 0}  # batches of 6, 6, 6, 2 of 20 rows
+    alone = list(at_rank(make_prompts(rows_file, **options), 0, 1).train_dataloader())
+    ranks = [list(at_rank(make_prompts(rows_file, **options), rank, 4).train_dataloader()) for rank in range(4)]
+    for place, batch in enumerate(alone):
+        further, (own,) = draws(batch), ids([batch])
+        assert [len(draw) for draw in further] == ([6, 6, 2] if len(own) == 6 else [2] * 9)
+        assert sorted(sum(further, own)) == sorted(str(i) for i in range(20))  # every row once
+        shares = [draws(rank[place]) for rank in ranks]
+        for number, draw in enumerate(further):
+            assert [draw[rank::4] for rank in range(4)] == [share[number] for share in shares]
+    assert draws(alone[0]) != draws(alone[1])
+    assert draws(alone[0])[1] != sorted(draws(alone[0])[1])
+    resumed = at_rank(make_prompts(rows_file, seed=9, **options), 0, 1).train_dataloader()
+    resumed.load_state_dict(at_rank(make_prompts(rows_file, **options), 0, 1).train_dataloader().state_dict())
+    assert draws(next(iter(resumed))) == draws(alone[0])
+
+
 def test_long_prompts_are_left_out_and_counted(make_prompts, write_rows, make_row, capsys, tiny_tokenizer):
     rows = [make_row(0), make_row(1, query="long " * 400), make_row(2, cot="a long thought " * 400)]
     path = write_rows(rows)

@@ -75,7 +75,7 @@ def make(folder, tokenizer, reports_logprobs=False, cut=(), **options):
     )
 
 
-def fit(module, steps=1):
+def fit(module, steps=1, of=None):
     """Gradients of each step before clipping, the number of micro-batches of each, and what was logged of each."""
     gradients, rounds, figures = [], [], []
     clip, accumulate, log = module.clip_gradients, module.accumulate, module.log_figures
@@ -97,7 +97,7 @@ def fit(module, steps=1):
         accelerator="cpu", precision="64-true", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, Steps(*[batch()] * steps))
+    trainer.fit(module, Steps(*[of or batch()] * steps))
     return gradients, rounds, figures
 
 
@@ -392,6 +392,34 @@ def test_a_group_is_sampled_again_where_those_that_could_be_judged_are_alike(tin
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row0/1"]]
 
 
+def rows(names, numbers):
+    examples = [Example(id=name, query="q", tools="[]", answers="[]") for name in names]
+    return PromptBatch(examples, [PROMPTS[i] for i in numbers])
+
+
+def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, tiny_tokenizer):
+    module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=4, inner_epochs=2)
+    given = batch()  # of which the last is alike
+    given.further = lambda draw: {1: rows("abc", [2, 2, 2]), 2: rows("def", [2, 0, 1])}[draw]
+    gradients, _, figures = fit(module, steps=2, of=given)
+    assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/a", "0/b", "0/c"], ["0/d", "0/e", "0/f"]]
+    assert figures[0]["sampling/tries"] == 2 and figures[0]["sampling/filled_frac"] == 1
+    assert figures[0]["reward/frac_zero_std"] == 0 and "sampling/tries" not in figures[1]
+    want, _, _ = fit(make(tiny_model_dir, tiny_tokenizer, inner_epochs=2), steps=2, of=rows("xyz", [0, 1, 0]))
+    for mine, theirs in zip(gradients, want, strict=True):
+        assert_close(mine, theirs)
+
+
+def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_model_dir, tiny_tokenizer):
+    given, draws = batch(), []
+    given.further = lambda draw: draws.append(draw) or rows("abc", [2, 2, 2])
+    (gradients,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=3), of=given)
+    assert draws == [1, 2, 3] and figures["sampling/tries"] == 3
+    assert figures["sampling/filled_frac"] == pytest.approx(2 / 3) == 1 - figures["reward/frac_zero_std"]
+    (want,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer))
+    assert_close(gradients, want)
+
+
 def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
     options = {"overlong": "penalty", "overlong_buffer": 64}  # the whole limit: -length / 64
     module = make(tiny_model_dir, tiny_tokenizer, **options)
@@ -424,6 +452,8 @@ def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_toke
         ({"group_size": 1}, "model.group_size is 1; give at least 2: a group of one has no advantage"),
         ({"mini_batches": 0}, "model.mini_batches"),
         ({"max_resample": -1}, "model.max_resample"),
+        ({"dynamic_sampling": -1}, "model.dynamic_sampling"),
+        ({"dynamic_sampling": 1, "max_resample": 1}, "model.max_resample 1 samples .* model.dynamic_sampling 1 others"),
         ({"temperature": 0.0}, "model.temperature"),
         ({"top_p": 0.0}, "model.top_p"),
         ({"kl_coef": -1.0}, "model.kl_coef"),

@@ -28,6 +28,8 @@ def picky(completion, tools, answers):
     if len(completion) % 5 == 0:
         raise ValueError("a length that nobody can judge")
     return vowels(completion, tools, answers)
+def lucky(completion, tools, answers):
+    return float(vowels(completion, tools, answers) > 0.5)
 def boom(completion, tools, answers):
     raise KeyError("city")
 def moody(completion, tools, answers):

@@ -1,0 +1,97 @@
+"""Dynamic sampling: other prompts take the place of those whose rewards are all equal (DAPO, arXiv 2503.14476, 3.2)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from datamodules.prompts import PromptBatch
+from lightning_modules.resume import of_every_rank
+from lightning_modules.rollout.figures import Sums
+from lightning_modules.rollout.groups import Group, all_alike
+
+
+class Drawn(NamedTuple):
+    """This rank's part of the groups that a batch learns from.
+
+    Attributes:
+        prompts: Token ids of each group's prompt.
+        groups: What was sampled of it.
+        numbers: Its number in the global batch.
+        sums: What was counted over all groups that were sampled.
+        further: How often further prompts were drawn.
+    """
+
+    prompts: list[list[int]]
+    groups: list[Group]
+    numbers: list[int]
+    sums: Sums
+    further: int
+
+
+def draw_groups(
+    batch: PromptBatch, tries: int, sample: Callable[[PromptBatch], tuple[list[Group], Sums]], rank: int, ranks: int
+) -> Drawn:
+    """Sample a group for each prompt and then, while too few of them are alive, for further prompts.
+
+    A group is alive if its rewards are not all equal. Every rank takes part in every draw, with its share of it, for
+    generation can be a collective; the groups that are kept, and their numbers, are the same on any number of ranks.
+
+    Args:
+        batch: This rank's share of the prompts.
+        tries: How often further prompts may be drawn.
+        sample: Gives a group for each prompt of a share, and sums.
+        rank: This rank.
+        ranks: How many there are.
+
+    Raises:
+        ValueError: If further prompts are wanted and the batch cannot draw any.
+    """
+    if tries and batch.further is None:
+        raise ValueError(
+            "model.dynamic_sampling needs batches that can draw further prompts, as those of XLAMPromptDataModule: set "
+            "it to 0 with another loader."
+        )
+    groups, sums = sample(batch)
+    if not tries:
+        return Drawn(batch.prompt_ids, groups, list(range(rank, rank + ranks * len(groups), ranks)), sums, 0)
+    prompts, sampled, alive = [batch.prompt_ids], [groups], [_alive(groups)]
+    wanted = len(alive[0])
+    while sum(map(sum, alive)) < wanted and len(alive) <= tries and (more := batch.further(len(alive))) is not None:
+        groups, counted = sample(more)
+        sums = {name: value + counted[name] for name, value in sums.items()}
+        prompts.append(more.prompt_ids)
+        sampled.append(groups)
+        alive.append(_alive(groups))
+    kept = enumerate(kept_groups(alive, wanted))
+    mine = [(number, draw, place // ranks) for number, (draw, place) in kept if place % ranks == rank]
+    return Drawn(
+        prompts=[prompts[draw][i] for _, draw, i in mine],
+        groups=[sampled[draw][i] for _, draw, i in mine],
+        numbers=[number for number, _, _ in mine],
+        sums=sums,
+        further=len(alive) - 1,
+    )
+
+
+def kept_groups(draws: Sequence[Sequence[bool]], wanted: int) -> list[tuple[int, int]]:
+    """Which of the groups that were sampled a batch learns from.
+
+    The first that are alive; where there are too few, the first of the others fill the batch up, so that it has always
+    the same size, and is at worst what it would be without dynamic sampling.
+
+    Args:
+        draws: Of each draw of prompts, the batch's own first, whether each group is alive.
+        wanted: Groups of a batch.
+
+    Returns:
+        Draw and place in it of each group that is kept, in order: the place of one here is its number in the batch.
+    """
+    places = [(draw, place) for draw, alive in enumerate(draws) for place in range(len(alive))]
+    first = sorted(places, key=lambda at: not draws[at[0]][at[1]])  # a stable sort: the living, then the others
+    return sorted(first[:wanted])
+
+
+def _alive(groups: list[Group]) -> list[bool]:
+    """Of all groups of a draw, in the order before their prompts were dealt to the ranks in turn; a collective."""
+    shares = of_every_rank([not all_alike(group) for group in groups])
+    ranks = len(shares)
+    return [shares[i % ranks][i // ranks] for i in range(sum(map(len, shares)))]
