@@ -14,6 +14,8 @@ from datamodules.encoding import EncodedRows, encode_rows
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, query_places
 from datamodules.packing import PROMPT
+from datamodules.reports import describe
+from datamodules.sources.targets import TURNS
 from datamodules.xlam import Example, complaint, settle, write_jsonl
 from rewards import FunctionCallReward
 
@@ -86,8 +88,8 @@ class XLAMDataModule(LightningDataModule):
     """Rows of xLAM's schema, divided into those to train on and those to evaluate; prompts of the latter.
 
     A subclass saves its arguments as hyperparameters, among them `tokenizer`, `path`, `val_path`, `val_fraction`,
-    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row` and `cache_dir`, calls `check`, names two more below, and gives
-    `measure`, `train_dataloader` and `training_summary`.
+    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row`, `cache_dir` and `turns`, calls `check`, names two more
+    below, and gives `measure`, `train_dataloader` and `training_summary`.
     """
 
     BATCH: str  # the argument with the rows of a global training batch
@@ -121,6 +123,8 @@ class XLAMDataModule(LightningDataModule):
             raise ValueError(f"data.packing is {h.packing!r}; give auto, on or off")
         if h.on_bad_row not in ("raise", "skip"):
             raise ValueError(f"data.on_bad_row is {h.on_bad_row!r}; give raise or skip")
+        if h.turns not in TURNS:
+            raise ValueError(f"data.turns is {h.turns!r}; give {' or '.join(TURNS)}")
 
     def prepare_data(self) -> None:
         """Fill the cache, on one process per machine, and refuse what cannot work before anything is written."""
@@ -159,7 +163,8 @@ class XLAMDataModule(LightningDataModule):
         for path, rows in {self.hparams.path: self.rows, self.hparams.val_path: self.val_rows}.items():
             if path and rows.unrewarded:
                 text += f" The gold answers of {rows.unrewarded:,} rows of {path} earn nothing under model.reward."
-        return f"{text} {self.training_summary()}" if len(self.train_indices) else text
+        text = f"{text} {self.training_summary()}" if len(self.train_indices) else text
+        return "\n".join([text, *(f"  {line}" for line in describe(self.rows.counts))])
 
     def ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""
@@ -204,7 +209,7 @@ class XLAMDataModule(LightningDataModule):
         paying = getattr(module, "paying", [FunctionCallReward()])
         ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
         learnt = learnt and len(ours) == len(paying)  # what a function of the user's pays is not known
-        rows = encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir)
+        rows = encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir, h.turns)
         rows = check_gold(rows, path, ours or [module.reward], learnt)
         settle(rows.bad, h.on_bad_row)
         if not len(rows.table):

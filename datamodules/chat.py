@@ -11,9 +11,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from datamodules.example import BadRow, Example, answers_tool
 from datamodules.packing import CALL, COT, PROMPT, Encoded
-from datamodules.readers import BadRow
-from datamodules.rows import Example
 from rewards import as_calls, render_calls
 
 SYSTEM_PROMPT = """Reason inside <think></think>: which tools fit, and where the request gives each argument.
@@ -97,12 +96,16 @@ def without_present_date(template: str) -> str:
 
 
 def messages(example: Example) -> list[dict[str, str]]:
-    """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query."""
+    """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query.
+
+    Where the answer is one to a tool, the query is among the earlier turns, which end with what the tool gave back.
+    """
     system = SYSTEM_PROMPT + json.dumps(json.loads(example.tools), ensure_ascii=False, separators=(",", ":"))
     history = json.loads(example.history)
     if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
         system, history = f"{system}\n\n{history[0]['content']}", history[1:]
-    return [{"role": "system", "content": system}, *history, {"role": "user", "content": example.query}]
+    request = [] if answers_tool(example) else [{"role": "user", "content": example.query}]
+    return [{"role": "system", "content": system}, *history, *request]
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
@@ -119,12 +122,15 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
         The text; nothing in it is trained on.
 
     Raises:
-        BadRow: The row's own text holds a special token of this tokenizer, which would end a turn early.
-        ValueError: The template refuses a system message followed by these turns.
+        BadRow: The row's own text holds a special token of this tokenizer, which would end a turn early; or the
+            template refuses a system message followed by these turns.
     """
     turns = messages(example)
     _refuse_special_tokens(tokenizer, {"query": example.query, "tools": turns[0]["content"], "history": str(turns[1:])})
-    return turns_text(tokenizer, turns)
+    try:
+        return turns_text(tokenizer, turns)
+    except ValueError as error:
+        raise BadRow("history" if len(turns) > 2 else "", str(error)) from error
 
 
 def turns_text(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) -> str:

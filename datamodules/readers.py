@@ -10,33 +10,29 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.example import BadRow as BadRow
+
 if TYPE_CHECKING:
     import datasets
 
 TOOLBOX = "toolbox"
-_SUFFIXES = (".json", ".jsonl", ".parquet")
+ROW_COLUMNS = {"query", "question", "messages", "conversations", "prompt", "chat", "instruction", "tools", "answers"}
+"""Columns of which a row has at least one; an object that has none may hold rows."""
+_LINES, _SUFFIXES = (".json", ".jsonl", ".ndjson"), (".json", ".jsonl", ".ndjson", ".parquet")
+_READ = "rows are read from .json, .jsonl and .parquet files, from folders of them and from saved data sets"
+_SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 18  # characters read at a time from a JSON array
 _DECODER = json.JSONDecoder()
 _FIRST, _NEXT, _END = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\[?\s*\]")
-_NESTED = "is nested, and Arrow null-pads nested columns: store it as a JSON string"
-
-
-class BadRow(ValueError):
-    """A row that cannot be used: the column at fault (empty for the row as a whole) and the reason."""
-
-    def __init__(self, column: str, reason: str) -> None:
-        super().__init__(f"column '{column}': {reason}")
-        self.column = column
-        self.reason = reason
 
 
 def read_rows(path: str) -> Iterator[tuple[int, Any]]:
     """Read any source of rows, one row at a time.
 
     Args:
-        path: A `.json` or `.jsonl` file (a JSON array or JSON lines, whichever it holds), a `.parquet` file, a saved
-            `datasets` folder, a folder of data files, a hub id, or the generated corpus as
+        path: A `.json` or `.jsonl` file (a JSON array, JSON lines, or an object that holds the array, whichever it is),
+            a `.parquet` file, a saved `datasets` folder, a folder of such files, a hub id, or the generated corpus as
             `toolbox[:split[:rows[:seed]]]`. Folders and hub ids may end in `:split`, which is `train` otherwise.
 
     Yields:
@@ -51,6 +47,8 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         rows = _toolbox_rows(path)
     elif file.is_file():
         rows = _file_rows(file)
+    elif files := data_files(path):
+        rows = enumerate((row for file in files for _, row in _file_rows(file)), start=1)
     else:
         rows = enumerate(load_data_set(path), start=1)
     for number, row in rows:
@@ -65,24 +63,68 @@ def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{file} is not a Parquet file: {error}") from error
-        _refuse_nested(str(file), table.schema_arrow)
-        yield from enumerate((row for batch in table.iter_batches(1000) for row in batch.to_pylist()), start=1)
-    elif file.suffix in (".json", ".jsonl"):
+        yield from enumerate(
+            (row for batch in table.iter_batches(1000) for row in batch.to_pylist(maps_as_pydicts="lossy")), start=1
+        )
+    elif file.suffix in _LINES:
         with file.open(encoding="utf-8-sig") as text:
             try:
-                is_array = text.read(4096).lstrip().startswith("[")
+                start = text.read(4096).lstrip()
                 text.seek(0)
-                yield from _array_rows(file, text) if is_array else _line_rows(text)
+                if start.startswith("["):
+                    yield from _array_rows(file, text)
+                elif re.match(r"\{\s*\n", start):  # an object over several lines
+                    yield from enumerate(_object_rows(file, text.read().strip()), start=1)
+                else:
+                    yield from _line_rows(text)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     else:
-        raise ValueError(f"{file} has an unknown suffix; rows are read from .json, .jsonl and .parquet files")
+        raise ValueError(f"{file} has an unknown suffix; {_READ}")
 
 
-def _line_rows(text: TextIO) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text, start=1):
-        if line.strip():
-            yield number, line
+def _line_rows(text: TextIO) -> Iterator[tuple[int, Any]]:
+    lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+    first, second = next(lines, None), next(lines, None)
+    if first and not second and (rows := _held_by_text(first[1])):
+        yield from enumerate(rows, start=1)
+        return
+    yield from filter(None, (first, second))
+    yield from lines
+
+
+def _held_by_text(line: str) -> list[Any] | None:
+    try:
+        return held_rows(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object_rows(file: Path, text: str) -> list[Any]:
+    """The rows of JSON objects over several lines: themselves, or the list that the only one holds."""
+    values, at = [], 0
+    try:
+        while at < len(text):
+            value, at = _DECODER.raw_decode(text, at)
+            values.append(value)
+            while at < len(text) and text[at].isspace():
+                at += 1
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} holds neither a row on each line nor whole JSON objects: {error}") from error
+    if len(values) > 1 or not isinstance(values[0], dict) or ROW_COLUMNS & values[0].keys():
+        return values
+    if (rows := held_rows(values[0])) is None:
+        names = ", ".join(values[0])[:200]
+        raise ValueError(f"{file} holds one JSON object ({names}) and in it not one list of rows; {_READ}")
+    return rows
+
+
+def held_rows(value: Any) -> list[Any] | None:
+    """The one list of objects that an object holds which is no row itself; None where there is none."""
+    if not isinstance(value, dict) or ROW_COLUMNS & value.keys():
+        return None
+    lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
@@ -109,19 +151,19 @@ def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
 
 
 def load_data_set(path: str) -> "datasets.Dataset":
-    """Load a saved `datasets` folder, a folder of data files, or a data set of the hub; one split of it.
+    """Load a saved `datasets` folder or a data set of the hub; one split of it.
 
     Raises:
         FileNotFoundError: There is nothing of that name.
-        ValueError: There is no such split, or a column is nested that must be a JSON string.
+        ValueError: There is no such split.
     """
     import datasets  # slow to import, and most runs read a file
 
     name, _, split = path.partition(":")
     folder = Path(name).expanduser()
-    if folder.is_dir() and any((folder / f).is_file() for f in ("state.json", "dataset_dict.json")):
+    if folder.is_dir():
         data = datasets.load_from_disk(str(folder))
-    elif folder.is_dir() or (_HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES):
+    elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
         try:
             data = datasets.load_dataset(name)
         except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
@@ -133,26 +175,47 @@ def load_data_set(path: str) -> "datasets.Dataset":
         if wanted not in data:
             raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(data))}")
         data = data[wanted]
-    _refuse_nested(path, data.features.arrow_schema)
     return data
 
 
+def data_files(path: str) -> list[Path]:
+    """The files of rows in a folder, of one split where their names say which they are of; none for other sources.
+
+    Raises:
+        ValueError: The folder has no such split, or no files of rows.
+    """
+    name, _, split = path.partition(":")
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any((folder / f).is_file() for f in _SAVED):
+        return []
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+
+    try:
+        splits = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    except (EmptyDatasetError, FileNotFoundError):
+        splits = {}
+    found = {str(k): [Path(f) for f in files if Path(f).suffix in _SUFFIXES] for k, files in splits.items()}
+    found = {k: files for k, files in found.items() if files}
+    if not found:
+        raise ValueError(f"the folder {name} holds no file of rows; {_READ}")
+    if (wanted := split or "train") not in found:
+        raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(found))}")
+    return found[wanted]
+
+
 def fingerprint(path: str) -> str:
-    """A digest that changes when the rows of a source do: of a file's bytes, of a data set, or of the corpus' name."""
+    """A digest that changes when the rows of a source do: of files' bytes, of a data set, or of the corpus' name."""
     file = Path(path).expanduser()
     if path.split(":")[0] == TOOLBOX:
         return path
-    if not file.is_file():
+    files = [file] if file.is_file() else data_files(path)
+    if not files:
         return load_data_set(path)._fingerprint
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "blake2b").hexdigest()
-
-
-def _refuse_nested(path: str, schema: pa.Schema) -> None:
-    for column in ("tools", "functions", "answers", "history"):
-        index = schema.get_field_index(column)
-        if index >= 0 and pa.types.is_nested(schema.types[index]):
-            raise ValueError(f"{path}: column '{column}' {_NESTED}")
+    digest = hashlib.blake2b()
+    for one in files:
+        with one.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def _toolbox_rows(path: str) -> Iterator[tuple[int, Any]]:

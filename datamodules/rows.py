@@ -1,54 +1,32 @@
 """What a row is, and what makes it bad."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from datamodules.conversations import from_conversation
-from datamodules.readers import BadRow
+from datamodules.example import BadRow, Example
+from datamodules.sources.forms import Reading, read_row
+from datamodules.sources.targets import Turns
 from rewards import FunctionCallReward, as_calls, as_tools, render_calls
+from rewards.parser import MAX_ANSWER
 
-ALIASES = {  # columns of public re-issues
-    "cot": ("think", "reasoning", "reasoning_content"),
-    "query": ("question",),
-    "tools": ("functions",),
-    "answers": ("answer",),
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row. `tools`, `answers` and `history` are JSON strings, as on disk: Arrow would null-pad nested columns.
-
-    Attributes:
-        id: Unique within its source.
-        query: The user's request.
-        tools: List of `{"name", "description", "parameters"}`.
-        answers: List of `{"name", "arguments"}`; `[]` where no tool fits.
-        cot: Chain of thought without tags; empty where the row has none.
-        response: The plain text to answer with where `answers` is `[]`; empty for `[]` itself.
-        history: Earlier turns, a list of `{"role", "content"}`.
-        category: Carried through to metrics.
-        source: Carried through to reports.
-    """
-
-    id: str
-    query: str
-    tools: str
-    answers: str
-    cot: str = ""
-    response: str = ""
-    history: str = "[]"
-    category: str = ""
-    source: str = ""
+__all__ = [
+    "BadRow",
+    "Example",
+    "check_example",
+    "check_request",
+    "read_raw",
+    "to_example",
+    "unchecked_example",
+]
 
 
 def to_example(raw: Any) -> Example:
     """Check one row and bring it into the common form.
 
     Args:
-        raw: A row of the schema, of a re-issue with other column names, or of chat turns; or its JSON text.
+        raw: A row of any form that `sources.forms.read_row` knows, or its JSON text.
 
     Returns:
         The example; its id is empty where the row has none.
@@ -56,9 +34,16 @@ def to_example(raw: Any) -> Example:
     Raises:
         BadRow: Something is missing, is not of its type, cannot be read, or contradicts itself.
     """
-    example = unchecked_example(raw)
-    check_example(example)
-    return example
+    return read_raw(raw).examples[0]
+
+
+def read_raw(raw: Any, turns: Turns = "last") -> Reading:
+    """Read and check the examples of one row, more than one with `turns: every`; see `to_example`."""
+    reading = read_row(_parse(raw), turns)
+    for example in reading.examples:
+        _check_text(example)
+        check_example(example)
+    return reading
 
 
 def unchecked_example(raw: Any) -> Example:
@@ -67,17 +52,9 @@ def unchecked_example(raw: Any) -> Example:
     Raises:
         BadRow: Something is missing or is not of its type.
     """
-    row = _parse(raw)
-    if "conversations" in row or "messages" in row:
-        row = from_conversation(row)
-    for column, others in ALIASES.items():
-        found = next((name for name in others if name in row), None)
-        if column not in row and found:
-            row = row | {column: row[found]}
-    values = {field.name: _text(row, field.name) for field in fields(Example)}
-    values["history"] = values["history"] or "[]"
-    values["cot"] = values["cot"] if values["cot"].strip() else ""
-    return Example(**values)
+    example = read_row(_parse(raw), keep_answers=True).examples[0]
+    _check_text(example)
+    return example
 
 
 def check_example(example: Example) -> None:
@@ -97,6 +74,9 @@ def check_example(example: Example) -> None:
     says_text = not calls and bool(example.response)
     reward = FunctionCallReward(no_call="text" if says_text else "empty")
     answer = example.response if says_text else _json("answers", render_calls, calls)
+    if len(answer) > MAX_ANSWER:
+        reason = f"is {len(answer):,} characters long as a model writes it, and the parser reads {MAX_ANSWER:,} at most"
+        raise BadRow("response" if says_text else "answers", reason)
     if reward(f"<think>{example.cot or '-'}</think>\n\n{answer}", example.tools, example.answers).score != 1:
         raise BadRow("response" if says_text else "answers", f"as gold answer it earns no reward: {answer[:80]}")
 
@@ -127,26 +107,12 @@ def _parse(raw: Any) -> dict[str, Any]:
     return row
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    """The text of a column; lists of JSON files are written out, so that inside the project they are always strings."""
-    value = row.get(column)
-    if value is None:
-        if column in ("query", "tools", "answers"):
-            raise BadRow(column, "is missing")
-        return ""
-    if column in ("tools", "answers", "history") and isinstance(value, list):
-        value = json.dumps(value, ensure_ascii=False)
-    if column == "id" and type(value) is int:
-        value = str(value)
-    if not isinstance(value, str):
-        wanted = {"id": "a string or an integer", "query": "a string"}.get(column, "a JSON string")
-        wanted = wanted if column in ("id", "query", "tools", "answers", "history") else "a string"
-        raise BadRow(column, f"must be {wanted}, not {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow(column, "holds a lone surrogate, which no tokenizer can read") from error
-    return value
+def _check_text(example: Example) -> None:
+    for column, value in asdict(example).items():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow(column, "holds a lone surrogate, which no tokenizer can read") from error
 
 
 def _json(column: str, reader: Callable[[Any], Any], value: Any) -> Any:

@@ -6,6 +6,7 @@ from datamodules.base import XLAMDataModule, total_tokens
 from datamodules.encoding import EncodedRows
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.packing import PackedBatch, Packing, collate_packed, micro_batches, spread
+from datamodules.sources.targets import Turns
 from datamodules.xlam import OnBadRow
 
 
@@ -32,6 +33,8 @@ class XLAMSFTDataModule(XLAMDataModule):
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.
         cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
+        turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
+            a tool. What is left out is counted.
 
     Raises:
         ValueError: A size, fraction or choice is impossible.
@@ -55,6 +58,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         seed: int | None = None,
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,
+        turns: Turns = "last",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)

@@ -2,14 +2,17 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.readers import BadRow, read_rows
-from datamodules.rows import Example, to_example
+from datamodules.example import BadRow, Example
+from datamodules.readers import read_rows
+from datamodules.rows import read_raw
+from datamodules.sources.targets import Turns
 
 OnBadRow = Literal["raise", "skip"]
 
@@ -43,21 +46,39 @@ def read_examples(path: str | Path, on_bad_row: OnBadRow = "raise") -> tuple[lis
     return examples, bad
 
 
-def check_rows(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Example | BadRow, Any]]:
-    """Yield for each row its number, the example or what is wrong with it, and the row as it was read."""
+def check_rows(
+    rows: Iterable[tuple[int, Any]], turns: Turns = "last", counts: Counter[str] | None = None
+) -> Iterator[tuple[int, Example | BadRow, Any]]:
+    """Yield for each row its number, its example or what is wrong with it, and the row as it was read.
+
+    Args:
+        rows: Numbers and rows.
+        turns: Which turns of a chat become examples: the `last` that answers a user, or `every`, one after the other.
+        counts: Is added what the good rows were read as; see `reports.describe`.
+    """
     seen: dict[str, int] = {}
     for number, raw in rows:
         try:
-            example = to_example(raw)
-            if not example.id:  # made from the content, so that it does not move with the order of the rows
-                content = blake2b("\0".join(asdict(example).values()).encode(), digest_size=12).hexdigest()
-                example = replace(example, id=content if content not in seen else f"{content}-{number}")
-            if example.id in seen:
-                raise BadRow("id", f"{example.id!r} is already the id of row {seen[example.id]}")
-            seen[example.id] = number
-            yield number, example, raw
+            reading = read_raw(raw, turns)
+            examples = [_with_id(example, number, seen) for example in reading.examples]
+            if repeated := next((example.id for example in examples if example.id in seen), ""):
+                raise BadRow("id", f"{repeated!r} is already the id of row {seen[repeated]}")
         except BadRow as error:
             yield number, error, raw
+            continue
+        if counts is not None:
+            counts.update(reading.notes)
+        for example in examples:
+            seen[example.id] = number
+            yield number, example, raw
+
+
+def _with_id(example: Example, number: int, seen: Mapping[str, int]) -> Example:
+    """The example with an id; one made from its content does not move with the order of the rows."""
+    if example.id:
+        return example
+    content = blake2b("\0".join(asdict(example).values()).encode(), digest_size=12).hexdigest()
+    return replace(example, id=content if content not in seen else f"{content}-{number}")
 
 
 def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`.
 
-`funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`).
+`funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
+`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
 """
 
 import operator
@@ -23,6 +24,7 @@ from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
+from lightning_modules.commands import data
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.summary import RunSummary
@@ -125,6 +127,8 @@ def main(args: ArgsType = None) -> None:
     try:
         if words[:1] == ["export"]:
             export.main(words[1:])
+        elif words[:1] == ["data"]:
+            data.main(words[1:])
         else:
             FunReasonCLI(args)
     except SIGTERMException:

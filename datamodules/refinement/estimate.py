@@ -2,7 +2,7 @@
 
 import asyncio
 
-from datamodules.readers import BadRow
+from datamodules.example import BadRow
 from datamodules.refinement.judging import Panel, Question
 from datamodules.refinement.run import Recipe, Rows
 from datamodules.rows import Example, check_request, unchecked_example

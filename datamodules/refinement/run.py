@@ -13,8 +13,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from datamodules.example import BadRow
 from datamodules.holdout import query_places
-from datamodules.readers import BadRow
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import Outcome, Panel, Verdict
 from datamodules.refinement.report import Examples, Tally, markdown, rejection

@@ -13,7 +13,7 @@ fits, counts as a statement.
 import json
 from dataclasses import replace
 
-from datamodules.readers import BadRow
+from datamodules.example import BadRow
 from datamodules.refinement.judging import Outcome, Panel, Question, Verdict
 from datamodules.refinement.prompts import read_answer
 from datamodules.refinement.schema import find_misfit

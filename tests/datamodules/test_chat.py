@@ -16,8 +16,8 @@ from datamodules.chat import (
     resolve_model_folder,
     target_text,
 )
+from datamodules.example import BadRow
 from datamodules.packing import Encoded
-from datamodules.readers import BadRow
 from datamodules.rows import Example, to_example
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from datamodules import read_examples
 from datamodules.chat import target_text
-from datamodules.readers import BadRow
+from datamodules.example import BadRow
 from datamodules.rows import to_example
 
 TOOL = {"name": "Get Time", "description": "Time [UTC]", "parameters": {"zone": {"type": "str"}}}
@@ -30,6 +30,7 @@ def test_tools_column_history_and_calls():
     assert (example.id, example.query, example.cot) == ("chat-1", "What time is it?", "The zone is UTC.")
     assert json.loads(example.answers) == [{"name": "Get Time", "arguments": {"zone": "UTC"}}]
     assert json.loads(example.history) == [
+        {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi!"},
     ]
@@ -93,8 +94,8 @@ def test_the_last_answer_to_a_user_turn_is_the_target():
         (sharegpt(("user", "Time?"), ("gpt", ANSWER)), "neither a tools column nor a JSON list"),
         (sharegpt(("user", "Time?"), ("robot", ANSWER), tools=[TOOL]), "turn 2 has no known role"),
         (sharegpt(("user", "Time?"), ("gpt", "<think>Yes.</think>[get_time(zone=]"), tools=[TOOL]), "cannot be read"),
-        (sharegpt(("user", "Time?"), ("gpt", "<think>Yes. [get_time(zone='UTC')]"), tools=[TOOL]), "cannot be read"),
-        (sharegpt(("user", "Time?"), ("gpt", ""), tools=[TOOL]), "cannot be read"),
+        (sharegpt(("user", "Time?"), ("gpt", "<think>Yes. [get_time(zone='UTC')]"), tools=[TOOL]), "does not end"),
+        (sharegpt(("user", "Time?"), ("gpt", ""), tools=[TOOL]), "turn 2, the assistant's, says nothing"),
         ({"conversations": "Time?", "tools": [TOOL]}, "must be a list of turns"),
         (sharegpt(("user", "Time?"), ("gpt", "[other()]"), tools=[TOOL]), "not among the tools offered"),
     ],

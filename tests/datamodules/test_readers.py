@@ -99,12 +99,45 @@ def test_parquet_saved_folder_and_folder_of_files(tmp_path, make_row):
         rows_of(f"{tmp_path / 'splits'}:test")
 
 
-def test_nested_columns_of_arrow_are_refused_with_the_reason(tmp_path, make_row):
+def test_an_object_that_holds_the_rows_on_one_line_or_on_many(tmp_path, make_row):
+    rows = [make_row(i) for i in range(3)]
+    for indent in (None, 1):
+        (tmp_path / "held.json").write_text(json.dumps({"version": 1, "data": rows}, indent=indent))
+        assert rows_of(tmp_path / "held.json") == [(i + 1, row) for i, row in enumerate(rows)]
+    (tmp_path / "held.json").write_text(json.dumps(rows[0], indent=1))  # a row is one
+    assert rows_of(tmp_path / "held.json") == [(1, rows[0])]
+    (tmp_path / "held.json").write_text("\n".join(json.dumps(row, indent=1) for row in rows))
+    assert rows_of(tmp_path / "held.json") == [(i + 1, row) for i, row in enumerate(rows)]
+    (tmp_path / "held.json").write_text(json.dumps({"model": {"name": "f"}, "epochs": 3}, indent=1))
+    with pytest.raises(ValueError, match=r"held\.json holds one JSON object \(model, epochs\) and in it not one list"):
+        rows_of(tmp_path / "held.json")
+
+
+def test_a_folder_without_rows_says_what_is_read(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "rows.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match=r"files holds no file of rows; rows are read from \.json, \.jsonl and"):
+        rows_of(tmp_path / "files")
+
+
+def test_the_files_of_a_folder_are_those_of_the_split(tmp_path, make_row):
+    for number, name in enumerate(("train-0.jsonl", "train-1.json", "test.jsonl")):
+        (tmp_path / name).write_text(json.dumps(make_row(number)))
+    (tmp_path / "README.md").write_text("rows")
+    assert [json.loads(row)["id"] for _, row in rows_of(tmp_path)] == [0, 1]
+    assert [json.loads(row)["id"] for _, row in rows_of(f"{tmp_path}:test")] == [2]
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "test.jsonl").write_text("{}")
+    assert fingerprint(str(tmp_path)) == before
+    (tmp_path / "train-1.json").write_text("{}")
+    assert fingerprint(str(tmp_path)) != before
+
+
+def test_nested_columns_of_arrow_are_read(tmp_path, make_row):
     row = make_row(0)
     row["tools"] = json.loads(row["tools"])
     datasets.Dataset.from_list([row]).to_parquet(tmp_path / "nested.parquet")
-    with pytest.raises(ValueError, match="column 'tools' is nested"):
-        rows_of(tmp_path / "nested.parquet")
+    assert rows_of(tmp_path / "nested.parquet")[0][1]["tools"][0]["name"] == "get_weather"
 
 
 def test_fingerprint_follows_the_content(tmp_path):

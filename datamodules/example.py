@@ -1,0 +1,48 @@
+"""What a row is inside the project, and the error that a row is refused with."""
+
+import json
+from dataclasses import dataclass
+
+
+class BadRow(ValueError):
+    """A row that cannot be used: the column at fault (empty for the row as a whole) and the reason."""
+
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(f"column '{column}': {reason}")
+        self.column = column
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row. `tools`, `answers` and `history` are JSON strings, as on disk: Arrow would null-pad nested columns.
+
+    Attributes:
+        id: Unique within its source.
+        query: The user's request.
+        tools: List of `{"name", "description", "parameters"}`.
+        answers: List of `{"name", "arguments"}`; `[]` where no tool fits.
+        cot: Chain of thought without tags; empty where the row has none.
+        response: The plain text to answer with where `answers` is `[]`; empty for `[]` itself.
+        history: Earlier turns, a list of `{"role", "content"}`. Where they hold the query already and end with what a
+            tool gave back, the answer is one to the tool.
+        category: Carried through to metrics.
+        source: Carried through to reports.
+    """
+
+    id: str
+    query: str
+    tools: str
+    answers: str
+    cot: str = ""
+    response: str = ""
+    history: str = "[]"
+    category: str = ""
+    source: str = ""
+
+
+def answers_tool(example: Example) -> bool:
+    """Whether the answer is one to a tool: the history holds the query and ends with what a tool gave back."""
+    turns = json.loads(example.history)
+    asked = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), None)
+    return bool(turns) and turns[-1]["role"] == "tool" and asked == example.query

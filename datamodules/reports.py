@@ -1,0 +1,39 @@
+"""What rows were read as, counted and in words."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from datamodules.example import Example
+from rewards import as_calls
+
+_TITLES = {
+    "form": "rows read as",
+    "answer": "answers",
+    "cot": "chain of thought",
+    "repair": "repaired",
+    "left out": "left out",
+    "unused": "columns not used, rows",
+}
+
+
+def count_example(example: Example, counts: Counter[str]) -> None:
+    """Count an example by the number of its calls, and by whether it has a chain of thought."""
+    calls = len(as_calls(example.answers))
+    kind = "of several calls" if calls > 1 else "of one call" if calls else "in words" if example.response else "[]"
+    counts[f"answer/{kind}"] += 1
+    counts[f"cot/{'with' if example.cot else 'without'}"] += 1
+
+
+def describe(counts: Mapping[str, int]) -> list[str]:
+    """The counts in words, a line of each kind.
+
+    Args:
+        counts: Numbers by `kind/name`: what `sources` notes of rows, and what `count_example` counts.
+    """
+    lines = []
+    for kind, title in _TITLES.items():
+        found = {name.partition("/")[2]: count for name, count in counts.items() if name.partition("/")[0] == kind}
+        if found:
+            ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+            lines.append(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in ordered))
+    return lines

@@ -1,0 +1,1 @@
+"""Every form that rows come in, read into one."""

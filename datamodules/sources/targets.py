@@ -1,0 +1,90 @@
+"""Which turns of a chat become targets, and the example of each."""
+
+import json
+from collections import Counter
+from typing import Any, Literal, get_args
+
+from datamodules.example import BadRow, Example
+from datamodules.sources.turns import Turn
+from rewards import Call, render_calls
+
+Turns = Literal["last", "every"]
+TURNS = get_args(Turns)
+
+
+def examples_of(
+    turns: list[Turn], tools: str, which: Turns, column: str, columns: dict[str, str], notes: Counter[str]
+) -> list[Example]:
+    """Makes the examples of a chat.
+
+    Args:
+        turns: The turns, the system's in front if there is one.
+        tools: The tools on offer, as JSON.
+        which: `last` makes one example, of the last assistant turn that answers a user (of the last that answers a
+            tool, where none answers a user); `every` makes one of each that answers either.
+        column: The column the turns come from.
+        columns: What else the examples are given: `id`, `cot`, `category`, `source`.
+        notes: Counts what was read in another sense than the obvious, and what was left out.
+
+    Raises:
+        BadRow: There is no such turn, or calls cannot be written.
+    """
+    places = [i for i in range(1, len(turns)) if turns[i].role == "assistant" and turns[i - 1].role in ("user", "tool")]
+    asked = [i for i in places if any(turn.role == "user" for turn in turns[:i])]
+    trained = [i for i in asked if turns[i].trained]
+    if not trained:
+        raise BadRow(column, "has no assistant turn that answers a user turn")
+    chosen = trained
+    if which == "last":
+        chosen = ([i for i in trained if turns[i - 1].role == "user"] or trained)[-1:]
+    left = sum(turn.role == "assistant" and turn.trained for turn in turns) - len(chosen)
+    if left:
+        notes["left out/assistant turns that are no target"] += left
+    return [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
+
+
+def _example(
+    turns: list[Turn], place: int, tools: str, column: str, columns: dict[str, str], several: bool, notes: Counter[str]
+) -> Example:
+    target, before = turns[place], turns[:place]
+    asked = max(i for i, turn in enumerate(before) if turn.role == "user")
+    earlier = before[:asked] if asked == place - 1 else before  # an answer to a tool has the request in its history
+    history = [{"role": turn.role, "content": content(turn, column)} for turn in earlier]
+    forgotten = sum(bool(turn.cot) for turn in earlier)
+    if forgotten:
+        notes["left out/chains of thought of earlier turns"] += forgotten
+    cot, response = target.cot or columns.get("cot", ""), target.text
+    if target.calls and target.text:
+        notes["repair/words before the calls read as chain of thought"] += 1
+        cot, response = "\n\n".join(filter(None, (cot, target.text))), ""
+    row_id = columns.get("id", "")
+    return Example(
+        id=f"{row_id}-{place}" if row_id and several else row_id,
+        query=before[asked].text,
+        tools=tools,
+        answers=dump_calls(target.calls or []),
+        cot=cot,
+        response="" if target.calls is not None else response,
+        history=json.dumps(history, ensure_ascii=False),
+        category=columns.get("category", ""),
+        source=columns.get("source", ""),
+    )
+
+
+def content(turn: Turn, column: str) -> str:
+    """The text of a turn in a history: its words, and its calls as a model of this project writes them."""
+    try:
+        written = render_calls(turn.calls) if turn.calls is not None else ""
+    except ValueError as error:
+        raise BadRow(column, f"calls of an earlier turn cannot be written: {error}") from error
+    return "\n\n".join(filter(None, (turn.text, written)))
+
+
+def dump_calls(calls: list[Call]) -> str:
+    """Calls as the JSON of an example."""
+    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
+
+
+def dump(value: Any) -> str:
+    """Any value as the JSON of an example."""
+    return json.dumps(value, ensure_ascii=False)

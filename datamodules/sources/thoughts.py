@@ -1,0 +1,75 @@
+"""What an assistant's text is made of: a chain of thought, words before the calls, the calls or a plain answer."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from datamodules.sources.calls import END_TOKENS, read_answer
+from rewards import Call, parse_calls
+
+_TAGS = "think|thinking|thought|reasoning|scratch_pad|scratchpad"
+_OPEN = re.compile(rf"\s*(?:<(?P<tag>{_TAGS})>|(?P<bracket>\[THINK\]))")
+_CLOSE = re.compile(rf"</(?:{_TAGS})>")
+_WRAPPED = re.compile(r"\s*<(answer|response|final_answer)>(.*)</\1>\s*", re.DOTALL)
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """An assistant's text, taken apart.
+
+    Attributes:
+        cot: The chain of thought, without tags.
+        text: The plain answer, or what stands before the calls.
+        calls: The calls; None for a plain answer.
+    """
+
+    cot: str
+    text: str
+    calls: list[Call] | None
+
+
+def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
+    """Takes an assistant's text apart.
+
+    Args:
+        text: The text. A chain of thought stands between tags at its beginning, of which the first may be missing.
+        tools: The tools on offer.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        ValueError: A chain of thought does not end, or something looks like calls and cannot be read.
+    """
+    text = _CHANNEL.sub(lambda m: f"<think>{m[2]}</think>" if m[1] == "analysis" else m[2], text)
+    text = END_TOKENS.sub("", text).strip()
+    calls, _ = parse_calls(text)
+    if calls is not None:
+        return Said("", "", calls)
+    if opening := _OPEN.match(text):
+        tag = opening["tag"]
+        cot, closing, rest = text[opening.end() :].partition(f"</{tag}>" if tag else "[/THINK]")
+        if not closing:
+            raise ValueError(f"the chain of thought does not end: {text[-60:]!r}")
+        return Said(cot.strip(), *_answer(rest, tools))
+    closing_tag = _CLOSE.search(text)
+    if closing_tag is None:
+        return Said("", *_answer(text, tools))
+    try:  # the tag may stand inside an argument
+        before, calls = _answer(text, tools)
+        if calls is not None and not _CLOSE.search(before):
+            return Said("", before, calls)
+    except ValueError:
+        pass
+    if re.match(r"\s*[\[{`<]", text):
+        raise ValueError(f"{closing_tag[0]} stands where no chain of thought does")
+    return Said(text[: closing_tag.start()].strip(), *_answer(text[closing_tag.end() :], tools))
+
+
+def _answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call] | None]:
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[2]
+    return read_answer(text.strip(), tools) if text.strip() else ("", None)

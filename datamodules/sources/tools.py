@@ -1,0 +1,240 @@
+"""Tools on offer in every form that lists of them come in, and what they declare of their parameters."""
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from datamodules.sources.values import read_value, read_whole
+from rewards import Call
+
+_NAMES = ("name", "api_name", "tool_name", "function_name")
+_RENAMED = {
+    "description": ("api_description", "tool_description"),
+    "parameters": ("input_schema", "inputSchema", "args_schema"),
+}
+_TAGGED = re.compile(
+    r"<(?P<tag>tools|available_tools|functions)>(.*?)</(?P=tag)>|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]"
+    r"|\[BEGIN OF AVAILABLE TOOLS\](.*)\[END OF AVAILABLE TOOLS\]",
+    re.DOTALL,
+)
+_NUMBERED = re.compile(
+    r"^\d+\. Name: (?P<name>.+)\nDescription: (?P<description>.*(?:\n(?!Parameters:).*)*)\nParameters: ", re.M
+)
+_OPTIONAL = re.compile(r"(?i),\s*(optional|default)\b.*$|\s*\(optional\)$")
+
+
+def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
+    """Reads a list of tools.
+
+    Args:
+        value: A list, its JSON or Python text, a list of such texts, one tool, or an object that holds the list. A tool
+            may be wrapped as OpenAI's `{"type": "function", "function": {...}}`.
+        notes: Counts what was changed.
+
+    Returns:
+        The tools, each with a `name`; what other rows' columns left of nulls in them is taken out.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    if isinstance(value, str):
+        try:
+            value = read_whole(value) if value.strip() else []
+        except ValueError as error:
+            found, _ = find_tools(value)
+            if not found:
+                raise ValueError(f"tools are readable neither as JSON nor as a Python literal: {error}") from error
+            value = found
+    if isinstance(value, dict):
+        value = _from_object(value)
+    if not isinstance(value, list):
+        raise ValueError(f"tools must be a list of tool objects, not {type(value).__name__}")
+    return [_without_nulls(_tool(item), notes) for item in value]
+
+
+def _from_object(value: dict[str, Any]) -> list[Any]:
+    """The tools of an object: the one that it is, the list under its one key, or its values by name."""
+    if any(isinstance(value.get(name), str) for name in _NAMES) or isinstance(value.get("function"), dict):
+        return [value]
+    if len(value) == 1 and isinstance(inner := next(iter(value.values())), list):
+        return inner
+    if value and all(isinstance(tool, dict) for tool in value.values()):
+        return [{"name": name} | tool for name, tool in value.items()]
+    return [value] if value else []
+
+
+def _tool(item: Any) -> dict[str, Any]:
+    if isinstance(item, str):
+        item = read_whole(item)
+    if isinstance(item, dict) and isinstance(item.get("function"), dict):  # OpenAI's wrapper
+        item = item["function"] | {k: v for k, v in item.items() if k not in ("function", "type", *item["function"])}
+    name = (
+        next((item[key] for key in _NAMES if isinstance(item.get(key), str)), None) if isinstance(item, dict) else None
+    )
+    if name is None:
+        shown = repr(sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__)
+        raise ValueError(f"every tool must be an object with a string 'name', not {shown[:120]}")
+    tool = item if "name" in item else {"name": name} | {k: v for k, v in item.items() if k not in _NAMES}
+    for key, others in _RENAMED.items():
+        old = next((other for other in others if tool.get(key) is None and tool.get(other) is not None), None)
+        if old:
+            tool = {key if k == old else k: v for k, v in tool.items() if k != key}
+    if isinstance(tool.get("parameters"), str):  # a schema as a JSON string
+        tool = tool | {"parameters": read_whole(tool["parameters"])}
+    return tool
+
+
+def find_tools(text: str) -> tuple[list[Any], str]:
+    """Finds a list of tools inside a text.
+
+    It may stand between `<tools>` tags, be a JSON or Python list, objects one after the other, or numbered
+    (`1. Name: ...`, as ToolRL writes).
+
+    Returns:
+        The tools as they are written, and the text without them; no tools and the whole text where there are none.
+    """
+    if numbered := list(_NUMBERED.finditer(text)):
+        return _numbered(text, numbered)
+    tagged = next((m for m in _TAGGED.finditer(text) if any(map(_is_tool, _objects(m[m.lastindex or 0])[0]))), None)
+    if tagged:
+        tools, _, _ = _objects(tagged[tagged.lastindex or 0])
+        return tools, text[: tagged.start()] + "\n" + text[tagged.end() :]
+    tools, start, end = _objects(text)
+    return tools, text[:start] + "\n" + text[end:] if tools else text
+
+
+def _numbered(text: str, matches: list[re.Match[str]]) -> tuple[list[Any], str]:
+    tools, end = [], 0
+    for match in matches:
+        parameters, end = read_value(text, match.end())
+        tools.append({"name": match["name"].strip(), "description": match["description"], "parameters": parameters})
+    return tools, text[: matches[0].start()] + "\n" + text[end:]
+
+
+def _objects(text: str) -> tuple[list[Any], int, int]:
+    """The first list of tools, or the first run of tools with nothing but white space and commas between them."""
+    tools: list[Any] = []
+    start = end = at = 0
+    while bracket := re.compile(r"[\[{]").search(text, at):
+        if tools and re.sub(r"[\s,]|\d+\.", "", text[end : bracket.start()]):
+            break
+        try:
+            value, at = read_value(text, bracket.start())
+        except ValueError:
+            at = bracket.end()
+            continue
+        if isinstance(value, list) and value and all(map(_is_tool, value)) and not tools:
+            return value, bracket.start(), at
+        if _is_tool(value):
+            start, end = (start if tools else bracket.start()), at
+            tools.append(value)
+        elif tools:
+            break
+        else:  # something else may hold what is looked for
+            at = bracket.end()
+    return tools, start, end
+
+
+def _is_tool(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    tool = item["function"] if isinstance(item.get("function"), dict) else item
+    return any(isinstance(tool.get(key), str) for key in _NAMES) and "arguments" not in tool
+
+
+def _without_nulls(tool: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
+    """The tool without the nulls that the columns of other rows have left; `default: null` says something elsewhere."""
+    cleaned, dropped = _cleaned(tool, keep=("default", "const"))
+    if dropped:
+        cleaned, more = _cleaned(cleaned, keep=())
+        notes["repair/nulls left out of tools"] += dropped + more
+    return cleaned
+
+
+def _cleaned(node: Any, keep: tuple[str, ...]) -> tuple[Any, int]:
+    if isinstance(node, list):
+        parts = [_cleaned(item, keep) for item in node]
+        return ([part for part, _ in parts], sum(n for _, n in parts)) if any(n for _, n in parts) else (node, 0)
+    if not isinstance(node, dict):
+        return node, 0
+    kept, dropped = {}, 0
+    for key, value in node.items():
+        if value is None and key not in keep:
+            dropped += 1
+            continue
+        kept[key], inner = (value, 0) if key in ("default", "const", "enum", "examples") else _cleaned(value, keep)
+        dropped += inner
+    return (kept, dropped) if dropped else (node, 0)
+
+
+def declared(tool: dict[str, Any]) -> dict[str, Any]:
+    """What a tool declares for each of its parameters."""
+    return _properties(tool.get("parameters"))
+
+
+def _properties(schema: Any) -> dict[str, Any]:
+    schema = schema if isinstance(schema, dict) else {}
+    properties = schema.get("properties")
+    return properties if isinstance(properties, dict) else schema
+
+
+def types_of(schema: Any) -> set[str]:
+    """The words that a schema has for the type of a value, in lower case; empty where it says nothing of it."""
+    if isinstance(schema, list):
+        return {word for item in schema for word in types_of(item)}
+    if not isinstance(schema, dict):
+        return (
+            set(re.findall(r"\w+", _OPTIONAL.sub("", schema).partition("[")[0].lower()))
+            if isinstance(schema, str)
+            else set()
+        )
+    found = types_of(schema.get("type")) | ({"null"} if schema.get("nullable") is True else set())
+    return found | {word for key in ("anyOf", "oneOf") for word in types_of(schema.get(key))}
+
+
+def without_null_arguments(
+    calls: list[Call], tools: list[dict[str, Any]], nested: bool, notes: Counter[str]
+) -> list[Call]:
+    """Takes out the null arguments that the columns of other rows have left.
+
+    Those are the ones for which the call's own tool has no schema; and, in columns that are nested (in which every row
+    has the keys of all), those that the tool neither requires nor allows to be null.
+    """
+    by_name = {tool["name"]: tool for tool in tools}
+    cleaned = []
+    for call in calls:
+        tool = by_name.get(call.name)
+        schema = tool.get("parameters") if tool else None
+        arguments, dropped = _given(call.arguments, schema, nested) if tool else (call.arguments, 0)
+        notes["repair/nulls left out of arguments"] += dropped
+        cleaned.append(Call(call.name, arguments) if dropped else call)
+    notes += Counter()  # without zeros
+    return cleaned
+
+
+def _given(arguments: dict[str, Any], schema: Any, nested: bool) -> tuple[dict[str, Any], int]:
+    known = _properties(schema)
+    required = (
+        schema.get("required") if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) else None
+    )
+    kept, dropped = {}, 0
+    for name, value in arguments.items():
+        spec = known.get(name)
+        if value is None and (spec is None or (nested and _is_padding(name, spec, required))):
+            dropped += 1
+            continue
+        kept[name], inner = value, 0
+        if isinstance(value, dict) and isinstance(spec, dict) and isinstance(spec.get("properties"), dict):
+            kept[name], inner = _given(value, spec, nested)
+        dropped += inner
+    return kept, dropped
+
+
+def _is_padding(name: str, spec: Any, required: Any) -> bool:
+    """Whether a null cannot be meant: the parameter may be left out, and its type has no null."""
+    words = types_of(spec)
+    optional = (
+        name not in required if isinstance(required, list) else "optional" in json.dumps(spec) or "default" in spec
+    )
+    return bool(optional and words and not words & {"null", "none", "any", "optional", "union"})

@@ -1,0 +1,1 @@
+"""Commands of `funreason` that train nothing."""

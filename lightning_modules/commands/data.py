@@ -1,0 +1,112 @@
+"""`funreason data`: rows of any form in, rows of the project's schema or chat rows out, and what they were read as."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.command_line import SentenceParser
+from datamodules.example import BadRow
+from datamodules.readers import read_rows
+from datamodules.reports import count_example, describe
+from datamodules.sources.openai import openai_row
+from datamodules.sources.targets import Turns
+from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, settle, write_jsonl
+
+CHUNK = 1000  # rows of a row group
+
+
+def convert(
+    path: str,
+    out: str,
+    form: Literal["xlam", "openai"] = "xlam",
+    turns: Turns = "last",
+    on_bad_row: OnBadRow = "raise",
+) -> str:
+    """Write what is read of a source.
+
+    Args:
+        path: The rows, in any form: a file, a folder, a saved data set or a hub id; see `readers.read_rows`.
+        out: The file to write, `.jsonl` or `.parquet`.
+        form: Rows of the project's own schema (`xlam`), or chat rows with `messages` and `tools` (`openai`).
+        turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
+            a tool.
+        on_bad_row: `raise` stops at the first bad row; `skip` leaves it out and writes it to a file beside `out`.
+
+    Returns:
+        What was read and written, in words.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
+    """
+    file = Path(out).expanduser()
+    if file.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
+    counts: Counter[str] = Counter()
+    bad: list[dict[str, Any]] = []
+    written = 0
+
+    def rows() -> Iterator[dict[str, str]]:
+        nonlocal written
+        for number, outcome, raw in check_rows(read_rows(path), turns, counts):
+            if isinstance(outcome, BadRow):
+                bad.append(bad_row(path, number, outcome, raw))
+                settle(bad, on_bad_row)
+                continue
+            count_example(outcome, counts)
+            written += 1
+            yield openai_row(outcome) if form == "openai" else asdict(outcome)
+        if not written:
+            raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
+
+    write = write_jsonl if file.suffix == ".jsonl" else write_parquet
+    write(file, rows())
+    lines = [f"{path}: {written:,} rows written to {file}, {len(bad):,} bad rows left out"]
+    lines += [f"  {line}" for line in describe(counts)]
+    if bad:
+        beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
+        write_jsonl(beside, (json.loads(json.dumps(row, default=str)) for row in bad))
+        lines.append(f"  the bad rows are in {beside}; the first: {complaint(bad[0])}")
+    return "\n".join(lines)
+
+
+def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as Parquet, in columns of text; an interruption leaves the file that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    writer: pq.ParquetWriter | None = None
+    try:
+        for chunk in _chunks(rows):
+            table = pa.table({name: [row[name] for row in chunk] for name in chunk[0]})
+            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer.write_table(table)
+        if writer:
+            writer.close()
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, str]]]:
+    chunk: list[dict[str, str]] = []
+    for row in rows:
+        chunk.append({k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in row.items()})
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `funreason data`."""
+    parser = SentenceParser(prog="funreason data", description="Any rows to the project's schema, with a report.")
+    parser.add_function_arguments(convert)
+    print(convert(**parser.parse_args(args).as_dict()))
