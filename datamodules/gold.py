@@ -7,8 +7,7 @@ import pyarrow.compute as pc
 
 from datamodules.chat import target_text
 from datamodules.encoding import EncodedRows
-from datamodules.readers import BadRow
-from datamodules.rows import Example
+from datamodules.example import BadRow, Example
 from datamodules.xlam import bad_row
 from rewards import FunctionCallReward
 

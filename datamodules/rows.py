@@ -39,7 +39,7 @@ def to_example(raw: Any) -> Example:
 
 def read_raw(raw: Any, turns: Turns = "last") -> Reading:
     """Read and check the examples of one row, more than one with `turns: every`; see `to_example`."""
-    reading = read_row(_parse(raw), turns)
+    reading = _read(raw, turns)
     for example in reading.examples:
         _check_text(example)
         check_example(example)
@@ -52,7 +52,7 @@ def unchecked_example(raw: Any) -> Example:
     Raises:
         BadRow: Something is missing or is not of its type.
     """
-    example = read_row(_parse(raw), keep_answers=True).examples[0]
+    example = _read(raw, keep_answers=True).examples[0]
     _check_text(example)
     return example
 
@@ -105,6 +105,15 @@ def _parse(raw: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow("", f"is not a JSON object but {type(row).__name__}")
     return row
+
+
+def _read(raw: Any, turns: Turns = "last", keep_answers: bool = False) -> Reading:
+    try:
+        return read_row(_parse(raw), turns, keep_answers)
+    except BadRow:
+        raise
+    except (ValueError, RecursionError) as error:  # whatever it is, it is about this row
+        raise BadRow("", str(error)) from error
 
 
 def _check_text(example: Example) -> None:

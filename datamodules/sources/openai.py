@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from datamodules.example import Example, answers_tool
-from datamodules.sources.calls import read_answer
+from datamodules.sources.syntax import read_answer
 from rewards import Call, as_calls
 
 

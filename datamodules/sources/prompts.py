@@ -51,9 +51,10 @@ def glaive_chat(text: str) -> list[dict[str, str]]:
 def split_system(text: str, notes: Counter[str]) -> tuple[list[Any], str]:
     """The tools that a system text holds, and what else it says, without what it says about tools and their format."""
     text = re.sub(r"\A\s*SYSTEM:\s*", "", text)
-    tools, rest = find_tools(text)
+    tools, before, after = find_tools(text)
     if not tools:
         return [], text.strip()
+    rest = re.sub(r"[^.!?\n]*[:-]\s*\Z", "", before) + "\n" + after  # without the words that lead to the list
     pieces = re.split(r"((?<=[.!?:])[ \t]+|\s*\n\s*)", _BLOCK.sub("", rest))
     kept = "".join(
         piece + after

@@ -12,6 +12,7 @@ from datamodules.chat import (
     encode_prompt,
     end_of_turn_id,
     load_tokenizer,
+    messages,
     prompt_text,
     resolve_model_folder,
     target_text,
@@ -165,3 +166,28 @@ def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
     (mute / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template"):
         load_tokenizer(str(mute))
+
+
+def test_answer_to_a_tool_does_not_repeat_the_request(tiny_tokenizer, make_row):
+    history = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": "[get_weather(city='Oslo')]"},
+        {"role": "tool", "content": "rain"},
+    ]
+    row = make_row(1, query="Weather in Oslo?", answers="[]", response="It rains.", history=json.dumps(history))
+    assert messages(to_example(row))[1:] == history
+    other = to_example(row | {"query": "And in Bergen?"})  # a request after the tool's answer is one of its own
+    assert messages(other)[1:] == [*history, {"role": "user", "content": "And in Bergen?"}]
+
+
+def test_turns_that_a_template_refuses_are_a_bad_row(tiny_tokenizer, make_row):
+    strict = copy.deepcopy(tiny_tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    history = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
+    with pytest.raises(BadRow, match="refuses the turns system, user, tool, user: no tools") as error:
+        prompt_text(strict, to_example(make_row(1, history=json.dumps(history))))
+    assert error.value.column == "history"
+    assert prompt_text(strict, to_example(make_row(1)))

@@ -9,7 +9,7 @@ from recorder import Recorder
 from transformers import AutoTokenizer
 
 import datamodules.encoding as encoding
-from datamodules import PromptBatch
+from datamodules import PromptBatch, XLAMSFTDataModule
 from datamodules.base import encoded_prompts
 from datamodules.chat import encode_example, encode_prompt, load_tokenizer, messages
 from datamodules.rows import to_example
@@ -296,3 +296,56 @@ def test_real_rows_encode(make_module, shared_data, capsys):
     module = make_module(shared_data / "bfcl_as_xlam.jsonl")
     module.setup("test")
     assert sum(len(batch.examples) for batch in module.test_dataloader()) == 600
+
+
+def chat_rows(make_row):
+    """A conversation of three answers, and a row with a call and a null that another row has left."""
+    turns = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "user", "content": "Thanks!"},
+        {"role": "assistant", "content": "You are welcome."},
+    ]
+    answers = json.dumps([{"name": "get_weather", "arguments": {"city": "Oslo", "zone": None}}])
+    return [{"messages": turns, "tools": make_row()["tools"]}, make_row(1, answers=answers, note="x")]
+
+
+@pytest.mark.parametrize(("turns", "rows"), [("last", 2), ("every", 4)])
+def test_the_summary_says_what_rows_were_read_as(make_module, write_rows, make_row, capsys, turns, rows):
+    path = write_rows(chat_rows(make_row))
+    for _ in range(2):  # read, and taken from the cache
+        module = make_module(path, turns=turns, val_fraction=0)
+        module.setup("fit")
+        assert len(module.train_indices) == rows
+        printed = capsys.readouterr().out
+        assert "rows read as: chat in 'messages' with tool_calls 1, xLAM's columns 1" in printed
+        answers = "in words 1, of one call 1" if turns == "last" else "in words 2, of one call 2"
+        assert f"answers: {answers}" in printed
+        assert f"chain of thought: without {rows - 1}, with 1" in printed or turns == "last"
+        assert "repaired: nulls left out of arguments 1" in printed
+        assert ("left out: assistant turns that are no target 2" in printed) == (turns == "last")
+        assert "columns not used, rows: note 1" in printed
+
+
+def test_turns_are_last_or_every(make_module, write_rows, make_row):
+    with pytest.raises(ValueError, match=r"data\.turns is 'all'; give last or every"):
+        make_module(write_rows([make_row(0)]), turns="all")
+
+
+def test_a_row_whose_turns_the_template_refuses_is_skipped(tmp_path, tiny_model_dir, write_rows, make_row):
+    folder = tmp_path / "strict"
+    shutil.copytree(tiny_model_dir, folder)
+    template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}"
+    )
+    (folder / "chat_template.jinja").write_text(template + "{% endfor %}")
+    history = json.dumps([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}])
+    path = write_rows([make_row(0), make_row(1, history=history)])
+    options = {"cache_dir": str(tmp_path / "cache"), "val_fraction": 0}
+    with pytest.raises(ValueError, match=r"row 2, column 'history': the chat template of .* refuses the turns"):
+        XLAMSFTDataModule(str(folder), path, **options).setup("fit")
+    module = XLAMSFTDataModule(str(folder), path, on_bad_row="skip", **options)
+    module.setup("fit")
+    assert (len(module.train_indices), module.rows.bad[0]["row"]) == (1, 2)

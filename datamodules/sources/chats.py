@@ -1,0 +1,150 @@
+"""Rows that are chats: where the messages stand, what answers them, and what is said beside them."""
+
+from collections import Counter
+
+from datamodules.example import BadRow, Example
+from datamodules.sources.columns import (
+    ANSWERS,
+    CHATS,
+    COMPLETIONS,
+    QUERIES,
+    SYSTEMS,
+    THOUGHTS,
+    TOOLS,
+    Columns,
+    messages_in,
+    pairs_in,
+)
+from datamodules.sources.flat import read_answers
+from datamodules.sources.messages import Message, read_messages
+from datamodules.sources.prompts import glaive_chat, split_request, split_system
+from datamodules.sources.targets import Turns, dump, examples_of
+from datamodules.sources.tools import read_tools
+from datamodules.sources.turns import Turn, read_turns
+from rewards import as_calls
+
+
+def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
+    """The column that a chat stands in, and its messages; None for rows of other forms."""
+    for name in (*CHATS, "chat", "prompt", *QUERIES):
+        if name not in columns.row:
+            continue
+        value = columns.row[name]
+        if items := messages_in(value):
+            columns.used.add(name)
+            messages = _unwrapped(read_messages(items, name))
+            form = "prompt and completion" if name == "prompt" else f"chat in '{name}'"
+            notes[f"form/{form}{' with tool_calls' * any(message.calls for message in messages)}"] += 1
+            return name, messages + _completion(columns, name, messages)
+        if name in CHATS and value != []:
+            raise BadRow(name, f"must be a list of turns, not {type(value).__name__}")
+    if isinstance(text := columns.row.get("chat"), str) and (items := glaive_chat(text)):
+        columns.used.add("chat")
+        notes["form/Glaive's chat text"] += 1
+        return "chat", read_messages(items, "chat")
+    if "instruction" in columns.row and "output" in columns.row:
+        return _instruction(columns, notes)
+    if (
+        isinstance(columns.row.get("prompt"), str)
+        and not columns.name(QUERIES)
+        and columns.name(COMPLETIONS[: -len(ANSWERS) - 1])
+    ):
+        notes["form/prompt and completion"] += 1
+        messages = _unwrapped([Message("user", columns.text("prompt"))])
+        return "prompt", messages + _completion(columns, "prompt", messages)
+    return None
+
+
+def _instruction(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]]:
+    """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
+    notes["form/instruction and output"] += 1
+    instruction, given = columns.text("instruction"), columns.text("input")
+    if given and split_system(instruction, Counter())[0]:
+        messages = [Message("system", instruction), Message("user", given)]
+    else:
+        messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
+    earlier = [
+        Message(role, text)
+        for pair in pairs_in(columns.take("history"))
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
+    return "output", messages + _completion(columns, "instruction", messages)
+
+
+def _unwrapped(messages: list[Message]) -> list[Message]:
+    """The messages, with a request that holds a whole prompt taken apart."""
+    found: list[Message] = []
+    for message in messages:
+        if message.role != "user":
+            found.append(message)
+            continue
+        tools, parts = split_request(message.text)
+        more = [message] if len(parts) == 1 and parts[0]["content"] == message.text else read_messages(parts, "prompt")
+        more[0].tools += [tools] if tools else []
+        found += more
+    return found
+
+
+def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Message]:
+    """The answer that stands in a column of its own, where the chat itself does not end with one."""
+    if name != "prompt" and messages[-1].role in ("assistant", "call", "think"):
+        return []
+    if not (column := columns.name(COMPLETIONS)):
+        return []
+    value = columns.take(column)
+    if column == "reward_model":  # verl's
+        value = value.get("ground_truth") if isinstance(value, dict) else value
+    items = messages_in(value) or ([value] if isinstance(value, dict) and {"role", "from"} & value.keys() else None)
+    if items is None:
+        structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
+        items = [{"role": "assistant"} | structured]
+    for message in messages:
+        message.trained = False
+    return read_messages(items, column)
+
+
+def read_chat(
+    name: str, messages: list[Message], columns: Columns, plain: dict[str, str], which: Turns, notes: Counter[str]
+) -> list[Example]:
+    """Reads a chat.
+
+    Args:
+        name: The column that it stands in.
+        messages: Its messages; see `find_chat`.
+        columns: The row.
+        plain: Its `id`, `category` and `source`.
+        which: Which turns become targets; see `targets.examples_of`.
+        notes: Counts what was read otherwise than it is written.
+
+    Returns:
+        The examples, one or more.
+
+    Raises:
+        BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
+    """
+    system = columns.text(*SYSTEMS)
+    texts = [system] * bool(system) + [message.text for message in messages if message.role == "system"]
+    split = [split_system(text, notes) for text in texts]
+    brought = [tools for message in messages for tools in message.tools]
+    found = [tool for tools, _ in split for tool in tools]
+    offered = columns.take(*TOOLS)
+    if offered is None and not brought and not found and name != "chat":  # Glaive's systems say when there are none
+        raise BadRow(name, "there is neither a tools column nor a JSON list of tools in the system turn")
+    try:
+        tools = read_tools(offered, notes) if offered is not None else []
+        tools = tools or [tool for value in brought for tool in read_tools(value, notes)] or read_tools(found, notes)
+    except ValueError as error:
+        raise BadRow("tools", str(error)) from error
+    rest = "\n\n".join(filter(None, (text for _, text in split)))
+    turns = [Turn("system", rest)] if rest else []
+    turns += read_turns([m for m in messages if m.role not in ("system", "tools")], tools, name, notes)
+    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": columns.text(*THOUGHTS)}, notes)
+    other = next(
+        (c for c in ("answers", "completion", "chosen_response") if c in columns.row.keys() - columns.used), ""
+    )
+    if other:  # a second answer must be the same
+        answers, _, _ = read_answers(columns.take(other), tools, "", "", Counter())
+        if as_calls(answers) != as_calls(examples[-1].answers):
+            raise BadRow(other, f"is another answer than that in '{name}': keep one of them")
+    return examples

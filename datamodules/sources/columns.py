@@ -1,0 +1,113 @@
+"""The columns of a row, taken by what they hold, not by their presence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datamodules.example import BadRow
+from datamodules.sources.values import read_whole
+
+CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
+SYSTEMS = ("system", "system_prompt", "developer")
+QUERIES = ("query", "question", "user_query")
+TOOLS = ("tools", "functions", "function", "available_tools")
+ANSWERS = (
+    "answers",
+    "answer",
+    "ground_truth",
+    "expected_calls",
+    "tool_calls",
+    "function_calls",
+    "function_call",
+    "calls",
+    "model_answer",
+)
+COMPLETIONS = ("completion", "chosen_response", "chosen", "response", "output", *ANSWERS, "reward_model")
+THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
+REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
+
+
+class Columns:
+    """The columns of a row that hold something, and which of them were used.
+
+    Args:
+        row: The row. None, "" and NaN are nothing, whatever the name they stand under.
+    """
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.given = row
+        self.row = {
+            k: v for k, v in row.items() if v is not None and v == v and not (isinstance(v, str) and not v.strip())
+        }
+        self.used: set[str] = set()
+
+    def name(self, names: tuple[str, ...]) -> str:
+        """The first of these names that holds something; "" if none does."""
+        return next((name for name in names if name in self.row), "")
+
+    def take(self, *names: str) -> Any:
+        """What the first of these names holds, which is used by that; None if none holds anything."""
+        name = self.name(names)
+        if name:
+            self.used.add(name)
+        return self.row.get(name)
+
+    def text(self, *names: str) -> str:
+        """The same for columns of text; "" if none holds anything.
+
+        Raises:
+            BadRow: It holds something else.
+        """
+        value = self.take(*names)
+        if value is not None and not isinstance(value, str):
+            raise BadRow(self.name(names), f"must be a string, not {type(value).__name__}")
+        return value or ""
+
+
+def label(columns: Columns, name: str) -> str:
+    """A column that is carried through: a text, or a number as text."""
+    value = columns.row.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) in (str, int) or (type(value) is float and name != "id"):
+        columns.used.add(name)
+        return str(value)
+    if name == "id" and value is not None:
+        raise BadRow("id", f"must be a string or an integer, not {type(value).__name__}")
+    return ""
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """A list of objects, given as such or as JSON or Python text; None for anything else."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = read_whole(value)
+        except ValueError:
+            return None
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):  # BFCL's turns of turns
+        value = value[0]
+    if isinstance(value, list) and value and all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in value):
+        try:
+            value = [read_whole(item) for item in value]
+        except ValueError:
+            return None
+    return value if isinstance(value, list) and value and all(isinstance(item, dict) for item in value) else None
+
+
+def messages_in(value: Any) -> list[Any] | None:
+    """The messages that a column holds, as a list or as the text of one; None where it holds something else."""
+    items = _listed(value)
+    return items if items and any({"role", "from", "human", "user"} & item.keys() for item in items) else None
+
+
+def pairs_in(value: Any) -> list[Any]:
+    """Earlier requests and answers as pairs of texts; none for None.
+
+    Raises:
+        BadRow: It is something else.
+    """
+    value = read_whole(value) if isinstance(value, str) else value or []
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
+    ):
+        raise BadRow("history", "must be a list of pairs of a request and an answer")
+    return value

@@ -1,0 +1,144 @@
+"""Rows whose request, tools and answer stand in columns of their own, as in xLAM's schema."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from datamodules.example import BadRow, Example
+from datamodules.sources.calls import calls_of
+from datamodules.sources.columns import ANSWERS, COMPLETIONS, QUERIES, SYSTEMS, THOUGHTS, TOOLS, Columns, pairs_in
+from datamodules.sources.messages import read_messages
+from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.targets import content, dump, dump_calls
+from datamodules.sources.thoughts import read_said
+from datamodules.sources.tools import read_tools
+from datamodules.sources.turns import read_turns
+from rewards import as_calls
+
+
+def read_columns(columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str]) -> Example:
+    """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
+
+    Args:
+        columns: The row.
+        plain: Its `id`, `category` and `source`.
+        keep_answers: Leave the text of an `answers` column as it is.
+        notes: Counts what was read otherwise than it is written.
+
+    Raises:
+        BadRow: Something is missing or cannot be read.
+    """
+    notes["form/xLAM's columns"] += 1
+    given = {"query": (*QUERIES, "instruction", "prompt"), "tools": TOOLS, "answers": (*ANSWERS, *COMPLETIONS)}
+    found = {column: columns.name(names) for column, names in given.items()}
+    if keep_answers and isinstance(columns.given.get("answers"), str):
+        found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
+    for column, name in found.items():
+        if not name:
+            blank = any(columns.given.get(other) is not None for other in given[column])
+            raise BadRow(
+                column, "is empty" if blank else f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
+            )
+    query = columns.text(found["query"])
+    offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
+    tools = _read("tools", read_tools, offered, notes)
+    tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
+    cot, response = columns.text(*THOUGHTS), columns.text("response") if found["answers"] != "response" else ""
+    if keep_answers and (answers is None or isinstance(answers, str)):
+        answers_text = answers or ""
+    else:
+        answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
+    return Example(
+        id=plain["id"],
+        query=query,
+        tools=tools_text,
+        answers=answers_text,
+        cot=cot if cot.strip() else "",
+        response=response,
+        history=_history(columns, tools, notes),
+        category=plain["category"],
+        source=plain["source"],
+    )
+
+
+def read_answers(
+    value: Any, tools: list[dict[str, Any]], cot: str, response: str, notes: Counter[str]
+) -> tuple[str, str, str]:
+    """The answers as JSON, and chain of thought and response with what their text says besides."""
+    text = value if isinstance(value, str) else ""
+    offered, nested, calls = frozenset(tool["name"] for tool in tools), not text, None
+    try:
+        calls = as_calls(text) if text else calls_of(value, offered)
+    except ValueError as error:
+        if not text:
+            raise BadRow("answers", str(error)) from error
+    if calls is None:
+        try:  # JSON whose calls are written otherwise
+            calls = calls_of(text, offered)
+        except ValueError:
+            said = _read("answers", read_said, text, tools)
+            calls, cot = said.calls, "\n\n".join(filter(None, (cot, said.cot)))
+            if calls is None:
+                response = "\n\n".join(filter(None, (said.text, response)))
+            elif said.text:
+                notes["repair/words before the calls read as chain of thought"] += 1
+                cot = "\n\n".join(filter(None, (cot, said.text)))
+    cleaned = without_null_arguments(calls or [], tools, nested, notes)
+    same = text and calls is not None and cleaned == calls and _same_calls(text, calls)
+    return (text if same else dump_calls(cleaned)), cot, response
+
+
+def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
+    """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
+    value, system = columns.take("history"), columns.text(*SYSTEMS)
+    text = value if isinstance(value, str) else dump(value or [])
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("history", f"is not readable JSON: {error}") from error
+    if not isinstance(items, list):
+        raise BadRow("history", f"must be a list of turns, not {type(items).__name__}")
+    ours = all(
+        isinstance(item, dict) and item.keys() == {"role", "content"} and all(isinstance(v, str) for v in item.values())
+        for item in items
+    )
+    if not ours:
+        pairs = all(isinstance(item, list) for item in items)
+        flat = (
+            [
+                message
+                for pair in pairs_in(items)
+                for message in ({"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]})
+            ]
+            if pairs
+            else items
+        )
+        turns = read_turns(read_messages(flat, "history"), tools, "history", notes)
+        items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
+    if system:
+        if items and items[0]["role"] == "system":
+            system, items = f"{system}\n\n{items[0]['content']}", items[1:]
+        items = [{"role": "system", "content": system}, *items]
+    return dump(items) if system or not ours else text
+
+
+def _read(column: str, reader: Any, *arguments: Any) -> Any:
+    try:
+        return reader(*arguments)
+    except ValueError as error:
+        raise BadRow(column, str(error)) from error
+
+
+def _same(text: str, value: Any) -> bool:
+    """Whether a text is the JSON of a value."""
+    try:
+        return bool(json.loads(text) == value)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _same_calls(text: str, calls: Any) -> bool:
+    try:
+        return as_calls(text) == calls
+    except ValueError:
+        return False

@@ -1,0 +1,360 @@
+"""Rows of every known form, small and made up, and what each is read as."""
+
+import json
+
+import datasets
+import pytest
+
+from datamodules.example import BadRow, Example
+from datamodules.rows import read_raw, to_example
+from datamodules.sources.openai import openai_row
+from datamodules.xlam import read_examples
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "Get the weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+}
+NOW = {"name": "now", "description": "Tell the time.", "parameters": {"type": "object", "properties": {}}}
+WRAPPED = [{"type": "function", "function": tool} for tool in (WEATHER, NOW)]
+ASK = {"role": "user", "content": "Weather in Oslo?"}
+OSLO = {"name": "get_weather", "arguments": {"city": "Oslo"}}
+TIME = {"name": "now", "arguments": {}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+TEXT = "[get_weather(city='Oslo')]"
+
+
+def said(content=None, **keys):
+    return {"role": "assistant", "content": content, **keys}
+
+
+def chat(*messages, tools=WRAPPED, **columns):
+    return {"messages": list(messages), "tools": tools, **columns}
+
+
+def read(row):
+    example = to_example(row)
+    return json.loads(example.answers), example.cot, example.response
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        said(tool_calls=[CALL]),
+        {"role": "assistant", "tool_calls": [CALL]},  # no content at all
+        said("", tool_calls=[{"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}, "index": 0}]),
+        said(tool_calls=[{"name": "get_weather", "arguments": '{"city": "Oslo"}'}]),
+        said(tool_calls=json.dumps([CALL])),
+        said(function_call={"name": "get_weather", "arguments": '{"city": "Oslo"}'}),
+        said({"name": "get_weather", "arguments": {"city": "Oslo"}}),
+        said([{"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Oslo"}}]),
+        said([{"type": "tool_call", "value": json.dumps(OSLO)}]),
+        said([{"type": "text", "text": TEXT}]),
+        said(TEXT, tool_calls=None, function_call=None, refusal=None, audio=None),
+        {"role": "tool_call", "content": json.dumps(OSLO)},
+        {"role": "function_call", "content": json.dumps(OSLO)},
+        {"from": "gpt", "value": TEXT},
+        {"role": "model", "content": TEXT},
+    ],
+)
+def test_ways_to_write_a_call(message):
+    assert read(chat(ASK, message)) == ([OSLO], "", "")
+
+
+@pytest.mark.parametrize("arguments", ["", None, "{}", {}, "missing"])
+def test_calls_without_arguments(arguments):
+    function = {"name": "now", "arguments": arguments}
+    if arguments == "missing":
+        del function["arguments"]
+    assert read(chat(ASK, said(tool_calls=[{"type": "function", "function": function}]))) == ([TIME], "", "")
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [said(reasoning_content="Oslo.", tool_calls=[CALL])],
+        [said("", reasoning="Oslo.", tool_calls=[CALL])],
+        [said("", thinking="Oslo.", tool_calls=[CALL])],
+        [said("<think>\nOslo.\n</think>\n\n", tool_calls=[CALL])],
+        [said([{"type": "thinking", "thinking": "Oslo."}, {"type": "text", "text": TEXT}])],
+        [said("<think>Oslo.</think>"), said(tool_calls=[CALL])],
+        [{"role": "think", "content": "Oslo."}, {"role": "tool_call", "content": json.dumps(OSLO)}],
+        [said(f"Oslo.\n</think>\n\n{TEXT}")],
+        [said("Oslo.", tool_calls=[CALL])],  # words before the call
+        [said("Oslo."), said(tool_calls=[CALL])],
+    ],
+)
+def test_ways_to_write_a_chain_of_thought(turns):
+    assert read(chat(ASK, *turns)) == ([OSLO], "Oslo.", "")
+
+
+def test_thought_and_words_are_both_kept():
+    row = chat(ASK, said("Let me look.", reasoning_content="Oslo.", tool_calls=[CALL]))
+    assert read(row) == ([OSLO], "Oslo.\n\nLet me look.", "")
+    assert read_raw(row).notes["repair/words before the calls read as chain of thought"] == 1
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        WRAPPED,
+        [WEATHER, NOW],
+        json.dumps(WRAPPED),
+        repr(WRAPPED),
+        [json.dumps(tool) for tool in WRAPPED],
+        {"functions": [WEATHER, NOW]},
+        {"get_weather": {k: v for k, v in WEATHER.items() if k != "name"}, "now": NOW},
+        [
+            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+            for tool in (WEATHER, NOW)
+        ],
+        [{"type": "function", **tool} for tool in (WEATHER, NOW)],
+    ],
+)
+def test_ways_to_offer_tools(tools):
+    offered = json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools)
+    assert [{k: v for k, v in tool.items() if k != "type"} for tool in offered] == [WEATHER, NOW]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (f"<tools>\n{json.dumps(WRAPPED[0])}\n{json.dumps(WRAPPED[1])}\n</tools>", ""),
+        (f"You are a function calling AI model. <tools> {WRAPPED!r} </tools>", ""),
+        (
+            "Today is Monday.\n# Tools\nSignatures are within <tools></tools> tags:\n"
+            f"<tools>{json.dumps(WRAPPED)}</tools>",
+            "Today is Monday.",
+        ),
+        (
+            f"Never book without consent. You may use:\n{json.dumps([WEATHER, NOW])}\nWrite calls as [f(a=1)].",
+            "Never book without consent.",
+        ),
+        (f"SYSTEM: You have these functions -\n{json.dumps(WEATHER, indent=4)}\n\n{json.dumps(NOW)}", ""),
+        (
+            "".join(
+                f"{n}. Name: {t['name']}\nDescription: {t['description']}\nParameters: {json.dumps(t['parameters'])}\n"
+                for n, t in enumerate((WEATHER, NOW), 1)
+            ),
+            "",
+        ),
+    ],
+)
+def test_tools_in_the_system_text_and_what_else_it_says(text, left):
+    example = to_example({"messages": [{"role": "system", "content": text}, ASK, said(TEXT)]})
+    assert [tool["name"] for tool in json.loads(example.tools)] == ["get_weather", "now"]
+    assert json.loads(example.history) == ([{"role": "system", "content": left}] if left else [])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat({"role": "system", "content": "Be brief."}, ASK, said(TEXT)),
+        chat({"role": "developer", "content": "Be brief."}, ASK, said(TEXT)),
+        chat(ASK, said(TEXT), system="Be brief."),
+        {"query": "Weather in Oslo?", "tools": WRAPPED, "answers": [OSLO], "system": "Be brief."},
+    ],
+)
+def test_a_system_text_beside_the_tools_stays(row):
+    assert json.loads(to_example(row).history) == [{"role": "system", "content": "Be brief."}]
+
+
+RL_TOOLS = "1. Name: now\nDescription: Time.\nParameters: {}\n\n**Output Format**\n<think> thoughts </think>"
+RL_CALL = '<think> They ask. </think>\n<tool_call>\n{"name": "now", "parameters": {}}\n</tool_call>'
+RL_ASK = "**Dialogue Records History**\n<user> What time is it? </user>"
+SECTIONS = (
+    f"[BEGIN OF AVAILABLE TOOLS]\n{json.dumps([NOW])}\n[END OF AVAILABLE TOOLS]\n"
+    "[BEGIN OF QUERY]\nWhat time is it?\n[END OF QUERY]\n"
+)
+SEAL = (
+    "api_list = [{'api_name': 'now', 'api_description': 'd', 'parameters': {}, 'required': []}]\n"
+    'task_instruction = "What time is it?"\nOutput:\n'
+)
+SEAL_CALL = "[{'api': 'now', 'parameters': {}, 'responses': []}]"
+ASK_TIME = [{"role": "user", "content": "What time is it?"}]
+TOOLCALL = '<TOOLCALL>[{"name": "now", "arguments": {}}]</TOOLCALL>'
+PREFERRED = {"chosen_response": said(TOOLCALL), "rejected_response": said("No.")}
+
+
+@pytest.mark.parametrize(
+    ("row", "cot"),
+    [
+        ({"instruction": RL_TOOLS, "input": RL_ASK, "output": RL_CALL}, "They ask."),
+        (
+            {
+                "prompt": [{"role": "system", "content": RL_TOOLS}, {"role": "user", "content": RL_ASK}],
+                "reward_model": {"style": "rule", "ground_truth": RL_CALL},
+            },
+            "They ask.",
+        ),
+        ({"instruction": SECTIONS, "input": "", "output": '```\n[{"name": "now", "arguments": {}}]\n```'}, ""),
+        ({"conversations": [{"from": "human", "value": SEAL}, {"from": "gpt", "value": SEAL_CALL}]}, ""),
+        ({"prompt": "What time is it?", "completion": "[now()]", "tools": [NOW]}, ""),
+        ({"prompt": ASK_TIME, "completion": [said("[now()]")], "tools": [NOW]}, ""),
+        ({"prompt": "What time is it?", "chosen": "[now()]", "rejected": "No.", "tools": [NOW]}, ""),
+        ({"messages": ASK_TIME, "tools": [NOW], **PREFERRED}, ""),
+        ({"messages": ASK_TIME, "tools": [NOW], "answers": [TIME]}, ""),
+        ({"question": [ASK_TIME], "function": [NOW], "ground_truth": [{"now": {}}]}, ""),
+        ({"query": "What time is it?", "tools": [NOW], "answers": "[now()]"}, ""),
+        ({"query": "What time is it?", "tools": NOW, "answers": [{"tool": "now", "parameters": {}}]}, ""),
+        ({"conversation": [{"human": "What time is it?", "assistant": "[now()]"}], "tools": [NOW]}, ""),
+    ],
+)
+def test_forms_of_known_sources(row, cot):
+    example = to_example(row)
+    assert (example.query, json.loads(example.answers), example.cot) == ("What time is it?", [TIME], cot)
+
+
+def test_answer_to_a_tool_where_the_chat_waits_for_it():
+    """`input_messages` and `ground_truth`: the call in the prompt is not the target."""
+    system = f"SYSTEM: You have access to the following functions -\n{json.dumps(WEATHER)}"
+    functioncall = f'<functioncall> {{"name": "get_weather", "arguments": \'{json.dumps(OSLO["arguments"])}\'}}'
+    messages = [ASK, said(functioncall), {"role": "tool", "content": "rain"}]
+    example = to_example({"system": system, "input_messages": messages, "ground_truth": "It rains."})
+    assert (example.query, example.response) == ("Weather in Oslo?", "It rains.")
+    assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
+
+
+def test_answers_of_tools_are_put_in_the_order_of_the_calls():
+    calls = [CALL, CALL | {"id": "c2"}]
+    results = [{"role": "tool", "tool_call_id": f"c{n}", "content": f"answer {n}"} for n in (2, 1)]
+    row = chat(ASK, said(tool_calls=calls), *results, said("Rain."), {"role": "user", "content": "Thanks"}, said("Bye"))
+    roles = [(turn["role"], turn["content"]) for turn in json.loads(to_example(row).history)]
+    assert roles[1:4] == [
+        ("assistant", "[get_weather(city='Oslo'), get_weather(city='Oslo')]"),
+        ("tool", "answer 1"),
+        ("tool", "answer 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"},
+        {"role": "tool", "content": "<tool_response>\nrain\n</tool_response>"},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
+        {"role": "function", "name": "get_weather", "content": "rain"},
+        {"from": "observation", "value": "rain"},
+    ],
+)
+def test_ways_of_a_tool_to_answer(result):
+    call, text = read_raw(chat(ASK, said(tool_calls=[CALL]), result, said("Rain.")), "every").examples
+    assert (json.loads(call.answers), text.response, text.query) == ([OSLO], "Rain.", "Weather in Oslo?")
+    assert json.loads(text.history)[-1] == {"role": "tool", "content": "rain"}
+
+
+def test_turns_with_weight_0_are_no_targets():
+    row = chat(ASK, said(tool_calls=[CALL]), ASK, said("No.", weight=0))
+    assert read(row) == ([OSLO], "", "")
+    with pytest.raises(BadRow, match="no assistant turn"):
+        to_example(chat(ASK, said("No.", weight=0)))
+
+
+def test_ids_of_the_rows_of_one_chat():
+    row = chat(ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, said("Rain."), id=7)
+    assert [example.id for example in read_raw(row, "every").examples] == ["7-1", "7-3"]
+    assert read_raw(row).examples[0].id == "7"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (chat(ASK, said("ok", audio={"id": 1})), "turn 2 has the key 'audio', which is not known"),
+        (chat({"role": "user", "content": [{"type": "image_url"}]}, said("ok")), "a part of the type 'image_url'"),
+        (chat(ASK, said("ok"), images=["a.png"]), "is about text alone"),
+        (chat(ASK, {"role": "critic", "content": "ok"}), "no known role: 'critic'"),
+        (chat(ASK, said(TEXT, tool_calls=[CALL])), "both in the text and beside it"),
+        (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
+        (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
+        (chat(ASK, {"role": "function_call", "content": "Hello"}), "the calls cannot be read: 'Hello'"),
+        (chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])), "turn 2: "),
+        (chat(ASK, said("<think>Oslo.</think>")), "says nothing but a thought"),
+        (chat(ASK, said(tool_calls=[CALL]), answers=[TIME]), "another answer than that in 'messages'"),
+        (chat(ASK, said("ok"), tools="not tools"), "readable neither as JSON nor as a Python literal"),
+        ({"a": 1, "b": 2}, "is missing; the row has a, b"),
+        ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
+        ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
+    ],
+)
+def test_what_is_refused(row, reason):
+    with pytest.raises(BadRow) as error:
+        to_example(row)
+    assert reason in error.value.reason
+
+
+def test_what_is_not_used_is_said():
+    row = chat(ASK, said(TEXT), split="train", rejected="x", source="mine", category=3)
+    reading = read_raw(row)
+    assert {name for name in reading.notes if name.startswith("unused")} == {"unused/split", "unused/rejected"}
+    assert (reading.examples[0].source, reading.examples[0].category) == ("mine", "3")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nulls_of_other_rows(nested):
+    """`zone` is declared by no tool here; `days` is optional, and only where columns are nested can it be padding."""
+    arguments = {"city": "Oslo", "zone": None, "days": None}
+    answers = [{"name": "get_weather", "arguments": arguments}]
+    reading = read_raw({"query": "Q", "tools": [WEATHER], "answers": answers if nested else json.dumps(answers)})
+    kept = {"city": "Oslo"} | ({} if nested else {"days": None})
+    assert json.loads(reading.examples[0].answers)[0]["arguments"] == kept
+    assert reading.notes["repair/nulls left out of arguments"] == (2 if nested else 1)
+
+
+ZONED = NOW | {"parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+
+
+def test_nested_columns_of_arrow_are_read_as_they_were(tmp_path):
+    """Arrow gives every row the arguments and properties of all; without those nulls the rows are what they were."""
+    rows = [
+        {"id": "a", "query": "Oslo?", "tools": [WEATHER], "answers": [OSLO]},
+        {"id": "b", "query": "Time?", "tools": [ZONED], "answers": [{"name": "now", "arguments": {"zone": "CET"}}]},
+    ]
+    chats = [chat(ASK, said(tool_calls=[{"function": OSLO}])), chat(ASK, said("No."))]
+    for name, table in (("rows", rows), ("chats", [row | {"id": str(n)} for n, row in enumerate(chats)])):
+        data = datasets.Dataset.from_list(table)
+        data.to_parquet(tmp_path / f"{name}.parquet")
+        data.save_to_disk(tmp_path / name)
+        data.to_json(tmp_path / f"{name}.jsonl")
+        expected = [(json.loads(e.tools), e.query, json.loads(e.answers)) for e in map(to_example, table)]
+        for source in (f"{name}.parquet", name, f"{name}.jsonl"):
+            examples, _ = read_examples(tmp_path / source)
+            assert [(json.loads(e.tools), e.query, json.loads(e.answers)) for e in examples] == expected, source
+
+
+def test_json_columns_and_lists_of_texts(tmp_path):
+    features = datasets.Features(
+        {
+            "query": datasets.Value("string"),
+            "tools": datasets.List(datasets.Json()),
+            "answers": datasets.List(datasets.Value("string")),
+        }
+    )
+    row = {"query": "Oslo?", "tools": [WEATHER], "answers": [json.dumps(OSLO)]}
+    data = datasets.Dataset.from_list([row], features=features)
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(tmp_path / "rows")
+    for source in ("rows.parquet", "rows"):
+        (example,), _ = read_examples(tmp_path / source)
+        assert (json.loads(example.tools), json.loads(example.answers)) == ([WEATHER], [OSLO])
+
+
+HISTORY = json.dumps([{"role": "system", "content": "Be brief."}, ASK, said(TEXT), {"role": "tool", "content": "rain"}])
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example("1", "Oslo?", json.dumps([WEATHER]), json.dumps([OSLO, TIME]), cot="Both.", source="s", category="c"),
+        Example("1", "Oslo?", json.dumps([WEATHER]), "[]", response="I cannot."),
+        Example("1", "Oslo?", json.dumps([WEATHER]), "[]", cot="None fits."),
+        Example("1", "And now?", json.dumps([WEATHER]), json.dumps([OSLO]), history=HISTORY),
+        Example("1", "Weather in Oslo?", json.dumps([WEATHER]), "[]", response="Rain.", history=HISTORY),  # to the tool
+    ],
+)
+def test_chat_rows_of_openai_are_read_back_as_the_same_example(example):
+    example = to_example(vars(example) | {"tools": json.dumps([WEATHER, NOW])})
+    assert to_example(json.loads(json.dumps(openai_row(example)))) == example

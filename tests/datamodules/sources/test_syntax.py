@@ -1,0 +1,333 @@
+"""Calls written in every known syntax are read back as those calls, and what is no call is plain text."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.sources.calls import calls_of
+from datamodules.sources.syntax import read_answer
+from datamodules.sources.thoughts import read_said
+from datamodules.sources.values import read_whole
+from rewards import Call, render_calls
+
+WEATHER = {
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+}
+LOOKUP = {"name": "Weather Lookup", "parameters": {"city": {"type": "str"}}}
+NOW = {"name": "now", "parameters": {}}
+TOOLS = [WEATHER, LOOKUP, NOW]
+OSLO, BERGEN, BLANK, TIME = (
+    Call("get_weather", {"city": "Oslo"}),
+    Call("get_weather", {"city": "Bergen"}),
+    Call("Weather Lookup", {"city": "Oslo"}),
+    Call("now", {}),
+)
+JSON = '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+NEXT = '{"name": "now", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (f"<tool_call>\n{JSON}\n</tool_call>\n<tool_call>\n{NEXT}\n</tool_call>", [OSLO, TIME]),
+        (f"<tool_call>\n{JSON}\n{NEXT}\n</tool_call>", [OSLO, TIME]),  # ToolRL: one a line
+        (f"<tool_call>[{JSON}, {NEXT}]</tool_call>", [OSLO, TIME]),
+        ("<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Oslo'}}\n</tool_call>", [OSLO]),
+        ("<tool_call>get_weather(city='Oslo')</tool_call>", [OSLO]),
+        (f"<tool_call>{JSON}", [OSLO]),  # what is missing is the closing tag alone
+        ('<functioncall> {"name": "get_weather", "arguments": \'{"city": "Oslo"}\'} <|endoftext|>', [OSLO]),
+        ('<functioncall> {"name": "now", "arguments": \'{\n}\'}', [TIME]),
+        (f"<TOOLCALL>[{JSON}]</TOOLCALL>", [OSLO]),
+        ("<TOOLCALL>[]</TOOLCALL>", []),
+        (f"<|tool_call|>[{JSON}]<|/tool_call|>", [OSLO]),
+        (f"[TOOL_CALLS] [{JSON}]</s>", [OSLO]),
+        ('[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo"}[TOOL_CALLS]now[ARGS]{}', [OSLO, TIME]),
+        ('[TOOL_CALLS]get_weather[CALL_ID]a1B2c3[ARGS]{"city": "Oslo"}', [OSLO]),
+        ('<|python_tag|>{"name": "get_weather", "parameters": {"city": "Oslo"}}<|eom_id|>', [OSLO]),
+        ('<|python_tag|>get_weather.call(city="Oslo")<|eom_id|>', [OSLO]),
+        ('<|python_start|>[get_weather(city="Oslo")]<|python_end|>', [OSLO]),
+        (f"functools[{JSON}]", [OSLO]),
+        ('<function=get_weather>{"city": "Oslo"}</function><function=now>{}</function>', [OSLO, TIME]),
+        ('✿FUNCTION✿: get_weather\n✿ARGS✿: {"city": "Oslo"}', [OSLO]),
+        ('✿FUNCTION✿: Weather Lookup\n✿ARGS✿: {"city": "Oslo"}\n✿FUNCTION✿: now\n✿ARGS✿: {}', [BLANK, TIME]),
+        (f"```json\n[{JSON}]\n```", [OSLO]),
+        ("```python\n[get_weather(city='Oslo')]\n```", [OSLO]),
+        ("```tool_code\nget_weather(city='Oslo')\n```", [OSLO]),
+        ("```\n[]\n```", []),
+        ("get_weather(city='Oslo')\nget_weather(city='Bergen')", [OSLO, BERGEN]),
+        ("get_weather(city='Oslo'); get_weather(city='Bergen');", [OSLO, BERGEN]),
+        ("get_weather (city='Oslo')", [OSLO]),
+        ('[Weather Lookup(city="Oslo"), now()]', [BLANK, TIME]),
+        ('[{"name": "get_weather", "arguments": {"city": "Oslo",},},]', [OSLO]),
+        ('{"name": "get_weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}', [OSLO]),
+        ('{"tool_calls": [{"type": "function", "id": "1", "function": ' + JSON + "}]}", [OSLO]),
+        ('{"tool_calls": []}', []),
+        ('{"get_weather": {"city": "Oslo"}}', [OSLO]),
+        ('{"function": "get_weather", "args": {"city": "Oslo"}}', [OSLO]),
+        ("[{'api': 'get_weather', 'parameters': {'city': 'Oslo'}, 'responses': ['API_call_0']}]", [OSLO]),
+        (
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n"
+            "</parameter>\n</function>\n</tool_call>",
+            [Call("get_weather", {"city": "Oslo", "days": 3})],
+        ),
+        (
+            "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>12</arg_value>\n<arg_key>days</arg_key>\n"
+            "<arg_value>12</arg_value>\n</tool_call>",
+            [Call("get_weather", {"city": "12", "days": 12})],
+        ),
+        ("<tool_call>now\n</tool_call>", [TIME]),
+        (
+            '<function_calls>\n<invoke name="get_weather">\n<parameter name="city">Oslo</parameter>\n</invoke>\n'
+            "</function_calls>",
+            [OSLO],
+        ),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"  # noqa: RUF001
+            '{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>',  # noqa: RUF001
+            [OSLO],
+        ),
+        (
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Oslo"}'  # noqa: RUF001
+            "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",  # noqa: RUF001
+            [OSLO],
+        ),
+        (
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+            '{"city": "Oslo"}<|tool_call_end|><|tool_calls_section_end|>',
+            [OSLO],
+        ),
+        ('<|tool_call_start|>[get_weather(city="Oslo")]<|tool_call_end|>', [OSLO]),
+        ("<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>", [OSLO]),
+        (
+            '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"Oslo"}<|call|>',
+            [OSLO],
+        ),
+    ],
+)
+def test_syntaxes(text, calls):
+    assert read_answer(text, TOOLS) == ("", calls)
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        (f"I will check.\n<tool_call>\n{JSON}\n</tool_call>", "I will check."),
+        (f"I will check. <tool_call>{JSON}</tool_call>", "I will check."),
+        ("I will check.\n[get_weather(city='Oslo')]", "I will check."),
+        (f"I will check:\n```json\n{JSON}\n```", "I will check:"),
+        ('Thought: they ask.\nAction: get_weather\nAction Input: {"city": "Oslo"}', "Thought: they ask."),
+    ],
+)
+def test_words_before_the_calls(text, before):
+    assert read_answer(text, TOOLS) == (before, [OSLO])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<tool_call>oops</tool_call>", "no call at 'oops"),
+        ('<tool_call>{"name": "get_weather", "arguments": {"city": "Os', "cannot be read"),
+        (
+            f"<tool_call>{JSON}</tool_call> and <tool_call>{NEXT}</tool_call>",
+            "like a call in the text before the calls",
+        ),
+        (f"<tool_call>{JSON}</tool_call>\nI have asked.", "no call at 'I have asked.'"),
+        (f"<tool_call>{JSON}</tool_call><tool_call>oops</tool_call>", "no call at 'oops"),
+        ("get_weather('Oslo')", "no named argument"),
+        ("[get_weather(city=Oslo)]", "no value at 'Oslo)]'"),
+        ("[get_weather(city='Oslo', city='Bergen')]", "given twice"),
+        ("[get_weather(city=now())]", "no value at 'now())]'"),
+        ("[get_weather(city='Oslo'", "no comma or bracket"),
+        ("Use get_weather(city) for that.", "cannot be read"),
+        ('Call it with {"name": "get_weather"}, please.', "cannot be read"),
+        ('[{"name": "get_w', "cannot be read"),
+        ('{"name": "get_weather", "arguments": {"city": "Oslo"}, "city": "Oslo"}', "the key 'city'"),
+        ('{"name": "get_weather", "arguments": {"city": "a"}, "parameters": {"city": "b"}}', "both 'arguments' and"),
+        ("[{'api': 'get_weather', 'parameters': {'city': 'API_call_0'}, 'responses': []}]", "result of another call"),
+        (
+            "<tool_call>get_weather\n<arg_key>other</arg_key>\n<arg_value>5</arg_value>\n</tool_call>",
+            "no type is declared",
+        ),
+        (
+            "<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>few</arg_value>\n</tool_call>",
+            "no type is declared",
+        ),
+    ],
+)
+def test_what_looks_like_calls_and_cannot_be_read_is_refused(text, reason):
+    with pytest.raises(ValueError) as error:
+        read_answer(text, TOOLS)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot do that.",
+        "I can tell you now (UTC).",
+        "Here is [1, 2] and {a set}.",
+        '{"answer": 5}',
+        "The list:\n[]",
+        "[Note] none of these tools fits.",
+        "Try this:\n```python\nprint(x=1)\n```",
+        "I would use get_weather for that.",
+    ],
+)
+def test_plain_text(text):
+    assert read_answer(text, TOOLS) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "cot", "words", "calls"),
+    [
+        ("<think>Oslo.</think>\n\n[now()]", "Oslo.", "", [TIME]),
+        ("Oslo.\n</think>\n\n[now()]", "Oslo.", "", [TIME]),
+        ("I could call get_weather(x).\n</think>\nSorry.", "I could call get_weather(x).", "Sorry.", None),
+        ("<think>\n\n</think>\n\n[now()]", "", "", [TIME]),
+        ("<reasoning>Oslo.</reasoning><answer>[now()]</answer>", "Oslo.", "", [TIME]),
+        ("[THINK]Oslo.[/THINK]Sorry.", "Oslo.", "Sorry.", None),
+        ("<scratch_pad>Oslo.</scratch_pad>\n<tool_call>\n" + NEXT + "\n</tool_call>", "Oslo.", "", [TIME]),
+        ("<think>Oslo.</think>\n<response> Sorry. </response>", "Oslo.", "Sorry.", None),
+        (
+            "<|channel|>analysis<|message|>Oslo.<|end|><|start|>assistant<|channel|>final<|message|>Hi<|return|>",
+            "Oslo.",
+            "Hi",
+            None,
+        ),
+        ("[get_weather(city='a </think> b')]", "", "", [Call("get_weather", {"city": "a </think> b"})]),
+        (
+            '{"name": "get_weather", "parameters": {"city": "a</think>b"}}',
+            "",
+            "",
+            [Call("get_weather", {"city": "a</think>b"})],
+        ),
+        ("Sorry. <|im_end|>", "", "Sorry.", None),
+    ],
+)
+def test_chains_of_thought(text, cot, words, calls):
+    said = read_said(text, TOOLS)
+    assert (said.cot, said.text, said.calls) == (cot, words, calls)
+
+
+def test_a_thought_that_does_not_end_is_refused():
+    with pytest.raises(ValueError, match="does not end"):
+        read_said("<think>Oslo. [now()]", TOOLS)
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+scalars = (
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | words
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=2), max_leaves=6
+)
+keys = st.sampled_from(["city", "days", "x_1"])
+some_calls = st.lists(
+    st.builds(Call, st.sampled_from(["get_weather", "now"]), st.dictionaries(keys, values, max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def as_dict(call, name="name", arguments="arguments"):
+    return {name: call.name, arguments: call.arguments}
+
+
+def dumped(value):
+    return json.dumps(value, ensure_ascii=False)
+
+
+RENDERINGS = {
+    "python": render_calls,
+    "lines": lambda calls: "\n".join(render_calls([call])[1:-1] for call in calls),
+    "semicolons": lambda calls: "; ".join(render_calls([call])[1:-1] for call in calls),
+    "fence": lambda calls: f"```python\n{render_calls(calls)}\n```",
+    "json": lambda calls: dumped([as_dict(call) for call in calls]),
+    "json of several lines": lambda calls: json.dumps([as_dict(call) for call in calls], indent=2),
+    "parameters": lambda calls: dumped([as_dict(call, arguments="parameters") for call in calls]),
+    "trailing commas": lambda calls: "[" + "".join(dumped(as_dict(call))[:-1] + ",}," for call in calls) + "]",
+    "repr": lambda calls: repr([as_dict(call) for call in calls]),
+    "arguments as text": lambda calls: dumped([{"name": c.name, "arguments": dumped(c.arguments)} for c in calls]),
+    "openai": lambda calls: dumped([{"id": "1", "type": "function", "function": as_dict(call)} for call in calls]),
+    "hermes": lambda calls: "\n".join(f"<tool_call>\n{dumped(as_dict(call))}\n</tool_call>" for call in calls),
+    "hermes repr": lambda calls: "\n".join(f"<tool_call>\n{as_dict(call)!r}\n</tool_call>" for call in calls),
+    "words before": lambda calls: (
+        "I will.\n" + "".join(f"<tool_call>{dumped(as_dict(call))}</tool_call>" for call in calls)
+    ),
+    "glaive": lambda calls: "".join(
+        f'<functioncall> {{"name": {dumped(c.name)}, "arguments": \'{dumped(c.arguments)}\'}} <|endoftext|>'
+        for c in calls
+    ),
+    "mistral": lambda calls: f"[TOOL_CALLS] {dumped([as_dict(call) for call in calls])}",
+    "mistral by name": lambda calls: "".join(f"[TOOL_CALLS]{c.name}[ARGS]{dumped(c.arguments)}" for c in calls),
+    "llama": lambda calls: "<|python_tag|>" + "; ".join(dumped(as_dict(c, arguments="parameters")) for c in calls),
+    "functools": lambda calls: f"functools{dumped([as_dict(call) for call in calls])}",
+    "function tags": lambda calls: "".join(f"<function={c.name}>{dumped(c.arguments)}</function>" for c in calls),
+    "qwen agent": lambda calls: "\n".join(f"✿FUNCTION✿: {c.name}\n✿ARGS✿: {dumped(c.arguments)}" for c in calls),
+}
+
+
+@pytest.mark.parametrize("name", RENDERINGS)
+@settings(max_examples=25, deadline=None)
+@given(calls=some_calls)
+def test_any_calls_are_read_back_or_refused(name, calls):
+    text = RENDERINGS[name](calls)
+    try:
+        before, found = read_answer(text, [WEATHER, NOW])
+    except ValueError:
+        return
+    assert found is not None
+    assert [repr(call) for call in found] == [repr(call) for call in calls]  # repr tells 1 from 1.0 and from True
+    assert before == ("I will." if name == "words before" else "")
+
+
+@pytest.mark.parametrize("name", RENDERINGS)
+def test_no_rendering_is_always_refused(name):
+    calls = [Call("get_weather", {"city": 'it\'s; a [b](c="d"), </tool_call> ```', "days": 3}), Call("now", {})]
+    assert read_answer(RENDERINGS[name](calls), TOOLS)[1] == calls
+
+
+@settings(max_examples=200, deadline=None)
+@given(city=words.filter(lambda text: not any(tag in text for tag in ("</", "<p", "<arg", "\r"))), days=st.integers())
+def test_values_of_xml_have_the_types_of_the_schema(city, days):
+    calls = [Call("get_weather", {"city": city, "days": days})]
+    qwen = (
+        f"<tool_call>\n<function=get_weather>\n<parameter=city>\n{city}\n</parameter>\n"
+        f"<parameter=days>\n{days}\n</parameter>\n</function>\n</tool_call>"
+    )
+    glm = (
+        f"<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>{city}</arg_value>\n"
+        f"<arg_key>days</arg_key>\n<arg_value>{days}</arg_value>\n</tool_call>"
+    )
+    assert read_answer(qwen, TOOLS) == ("", calls)
+    assert read_answer(glm, TOOLS) == ("", calls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("abc XYZ.,:;!?'\"()[]{}<>/\n0123456789_=-", max_size=80))
+def test_text_without_marks_and_offered_names_is_plain(text):
+    before, calls = read_answer(text, [WEATHER])
+    if calls is None:
+        assert before == text.strip()
+    else:  # the whole text is calls, of tools that are not offered: what checks the row refuses it
+        assert not before and "get_weather" not in {call.name for call in calls}
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=values)
+def test_values_are_read_from_json_and_from_python(value):
+    assert repr(read_whole(dumped(value))) == repr(read_whole(repr(value))) == repr(value)
+
+
+def test_calls_of_json_values():
+    assert (
+        calls_of([{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}])
+        == [Call("f", {})] * 3
+    )
+    with pytest.raises(ValueError, match="a call needs a name"):
+        calls_of({"arguments": {}})
+    with pytest.raises(ValueError, match="must be an object"):
+        calls_of([5])

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from datamodules import read_examples
+from lightning_modules.cli import main
+
+TOOLS = [{"name": "get_weather", "description": "", "parameters": {"city": {"type": "str", "description": ""}}}]
+CALL = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+CHAT = {
+    "id": "chat",
+    "messages": [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": None, "reasoning_content": "Oslo.", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    ],
+    "tools": [{"type": "function", "function": TOOLS[0]}],
+}
+BAD = {"query": "Hi", "tools": TOOLS, "answers": "get_weather('Oslo')"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(f"{json.dumps(CHAT)}\n{json.dumps(BAD)}\n")
+    return path
+
+
+def convert(source, out, *options):
+    main(["data", "--path", str(source), "--out", str(out), *options])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["xlam", "openai"])
+@pytest.mark.parametrize("turns", ["last", "every"])
+def test_what_is_written_is_what_was_read(source, tmp_path, capsys, suffix, form, turns):
+    convert(source, tmp_path / f"out.{suffix}", "--form", form, "--turns", turns, "--on_bad_row", "skip")
+    printed = capsys.readouterr().out
+    rows = 2 if turns == "every" else 1
+    assert f"{rows} rows written to {tmp_path}/out.{suffix}, 1 bad rows left out" in printed
+    assert "rows read as: chat in 'messages' with tool_calls 1" in printed
+    examples, bad = read_examples(tmp_path / f"out.{suffix}")
+    ids = ["chat-1", "chat-3"] if turns == "every" else ["chat"]
+    assert ([example.id for example in examples], bad) == (ids, [])
+    assert json.loads(examples[0].answers) == [{"name": "get_weather", "arguments": {"city": "Oslo"}}]
+    assert (examples[0].cot, json.loads(examples[0].tools)) == ("Oslo.", TOOLS)
+    assert [example.response for example in examples[1:]] == ["It rains."] * (rows - 1)
+    (line,) = (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["content"]) == (2, json.dumps(BAD) + "\n")
+
+
+def test_rows_of_the_openai_form(source, tmp_path):
+    convert(source, tmp_path / "out.jsonl", "--form", "openai", "--on_bad_row", "skip")
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    call = row["messages"][1]["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("get_weather", {"city": "Oslo"})
+    assert (row["messages"][1]["content"], row["messages"][1]["reasoning_content"]) == (None, "Oslo.")
+    assert row["tools"] == CHAT["tools"]
+
+
+def test_a_bad_row_ends_the_command_and_leaves_the_file(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("as it was")
+    with pytest.raises(SystemExit, match=r"error: .*in\.jsonl, row 2, column 'answers': the calls cannot be read"):
+        convert(source, out)
+    assert out.read_text() == "as it was"
+    with pytest.raises(SystemExit, match=r"rows are written to \.jsonl and \.parquet files"):
+        convert(source, tmp_path / "out.csv")
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
