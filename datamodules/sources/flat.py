@@ -139,6 +139,6 @@ def _same(text: str, value: Any) -> bool:
 
 def _same_calls(text: str, calls: Any) -> bool:
     try:
-        return as_calls(text) == calls
+        return bool(as_calls(text) == calls)
     except ValueError:
         return False

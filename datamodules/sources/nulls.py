@@ -43,7 +43,8 @@ def declared(tool: dict[str, Any]) -> dict[str, Any]:
 def _properties(schema: Any) -> dict[str, Any]:
     schema = schema if isinstance(schema, dict) else {}
     properties = schema.get("properties")
-    return properties if isinstance(properties, dict) else schema
+    found: dict[str, Any] = properties if isinstance(properties, dict) else schema
+    return found
 
 
 def types_of(schema: Any) -> set[str]:

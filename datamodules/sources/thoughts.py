@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.sources.syntax import END_TOKENS, read_answer
+from datamodules.sources.marks import END_TOKENS
+from datamodules.sources.syntax import read_answer
 from rewards import Call, parse_calls
 
 _TAGS = "think|thinking|thought|reasoning|scratch_pad|scratchpad"

@@ -92,8 +92,9 @@ def test_parquet_saved_folder_and_folder_of_files(tmp_path, make_row):
     datasets.DatasetDict({"train": data, "dev": data.select([2])}).save_to_disk(tmp_path / "splits")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name in ("rows.parquet", "saved", "splits", "files"):
+    for name in ("rows.parquet", "saved", "splits"):
         assert rows_of(tmp_path / name) == [(i + 1, row) for i, row in enumerate(rows)], name
+    assert [(n, json.loads(line)) for n, line in rows_of(tmp_path / "files")] == list(enumerate(rows, start=1))
     assert rows_of(f"{tmp_path / 'splits'}:dev") == [(1, rows[2])]
     with pytest.raises(ValueError, match="has no split 'test'"):
         rows_of(f"{tmp_path / 'splits'}:test")

@@ -42,7 +42,7 @@ def test_columns_of_reissues_and_lists_in_json(make_row):
         ({"tools": 5}, "tools", "must be a list of tool objects, not int"),
         ({"answers": "get_weather('Rome')"}, "answers", "no named argument at \"'Rome')\""),
         ({"answers": '[{"name": "get_weather", "city": "Rome"}]'}, "answers", "the key 'city', which is not known"),
-        ({"answers": '[{"arguments": {}}]'}, "answers", "a call needs a name"),
+        ({"answers": '[{"arguments": {}}]'}, "answers", "the calls cannot be read"),
         ({"answers": '[{"name": "get_weather", "arguments": {"city": NaN}}]'}, "answers", "NaN"),
         ({"answers": CALL.replace("get_", "set_")}, "answers", "'set_weather', which is not among the tools offered"),
         ({"cot": "So </think> it is."}, "cot", "</think>"),

@@ -1,0 +1,71 @@
+# ruff: noqa: RUF001 (DeepSeek writes its marks with full-width bars)
+"""The marks that known models put around their calls, and between the name of a call and its arguments."""
+
+import re
+
+from datamodules.sources.calls import CALL_LISTS, NAME_KEYS
+
+_OPEN = """<tool_call> <tool_calls> <TOOLCALL> <functioncall> <function_call> <function_calls> <multiplefunctions>
+    <minimax:tool_call> <start_function_call> <<function>> <|tool_call|> <|tool_calls|> <|tool_call_start|>
+    <|python_tag|> <|python_start|> <|tool_calls_section_begin|> <|tool_call_begin|> <|START_ACTION|> <|action_start|>
+    <|plugin|> <｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> [TOOL_CALLS] [TOOL_CALL]""".split()
+_CLOSE = """</tool_call> </tool_calls> </TOOLCALL> </functioncall> </function_call> </function_calls>
+    </multiplefunctions> </minimax:tool_call> <end_function_call> <start_function_response> </function> </invoke>
+    <|/tool_call|> <|/tool_calls|> <|tool_call_end|> <|python_end|> <|tool_calls_section_end|> <|END_ACTION|>
+    <|action_end|> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> [/TOOL_CALLS] [/TOOL_CALL]""".split()
+_END = """<|im_end|> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|end|> <|call|> <|return|> <end_of_turn>
+    <｜end▁of▁sentence｜> <bot_end> </s>""".split()
+
+
+def _any_of(marks: list[str]) -> str:
+    return "|".join(map(re.escape, marks))
+
+
+END_TOKENS = re.compile(rf"(?:\s*(?:{_any_of(_END)}))+\s*\Z")
+BETWEEN = re.compile(rf"(?:[\s,;]|```\w*|functools(?=\[)|{_any_of(_OPEN + _CLOSE + _END)})+")
+"""What may stand before, between and after calls."""
+MARKS = re.compile(
+    rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|to=functions\.|call:[\w.-]+\{{"
+    r"|^Action:.*\n\s*Action Input:",
+    re.MULTILINE,
+)
+"""What begins calls and hardly stands elsewhere."""
+SUSPECT = re.compile(r"[\[({<✿]")
+"""No call is written without one of these."""
+LINE = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
+_NAME = r"""[^\n<>\[\]{}()"'✿|]+?"""
+BEFORE_OBJECT = re.compile(
+    rf"✿FUNCTION✿:?\s*(?P<a>{_NAME})\s*✿ARGS✿:?\s*"
+    rf"|Action:\s*(?P<b>{_NAME})\s*\n\s*Action Input:\s*"
+    rf"|function<｜tool▁sep｜>(?P<c>{_NAME})\s*```(?:json)?\s*"
+    rf"|(?P<d>{_NAME})<｜tool▁sep｜>\s*"
+    rf"|(?P<e>{_NAME})(?::\d+)?\s*<\|tool_call_argument_begin\|>\s*"
+    rf"|(?:<\|start\|>\w+\s*)?(?:<\|channel\|>\w+\s*)?to=functions\.(?P<f>[\w.-]+)[^{{}}]*?<\|message\|>\s*"
+    rf"|(?P<g>{_NAME})(?:\[CALL_ID\][\w-]+)?\[ARGS\]\s*"
+    r"|call:(?P<h>[\w.-]+)(?=\{)"
+    r"|<function(?:=|\s+name=)[\"']?(?P<i>[^>\"']+?)[\"']?>\s*(?=\{)"
+)
+"""A name, and what stands between it and an object of arguments."""
+BEFORE_XML = re.compile(
+    r"<(?:function(?:=|\s+name=)|invoke\s+name=)[\"']?(?P<a>[^>\"']+?)[\"']?>(?=\s*<)"
+    rf"|(?P<b>{_NAME})(?=\s*<arg_key>)|(?P<c>{_NAME})(?=\s*</tool_call>)"
+)
+"""A name before arguments in XML, or none."""
+PAIR = re.compile(r"\s*<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
+PARAMETER = re.compile(
+    r"""\s*<parameter(?:=|\s+name=)["']?(?P<key>[^>"']+)["']?[^>]*>\n?(?P<value>.*?)\n?</parameter>""", re.DOTALL
+)
+BRACKET = re.compile(r"\s*\(")
+DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*(?=\s*\()")
+NAME_WITH_BLANKS = re.compile(r"""[^\W\d][^\[\](){},;=\n"'<>]*?(?=\s*\()""")
+ARGUMENT = re.compile(r"""(?P<quote>["']?)(?P<name>[^\s"'=,()\[\]{}]+)(?P=quote)\s*=\s*""")
+CALLED = re.compile(r"\(|\s+\(\s*(?:\w+\s*=|\))")
+"""What follows the name of a function where it is called, also in a sentence: `now (UTC)` calls nothing."""
+_KEYS = "|".join(NAME_KEYS)
+NAMING = re.compile(rf"""["'](?:{_KEYS})["']\s*:\s*["']\Z""")
+"""What stands before a name in JSON."""
+NAMED = re.compile(r"""["']\s*:\s*\{""")
+"""What follows a name that is a key."""
+OBJECT = re.compile(rf"""\s*(?:\[\s*)?\{{\s*["'](?:{_KEYS}|{"|".join(CALL_LISTS)}|arguments|parameters|args)["']\s*:""")
+"""How a JSON object begins that is a call."""
+PYTHON = re.compile(r"\s*\[\s*[^\W\d][^\[\](){},;=\n\"']*\(")
