@@ -29,7 +29,7 @@ def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> li
         ValueError: It is anything else.
     """
     if isinstance(value, str):
-        value = read_whole(value)
+        return calls_of(read_whole(value), offered)
     if isinstance(value, Call):
         return [call_from(value)]
     if isinstance(value, list | tuple):
@@ -55,7 +55,7 @@ def _call(item: dict[str, Any]) -> Call:
     if len(given) > 1 and any(item[key] != item[given[0]] for key in given):
         raise ValueError(f"a call has both {given[0]!r} and {given[1]!r}")
     arguments = item[given[0]] if given else {}
-    if isinstance(arguments, str):
+    while isinstance(arguments, str):  # the JSON text of an object, or of such a text
         arguments = read_whole(arguments) if arguments.strip() else {}
     arguments = {} if arguments in (None, []) else arguments
     unknown = item.keys() - {name_key, *given}

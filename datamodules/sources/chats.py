@@ -1,6 +1,7 @@
 """Rows that are chats: where the messages stand, what answers them, and what is said beside them."""
 
 from collections import Counter
+from itertools import takewhile
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.columns import (
@@ -124,7 +125,8 @@ def read_chat(
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
     system = columns.text(*SYSTEMS)
-    texts = [system] * bool(system) + [message.text for message in messages if message.role == "system"]
+    told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
+    texts = [system] * bool(system) + [message.text for message in told if message.role == "system"]
     split = [split_system(text, notes) for text in texts]
     brought = [tools for message in messages for tools in message.tools]
     found = [tool for tools, _ in split for tool in tools]
@@ -138,8 +140,11 @@ def read_chat(
         raise BadRow("tools", str(error)) from error
     rest = "\n\n".join(filter(None, (text for _, text in split)))
     turns = [Turn("system", rest)] if rest else []
-    turns += read_turns([m for m in messages if m.role not in ("system", "tools")], tools, name, notes)
-    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": columns.text(*THOUGHTS)}, notes)
+    turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
+    cot = columns.text(*THOUGHTS)
+    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes)
+    if cot not in examples[-1].cot:  # the turn has another one
+        columns.used.discard(columns.name(THOUGHTS))
     other = next(
         (c for c in ("answers", "completion", "chosen_response") if c in columns.row.keys() - columns.used), ""
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from datamodules.example import BadRow, Example
@@ -23,24 +24,33 @@ def examples_of(
         which: `last` makes one example, of the last assistant turn that answers a user (of the last that answers a
             tool, where none answers a user); `every` makes one of each that answers either.
         column: The column the turns come from.
-        columns: What else the examples are given: `id`, `cot`, `category`, `source`.
+        columns: What else the examples are given: `id`, `category`, `source`; `cot` is the last one's, if it has none.
         notes: Counts what was read in another sense than the obvious, and what was left out.
 
     Raises:
         BadRow: There is no such turn, or calls cannot be written.
     """
-    places = [i for i in range(1, len(turns)) if turns[i].role == "assistant" and turns[i - 1].role in ("user", "tool")]
-    asked = [i for i in places if any(turn.role == "user" for turn in turns[:i])]
+    answered = {i: _answered(turns[:i]) for i, turn in enumerate(turns) if turn.role == "assistant"}
+    asked = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
     trained = [i for i in asked if turns[i].trained]
     if not trained:
         raise BadRow(column, "has no assistant turn that answers a user turn")
     chosen = trained
     if which == "last":
-        chosen = ([i for i in trained if turns[i - 1].role == "user"] or trained)[-1:]
+        chosen = ([i for i in trained if answered[i] == "user"] or trained)[-1:]
     left = sum(turn.role == "assistant" and turn.trained for turn in turns) - len(chosen)
     if left:
         notes["left out/assistant turns that are no target"] += left
-    return [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
+    examples = [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
+    if not turns[chosen[-1]].cot and (cot := columns.get("cot", "")):
+        examples[-1] = replace(examples[-1], cot="\n\n".join(filter(None, (cot, examples[-1].cot))))
+    return examples
+
+
+def _answered(before: list[Turn]) -> str:
+    """Whom an assistant answers after these turns, a "user" or a "tool"; "" if neither."""
+    role = next((turn.role for turn in reversed(before) if turn.role != "system"), "")
+    return role if role in ("user", "tool") else ""
 
 
 def _example(
@@ -48,12 +58,13 @@ def _example(
 ) -> Example:
     target, before = turns[place], turns[:place]
     asked = max(i for i, turn in enumerate(before) if turn.role == "user")
-    earlier = before[:asked] if asked == place - 1 else before  # an answer to a tool has the request in its history
+    # An answer to a tool has the request in its history.
+    earlier = before if _answered(before) == "tool" else before[:asked] + before[asked + 1 :]
     history = [{"role": turn.role, "content": content(turn, column)} for turn in earlier]
     forgotten = sum(bool(turn.cot) for turn in earlier)
     if forgotten:
         notes["left out/chains of thought of earlier turns"] += forgotten
-    cot, response = target.cot or columns.get("cot", ""), target.text
+    cot, response = target.cot, target.text
     if target.calls and target.text:
         notes["repair/words before the calls read as chain of thought"] += 1
         cot, response = "\n\n".join(filter(None, (cot, target.text))), ""

@@ -358,3 +358,27 @@ HISTORY = json.dumps([{"role": "system", "content": "Be brief."}, ASK, said(TEXT
 def test_chat_rows_of_openai_are_read_back_as_the_same_example(example):
     example = to_example(vars(example) | {"tools": json.dumps([WEATHER, NOW])})
     assert to_example(json.loads(json.dumps(openai_row(example)))) == example
+
+
+def test_texts_within_texts_and_turns_column_by_column():
+    function = {"name": "get_weather", "arguments": json.dumps('{"city": "Oslo"}')}
+    assert read(chat(ASK, said(tool_calls=[{"function": function}]))) == ([OSLO], "", "")
+    answers = json.dumps(json.dumps([OSLO]))
+    assert read({"query": "Q", "tools": json.dumps(WRAPPED), "answers": answers}) == ([OSLO], "", "")
+    columns = {"role": ["user", "assistant"], "content": ["Weather in Oslo?", TEXT]}
+    assert read({"messages": columns, "tools": WRAPPED}) == ([OSLO], "", "")
+
+
+def test_a_system_turn_in_the_middle_stays_where_it_is():
+    middle = {"role": "system", "content": "From now on answer in French."}
+    row = chat(ASK, said("Which day?"), middle, {"role": "user", "content": "Today."}, said(TEXT))
+    assert json.loads(to_example(row).history) == [ASK, said("Which day?"), middle]
+    assert json.loads(read_raw(row, "every").examples[0].history) == []
+
+
+def test_a_column_of_thought_is_the_last_targets():
+    turns = [ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, said("Rain.")]
+    examples = read_raw(chat(*turns, cot="It rains."), "every").examples
+    assert [example.cot for example in examples] == ["", "It rains."]
+    own = read_raw(chat(ASK, said(TEXT, reasoning="Mine."), think="Other."))
+    assert (own.examples[0].cot, own.notes["unused/think"]) == ("Mine.", 1)
