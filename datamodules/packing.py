@@ -12,8 +12,8 @@ PackedBatch = dict[str, Tensor]
 """`input_ids`, `position_ids`, `targets`, `segments`, `samples`: long [rows, longest row], see `collate_packed`."""
 
 Packing = Literal["auto", "on", "off"] | bool
-"""Whether documents share rows: if the model keeps them apart, in any case or not at all. To YAML, on and off are booleans.
-"""
+"""Whether documents share rows: if the model keeps them apart, in any case, or not at all. `on` and `off` are true and
+false to YAML."""
 
 IGNORED = -100
 PROMPT, COT, CALL = 0, 1, 2

@@ -93,8 +93,8 @@ class XLAMPromptDataModule(XLAMDataModule):
         repeats: Optimizer steps for which a batch of prompts serves: inner epochs times mini-batches.
         max_prompt_length: Tokens; longer prompts are not trained on, and counted.
         eval_batch_size: Prompts generated together in evaluation, over all ranks.
-        packing: Whether rollouts share rows in the update: `auto` where the model keeps them apart, which is tried when it is loaded;
-            `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
+        packing: Whether rollouts share rows in the update: `auto` if the model keeps them apart, which is tried when it
+            is loaded; `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
         seed: Seed of the order of the prompts; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
             `bad_rows.jsonl` in the folder of the run.

@@ -27,7 +27,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         eval_batch_size: Prompts generated together, over all ranks.
         max_length: Tokens of a row; longer rows are not trained on, and counted.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
-        packing: Whether documents share rows: `auto` where the model keeps them apart, which is tried when it is loaded;
+        packing: Whether documents share rows: `auto` if the model keeps them apart, which is tried when it is loaded;
             `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
         seed: Seed of the order of the rows; that of the run (`seed_everything`) when None.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from datamodules.chat import resolve_model_folder
 from lightning_modules.objectives import linear_scores
@@ -25,6 +26,8 @@ from lightning_modules.policy.head import after_head, decoder_of
 log = logging.getLogger(__name__)
 
 IGNORED = -100
+PAST_ADAPTERS = ("dt_proj", "out_proj")
+OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class LoRA:
         r: Rank.
         alpha: Scale; the adapter's product is multiplied by alpha / r.
         dropout: Probability of dropping an adapter input in training.
-        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head.
+        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head and, where it has them,
+            the MLPs of a mixture-of-experts and two layers of Mamba.
     """
 
     r: int = 16
@@ -179,6 +183,8 @@ def build_policy(
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
             log.warning(mended)
+        if (used := model.config._attn_implementation) != attn_implementation and not empty:
+            log.warning("%s has no attention of the kind %s: taking %s.", init_from, attn_implementation, used)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:
@@ -186,7 +192,7 @@ def build_policy(
                 r=lora.r,
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
+                target_modules=_linear_layers(model) if lora.target_modules == "all-linear" else lora.target_modules,
                 task_type=TaskType.CAUSAL_LM,
             )
             model = get_peft_model(model, config)
@@ -211,8 +217,8 @@ def _load(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     except (ValueError, ImportError) as error:  # of transformers, which lists all it knows
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        if "attention" in reason.lower():
-            reason = f"model.attn_implementation {options['attn_implementation']}: {reason}"
+        if kernel := options["attn_implementation"]:  # asked for by name: the default is never refused
+            reason = f"model.attn_implementation {kernel}: {reason}"
         raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
 
 
@@ -223,6 +229,23 @@ def _check_adapters(model: PeftModel) -> None:
                 f"model.lora.target_modules: {name.removeprefix('base_model.model.')} is not a linear layer "
                 f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: leave it out."
             )
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """What adapters of "all-linear" sit on: linear layers that are asked for their products and for nothing else.
+
+    The head is not one. Mamba multiplies by two of its weights itself, past an adapter. And in models whose experts are
+    one tensor peft takes the names of an MLP's layers for those of experts, whose adapters could not be merged.
+    """
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    mamba = {name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")}
+    experts = any(p.ndim == 3 and ".experts." in name for name, p in model.named_parameters())
+    names = [name for name, module in modules.items() if type(module) in (nn.Linear, Conv1D) and module is not head]
+    return [
+        name
+        for name, (block, _, leaf) in zip(names, (name.rpartition(".") for name in names), strict=True)
+        if not (block in mamba and leaf in PAST_ADAPTERS) and not (experts and leaf in OF_EXPERTS)
+    ]
 
 
 def _has_weights(folder: Path) -> bool:

@@ -230,9 +230,10 @@ def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict
     # What learns has to be float32 (`check_precision`).
     if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
         found["trainer.precision bf16-true"] = replace(plan, precision="bf16-true")
-    if plan.rows > 1:
-        key = "model" if isinstance(module, GRPOModule) else "data"
-        found[f"{key}.micro_batch_tokens {plan.length}"] = replace(plan, rows=1)
+    key = "model" if isinstance(module, GRPOModule) else "data"
+    least = max(plan.length, 0 if key == "model" else trainer.datamodule.hparams.max_length)  # it takes no less
+    if plan.rows > least // plan.length:
+        found[f"{key}.micro_batch_tokens {least}"] = replace(plan, rows=least // plan.length)
     if module.lora is None:
         rank = LoRA().r
         found[f"model.lora.r {rank}"] = replace(

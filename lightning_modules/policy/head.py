@@ -1,4 +1,4 @@
-"""From hidden states to logits as each family of models does it: where its decoder ends, and what follows the matrix."""
+"""From hidden states to logits as each family of models does it: where its decoder ends, what follows the matrix."""
 
 from typing import NamedTuple
 

@@ -73,9 +73,7 @@ class RolloutBuffer:
         turns = [group * mini_batches // self.batch_prompts for group in self.groups]
         return [i for i, mine in enumerate(turns) if mine == turn and not self.masked[i]]
 
-    def pack(
-        self, micro_batch_tokens: int, chosen: list[int] | None = None, packed: bool = True
-    ) -> list[PackedBatch]:
+    def pack(self, micro_batch_tokens: int, chosen: list[int] | None = None, packed: bool = True) -> list[PackedBatch]:
         """Micro-batches of some rollouts, or of all, in rows as long as the longest of them, shared if `packed`."""
         numbers = range(len(self.prompts)) if chosen is None else chosen
         longest = max((len(self.prompts[i]) + len(self.completions[i]) for i in numbers), default=1)

@@ -68,7 +68,8 @@ def test_an_estimate_above_the_device_names_settings_that_need_less_least_first(
 
 
 def test_settings_that_need_less_depend_on_what_is_set(plan):
-    trainer, module = SimpleNamespace(world_size=1, strategy=None), SimpleNamespace(lora=None)
+    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024))
+    trainer, module = SimpleNamespace(world_size=1, strategy=None, datamodule=data), SimpleNamespace(lora=None)
     assert list(cheaper(trainer, module, plan)) == [
         "model.gradient_checkpointing true",
         "data.micro_batch_tokens 1024",
@@ -79,8 +80,11 @@ def test_settings_that_need_less_depend_on_what_is_set(plan):
     assert list(cheaper(trainer, SimpleNamespace(lora=object()), lean)) == ["32 devices"]
     # Half of what is frozen; of what learns, bfloat16 would round away the updates.
     assert "trainer.precision bf16-true" in cheaper(trainer, SimpleNamespace(lora=object()), plan)
-    flat = SimpleNamespace(world_size=1, strategy=FSDP1())
+    flat = SimpleNamespace(world_size=1, strategy=FSDP1(), datamodule=data)
     assert "trainer.precision bf16-true" not in cheaper(flat, SimpleNamespace(lora=object()), plan)
+    # Documents of 300 tokens in rows of their own: what data.max_length asks for holds three of them.
+    alone = cheaper(trainer, module, replace(plan, rows=27, length=300))
+    assert alone["data.micro_batch_tokens 1024"].rows == 3
     assert list(cheaper(trainer, module, replace(lean, cuda=False))) == ["model.lora.r 16"]
 
 

@@ -1,5 +1,8 @@
 """Every family of models that people train, tiny and random, against its own logits as transformers computes them."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from families import FAMILIES
@@ -8,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from datamodules.packing import CALL, COT, PROMPT, Encoded, collate_packed, micro_batches
 from lightning_modules.export import export_hf
 from lightning_modules.memory import Plan, adapters, estimate
-from lightning_modules.models import build_policy
+from lightning_modules.models import LoRA, build_policy
 from lightning_modules.objectives import Totals, multiscale_loss
 from lightning_modules.policy.probe import probe
 from lightning_modules.rollout import HFGenerator
@@ -121,6 +124,28 @@ def test_the_export_loads_to_equal_logits(policy, documents, tiny_tokenizer, tmp
     ids = torch.tensor([documents[1].input_ids])
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", use_safetensors=True)
     torch.testing.assert_close(exported(ids).logits, policy.causal_lm(ids).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_adapters_of_all_linear_layers_are_merged_into_what_is_exported(family, documents, tiny_tokenizer, tmp_path):
+    family.save(tmp_path / "base", tiny_tokenizer)
+    adapted = build_policy(str(tmp_path / "base"), lora=LoRA(r=4)).eval()
+    ids = torch.tensor([documents[1].input_ids])
+    before = adapted.causal_lm(ids).logits
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:  # peft starts it at zero
+            parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    live = adapted.causal_lm(ids).logits
+    assert (live - before).abs().max() > 0.01
+    export_hf(adapted, tiny_tokenizer, tmp_path / "hf")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", use_safetensors=True)
+    torch.testing.assert_close(exported(ids).logits, live, rtol=0, atol=2e-4)
+
+
+def test_the_page_on_models_lists_it_where_it_belongs(family):
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    start = page.index("\nPacked: " if family.packed else "\nOne document per row: ")
+    assert family.kind in re.findall(r"\w+", page[start : page.index("\n\n", start + 1)])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
