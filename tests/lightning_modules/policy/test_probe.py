@@ -138,7 +138,7 @@ def test_the_command_trains_and_exports_and_says_how_rows_are_made(
         options |= {"data.init_args.batch_size": 4}
     main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path, **options)])
     printed = capsys.readouterr().out
-    [row] = [line for line in printed.splitlines() if line.strip().startswith("rows ")]
+    [row] = [line for line in printed.splitlines() if line.startswith("  rows  ")]
     if BY_KIND[kind].packed:
         assert row.split()[1].startswith("packed")
     else:
