@@ -116,17 +116,15 @@ def _call_fault(example: Example, calls: list[Call] | None, tools: list[dict[str
 
 
 def _function_fault(query: str, calls: list[Call], tools: list[dict[str, Any]]) -> Finding | None:
-    """Whether the function called of which the request says least is not asked for, or less than one not called."""
+    """A finding where the request does not ask for a function that is called, or fits one better that is not."""
     close = {tool["name"]: _closeness(tool, query) for tool in tools}
-    called = [call.name for call in calls]
-    least = min(
-        called, key=close.__getitem__
-    )  # the first of equals, as `max` below: the order of a set would be chance
+    called = [call.name for call in calls]  # a list: of equals the first is named, which of a set is chance
+    least = min(called, key=close.__getitem__)
     if close[least][0] < ASKED:
         return Finding("function", f"The request does not ask for {least!r}.")
     best = max((name for name in close if name not in called), key=close.__getitem__, default=least)
     if close[best] > close[least]:
-        return Finding("function", f"The request says more of {best!r}, which is not called, than of {least!r}.")
+        return Finding("function", f"The request fits {best!r}, which is not called, better than {least!r}.")
     return None
 
 

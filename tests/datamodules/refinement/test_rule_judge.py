@@ -44,7 +44,7 @@ def test_a_function_that_fits_worse_than_one_not_called(run):
     # "the" and "for" do not count: play, music: 2 words of 3; play, music, rain: all 3.
     tools = offer(("play_music", "Play music for parties.", {}), ("play_rain", "Play music for rain.", {}))
     example = row("Play music for the rain", tools, ("play_music", {}))
-    expected = "The request says more of 'play_rain', which is not called, than of 'play_music'."
+    expected = "The request fits 'play_rain', which is not called, better than 'play_music'."
     assert words(run, "call", example) == expected
 
 
