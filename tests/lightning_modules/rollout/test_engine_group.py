@@ -1,14 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
 from training_runs import run_ranks
 
+from lightning_modules.rollout import engine_group
 from lightning_modules.rollout.engine_group import EngineGroup
 
 SCRIPT = """
 import json, pathlib, sys
 import torch.distributed as dist
-from lightning_modules.rollout.engine_group import EngineGroup
+
+sys.path.append(sys.argv[2])  # the module alone, not four imports of the whole package
+from engine_group import EngineGroup
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -33,7 +37,7 @@ dist.destroy_process_group()  # ends Gloo's threads, which abort where they outl
 def test_four_ranks_and_two_engines(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    done = run_ranks(script, tmp_path, ranks=4)
+    done = run_ranks(script, tmp_path, Path(engine_group.__file__).parent, ranks=4)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
     assert [rank["leads"] for rank in ranks] == [True, False, True, False]
