@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +81,15 @@ def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
     again = tmp_path / "version_0"
     assert figures(again) == figures(run)
     assert_same(saved_state(again, 6)["state_dict"], saved_state(run, 6)["state_dict"])
+
+
+def test_another_order_of_sets_gives_the_same_run(run, base_args, tmp_path):
+    command = [sys.executable, "-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **RUN)]
+    subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
+    again = tmp_path / "version_0"
+    assert figures(again) == figures(run)
+    for name in ("samples.jsonl", "hf/model.safetensors"):
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
 class Killed(BaseException):
