@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import jsonargparse
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -131,6 +132,9 @@ def main(args: ArgsType = None) -> None:
             data.main(words[1:])
         else:
             FunReasonCLI(args)
+        if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit
+            # Gloo's threads let go of a collective's tensors under the interpreter's lock; one that ends first aborts.
+            dist.destroy_process_group()
     except SIGTERMException:
         sys.exit(143)
     except MisconfigurationException as error:  # of Lightning, about settings that do not fit this machine

@@ -166,8 +166,7 @@ def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
             assert f"{section}.{key}" in options or holds(in_force, value), key
     assert (run / {"fit": "hf", "predict": "rollouts.jsonl", "test": "result"}[command]).exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["version_0"]
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    assert not torch.distributed.is_initialized()  # whose threads could outlive the interpreter
 
 
 @pytest.mark.parametrize("name", REFINE)
