@@ -47,5 +47,5 @@ def read_row(row: Mapping[str, Any], turns: Turns = "last", keep_answers: bool =
         examples = read_chat(*chat, columns, plain, turns, notes)
     else:
         examples = [read_columns(columns, plain, keep_answers, notes)]
-    notes.update({f"unused/{name}": 1 for name in columns.row.keys() - columns.used})
+    notes.update({f"unused/{name}": 1 for name in columns.row if name not in columns.used})
     return Reading(examples, notes)

@@ -91,9 +91,9 @@ def _messages(item: Any) -> Iterator[Message]:
     message = Message(role)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
     results = _add_content(message, item[text_key]) if text_key else []
-    used = {role_key, text_key}
-    for key in item.keys() - used:
-        _add_key(message, key, item[key])
+    for key, value in item.items():
+        if key not in (role_key, text_key):
+            _add_key(message, key, value)
     if role == "tool" and "tool_call_id" in item:
         message.ids.append(str(item["tool_call_id"]))
     yield from results

@@ -382,3 +382,15 @@ def test_a_column_of_thought_is_the_last_targets():
     assert [example.cot for example in examples] == ["", "It rains."]
     own = read_raw(chat(ASK, said(TEXT, reasoning="Mine."), think="Other."))
     assert (own.examples[0].cot, own.notes["unused/think"]) == ("Mine.", 1)
+
+
+def test_keys_are_read_in_the_order_of_the_row():
+    """Not in that of a set, which another interpreter has otherwise."""
+    thoughts = ("thinking", "reasoning", "cot", "thought", "think", "reasoning_content")
+    columns = [f"column_{number}" for number in range(6)]
+    row = chat(ASK, said("Sunny.", **{key: f"From {key}." for key in thoughts}), **dict.fromkeys(columns, 1))
+    reading = read_raw(row)
+    assert reading.examples[0].cot == "\n\n".join(f"From {key}." for key in thoughts)
+    assert [note for note in reading.notes if note.startswith("unused/")] == [f"unused/{name}" for name in columns]
+    with pytest.raises(BadRow, match="turn 2 has the key 'mood', which is not known"):
+        to_example(chat(ASK, said("Sunny.", mood=1, tone=2, speed=3, voice=4)))
