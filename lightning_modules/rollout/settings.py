@@ -99,10 +99,6 @@ def described(module: "GRPOModule") -> dict[str, str]:
     reference = (
         "none" if not module.kl_coef else "a frozen copy" if module.lora is None else "the model without adapters"
     )
-    dynamic = {
-        "dynamic": f"up to {module.dynamic_sampling} times {prompts} further prompts are sampled from, until {prompts} "
-        "groups have rewards that differ"
-    }
     return {
         "rollouts": f"{prompts} prompts x {module.group_size} completions = {rollouts:,} a batch, of at most "
         f"{module.generator.max_new_tokens} tokens, at temperature {module.temperature:g} and top-p {module.top_p:g}, "
@@ -119,7 +115,7 @@ def described(module: "GRPOModule") -> dict[str, str]:
         f"{reference}; ratio by {loss['ratio_level']}, clipped at 1 - {loss['clip_low']:g} and "
         f"1 + {loss['clip_high']:g}; {loss['aggregation']}",
         "rewards": rewards_described(module),
-    } | (dynamic if module.dynamic_sampling else {})
+    } | extra_rows(module, prompts)
 
 
 def generation_row(generator: Generator, lengths: np.ndarray, rollouts: int) -> str:
@@ -167,3 +163,18 @@ def rewards_described(module: "GRPOModule") -> str:
         f"{'; '.join([terms, *pools])}; a completion on which one fails is not learnt from, and more than "
         f"{rewards.max_error_share:.0%} of a batch stop the run"
     )
+
+
+def extra_rows(module: "GRPOModule", prompts: int) -> dict[str, str]:
+    """What is sampled beyond a batch of prompts, and what has no effect."""
+    rows = {}
+    if module.dynamic_sampling:
+        rows["more prompts"] = (
+            f"up to {module.dynamic_sampling} times {prompts} a batch, until {prompts} groups have rewards that differ"
+        )
+    if module.lora and module.lora.dropout:
+        rows["dropout"] = (
+            f"none: model.lora.dropout {module.lora.dropout:g} has no effect here, for samples and updates are to be "
+            "of one policy"
+        )
+    return rows

@@ -23,7 +23,7 @@ CONFIG = ["fit", "--config", "configs/grpo.yaml"]
 TOY = '''
 """Rewards that a model of random weights earns now and then."""
 def vowels(completion, tools, answers):
-    return sum(c in "aeiou" for c in completion) / 4
+    return float(sum(c in "aeiou" for c in completion) > 2)
 def picky(completion, tools, answers):
     if len(completion) % 5 == 0:
         raise ValueError("a length that nobody can judge")
@@ -36,12 +36,14 @@ def moody(completion, tools, answers):
     return None if "e" in completion else 1.0
 '''
 # 23 rows to train on, 4 prompts a batch, 4 optimizer steps a batch: step 6 is the middle of the second one's buffer.
+# Some groups are alike, and further prompts are drawn for each batch.
 RUN = {
     "data.init_args.val_path": "null",
     "data.init_args.prompts_per_step": 4,
     "model.init_args.group_size": 4,
     "model.init_args.mini_batches": 2,
     "model.init_args.inner_epochs": 2,
+    "model.init_args.dynamic_sampling": 2,
     "model.init_args.micro_batch_tokens": 1400,
     "model.init_args.learning_rate": 0.01,
     "model.init_args.rewards": '{"vowels": {"function": "toy_rewards.vowels"}}',
@@ -91,6 +93,7 @@ def test_figures_of_a_run(run):
         f"completion/{n}" for n in ("mean_length", "min_length", "max_length", "truncated_frac", "no_eos_frac")
     }
     per_batch |= {"rollout/exact_match", "rollout/parse_rate", "rollout/n_calls", "sampling/resampled_frac"}
+    per_batch |= {"sampling/tries", "sampling/filled_frac"}
     per_batch |= {f"time/{n}" for n in ("generate", "reward", "old_logprob", "ref_logprob", "weight_sync", "wait")}
     for step in range(1, 11):
         names = {name for s, name in logged if s == step}
@@ -99,6 +102,10 @@ def test_figures_of_a_run(run):
     assert {step for step, name in logged if name == "tool/exact_match"} == {5, 10}
     assert (5, "val/completion/mean_length") in logged
     assert logged[1, "reward/frac_zero_std"] < 1 and logged[2, "policy/kl"] > logged[1, "policy/kl"]
+    tries = {step: logged[step, "sampling/tries"] for step in sampled}
+    assert set(tries.values()) <= {0, 1, 2} and max(tries.values()) > 0
+    for step in sampled:
+        assert logged[step, "sampling/filled_frac"] == 1 - logged[step, "reward/frac_zero_std"] > 0
     for step in sampled:  # whose update is on policy: nothing is dropped out
         assert logged[step, "policy/ratio_max"] == pytest.approx(1, abs=1e-5)
 
@@ -139,6 +146,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
         float, re.search(r"took ([\d.]+) s, ([\d.]+) s an .* the (\d) steps to come", said).groups()
     )
     assert (first, each, rest) == pytest.approx((seconds, seconds / 4, 1), abs=0.06)
+    assert table["more prompts"] == "up to 2 times 4 a batch, until 4 groups have rewards that differ"
     assert "a frozen copy" in table["objective"] and "(100.0%)" in table["model"]
     assert table["rewards"] == (
         "1 x vowels; a completion on which one fails is not learnt from, and more than 25% of a batch stop the run"
@@ -281,7 +289,8 @@ def one_and_two(base_args, tmp_path_factory):
     options = RUN | {"data.init_args.prompts_per_step": 22, "trainer.max_steps": -1, "trainer.max_epochs": 1}
     options |= {"trainer.precision": "64-true", "model.init_args.inner_epochs": 1, "model.init_args.group_size": 2}
     options |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
-    options |= {"model.init_args.max_resample": 1, "model.init_args.overlong": "mask"}
+    options |= {"model.init_args.max_resample": 1, "model.init_args.dynamic_sampling": 0}
+    options |= {"model.init_args.overlong": "mask"}
     options |= {"model.init_args.reward_timeout": 60, "model.init_args.learning_rate": 0.001}
     options |= {"model.init_args.rewards": '{"picky": {"function": "toy_rewards.picky"}}'}
     options |= {"model.init_args.max_reward_errors": 0.75}

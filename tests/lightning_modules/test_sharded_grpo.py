@@ -40,7 +40,11 @@ RUN = {
 SHARDED = ["--trainer.devices=2", "--trainer.strategy.class_path=lightning_modules.strategies.FSDP2"]
 KINDS = {
     "all weights": {},
-    "adapters": {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": "all-linear"},
+    "adapters": {
+        "model.init_args.lora.r": 4,
+        "model.init_args.lora.target_modules": "all-linear",
+        "model.init_args.dynamic_sampling": 2,  # of the prompts of the other batch
+    },
 }
 
 
@@ -73,6 +77,8 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-5, msg=name)
     if kind == "adapters":
+        tries = [figures(run, ("sampling/",)) for run in (one, two)]
+        assert tries[0] == tries[1] and tries[0][1, "sampling/tries"] == 1  # then no prompt is left
         return
     done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
     assert done.returncode == 0, done.stderr[-4000:]
