@@ -21,6 +21,7 @@ from lightning_modules.resume import resolve_checkpoint
 
 DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Of weights, by `trainer.precision`; float32 for others."""
+EVERYWHERE = "eager"  # the attention that every family has, on any machine; an export computes none
 
 
 def export_hf(
@@ -96,7 +97,9 @@ def rehearse_export(init_from: str, lora: LoRA | None = None, folder: Path | Non
     """
     tokenizer = load_tokenizer(init_from)
     with torch.device("meta"):  # names and shapes, and no values
-        plain, policy = build_policy(init_from, empty=True), build_policy(init_from, lora, empty=True)
+        plain, policy = (
+            build_policy(init_from, adapters, attn_implementation=EVERYWHERE, empty=True) for adapters in (None, lora)
+        )
     try:
         merged = {name: tuple(weight.shape) for name, weight in merged_weights(policy)}
         if folder:
@@ -143,7 +146,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
     state = load(checkpoint)["state_dict"]
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
-    policy = build_policy(source, lora, dtype=dtype)
+    policy = build_policy(source, lora, attn_implementation=EVERYWHERE, dtype=dtype)
     saved = {name: w for name, w in policy.state_dict().items() if lora is None or ".lora_" in name}
     ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (saved, weights))
     check_same_model(theirs, ours, source)

@@ -195,7 +195,10 @@ def build_policy(
                 target_modules=_linear_layers(model) if lora.target_modules == "all-linear" else lora.target_modules,
                 task_type=TaskType.CAUSAL_LM,
             )
-            model = get_peft_model(model, config)
+            try:
+                model = get_peft_model(model, config)
+            except ValueError as error:  # of peft: it finds no such layer, or knows this family not to take an adapter
+                raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}") from error
             _check_adapters(model)
     policy = ScoredCausalLM(model, chunk_tokens).train()
     if empty:
@@ -227,7 +230,8 @@ def _check_adapters(model: PeftModel) -> None:
         if isinstance(module, peft_lora.LoraLayer) and type(module) is not peft_lora.Linear:
             raise ValueError(
                 f"model.lora.target_modules: {name.removeprefix('base_model.model.')} is not a linear layer "
-                f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: leave it out."
+                f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: name linear "
+                "layers alone, such as [q_proj, k_proj, v_proj, o_proj]."
             )
 
 

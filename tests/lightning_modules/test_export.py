@@ -1,11 +1,13 @@
 """What a run is told before its first step about the export at its end, and what the exported folder says."""
 
 import json
+import re
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_modules import SRMLModule, export, models
 from lightning_modules.cli import main
@@ -74,6 +76,40 @@ def test_adapters_that_cannot_be_exported_are_refused_before_the_model_loads(
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT | {"model.init_args.lora.target_modules": f"[q_proj,{target}]"}))
     assert exit_.value.code.startswith("error: ") and words in exit_.value.code and "\n" not in exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("all-linear", "model.layers.0.mlp.experts is not a linear layer (Qwen3MoeExperts)"),  # as peft reads it
+        (["nothing"], "Target modules {'nothing'} not found"),
+        (["q_proj", "o_proj"], ""),
+    ],
+)
+def test_adapters_of_a_mixture_of_experts_stay_off_the_experts(tiny_tokenizer, tmp_path, target, words):
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"target_modules: {words}")) if words else nullcontext():
+        rehearse_export(str(tmp_path), LoRA(r=2, target_modules=target))
+
+
+def test_an_attention_that_this_machine_lacks_is_no_reason_to_refuse(tiny_tokenizer, tmp_path):
+    sizes = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+    AutoConfig.for_model("mpt", vocab_size=len(tiny_tokenizer), **sizes).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    rehearse_export(str(tmp_path))  # MPT has none but its own
 
 
 def test_what_the_export_cannot_write_is_refused_before_the_model_loads(base_args, tmp_path, monkeypatch):
