@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from rewards.calls import Call, as_calls, as_tools
-from rewards.matcher import Agreement, FloatPlaces, agree, float_places
+from rewards.floats import FloatPlaces, float_places
+from rewards.matcher import Agreement, agree
 from rewards.parser import MAX_ANSWER, ParsedCompletion, parse_calls, split_completion
 
 PARTS = ("format", "parse", "name", "arg_names", "arg_values", "exact_match", "error")

@@ -205,6 +205,68 @@ def test_nested_properties():
     assert not match_calls([Call("f", {"a": {"x": 1, "n": 1.0}})], gold, tools).matched
 
 
+def object_of(**properties):
+    return {"type": "object", "properties": properties}
+
+
+POINT = {"type": "object", "properties": {"x": NUMBER, "n": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "one", "other"),
+    [
+        (object_of(a={"$ref": "#/$defs/P"}) | {"$defs": {"P": NUMBER}}, 1, 1.0),
+        (object_of(a={"$ref": "#/definitions/a~1b"}) | {"definitions": {"a/b": NUMBER}}, 1, 1.0),
+        (
+            object_of(a={"type": "array", "items": {"$ref": "#/$defs/P"}}) | {"$defs": {"P": POINT}},
+            [{"x": 1}],
+            [{"x": 1.0}],
+        ),
+        ({"$ref": "#/$defs/All", "$defs": {"All": object_of(a=NUMBER)}}, 1, 1.0),
+        ({"a": {"allOf": [{"$ref": "#/a/of"}], "of": NUMBER}}, 1, 1.0),
+        (object_of(a={"oneOf": [{"anyOf": [{"type": "null"}, NUMBER]}, {"type": "string"}]}), 1, 1.0),
+        (object_of(a={"prefixItems": [{"type": "string"}, NUMBER]}), ["x", 1], ["x", 1.0]),
+        (object_of(a={"items": [{"type": "string"}, NUMBER]}), ["x", 1], ["x", 1.0]),
+        ({"type": "object", "additionalProperties": NUMBER}, 1, 1.0),
+        (
+            object_of(a={"children": {}, **object_of(v=NUMBER, of={"$ref": "#/properties/a"})}),
+            {"of": {"v": 1}},
+            {"of": {"v": 1.0}},
+        ),
+        (object_of(a=NUMBER, odd=None), 1, 1.0),
+        (object_of(a=NUMBER, odd=True, text="string", many=[1]) | {"required": True}, 1, 1.0),
+        ({"type": None, "properties": {"a": NUMBER, "odd": None}}, 1, 1.0),
+    ],
+)
+def test_floats_are_found_through_references_and_beside_odd_nodes(parameters, one, other):
+    tools = [{"name": "f", "parameters": parameters}]
+    assert match_calls([Call("f", {"a": one})], [Call("f", {"a": other})], json.dumps(tools)).matched
+
+
+@pytest.mark.parametrize(
+    ("schema", "one", "other"),
+    [
+        ({"$ref": "#/$defs/Q"}, 1, 1.0),  # not there
+        ({"$ref": "https://example.org/P"}, 1, 1.0),
+        ({"$ref": ["#/$defs/P"]}, 1, 1.0),
+        ({"$ref": "#/properties/a"}, 1, 1.0),  # itself
+        ({"$ref": "#/$defs/P"}, {"n": 1}, {"n": 1.0}),
+        ({"prefixItems": [NUMBER, {"type": "integer"}]}, [1, 1], [1, 1.0]),
+        ({"anyOf": NUMBER}, [1], [1.0]),
+    ],
+)
+def test_references_loosen_nothing_else(schema, one, other):
+    tools = [{"name": "f", "parameters": object_of(a=schema, b=NUMBER) | {"$defs": {"P": POINT}}}]
+    assert not match_calls([Call("f", {"a": one})], [Call("f", {"a": other})], tools).matched
+    assert match_calls([Call("f", {"b": 1})], [Call("f", {"b": 1.0})], tools).matched
+
+
+def test_a_schema_that_refers_to_itself_many_times_over():
+    tree = object_of(v=NUMBER, **{f"c{n}": {"$ref": "#/properties/a"} for n in range(20)})
+    tools = [{"name": "f", "parameters": object_of(a=tree, b=NUMBER)}]
+    assert match_calls([Call("f", {"a": {"v": 1}, "b": 2})], [Call("f", {"a": {"v": 1.0}, "b": 2.0})], tools).matched
+
+
 def test_a_flat_parameter_may_be_called_properties_or_type():
     tools = [{"name": "f", "parameters": {"properties": {"type": "float"}, "type": {"type": "float"}}}]
     gold = [{"name": "f", "arguments": {"properties": 1.0, "type": 2.0}}]
