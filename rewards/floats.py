@@ -37,12 +37,13 @@ class _Document:
     roots: tuple[Any, ...]
     nodes: int = _MAX_NODES
 
-    def find(self, reference: Any) -> Any:
-        """The node that a reference names, `#/$defs/Point`; None if there is none."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return None
-        steps = [unquote(step).replace("~1", "/").replace("~0", "~") for step in reference[1:].split("/")[1:]]
-        return next((node for node in (_at(root, steps) for root in self.roots) if node is not None), None)
+
+def find_reference(reference: Any, roots: tuple[Any, ...]) -> Any:
+    """The node that a reference names, `#/$defs/Point`, in the first of the documents that has it; else None."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    steps = [unquote(step).replace("~1", "/").replace("~0", "~") for step in reference[1:].split("/")[1:]]
+    return next((node for node in (_at(root, steps) for root in roots) if node is not None), None)
 
 
 def _at(node: Any, steps: list[str]) -> Any:
@@ -104,7 +105,7 @@ def _declared(spec: Any, depth: int, document: _Document) -> FloatPlaces:
 
     places = [inner(spec[key]) for key in ("type", *_ALTERNATIVES) if key in spec]
     if "$ref" in spec:
-        places.append(inner(document.find(spec["$ref"])))
+        places.append(inner(find_reference(spec["$ref"], document.roots)))
     for key in ("items", "additionalProperties"):
         if key in spec and not isinstance(spec[key], list):
             places.append(FloatPlaces(items=inner(spec[key])))

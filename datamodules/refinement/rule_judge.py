@@ -8,9 +8,10 @@ synonyms for verbs; of rows in freer wording it refuses many good ones, and need
 import re
 from typing import Any, NamedTuple
 
+from datamodules.refinement.declared import parameters
 from datamodules.refinement.judging import Question
 from datamodules.refinement.loose import read_loosely
-from datamodules.refinement.schema import cast_to_types, find_misfit, parameters
+from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import Example
 from datamodules.toolbox import VERBS
 from rewards import Call, as_tools, match_calls, parse_calls, render_calls
@@ -108,7 +109,7 @@ def _call_fault(example: Example, calls: list[Call] | None, tools: list[dict[str
     for call in calls:
         declared, _ = parameters(offered[call.name])
         for name, value in call.arguments.items():
-            if not _given(value, declared[name], example.query):
+            if not _given(value, declared.get(name), example.query):
                 return Finding("parameter", f"The request does not give {name!r} the value {value!r}.")
     if written and (misfit := find_misfit(written, tools)):
         return Finding("type", f"A value is not written in its declared type: {misfit.reason}.")
@@ -164,17 +165,21 @@ def _stated_cot(example: Example) -> str:
 
 
 def _closeness(tool: dict[str, Any], query: str) -> tuple[float, int]:
-    share, words = _asked(tool, query), _words(tool.get("description") or tool["name"].replace("_", " "))
+    share, words = _asked(tool, query), _words(_description(tool))
     return share, round(share * len(words))
 
 
 def _asked(tool: dict[str, Any], query: str) -> float:
     """The share of the words of a tool's description that the request holds; its verb may be another."""
-    words = _words(tool.get("description") or tool["name"].replace("_", " "))
+    words = _words(_description(tool))
     if not words:
         return 0.0
     verb = any(_says(query, synonym) for synonym in VERBS.get(words[0], words[0]).split("|"))
     return (verb + sum(_says(query, word) for word in words[1:])) / len(words)
+
+
+def _description(tool: dict[str, Any]) -> str:
+    return str(tool.get("description") or tool["name"].replace("_", " "))  # a list of sentences is one text
 
 
 def _words(text: str) -> list[str]:

@@ -4,7 +4,8 @@ from collections import Counter
 import pytest
 
 from datamodules.readers import read_rows
-from datamodules.refinement.schema import cast_to_types, find_misfit, parameters
+from datamodules.refinement.declared import parameters
+from datamodules.refinement.schema import cast_to_types, find_misfit
 from rewards import Call
 
 TYPES = {"str": "", "int": 0, "float": 0.0, "bool": True, "List[int]": [1], "Dict[str, float]": {"a": 1.0}}
@@ -86,6 +87,106 @@ def test_json_schema():
 def test_cast(declared, value, cast):
     result = cast_to_types([Call("f", {"a": value})], [tool(a=declared)])[0].arguments["a"]
     assert (result, type(result)) == (cast, type(cast))
+
+
+STRING = {"type": "string"}
+COUNT = {"type": "integer"}
+ODD = [True, None, "whatever", 3, [1], {"type": None}, {"type": {"x": 1}}, {"properties": [1]}, {"anyOf": 3}]
+ODD += [{"required": True, "type": "string"}, {"$ref": "#/nowhere"}, {"$ref": "#/properties/odd"}, {"$ref": 1}]
+ODD += [
+    {"anyOf": [{"$ref": "#/properties/odd"}]},
+    {"description": ["a", "list"], "items": 1},
+    {"type": "array", "items": None},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_odd_node_accepts_anything_and_changes_nothing_else(odd, flat):
+    specs = {"city": STRING, "odd": odd, "days": COUNT | {"default": 1}}
+    schema = specs if flat else {"type": "object", "properties": specs, "required": ["city"]}
+    tools = [{"name": "f", "parameters": schema}]
+    given = {"odd": ["x"]} if "array" in str(odd) else {"odd": "x"}
+    assert find_misfit([Call("f", {"city": "Oslo"} | given)], tools) is None
+    assert find_misfit([Call("f", {"city": 3} | given)], tools).fault == "type"
+    assert find_misfit([Call("f", {"city": "Oslo", "days": "2"} | given)], tools).fault == "type"
+    assert find_misfit([Call("f", given)], tools).reason == "'f' is not given its required parameter 'city'"
+    assert find_misfit([Call("f", {"city": "Oslo", "town": "x"} | given)], tools).fault == "parameter"
+
+
+@pytest.mark.parametrize(
+    "spec, good, bad",
+    [
+        ({"type": "string", "nullable": True}, [None, "x"], [3]),
+        ({"type": ["string", "null"]}, [None, "x"], [3]),
+        ({"anyOf": [COUNT, {"type": "null"}]}, [None, 3], ["3", 3.0, True]),
+        ({"oneOf": [COUNT, {"type": "number"}]}, [3, 3.5], ["3"]),
+        ({"allOf": [{"type": "number"}, {"minimum": 0}]}, [3, 3.5], ["3"]),
+        ({"$ref": "#/$defs/P"}, [{"x": 1}, {}], [{"x": "1"}, 1]),
+        ({"type": "array", "items": {"$ref": "#/$defs/P"}}, [[{"x": 1}]], [[{"x": "1"}], [1]]),
+        ({"prefixItems": [STRING, COUNT]}, [["a", 1], ["a"]], [[1, 1], ["a", "b"]]),
+        ({"type": "array", "items": [STRING, COUNT]}, [["a", 1]], [["a", "b"]]),
+        ({"type": "object", "additionalProperties": COUNT}, [{"a": 1}], [{"a": "1"}]),
+        ({"type": "dict", "properties": {"a": {"type": "List[int]"}}}, [{"a": [1]}], [{"a": ["1"]}, "a"]),
+        ({"$ref": "#/$defs/Tree"}, [{"of": [{"of": []}]}], [{"of": [{"of": [{"of": 1}]}]}]),
+        ({"type": "string", "enum": 3, "description": ["a", "list"]}, ["x"], [3]),
+    ],
+)
+def test_json_schemas_of_every_kind(spec, good, bad):
+    tree = {"type": "object", "properties": {"of": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}}
+    definitions = {"P": {"type": "object", "properties": {"x": COUNT}}, "Tree": tree}
+    schema = {"type": "object", "properties": {"a": spec}, "required": ["a"], "$defs": definitions}
+    tools = [{"name": "f", "parameters": schema}]
+    assert [find_misfit([Call("f", {"a": value})], tools) for value in good] == [None] * len(good)
+    assert [find_misfit([Call("f", {"a": value})], tools).fault for value in bad] == ["type"] * len(bad)
+
+
+@pytest.mark.parametrize(
+    "declared, arguments, fault",
+    [
+        (None, {}, None),
+        (None, {"a": 1}, "parameter"),
+        (True, {"a": 1}, None),
+        ({"type": "object"}, {"a": 1}, None),
+        ({"type": "object", "properties": {}}, {"a": 1}, "parameter"),
+        ({"type": "object", "properties": {}, "additionalProperties": STRING}, {"a": "x"}, None),
+        ({"type": "object", "properties": {}, "additionalProperties": STRING}, {"a": 1}, "type"),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, {"a": 1}, "parameter"),
+        ({"type": "object", "properties": {"a": STRING}, "required": True}, {}, None),
+        ({"type": "object", "properties": {"a": STRING | {"required": True}}}, {}, "parameter"),
+        ({"a": STRING, "b": COUNT | {"required": False}}, {"a": "x"}, None),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": STRING}, "required": ["a"]}}}, {}, "parameter"),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": STRING}}}}, {"b": 1}, "parameter"),
+        ({"$ref": "#/$defs/A"}, {"b": 1}, None),
+        ({"allOf": [{"properties": {"a": STRING}}, {"properties": {"b": COUNT}}]}, {"a": "x", "b": 1}, None),
+        ({"allOf": [{"properties": {"a": STRING}}, {"properties": {"b": COUNT}}]}, {"a": "x", "b": "1"}, "type"),
+    ],
+)
+def test_what_the_whole_schema_says(declared, arguments, fault):
+    misfit = find_misfit([Call("f", arguments)], [{"name": "f", "parameters": declared}])
+    assert (misfit and misfit.fault) == fault
+
+
+@pytest.mark.parametrize(
+    "spec, value, cast",
+    [
+        ({"type": "List[str]"}, '["Oslo", "Bergen"]', ["Oslo", "Bergen"]),
+        ({"type": "List[str]"}, "['Oslo', 'Bergen, the old']", ["Oslo", "Bergen, the old"]),
+        ({"type": "List[str]"}, '"Oslo", "Bergen"', ["Oslo", "Bergen"]),
+        ({"type": "List[str]"}, '["Oslo", "Bergen"', '["Oslo", "Bergen"'),  # cut off: nobody knows what follows
+        ({"type": "List[str]"}, '"a, b", c', '"a, b", c'),
+        ({"type": "List[str]"}, "St. John's, Oslo", ["St. John's", "Oslo"]),
+        ({"type": "Optional[List[int]]"}, "1, 2", [1, 2]),
+        ({"type": "array", "items": {"$ref": "#/a/of"}, "of": COUNT}, ["1", 2], [1, 2]),
+        ({"anyOf": [COUNT, {"type": "null"}]}, "3", 3),
+        ({"type": "object", "properties": {"x": COUNT}}, '{"x": 1}', {"x": 1}),
+        ({"type": "object", "properties": {"x": COUNT}}, {"x": "1"}, {"x": 1}),
+        ({"type": "List[Dict]"}, "a, b", "a, b"),
+    ],
+)
+def test_a_value_is_cast_whole_or_not_at_all(spec, value, cast):
+    tools = [{"name": "f", "parameters": {"a": spec}}]
+    assert cast_to_types([Call("f", {"a": value})], tools) == [Call("f", {"a": cast})]
 
 
 def test_contradictions_of_the_real_rows_are_found(shared_data):

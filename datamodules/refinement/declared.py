@@ -1,0 +1,170 @@
+"""What tools declare of their arguments, in every style, as a JSON Schema that a validator takes."""
+
+import re
+from typing import Any
+
+from rewards.floats import find_reference, is_json_schema
+
+ANYTHING = {"additionalProperties": True}
+"""What a node that makes no sense declares; with the keyword no name of an object counts as unknown."""
+
+_TYPES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean", "dict": "object"}
+_TYPES |= dict.fromkeys(("list", "tuple", "set", "sequence"), "array") | {"none": "null"}
+_TYPES |= {name: name for name in ("string", "integer", "number", "boolean", "object", "array", "null")}
+_OPTIONAL = re.compile(r"(?i),\s*(optional|default)\b.*$|\s*\(optional\)$")
+_ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
+_IN_PLACE = ("anyOf", "oneOf", "allOf")
+_MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
+
+
+def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a tool declares for each parameter, and the names of those that it requires.
+
+    Of a JSON Schema those are required that its list says, or that say so of themselves; of xLAM's flat parameters all
+    but those with a default, with a type that says optional, or with `required: false`.
+    """
+    declared = tool.get("parameters")
+    declared = declared if isinstance(declared, dict) else {}
+    if not is_json_schema(declared):
+        return declared, [name for name, spec in declared.items() if not _is_optional(spec)]
+    properties: dict[str, Any] = {}
+    required = [name for name in _list(tool.get("required")) if "required" not in declared]
+    for node in _in_place(declared, tool, ("allOf",)):
+        own = node.get("properties")
+        own = own if isinstance(own, dict) else {}
+        required += [name for name in _list(node.get("required")) if isinstance(name, str)]
+        required += [name for name, spec in own.items() if isinstance(spec, dict) and spec.get("required") is True]
+        properties = own | properties
+    return properties, list(dict.fromkeys(name for name in required if name in properties))
+
+
+def argument_schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a tool's arguments: types alone, without bounds, patterns and enumerations.
+
+    References are followed, `nullable` and draft 4's lists of `items` are brought into today's words, and a node that
+    makes no sense accepts anything.
+    """
+    declared = tool.get("parameters")
+    if declared is not None and not isinstance(declared, dict):
+        return ANYTHING
+    declared = declared or {}
+    reader = _Reader(tool)
+    if not is_json_schema(declared):
+        fields = {name: reader.schema(spec) for name, spec in declared.items()}
+        return {"properties": fields, "unevaluatedProperties": False, "$defs": reader.definitions}
+    schema = {"allOf": [reader.schema(declared)], "$defs": reader.definitions}
+    if isinstance(declared.get("properties"), dict) or any(key in declared for key in ("$ref", *_IN_PLACE)):
+        schema["unevaluatedProperties"] = False
+    return schema
+
+
+def _is_optional(spec: Any) -> bool:
+    if not isinstance(spec, dict):
+        return True
+    return "default" in spec or spec.get("required") is False or "optional" in str(spec.get("type", "")).lower()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A node and those that say something of the same value: what it refers to, and the members of its `keys`."""
+    found, followed, left = [], set(), [node]
+    while left:
+        node = left.pop(0)
+        if isinstance(node, dict):
+            found.append(node)
+            left += [member for key in keys for member in _list(node.get(key))]
+            reference = node.get("$ref")
+            if isinstance(reference, str) and reference not in followed:
+                followed.add(reference)
+                left.append(find_reference(reference, (tool.get("parameters"), tool)))
+    return found
+
+
+class _Reader:
+    """Reads the schemas of one tool; what they refer to is gathered in `definitions`."""
+
+    def __init__(self, tool: dict[str, Any]) -> None:
+        self.tool = tool
+        self.names: dict[str, str] = {}
+        self.definitions: dict[str, Any] = {}
+
+    def schema(self, node: Any, depth: int = 0) -> Any:
+        """The schema of a node, which may be a type text."""
+        if isinstance(node, str):
+            return type_schema(node)
+        if isinstance(node, bool):
+            return ANYTHING if node else False
+        if not isinstance(node, dict) or depth > _MAX_DEPTH:
+            return ANYTHING
+        parts = [_of_types(node.get("type")), self.structure(node, depth + 1)]
+        for key in _IN_PLACE:
+            if members := [self.schema(member, depth + 1) for member in _list(node.get(key))]:
+                # Without bounds and enumerations, of which nothing is left here, several of `oneOf` may fit.
+                parts.append({"allOf" if key == "allOf" else "anyOf": members})
+        if "$ref" in node:
+            parts.append(self.reference(node["$ref"]))
+        whole: dict[str, Any] = {}
+        others = []
+        for part in filter(None, parts):
+            if whole.keys() & part.keys():
+                others.append(part)
+            else:
+                whole |= part
+        whole = {"allOf": [whole, *others]} if others else whole
+        return {"anyOf": [whole, {"type": "null"}]} if node.get("nullable") is True else whole
+
+    def structure(self, node: dict[str, Any], depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if isinstance(properties := node.get("properties"), dict):
+            found["properties"] = {name: self.schema(spec, depth) for name, spec in properties.items()}
+        if required := [name for name in _list(node.get("required")) if isinstance(name, str)]:
+            found["required"] = required
+        for key in ("items", "additionalProperties"):
+            if key in node and not isinstance(node[key], list):
+                found[key] = self.schema(node[key], depth)
+        for key in ("items", "prefixItems"):
+            if members := _list(node.get(key)):
+                found["prefixItems"] = [self.schema(member, depth) for member in members]
+        return found
+
+    def reference(self, reference: Any) -> dict[str, Any]:
+        target = find_reference(reference, (self.tool.get("parameters"), self.tool))
+        if target is None or any(node.get("$ref") == reference for node in _in_place(target, self.tool, _IN_PLACE)):
+            return ANYTHING  # it leads nowhere, or back to itself
+        if reference not in self.names:
+            self.names[reference] = name = str(len(self.names))
+            self.definitions[name] = ANYTHING  # until it is read
+            self.definitions[name] = self.schema(target)
+        return {"$ref": f"#/$defs/{self.names[reference]}"}
+
+
+def _of_types(declared: Any) -> dict[str, Any]:
+    if isinstance(declared, list) and declared:
+        return {"anyOf": [type_schema(item) if isinstance(item, str) else ANYTHING for item in declared]}
+    return type_schema(declared) if isinstance(declared, str) else {}
+
+
+def type_schema(text: str) -> dict[str, Any]:
+    """The JSON Schema of a type as xLAM writes it: `int`, `List[str], optional`, `Dict[str, Union[int, float]]`.
+
+    A type that is not understood is anything; of tuples the items are not looked at.
+    """
+    parts = [part.strip() for part in _ITEM.findall(_OPTIONAL.sub("", text))]
+    if len(parts) > 1:  # int | str
+        return {"anyOf": [type_schema(part) for part in parts]}
+    head, _, inner = "".join(parts).partition("[")
+    head, members = head.strip().lower(), [part.strip() for part in _ITEM.findall(inner.rpartition("]")[0])]
+    if head in ("union", "optional") and members:
+        null = [{"type": "null"}] if head == "optional" else []
+        return {"anyOf": [type_schema(member) for member in members] + null}
+    if head not in _TYPES:
+        return {}
+    schema: dict[str, Any] = {"type": _TYPES[head]}
+    if schema["type"] == "array" and members and head != "tuple":
+        schema["items"] = type_schema(members[0])
+    elif schema["type"] == "object" and len(members) == 2:
+        schema["additionalProperties"] = type_schema(members[1])
+    return schema
