@@ -3,109 +3,158 @@
 import re
 from typing import Any
 
-from rewards import Call, as_calls, parse_calls
-from rewards.calls import read_json
+from datamodules.refinement.schema import cast_to_types, find_misfit, fits
+from datamodules.sources.marks import ARGUMENT
+from datamodules.sources.syntax import read_answer
+from datamodules.sources.values import read_value, read_whole, skip_space
+from rewards import Call
+from rewards.calls import call_from, read_json
 from rewards.parser import MAX_ANSWER
 
-_FENCE = re.compile(r"```\w*\s*([^`]*)```")
-_STRING = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""")
-_ARGUMENT = re.compile(r"""(?:^|,)\s*['"]?(\w+)['"]?\s*=\s*""")  # where a `name=` of a call begins
+_STRING = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
+_START = re.compile(r"[\[{]|[A-Za-z_][\w.]*\(")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
-_KEYS = {"name": ("name", "function", "tool"), "arguments": ("arguments", "parameters", "args")}
+_LEFT_OPEN = re.compile(r"[)}]?\]?")  # the list and its last call; an open value may have lost more than its bracket
+_BARE = re.compile(r"""[^"'\[\](){}=\s,](?:[^"'\[\](){}=\n]*[^"'\[\](){}=\s])?""")
 
 
-def read_loosely(text: str) -> list[Call] | None:
-    """Reads what parser and schema refuse for its form alone.
+def read_loosely(text: str, tools: list[dict[str, Any]]) -> list[Call] | None:
+    """Reads what parser and schema refuse for its form alone: as it was meant, or not at all.
 
-    It sees through code fences, sentences before the calls, a list quoted as a JSON string, brackets never closed,
-    Python dicts in the place of JSON, other names of the keys, quoted parameter names and strings without quotes.
+    Besides all that `read_answer` reads of data, it sees through sentences around the calls, a list quoted as a JSON
+    string, a list or a last call never closed, and strings without quotes.
 
     Args:
         text: An answer.
+        tools: The offered tools, which the calls must fit.
 
     Returns:
-        The calls, or None where there is nothing of the kind. Nothing of the text is executed.
+        The calls in their declared types, or None where they are not certain. Nothing of the text is executed.
     """
-    text = text.strip()[:MAX_ANSWER]
-    if text.startswith('"'):
-        text = str(_json(text)).strip()
-    if fence := _FENCE.search(text):
-        text = fence[1].strip()
-    start = re.search(r"[\[{]|[A-Za-z_][\w.]*\(", text)
-    if start is None:
+    text = text.strip()
+    if len(text) > MAX_ANSWER:
         return None
-    text = text[start.start() :]
-    text = _closed(text if text[0] in _CLOSING else f"[{text}")  # calls side by side are a list
-    calls, _ = parse_calls(text)
-    return calls or _from_dicts(_json(text)) or _from_dicts(_literal(text)) or _from_python(text)
+    try:
+        if text.startswith('"'):
+            text = str(read_json(text)).strip()
+        calls = cast_to_types(_calls(text, tools), tools)
+    except ValueError:
+        return None
+    return None if not calls or find_misfit(calls, tools) else calls
+
+
+def looks_like_calls(text: str, tools: list[dict[str, Any]]) -> bool:
+    """Whether there is anything of a call in a text, readable or not."""
+    try:
+        return bool(read_answer(text, tools)[1])
+    except ValueError:
+        return True
+
+
+def _calls(text: str, tools: list[dict[str, Any]]) -> list[Call]:
+    try:
+        calls = read_answer(text, tools)[1]
+    except ValueError:
+        calls = None
+    if calls is not None:
+        return calls
+    start = _START.search(text)
+    if start is None:
+        return []
+    body = _closed(text[start.start() :])
+    if looks_like_calls(text[: start.start()], tools) or looks_like_calls(text[start.start() + len(body) :], tools):
+        raise ValueError("there are calls beside the calls")
+    try:
+        return read_answer(body, tools)[1] or []
+    except ValueError:
+        return _without_quotes(body, {tool["name"]: tool for tool in tools})
 
 
 def _closed(text: str) -> str:
     """The text up to where its first bracket is closed, with the brackets added that were never closed."""
+    if text[0] not in _CLOSING:
+        return text  # calls side by side
     open_brackets: list[str] = []
-    strings = [match.span() for match in _STRING.finditer(text)]
-    inside = {at for start, end in strings for at in range(start, end)}
-    for at, character in enumerate(text):
-        if at in inside:
+    at = 0
+    while at < len(text):
+        if string := _STRING.match(text, at):
+            at = string.end()
             continue
-        if character in _CLOSING:
-            open_brackets.append(_CLOSING[character])
-        elif open_brackets and character == open_brackets[-1]:
+        if text[at] in _CLOSING:
+            open_brackets.append(_CLOSING[text[at]])
+        elif open_brackets and text[at] == open_brackets[-1]:
             open_brackets.pop()
             if not open_brackets:
                 return text[: at + 1]
-    return text + "".join(reversed(open_brackets))
+        at += 1
+    added = "".join(reversed(open_brackets))
+    if not _LEFT_OPEN.fullmatch(added):
+        raise ValueError("a value is never closed")
+    return text + added
 
 
-def _json(text: str) -> Any:
+def _without_quotes(text: str, tools: dict[str, dict[str, Any]]) -> list[Call]:
+    """Reads `[f(a=Paris, 'b'=2)]`; the declared types say what is text."""
+    calls: list[Call] = []
+    at = skip_space(text, text.startswith("["))
+    while at < len(text) and text[at] != "]":
+        name = max((name for name in tools if text.startswith(f"{name}(", at)), key=len, default=None)
+        if name is None:
+            raise ValueError(f"no tool that is offered is called at {text[at : at + 40]!r}")
+        arguments, at = _arguments(text, at + len(name) + 1, tools[name])
+        calls.append(call_from({"name": name, "arguments": arguments}))
+        at = _after(text, at, "]")
+    if text[at:].strip() not in ("", "]"):
+        raise ValueError("there is more after the calls")
+    return calls
+
+
+def _arguments(text: str, at: int, tool: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    arguments: dict[str, Any] = {}
+    while text[at : at + 1] != ")":
+        name = ARGUMENT.match(text, at)
+        if name is None or name["name"] in arguments:
+            raise ValueError(f"no argument, or one given twice, at {text[at : at + 40]!r}")
+        if text[name.end() : name.end() + 1] in ("'", '"', "[", "{", "("):
+            arguments[name["name"]], at = read_value(text, name.end())
+        else:
+            end = _bare_end(text, name.end())
+            arguments[name["name"]], at = _bare_value(text[name.end() : end], tool, name["name"]), end
+            if isinstance(arguments[name["name"]], str) and text[name.end() - 1] != "=":
+                raise ValueError("white space before a text without quotes may belong to it")
+        at = _after(text, at, ")")
+    return arguments, at + 1
+
+
+def _after(text: str, at: int, closing: str) -> int:
+    at = skip_space(text, at)
+    if text[at : at + 1] == ",":
+        return skip_space(text, at + 1)
+    if text[at : at + 1] not in (closing, ""):
+        raise ValueError(f"no comma or {closing} at {text[at : at + 40]!r}")
+    return at
+
+
+def _bare_end(text: str, at: int) -> int:
+    """Where a value without quotes ends: before the bracket of the call, or before the next `, name=`."""
+    end = at
+    while end < len(text) and text[end] != ")":
+        if text[end] == "," and ARGUMENT.match(text, skip_space(text, end + 1)):
+            break
+        end += 1
+    return end
+
+
+def _bare_value(text: str, tool: dict[str, Any], name: str) -> Any:
+    """The one reading of a value without quotes that its declared type allows."""
+    if not _BARE.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} may be part of a text, or several values")
+    readings: list[Any] = [text]
     try:
-        return read_json(text)
+        readings.append(read_whole(text))
     except ValueError:
-        return None
-
-
-def _literal(text: str) -> Any:
-    """The value of a literal, read by the parser of calls; None if it is none."""
-    calls, _ = parse_calls(f"[f(value={text})]")
-    return calls[0].arguments.get("value") if calls else None
-
-
-def _from_dicts(items: Any) -> list[Call] | None:
-    items = items if isinstance(items, list) else [items]
-    calls = []
-    for item in items:
-        if not isinstance(item, dict):
-            return None
-        call = {key: next((item[name] for name in names if name in item), None) for key, names in _KEYS.items()}
-        calls.append({"name": call["name"], "arguments": call["arguments"] or {}})
-    try:
-        return as_calls(calls)
-    except ValueError:
-        return None
-
-
-def _from_python(text: str) -> list[Call] | None:
-    """Reads `[f(a=Paris, 'b'=2)]`: a value ends where the next `name=` begins, and is text if it is no literal."""
-    calls = []
-    for name, inside in _written_calls(text.removeprefix("[").removesuffix("]")):
-        starts = list(_ARGUMENT.finditer(inside))
-        if inside.strip() and not starts:
-            return None  # arguments without names
-        ends = [match.start() for match in starts[1:]] + [len(inside)]
-        arguments = {}
-        for match, end in zip(starts, ends, strict=False):
-            value = inside[match.end() : end].strip()
-            literal = _literal(value)
-            arguments[match[1]] = value.strip("'\"") if literal is None and value != "None" else literal
-        calls.append(Call(name, arguments))
-    return calls or None
-
-
-def _written_calls(text: str) -> list[tuple[str, str]]:
-    """Names and what stands between their parentheses, for the calls that are not inside another's."""
-    found, at = [], 0
-    while match := re.compile(r"([A-Za-z_][\w.]*)\(").search(text, at):
-        closed = _closed(text[match.end() - 1 :])
-        found.append((match[1], closed[1:-1]))
-        at = match.end() - 1 + len(closed)
-    return found
+        pass
+    fitting = [reading for reading in readings if fits(tool, name, reading)]
+    if len(fitting) != 1 or (fitting == [text] and text.lower() in ("null", "none")):
+        raise ValueError(f"{name!r} may be {text[:40]!r} or {readings[-1]!r}")
+    return fitting[0]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datamodules.refinement.declared import parameters
 from datamodules.refinement.judging import Question
-from datamodules.refinement.loose import read_loosely
+from datamodules.refinement.loose import looks_like_calls, read_loosely
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import Example
 from datamodules.toolbox import VERBS
@@ -66,13 +66,11 @@ def _reply(finding: Finding | None, calls: list[Call] | None) -> str:
 def _calls(example: Example, tools: list[dict[str, Any]]) -> list[Call] | None:
     """The calls of the answer as they were meant."""
     calls, _ = parse_calls(example.answers)
-    calls = read_loosely(example.answers) if calls is None else calls
-    return None if calls is None else cast_to_types(calls, tools)
+    return read_loosely(example.answers, tools) if calls is None else cast_to_types(calls, tools)
 
 
 def _response_fault(example: Example, calls: list[Call] | None, tools: list[dict[str, Any]]) -> Finding | None:
-    names = {tool["name"] for tool in tools}
-    if calls and (example.answers.lstrip()[:1] in '[{"`' or names & {call.name for call in calls}):
+    if calls or looks_like_calls(example.answers, tools):
         return None
     return Finding("response", "The answer is a statement.")
 

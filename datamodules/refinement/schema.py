@@ -45,6 +45,12 @@ def find_misfit(calls: list[Call], tools: list[dict[str, Any]]) -> Misfit | None
     return None
 
 
+def fits(tool: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a value fits what a tool declares for one argument."""
+    errors = _errors(Call(tool["name"], {name: value}), tool)
+    return not any(error.absolute_path or error.validator == "unevaluatedProperties" for error in errors)
+
+
 def _misfit(call: Call, tool: dict[str, Any]) -> Misfit | None:
     declared, required = parameters(tool)
     for name in required:
