@@ -113,7 +113,7 @@ def _cast(call: Call, tool: dict[str, Any]) -> Call:
 
 def _readings(value: Any) -> Iterator[Any]:
     """What a value of a wrong type may have been meant as, the plainest first."""
-    if type(value) in (int, float):
+    if type(value) is int:  # of a float it is not known how it was written: 6.10 is 6.1
         yield str(value)
     if type(value) is float and value.is_integer():
         yield int(value)

@@ -3,6 +3,7 @@
 The rewards never use this: a model is held to the strict reader of `rewards.parser`.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -164,7 +165,9 @@ class _Reader:
         """A value as Python reads it, which differs from JSON in the escapes of strings."""
         value, end = read_value(self.text, at)
         try:
-            return read_python_calls(f"f(x={self.text[at:end]})")[0].arguments["x"], end
+            read = read_python_calls(f"f(x={self.text[at:end]})")[0].arguments["x"]
+            json.dumps(read, ensure_ascii=False).encode()  # fails for halves of a character, which JSON puts together
+            return read, end
         except ValueError:
             return value, end
 

@@ -78,6 +78,7 @@ def test_json_schema():
         ("bool", "True", True),
         ("str", 12, "12"),
         ("str", True, True),
+        ("str", 6.1, 6.1),  # it may have been 6.10
         ("List[int]", "1, 2", [1, 2]),
         ("List[int]", ["1", 2], [1, 2]),
         ("List[str]", "Paris, Rome", ["Paris", "Rome"]),
