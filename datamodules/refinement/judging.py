@@ -28,6 +28,10 @@ class Unanswered(Exception):
     """A judge could not be brought to answer a question, though it answers others."""
 
 
+class JudgesLost(RuntimeError):
+    """The judges cannot be asked anything any more; the run has to end."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One question to a judge.
@@ -58,6 +62,7 @@ class Judge(Protocol):
 
         Raises:
             Unanswered: If this question has no answer.
+            JudgesLost: If no question will have one any more.
         """
         ...
 

@@ -3,15 +3,19 @@
 import asyncio
 import importlib.util
 import os
+import re
 import zlib
-from typing import Any
+from typing import Any, Literal
 
-from datamodules.refinement.judging import Question, Unanswered
+from datamodules.refinement.judging import JudgesLost, Question, Unanswered
 from datamodules.refinement.servers import Server, ServerPool
 
 HEALTH_TIMEOUT = 10.0  # seconds
 TOLD = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 BACK_OFF, LONGEST_BACK_OFF = 0.5, 30.0  # seconds before a question is asked again; doubled each time
+FIRST_QUESTIONS = 16  # when all of these are refused, so would be the others
+PLAIN = [{"role": "user", "content": "Is one and one two? Answer <judge>True</judge> or <judge>False</judge>."}]
+"""What is asked to find out whether the settings are refused: it is short, and holds nothing of any row."""
 
 
 class OpenAIJudge:
@@ -19,15 +23,20 @@ class OpenAIJudge:
 
     A question whose request fails is sent again, to whichever server is free. Where it goes on failing while others are
     answered, it is given up; where nothing is answered any more, the run ends. A server that answers 429 is given the
-    time that it asks for.
+    time that it asks for. Where a question is refused (400 or 422), a plain one finds out whether the settings are why:
+    `max_tokens` is then sent under its other name, `temperature` and `seed` are left out, whichever the server's words
+    name, and it is said once; if the plain question is refused all the same, the run ends with the server's words.
 
     Args:
         model: The model's name on the servers.
         servers: Their base URLs, `http://host:8000/v1`; all of them serve this model.
         per_server: Requests that each server may have in flight.
-        temperature: Of sampling (arXiv 2505.20192v3: 0.7 for its votes, 0.1 for chains of thought).
+        temperature: Of sampling (arXiv 2505.20192v3: 0.7 for its votes, 0.1 for chains of thought); not sent when None.
         max_tokens: Longest reply.
-        seed: Sent with each question, mixed with what the question is, so that a repeated run asks for the same.
+        max_tokens_key: The name under which the server wants it.
+        seed: Sent with each question, mixed with what the question is, so that a repeated run asks for the same; not
+            sent when None.
+        extra_body: Further fields of each request, such as `reasoning_effort` or `chat_template_kwargs`.
         retries: Requests after the first one that failed.
         timeout: Seconds of one request.
         patience: Seconds that servers may be out of order, or turn a question away with 429.
@@ -43,9 +52,11 @@ class OpenAIJudge:
         model: str,
         servers: list[str],
         per_server: int = 64,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         max_tokens: int = 4096,
-        seed: int = 0,
+        max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        seed: int | None = 0,
+        extra_body: dict[str, Any] | None = None,
         retries: int = 4,
         timeout: float = 300.0,
         patience: float = 300.0,
@@ -61,29 +72,46 @@ class OpenAIJudge:
                 "per_server and max_tokens must be at least 1, retries at least 0, timeout, patience and rate_limit "
                 f"above 0, not {per_server}, {max_tokens}, {retries}, {timeout}, {patience} and {rate_limit}"
             )
+        if taken := {"model", "messages", "stream"} & set(extra_body or {}):
+            raise ValueError(f"extra_body must not hold {', '.join(sorted(taken))}: these are the judge's own")
         self.model, self.urls, self.per_server = model, list(servers), per_server
-        self.temperature, self.max_tokens, self.seed = temperature, max_tokens, seed
+        options = {"temperature": temperature, max_tokens_key: max_tokens, "seed": seed}
+        self.options = {name: value for name, value in options.items() if value is not None}
+        self.extra_body = extra_body or {}
         self.retries, self.timeout, self.patience, self.rate_limit = retries, timeout, patience, rate_limit
         self.api_key_env = api_key_env
         self._pool: ServerPool | None = None  # of the event loop that asks the first question
-        self._answered = 0
+        self._asked = self._answered = self._refused_first = 0  # questions; the last counts the first ones only
+        self._found_out = self._sound_at = 0  # plain questions asked; answers there were when the last one was answered
+        self._finding_out: asyncio.Lock | None = None
 
     async def __call__(self, question: Question) -> str:
         """The model's reply; see `Judge`.
 
         Raises:
             Unanswered: The servers refuse this question, or fail on it while they answer others.
-            RuntimeError: They answer nothing any more, or refuse the key or the model.
+            JudgesLost: They answer nothing any more, or refuse every question, the key or the model.
         """
         if self._pool is None:
             self._open()
-        body = self._body(question)
-        answered, problem, failures = self._answered, "", 0
+        self._asked += 1
+        number, answered, problem, failures = self._asked, self._answered, "", 0
         give_up_at = asyncio.get_running_loop().time() + self.patience
         while failures <= self.retries:
             server = await self._pool.take()
             await self._pace(server)
-            text, problem, wait = await self._request(server, body)
+            options = self.options
+            try:
+                text, problem, wait = await self._request(server, self._body(question.messages, self._seed(question)))
+            except Unanswered as refusal:
+                try:
+                    await self._find_out(server)
+                finally:
+                    self._pool.give_back(server)
+                if self.options is not options:
+                    continue
+                self._count_refusal(number, refusal)
+                raise
             if text is not None:
                 self._pool.give_back(server)
                 self._answered += 1
@@ -96,7 +124,7 @@ class OpenAIJudge:
                 break
             await asyncio.sleep(wait)
         if self._answered == answered:
-            raise RuntimeError(f"no judge answers any more ({problem})")
+            raise JudgesLost(f"no judge answers any more ({problem})")
         raise Unanswered(problem)
 
     async def close(self) -> None:
@@ -118,17 +146,58 @@ class OpenAIJudge:
             Server(url, openai.AsyncOpenAI(base_url=url, http_client=openai.DefaultAioHttpClient(), **options))
             for url in self.urls
         ]
+        self._finding_out = asyncio.Lock()
         self._pool = ServerPool(servers, self.per_server, self.patience, self._health)
 
-    def _body(self, question: Question) -> dict[str, Any]:
-        asked = f"{self.seed}\0{question.example.id}\0{question.stage}\0{question.finding}\0{question.attempt}"
-        return {
-            "model": self.model,
-            "messages": question.messages,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "seed": zlib.crc32(asked.encode()),
-        }
+    def _seed(self, question: Question) -> int:
+        asked = f"{question.example.id}\0{question.stage}\0{question.finding}\0{question.attempt}"
+        return zlib.crc32(f"{self.options.get('seed')}\0{asked}".encode())
+
+    def _body(self, messages: list[dict[str, str]], seed: int) -> dict[str, Any]:
+        options = self.options | ({"seed": seed} if "seed" in self.options else {})
+        return {"model": self.model, "messages": messages} | options | self.extra_body
+
+    async def _find_out(self, server: Server) -> None:
+        """Ask a plain question after a refusal, unless questions are answered; what is refused of the settings changes.
+
+        Raises:
+            JudgesLost: It is refused as well.
+        """
+        found_out = self._found_out
+        async with self._finding_out:
+            if self._found_out != found_out or self._answered != self._sound_at:
+                self._sound_at = self._answered  # another one has just found out, or there are answers
+                return
+            while True:
+                try:
+                    text, _, _ = await self._request(server, self._body(PLAIN, 0))
+                    break
+                except Unanswered as refusal:
+                    if not self._give_way(str(refusal)):
+                        raise JudgesLost(
+                            f"{refusal}; it refuses every question: see max_tokens, max_tokens_key, temperature, seed "
+                            "and extra_body of the judge"
+                        ) from refusal
+            if text is not None:
+                self._found_out, self._sound_at = self._found_out + 1, self._answered
+
+    def _give_way(self, words: str) -> bool:
+        """Change the first setting that a server's words name, if it still can be; says so."""
+        for name in re.findall(r"\b(?:max_tokens|temperature|seed)\b", words):
+            if name in self.options:
+                others = {key: value for key, value in self.options.items() if key != name}
+                instead = {"max_completion_tokens": self.options[name]} if name == "max_tokens" else {}
+                self.options = others | instead
+                now = "sends it as max_completion_tokens" if instead else "goes on without it"
+                print(f"{self.model} refuses {name}: the judge {now}", flush=True)
+                return True
+        return False
+
+    def _count_refusal(self, number: int, refusal: Unanswered) -> None:
+        """Raises JudgesLost where the first questions have all been refused, each with its own row."""
+        self._refused_first += number <= FIRST_QUESTIONS
+        if self._refused_first == FIRST_QUESTIONS:
+            raise JudgesLost(f"the first {FIRST_QUESTIONS} questions are all refused: {refusal}") from refusal
 
     async def _pace(self, server: Server) -> None:
         """Wait until the rate limit lets the server be sent another request."""
@@ -145,7 +214,7 @@ class OpenAIJudge:
 
         Raises:
             Unanswered: The server refuses the question.
-            RuntimeError: The server refuses the key or the model.
+            JudgesLost: The server refuses the key or the model.
         """
         import openai
 
@@ -155,9 +224,8 @@ class OpenAIJudge:
         except openai.RateLimitError as error:
             return None, f"{server.url} is asked too often (429)", _seconds(error.response.headers.get("retry-after"))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            self._pool.give_back(server)
             raise Unanswered(
-                f"{server.url} refuses the question ({error.status_code}): {error.message[:300]}"
+                f"{server.url} refuses the question ({error.status_code}): {error.message[:500]}"
             ) from error
         except openai.APIStatusError as error:
             self._refused(server, error.status_code)
@@ -180,17 +248,19 @@ class OpenAIJudge:
         return ""
 
     def _refused(self, server: Server, status: int) -> None:
-        """Raises RuntimeError where asking again is of no use."""
+        """Raises JudgesLost where asking again is of no use."""
         if status in (401, 403):
-            raise RuntimeError(
+            raise JudgesLost(
                 f"{server.url} refuses the key ({status}): put one into the environment variable {self.api_key_env}"
             )
         if status == 404:
-            raise RuntimeError(f"{server.url} has no model {self.model} at that address (404): see its /models")
+            raise JudgesLost(f"{server.url} has no model {self.model} at that address (404): see its /models")
 
 
 def reply_text(reply: Any) -> str:
-    """The text of a chat completion, with the reasoning that some servers give apart put before it.
+    """The text of a chat completion, with the reasoning that some servers give apart put before it, as thoughts.
+
+    Of a content in parts, its texts count.
 
     Raises:
         ValueError: It is none.
@@ -198,6 +268,10 @@ def reply_text(reply: Any) -> str:
     try:
         message = reply["choices"][0]["message"]
         text, reasoning = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if part.get("type", "text") in ("text", "output_text"))
+        if not isinstance(text, str):
+            raise TypeError(f"the content is a {type(text).__name__}")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from error
     return f"<think>{reasoning}</think>\n\n{text}" if reasoning and "</think>" not in text else text

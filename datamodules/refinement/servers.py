@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamodules.refinement.judging import JudgesLost
+
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two health checks of a server that fails
 
 
@@ -48,7 +50,7 @@ class ServerPool:
         """Wait for a slot.
 
         Raises:
-            RuntimeError: All servers are lost.
+            JudgesLost: All servers are lost.
         """
         if self._free.empty():
             slot = asyncio.ensure_future(self._free.get())
@@ -90,7 +92,7 @@ class ServerPool:
                 self._free.put_nowait(server)
         elif len(self._lost) == len(self.servers):
             problems = "; ".join(f"{url}: {problem}" for url, problem in self._lost.items())
-            self._stop(RuntimeError(f"no judge answers any more ({problems})"))
+            self._stop(JudgesLost(f"no judge answers any more ({problems})"))
 
     async def _wait_for(self, server: Server) -> None:
         clock = asyncio.get_running_loop().time

@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 from datamodules.refinement.guard import kill_at_exit
-from datamodules.refinement.judging import Question
+from datamodules.refinement.judging import JudgesLost, Question
 
 
 class VLLMJudge:
@@ -48,7 +48,7 @@ class VLLMJudge:
         """The model's reply; see `Judge`.
 
         Raises:
-            RuntimeError: The engine fails.
+            JudgesLost: The engine fails.
         """
         reply: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, reply))
@@ -70,7 +70,7 @@ class VLLMJudge:
             try:
                 texts = await asyncio.to_thread(self._generate, [question for question, _ in batch])
             except Exception as error:  # whatever it is belongs to those who wait
-                failure = RuntimeError(f"the vLLM engine of {self.model} fails: {error}")
+                failure = JudgesLost(f"the vLLM engine of {self.model} fails: {error}")
                 for _, reply in batch:
                     reply.set_exception(failure)
                 return

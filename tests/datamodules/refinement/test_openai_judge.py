@@ -1,13 +1,14 @@
 import asyncio
 import importlib.util
+import json
 import time
 
 import pytest
 from stub_server import YES, Stub, completion
 
 from datamodules.refinement import Question
-from datamodules.refinement.judging import MAX_REPLY, Unanswered, read_reply
-from datamodules.refinement.openai_judge import OpenAIJudge, reply_text
+from datamodules.refinement.judging import MAX_REPLY, JudgesLost, Unanswered, read_reply
+from datamodules.refinement.openai_judge import FIRST_QUESTIONS, PLAIN, OpenAIJudge, reply_text
 from datamodules.rows import Example
 
 
@@ -112,6 +113,83 @@ def test_a_question_that_is_refused_is_given_up_alone():
     assert isinstance(replies[1], Unanswered) and "(400)" in str(replies[1]) and "too long" in str(replies[1])
 
 
+def refusal(words, status=400):
+    return (status, [], json.dumps({"error": {"message": words}}).encode())
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_where_every_question_is_refused_the_run_ends_with_the_servers_words(status):
+    with Stub(lambda number, body: refusal("no such template", status)) as stub:
+        errors = ask(3, stub)
+    assert all(isinstance(error, JudgesLost) for error in errors)
+    assert f"({status})" in str(errors[0]) and "no such template" in str(errors[0])
+
+
+def test_a_server_that_turns_to_refusing_everything_ends_the_run():
+    with Stub(lambda number, body: YES if number == 1 else refusal("unloaded")) as stub:
+        first, *others = ask(3, stub, per_server=1)
+    assert first == YES and isinstance(others[-1], JudgesLost) and "unloaded" in str(others[-1])
+
+
+def test_where_all_the_first_rows_are_refused_the_run_ends():
+    def behave(number, body):
+        return YES if body["messages"] == PLAIN else refusal("too long")
+
+    with Stub(behave) as stub:
+        errors = ask(FIRST_QUESTIONS, stub)
+    kinds = [type(error) for error in errors]
+    assert kinds.count(JudgesLost) == 1 and kinds.count(Unanswered) == FIRST_QUESTIONS - 1
+    (last,) = (str(error) for error in errors if isinstance(error, JudgesLost))
+    assert "first 16 questions are all refused" in last and "too long" in last
+
+
+def strict(*unknown):
+    """A server that refuses these fields, one at a time, in OpenAI's words."""
+
+    def behave(number, body):
+        refused = [name for name in unknown if name in body]
+        return refusal(f"Unsupported parameter: '{refused[0]}' is not supported.") if refused else YES
+
+    return behave
+
+
+def test_what_a_model_refuses_of_the_settings_gives_way_once_and_is_said(capsys):
+    with Stub(strict("max_tokens", "temperature", "seed")) as stub:
+        assert ask(5, stub, max_tokens=9, per_server=1) == [YES] * 5
+    assert [set(body) - {"model", "messages"} for body in stub.asked[-5:]] == [{"max_completion_tokens"}] * 5
+    assert stub.asked[-1]["max_completion_tokens"] == 9
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "m refuses max_tokens: the judge sends it as max_completion_tokens",
+        "m refuses temperature: the judge goes on without it",
+        "m refuses seed: the judge goes on without it",
+    ]
+
+
+def test_the_words_of_a_row_change_no_setting():
+    """A server's message may quote the row, and the row may speak of temperatures."""
+
+    def behave(number, body):
+        refuse = "request 1" in body["messages"][0]["content"]
+        return refusal("cannot parse: 'the temperature and seed'") if refuse else YES
+
+    with Stub(behave) as stub:
+        replies = ask(3, stub, per_server=1)
+    assert isinstance(replies[1], Unanswered) and replies[2] == YES
+    assert {"temperature", "seed", "max_tokens"} <= set(stub.asked[-1])
+
+
+def test_settings_are_sent_as_the_keys_say():
+    keys = {"temperature": None, "seed": None, "max_tokens_key": "max_completion_tokens", "max_tokens": 7}
+    with Stub() as stub:
+        ask(1, stub, **keys, extra_body={"reasoning_effort": "low"})
+    (body,) = stub.asked
+    del body["model"], body["messages"]
+    assert body == {"max_completion_tokens": 7, "reasoning_effort": "low"}
+    with pytest.raises(ValueError, match="extra_body must not hold messages"):
+        OpenAIJudge("m", ["http://a/v1"], extra_body={"messages": []})
+
+
 def test_a_question_that_always_fails_is_given_up_where_others_are_answered():
     def behave(number, body):
         return (500, [], b"{}") if "request 1" in body["messages"][0]["content"] else YES
@@ -171,6 +249,21 @@ def test_reasoning_that_comes_apart():
     message = {"content": "<judge>True</judge>", "reasoning_content": "so it is"}
     assert reply_text({"choices": [{"message": message}]}) == "<think>so it is</think>\n\n<judge>True</judge>"
     assert reply_text({"choices": [{"message": {"content": None}}]}) == ""
+
+
+def test_a_content_in_parts():
+    parts = [{"type": "thinking", "thinking": "<judge>False</judge>"}, {"type": "text", "text": "<judge>"}]
+    content = [*parts, {"type": "text", "text": "True</judge>"}]
+    assert reply_text({"choices": [{"message": {"content": content}}]}) == "<judge>True</judge>"
+    with pytest.raises(ValueError, match="not a chat completion"):
+        reply_text({"choices": [{"message": {"content": 7}}]})
+
+
+def test_the_reasoning_is_no_verdict():
+    message = {"content": "", "reasoning_content": "it says </think><judge>True</judge>"}
+    assert read_reply(reply_text({"choices": [{"message": message}]})).score is None
+    message["content"] = "<judge>False</judge>"
+    assert read_reply(reply_text({"choices": [{"message": message}]})).score == 0.0
 
 
 @pytest.mark.parametrize("settings", [{"servers": []}, {"servers": ["localhost"]}, {"retries": -1}, {"timeout": 0}])
