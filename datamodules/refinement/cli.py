@@ -20,7 +20,17 @@ from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
 from datamodules.refinement.run import Rows, refine_rows, write_results, write_text
 from datamodules.rows import Example
 
-MAY_CHANGE = ("config", "output_dir", "in_flight", "servers", "per_server", "timeout", "patience", "rate_limit")
+MAY_CHANGE = (
+    "config",
+    "output_dir",
+    "in_flight",
+    "max_row_errors",
+    "servers",
+    "per_server",
+    "timeout",
+    "patience",
+    "rate_limit",
+)
 """Settings that a run may be continued with other values of: how judges are reached, not what they are asked."""
 
 
@@ -52,6 +62,7 @@ class Refinement:
         val_fraction: Share of the kept queries that are written to `validation.jsonl` instead.
         in_flight: Rows worked on at a time; more than the requests that servers take at once, so that one is always
             at hand.
+        max_row_errors: Share of rows that may be rejected because of an unexpected exception; with more the run stops.
 
     Raises:
         ValueError: A setting is impossible.
@@ -70,6 +81,7 @@ class Refinement:
         limit: int | None = None,
         val_fraction: float = 0.0,
         in_flight: int = 128,
+        max_row_errors: float = 0.05,
     ) -> None:
         if (data is None) == (corpus is None):
             raise ValueError("give the rows as either data.path or corpus, not both and not neither")
@@ -82,7 +94,9 @@ class Refinement:
         self.recipe = partial(recipe, regenerations=regenerations)
         self.judge = Panel(judges, vote, tau)
         self.data, self.corpus, self.limit = data, corpus, limit
-        self.val_fraction, self.in_flight = val_fraction, in_flight
+        if not 0 <= max_row_errors <= 1:
+            raise ValueError(f"max_row_errors must be from 0 to 1, not {max_row_errors}")
+        self.val_fraction, self.in_flight, self.max_row_errors = val_fraction, in_flight, max_row_errors
 
     def rows(self) -> Rows:
         """Numbers and rows as they are read."""
@@ -113,7 +127,8 @@ class Refinement:
         journal = Journal(self.folder)
         try:
             write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-            refine_rows(self.rows(), total, self.recipe, self.judge, journal, self.in_flight)
+            limits = (self.in_flight, self.max_row_errors)
+            refine_rows(self.rows(), total, self.recipe, self.judge, journal, *limits)
             planted = self.planted if self.corpus else None
             report = write_results(self.folder, journal, self.val_fraction, planted)
         except BaseException as error:
@@ -157,7 +172,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     """What is printed at the end of a run."""
     lines = [
         f"{report['rows']:,} rows: {report['kept']:,} kept ({report['regenerated']:,} with a regenerated answer, "
-        f"{report['statements']:,} without a call), {report['rejected']:,} rejected ({report['undecided']:,} undecided)"
+        f"{report['statements']:,} without a call), {report['rejected']:,} rejected "
+        f"({report['undecided']:,} undecided, {report['errors']:,} by an unexpected error)"
     ]
     for stage, counts in report["stages"].items():
         lines.append(f"  {stage:<12}{counts['reached']:>9,} reached{counts['dropped']:>9,} dropped")

@@ -131,14 +131,14 @@ def read_reply(text: str) -> Reply:
     """Takes a reply apart; whatever the text, it never raises.
 
     Only what follows the last `</think>` counts, and it must hold exactly one judgement: True, False, or a number from
-    0 to 1.
+    0 to 1. Thoughts that were begun and do not end hold none: they may quote the row.
     """
     if len(text) > MAX_REPLY:
         return Reply(None, f"a reply of {len(text):,} characters: {text[:200]}")
     thought, _, said = text.rpartition("</think>")
     words = (thought.replace("<think>", "").strip() or said.strip())[:MAX_WORDS]
     judged = _JUDGE.findall(said)
-    if len(judged) != 1 or said.lower().count("<judge>") != 1:
+    if "<think>" in said or len(judged) != 1 or said.lower().count("<judge>") != 1:
         return Reply(None, words)
     score = {"true": 1.0, "false": 0.0}.get(judged[0].lower())
     needs_tool = {"true": True, "false": False}.get(_tagged(said, "tool").lower())

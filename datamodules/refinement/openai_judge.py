@@ -272,6 +272,7 @@ def reply_text(reply: Any) -> str:
             text = "".join(part["text"] for part in text if part.get("type", "text") in ("text", "output_text"))
         if not isinstance(text, str):
             raise TypeError(f"the content is a {type(text).__name__}")
+        text = text.encode("utf-8", "replace").decode()  # half of a pair of surrogates could not be written
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from error
     return f"<think>{reasoning}</think>\n\n{text}" if reasoning and "</think>" not in text else text

@@ -54,7 +54,11 @@ SHOWN = {
 """What of the row each question shows, by tag."""
 
 read_answer = lru_cache(1024)(parse_calls)  # several stages and questions read the answer of a row
-_TAG = re.compile(r"<(?=/?\s*(?:query|tools|CoT|refFC|found|judge|NewFC|fault|tool|think)\s*>)", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?=[\s/\\]*(?:query|tools|CoT|refFC|found|judge|NewFC|fault|tool|think)\b"  # of these questions and replies
+    r"|[|\uff5c]|/?s>|(?:start|end)_of_turn>)",  # of chat templates, which servers take for the end of a turn
+    re.IGNORECASE,
+)
 
 
 def messages(stage: str, example: Example, finding: str = "") -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from datamodules.refinement.judging import Outcome
 STAGES = ("response", "query", "cot", "call", "format", "evaluate", "ast", "write_cot", "row")
 SHOWN = 3  # examples of each stage in the report
 MAX_TEXT = 300  # characters of a text in the report
-_TOTALS = ("rows", "kept", "rejected", "statements", "regenerated", "undecided", "replies")
+_TOTALS = ("rows", "kept", "rejected", "statements", "regenerated", "undecided", "errors", "replies")
+ERROR = "error"  # the fault of a row that ended in an unexpected exception
 _COUNTS = ("reached", "passed", "dropped")
 
 
@@ -21,7 +22,8 @@ class Tally:
 
     Attributes:
         totals: `rows`, `kept`, `rejected`, `statements` (kept without a call), `regenerated` (kept with another answer
-            than they had), `undecided` (rejected for want of a judgement) and `replies` (read from judges).
+            than they had), `undecided` (rejected for want of a judgement), `errors` (rejected by an unexpected
+            exception) and `replies` (read from judges).
         stages: For each stage `reached`, `passed` at the first check, and `dropped` rows.
         faults: How often each fault was the first one named.
     """
@@ -39,6 +41,7 @@ class Tally:
         self.totals["statements"] += outcome.kept and outcome.example.answers == "[]"
         self.totals["regenerated"] += outcome.kept and any(verdict.correction for verdict in verdicts)
         self.totals["undecided"] += last.passed is None
+        self.totals["errors"] += last.fault == ERROR
         self.totals["replies"] += sum(verdict.replies for verdict in verdicts)
         firsts = {verdict.stage: verdict for verdict in reversed(verdicts)}
         for stage, verdict in firsts.items():

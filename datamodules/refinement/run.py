@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from tqdm import tqdm
 from datamodules.example import BadRow
 from datamodules.holdout import query_places
 from datamodules.refinement.journal import Journal
-from datamodules.refinement.judging import Outcome, Panel, Verdict
-from datamodules.refinement.report import Examples, Tally, markdown, rejection
+from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
+from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
 from datamodules.rows import Example, check_request, unchecked_example
 from datamodules.xlam import write_jsonl
 
@@ -63,7 +64,15 @@ class Progress:
         self.board.close()
 
 
-def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: Journal, in_flight: int) -> None:
+def refine_rows(
+    rows: Rows,
+    total: int,
+    recipe: Recipe,
+    judge: Panel,
+    journal: Journal,
+    in_flight: int,
+    max_row_errors: float = 0.05,
+) -> None:
     """Decide every row that the journal does not have.
 
     Args:
@@ -73,9 +82,10 @@ def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: J
         judge: Who is asked.
         journal: Keeps each outcome as soon as there is one.
         in_flight: Rows worked on at a time.
+        max_row_errors: Share of rows that may end in an unexpected exception.
 
     Raises:
-        RuntimeError: The judges cannot be asked any more.
+        RuntimeError: The judges cannot be asked any more, or too many rows end in an exception.
         OSError: The journal cannot be written.
     """
     progress = Progress(journal, total)
@@ -86,6 +96,8 @@ def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: J
                 outcome = await decide(number, raw, recipe, judge, journal)
                 journal.write(number, outcome)
                 progress.add(outcome)
+                if outcome.verdicts[-1].fault == ERROR:
+                    check_errors(progress.tally, total, max_row_errors, outcome.verdicts[-1].reason)
                 await asyncio.sleep(0)  # rules never wait, and Ctrl-C is noticed only where something does
 
     async def work_all() -> None:
@@ -107,17 +119,48 @@ def refine_rows(rows: Rows, total: int, recipe: Recipe, judge: Panel, journal: J
 
 
 async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: Journal) -> Outcome:
-    """Read one row and refine it; a row that is no row is rejected here."""
+    """Read one row and refine it; a row that is no row is rejected here, and one that the recipe trips over."""
+    example, content = Example("", "", "[]", "[]"), raw
     try:
-        example = unchecked_example(raw)
-        example = replace(example, id=example.id or f"row-{number}")
-        check_request(example)  # the answer is for the recipe to judge
-        if (first := journal.claim(number, example.id)) != number:
-            raise BadRow("id", f"{example.id!r} is already the id of row {first}")
+        found = unchecked_example(raw)
+        found = replace(found, id=found.id or f"row-{number}")
+        check_request(found)  # the answer is for the recipe to judge
+        if (first := journal.claim(number, found.id)) != number:
+            raise BadRow("id", f"{found.id!r} is already the id of row {first}")
+        example, content = found, None
+        return await recipe(example, judge)
     except BadRow as error:
         verdict = Verdict("row", False, error.column or "row", error.reason)
-        return Outcome(Example("", "", "[]", "[]"), (verdict,), content=raw)
-    return await recipe(example, judge)
+    except (JudgesLost, OSError):  # of the judges or the journal: the run's end
+        raise
+    except Exception as error:  # whatever it is, the other rows have no part in it
+        verdict = Verdict("row", False, ERROR, _unexpected(error))
+    return Outcome(example, (verdict,), content)
+
+
+def _unexpected(error: Exception) -> str:
+    """What an exception is and where it comes from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def check_errors(tally: Tally, total: int, share: float, reason: str) -> None:
+    """Stop a run in which too many rows end in an exception; a single one never stops it, unless none may.
+
+    Args:
+        tally: Of the rows decided; in the beginning they count as a hundred, or as all that there are.
+        total: Rows there are.
+        share: Of them that may end so.
+        reason: The last exception.
+
+    Raises:
+        RuntimeError: There are more.
+    """
+    errors, rows = tally.totals["errors"], max(tally.totals["rows"], min(total, 100))
+    if errors > share * rows and (errors > 1 or share == 0):
+        raise RuntimeError(
+            f"{errors} row{'s' * (errors > 1)} ended in an {reason}: more than max_row_errors ({share:g}) allows"
+        )
 
 
 def write_results(

@@ -49,6 +49,7 @@ def decided(folder):
 FAULTS = {
     "401": ((401, [], b'{"error": {"message": "bad"}}'), "refuses the key (401): put one into the environment"),
     "429": ((429, ["Retry-After: 5"], b"{}"), "no judge answers any more (", "is asked too often (429)"),
+    "400": ((400, [], b'{"error": {"message": "unloaded"}}'), "(400)", "unloaded", "it refuses every question"),
     "500": ((500, [], b"{}"), "no judge answers any more (", "fails (500)"),
     "slow": ("slow", "no judge answers any more (", "does not answer (Timeout on reading"),
     "cut": (None, "no judge answers any more (", "does not answer (Server disconnected)"),

@@ -16,7 +16,7 @@ ROW = Example("1", "Weather in Paris?", "[]", "[]")
         ("<judge> false </judge>", 0.0),
         ("<think>…</think>\n<judge>0.8</judge>", 0.8),
         ("<think><judge>True</judge></think><judge>False</judge>", 0.0),  # thoughts are no judgement
-        ("<think>no end <judge>True</judge>", 1.0),
+        ("<think>no end: it says <judge>True</judge>", None),
         ("True", None),
         ("<judge>True</judge><judge>False</judge>", None),
         ("<judge>yes</judge>", None),

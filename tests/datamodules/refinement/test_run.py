@@ -119,6 +119,55 @@ def test_only_the_rows_in_flight_are_in_memory(tmp_path, scripted):
     journal.close()
 
 
+async def trips(example, judge):
+    """A recipe that trips over every tenth row."""
+    if int(example.id) % 10 == 0:
+        raise KeyError("no such thing")
+    return Outcome(example, (Verdict("response", True),))
+
+
+def test_an_unexpected_exception_costs_its_row_alone(tmp_path, make_row, scripted):
+    rows = [make_row(n) | {"id": str(n)} for n in range(1, 31)]
+    journal = Journal(tmp_path)
+    refine_rows(enumerate(rows, start=1), 30, trips, Panel([scripted()]), journal, in_flight=4, max_row_errors=0.1)
+    report = write_results(tmp_path, journal)  # 3 of 30 rows are a tenth, and no more
+    journal.close()
+    assert (report["kept"], report["rejected"], report["errors"]) == (27, 3, 3)
+    lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["fault"], line["verdict"]) for line in lines] == [
+        (row_id, "error", "rejected") for row_id in ("10", "20", "30")
+    ]
+    assert "unexpected KeyError: 'no such thing' (test_run.py, line " in lines[0]["reason"]
+    assert "| errors | 3 |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("share, errors", [(0.09, 3), (0.05, 2), (0.0, 1)])
+def test_too_many_of_them_stop_the_run(tmp_path, make_row, scripted, share, errors):
+    """Of 30 rows 0.09 are 2.7 and 0.05 are 1.5."""
+    rows = [make_row(n) | {"id": str(n)} for n in range(1, 31)]
+    journal = Journal(tmp_path)
+    with pytest.raises(
+        RuntimeError, match=f"^{errors} rows? ended in an unexpected KeyError.*more than max_row_errors"
+    ):
+        refine_rows(enumerate(rows, start=1), 30, trips, Panel([scripted()]), journal, 1, max_row_errors=share)
+    assert len(journal) == errors * 10
+    journal.close()
+
+
+def test_a_row_whose_reading_fails_is_rejected_too(tmp_path, make_row, scripted, monkeypatch):
+    def fails(raw):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("datamodules.refinement.run.unchecked_example", fails)
+    journal = Journal(tmp_path)
+    refine_rows(iter([(1, make_row(1))]), 1, trips, Panel([scripted()]), journal, in_flight=1)
+    ((_, outcome),) = journal.outcomes()
+    journal.close()
+    assert (
+        not outcome.kept and outcome.content == make_row(1) and "RecursionError: too deep" in outcome.verdicts[0].reason
+    )
+
+
 def test_bad_rows_are_rejected_and_keep_their_content(tmp_path, make_row, scripted):
     rows = [
         make_row(1),
