@@ -5,6 +5,7 @@
 """
 
 import operator
+import os
 import sys
 import traceback
 import warnings
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import jsonargparse
 import torch.distributed as dist
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -51,6 +53,19 @@ class Parser(SentenceParser, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
 
+class RunTrainer(Trainer):
+    """Lightning's trainer, whose `log_dir` is the run's version folder, whatever its loggers make of theirs."""
+
+    place: TensorBoardLogger | None = None  # knows the folder; of loggers it is one only where no other is set
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run's folder; a collective, so that every rank has to ask."""
+        if self.place is None or self.fast_dev_run:
+            return super().log_dir
+        return self.strategy.broadcast(self.place.log_dir)
+
+
 class FunReasonCLI(LightningCLI):
     """One model, one DataModule, one logger; checkpoints `last` (every so many steps) and `best` (by validation).
 
@@ -65,6 +80,7 @@ class FunReasonCLI(LightningCLI):
         super().__init__(
             FunctionCallingModule,
             LightningDataModule,
+            trainer_class=RunTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_defaults={
@@ -97,8 +113,9 @@ class FunReasonCLI(LightningCLI):
         parser.link_arguments(steps, "data.init_args.repeats", compute_fn=operator.mul)
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before anything is loaded; what is predicted goes to disk, and we print the figures."""
-        config = self.config.get(str(self.subcommand), {})
+        """Find folder and checkpoint before anything loads; predictions go to disk, and we print the figures."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        settle(config["trainer"])
         if config.get("ckpt_path"):
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"])
         if self.subcommand == "predict":
@@ -107,11 +124,20 @@ class FunReasonCLI(LightningCLI):
             config["verbose"] = False
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Log to a new version folder under `trainer.default_root_dir`, unless the config sets `trainer.logger`."""
+        """Give the run a new version folder under `trainer.default_root_dir`; `trainer.logger` may log elsewhere."""
         config = self._get(self.config_init, "trainer")
-        if config["logger"] in (None, True):
-            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", default_hp_metric=False)
+        place = TensorBoardLogger(config["default_root_dir"], name="", default_hp_metric=False)
+        ours = config["logger"] in (None, True)
+        if ours:
+            kwargs["logger"] = place
         trainer = super().instantiate_trainer(**kwargs)
+        if not ours:
+            tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+            if os.path.abspath(place.log_dir) in tables:  # it has a metrics.csv of its own
+                place = TensorBoardLogger(config["default_root_dir"], name="", version=place.version + 1)
+            for callback in trainer.checkpoint_callbacks:
+                callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
+        trainer.place = place
         trainer.strategy.checkpoint_io = EitherKind()
         return trainer
 
@@ -120,6 +146,29 @@ class FunReasonCLI(LightningCLI):
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
+
+
+def settle(trainer: Namespace) -> None:
+    """Make the root a folder of this machine, and answer settings of Lightning that this project has others for.
+
+    Raises:
+        ValueError: The root is on another machine, or there is such a setting.
+    """
+    root = os.fspath(trainer["default_root_dir"] or ".")
+    if "://" in root:
+        raise ValueError(
+            f"trainer.default_root_dir: {root} is no folder of this machine: give a local or a mounted one, "
+            "and copy the run folder when it is done"
+        )
+    trainer["default_root_dir"] = os.path.expanduser(root)
+    if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
+        raise ValueError("trainer.gradient_clip_val and gradient_clip_algorithm are not used: set model.max_grad_norm")
+    if trainer["accumulate_grad_batches"] != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: {trainer['accumulate_grad_batches']} is not used: data.batch_size sets "
+            "the rows of an optimizer step, data.micro_batch_tokens (with rollouts model.micro_batch_tokens) those of "
+            "one pass"
+        )
 
 
 def main(args: ArgsType = None) -> None:

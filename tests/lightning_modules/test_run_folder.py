@@ -1,0 +1,87 @@
+"""Each run has a version folder under `trainer.default_root_dir`, whatever it logs to."""
+
+import json
+import os
+
+import pytest
+from lightning.pytorch.loggers.logger import Logger
+from training_runs import figures
+
+from lightning_modules.cli import FunReasonCLI, main
+
+CONFIG = ["--config", "configs/srml.yaml"]
+SMALL = {"trainer.max_steps": 1, "trainer.limit_val_batches": 1, "data.init_args.batch_size": 4}
+
+
+class RemoteLogger(Logger):
+    """Logs to a server, as W&B and MLflow do: there is no folder of it here."""
+
+    name, version, save_dir, log_dir = "remote", "abc", None, None
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.step = step
+
+
+REMOTE = {"class_path": "test_run_folder.RemoteLogger"}
+
+
+def csv_logger(root, name):
+    return {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(root), "name": name}}
+
+
+def test_a_run_leaves_everything_in_its_folder(base_args, tmp_path):
+    loggers = [REMOTE, csv_logger(tmp_path, "csv")]
+    main(["fit", *CONFIG, *base_args(tmp_path, **SMALL), f"--trainer.logger={json.dumps(loggers)}"])
+    assert {path.name for path in tmp_path.iterdir()} == {"version_0", "csv"}
+    run = tmp_path / "version_0"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "metrics.csv", "hf"}
+    assert any((run / "checkpoints").iterdir()) and (1, "train/loss") in figures(run)
+    theirs, ours = (path / "metrics.csv" for path in (tmp_path / "csv" / "version_0", run))
+    assert "train/loss" in theirs.read_text().splitlines()[0].split(",")
+    assert ours.read_text().splitlines()[0] == "step,name,value"
+
+
+def trainer_of(args):
+    return FunReasonCLI([*CONFIG, *args], run=False).trainer
+
+
+@pytest.mark.parametrize(
+    ("logger", "folder"),
+    [(REMOTE, "version_0"), (False, "version_0"), (True, "version_0"), ("csv", "version_1")],
+    ids=["remote", "none", "ours", "csv"],
+)
+def test_the_folder_is_the_runs_own(base_args, tmp_path, logger, folder):
+    if logger == "csv":  # without a name it writes metrics.csv into version_0 itself
+        logger = csv_logger(tmp_path, "")
+    trainer = trainer_of([*base_args(tmp_path), f"--trainer.logger={json.dumps(logger)}"])
+    assert trainer.log_dir == str(tmp_path / folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_next_run_has_the_next_folder_below_home(base_args, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs" / "version_0").mkdir(parents=True)
+    for logger in ("true", json.dumps(REMOTE)):
+        trainer = trainer_of([*base_args("~/runs"), f"--trainer.logger={logger}"])
+        assert trainer.log_dir == str(tmp_path / "runs" / "version_1")
+        assert os.path.normpath(trainer.default_root_dir) == str(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--trainer.default_root_dir=s3://bucket/runs", ["trainer.default_root_dir", "s3://bucket/runs", "local"]),
+        ("--trainer.gradient_clip_val=1.0", ["trainer.gradient_clip_val", "model.max_grad_norm"]),
+        ("--trainer.gradient_clip_algorithm=value", ["gradient_clip_algorithm", "model.max_grad_norm"]),
+        ("--trainer.accumulate_grad_batches=4", ["accumulate_grad_batches", "data.batch_size", "micro_batch_tokens"]),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_answered_before_anything_loads(base_args, tmp_path, option, words):
+    absent = {"model.init_args.init_from": "/absent", "data.init_args.path": "/absent.jsonl"}
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *CONFIG, *base_args(tmp_path, **absent), option])
+    said = exit_.value.code
+    assert said.startswith("error: ") and "\n" not in said and all(word in said for word in words), said
