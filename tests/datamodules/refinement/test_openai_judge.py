@@ -257,6 +257,7 @@ def test_a_content_in_parts():
     assert reply_text({"choices": [{"message": {"content": content}}]}) == "<judge>True</judge>"
     with pytest.raises(ValueError, match="not a chat completion"):
         reply_text({"choices": [{"message": {"content": 7}}]})
+    assert reply_text({"choices": [{"message": {"content": "a\ud83d"}}]}) == "a?"  # half a pair could not be written
 
 
 def test_the_reasoning_is_no_verdict():
