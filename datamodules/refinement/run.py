@@ -94,7 +94,15 @@ def refine_rows(
         for number, raw in rows:  # all workers take from the one iterator
             if not journal.has(number):
                 outcome = await decide(number, raw, recipe, judge, journal)
-                journal.write(number, outcome)
+                try:
+                    journal.write(number, outcome)
+                except (
+                    UnicodeEncodeError,
+                    TypeError,
+                ) as error:  # half a pair of surrogates, or a value that is no JSON
+                    verdict = Verdict("row", False, ERROR, _unexpected(error))
+                    outcome = Outcome(Example("", "", "[]", "[]"), (verdict,), content=ascii(raw))
+                    journal.write(number, outcome)
                 progress.add(outcome)
                 if outcome.verdicts[-1].fault == ERROR:
                     check_errors(progress.tally, total, max_row_errors, outcome.verdicts[-1].reason)

@@ -168,6 +168,16 @@ def test_a_row_whose_reading_fails_is_rejected_too(tmp_path, make_row, scripted,
     )
 
 
+def test_a_row_that_cannot_be_written_is_rejected_too(tmp_path, make_row, scripted):
+    rows = [make_row(n) for n in range(3)] + [make_row(3, query="half a pair: \ud83d")]
+    journal = Journal(tmp_path)
+    refine_rows(enumerate(rows, start=1), 4, fcdr, Panel([scripted()]), journal, in_flight=2)
+    report = write_results(tmp_path, journal)
+    journal.close()
+    assert (report["kept"], report["errors"]) == (3, 1)
+    assert "\\\\ud83d" in (tmp_path / "rejected.jsonl").read_text()
+
+
 def test_bad_rows_are_rejected_and_keep_their_content(tmp_path, make_row, scripted):
     rows = [
         make_row(1),
