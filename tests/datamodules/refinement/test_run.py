@@ -316,16 +316,14 @@ def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
         assert len(asked[run] - decided[run]) <= 8  # only those in flight at the kill are
 
 
-def test_the_order_of_sets_reaches_no_output(tmp_path, monkeypatch):
+def test_the_order_of_sets_reaches_no_output(tmp_path, rows, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
-    runs = [
-        start(seed, ["--config", "configs/refine_demo.yaml", "--limit=300", "--output_dir", tmp_path / str(seed)])
-        for seed in (1, 2)
-    ]
+    arguments = ["--config", "configs/refine.yaml", "--data.path", rows, "--output_dir"]
+    runs = [start(seed, [*arguments, tmp_path / str(seed)]) for seed in (1, 2)]
     assert [run.wait() for run in runs] == [0, 0]
     written = files(tmp_path / "1")
     assert written == files(tmp_path / "2")
-    assert b"The request does not ask for 'find_parking'." in written["rejected.jsonl"]  # and for 'get_payslip' it does
+    assert b"The request does not ask for 'find_parking_60'." in written["rejected.jsonl"]  # as it does for the other
 
 
 def test_parts_joined_are_the_whole(tmp_path, rows, write_rows, monkeypatch):
