@@ -27,7 +27,7 @@ def vowels(completion, tools, answers):
 def picky(completion, tools, answers):
     if len(completion) % 5 == 0:
         raise ValueError("a length that nobody can judge")
-    return vowels(completion, tools, answers)
+    return sum(c in "aeiou" for c in completion) / 4
 def lucky(completion, tools, answers):
     return float(vowels(completion, tools, answers) > 0.5)
 def boom(completion, tools, answers):

@@ -61,6 +61,7 @@ def rewards_module(folder, text):
     (folder / "toy_rewards.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
+        patch.delitem(sys.modules, "toy_rewards", raising=False)  # that of another file's tests
         patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         yield patch
 
