@@ -82,7 +82,8 @@ def test_adapters_that_cannot_be_exported_are_refused_before_the_model_loads(
     ("target", "words"),
     [
         ("all-linear", ""),
-        (["q_proj", "gate_proj", "up_proj"], "model.layers.0.mlp.experts is not a linear layer (Qwen3MoeExperts)"),  # as peft reads it
+        # As peft reads it.
+        (["gate_proj", "up_proj"], "model.layers.0.mlp.experts is not a linear layer (Qwen3MoeExperts)"),
         (["nothing"], "Target modules {'nothing'} not found"),
         (["q_proj", "o_proj"], ""),
     ],
