@@ -160,8 +160,8 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     _, c, r = plan.widths
     config, squares = plan.config, plan.rows * plan.length**2
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    heads = config.num_attention_heads
-    wide = heads * (getattr(config, "head_dim", None) or hidden // heads)  # A
+    heads, width = heads_of(config)
+    wide = heads * width  # A
     norms = 2 * (4 + r) * hidden  # each keeps its input in float32, and that scaled to 1
     # Products of one input share it (q, k, v; gate, up), unless autocast rounds it for each.
     inputs = (2 if r == c else 5) * c * hidden
@@ -221,10 +221,15 @@ def derived(plan: Plan) -> dict[str, str]:
     }
 
 
+def heads_of(config: Any) -> tuple[int, int]:
+    """Attention heads of a layer and the width of one; of a model without attention those of its states, or one."""
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 1
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 def adapters(config: Any, rank: int) -> int:
     """Parameters of LoRA on all linear layers."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    width = getattr(config, "head_dim", None) or hidden // heads
+    hidden, (heads, width) = config.hidden_size, heads_of(config)
     key = width * (getattr(config, "num_key_value_heads", None) or heads)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     ends = (

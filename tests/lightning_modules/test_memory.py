@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, Qwen2Config
 
-from lightning_modules.memory import Plan, adapters, derived, estimate, head_bytes, layer_bytes
+from lightning_modules.memory import Plan, adapters, derived, estimate, head_bytes, heads_of, layer_bytes
 
 CONFIG = Qwen2Config(
     vocab_size=100,
@@ -85,6 +85,14 @@ def test_rollouts_share_the_device_only_if_they_do_not_sleep():
     assert estimate(asleep).peak == 16_000 + 32_000 + 10**9  # no gradients then
     awake = replace(asleep, sleeps=False)
     assert estimate(awake).peak == estimate(PLAN).peak + 10**9
+
+
+def test_models_without_attention_are_estimated_by_their_states():
+    assert heads_of(CONFIG) == (4, 2)
+    sizes = {"vocab_size": 100, "hidden_size": 8, "num_hidden_layers": 3}
+    mamba2 = Mamba2Config(**sizes, num_heads=4, head_dim=4, expand=2)  # states of 4 x 4, twice the hidden size
+    assert heads_of(mamba2) == (4, 4) and heads_of(MambaConfig(**sizes)) == (1, 8)
+    assert layer_bytes(replace(PLAN, config=mamba2))[0] > layer_bytes(replace(PLAN, config=MambaConfig(**sizes)))[0] > 0
 
 
 def test_every_part_is_explained():
