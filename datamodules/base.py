@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.chat import load_tokenizer
 from datamodules.encoding import EncodedRows, encode_rows
 from datamodules.gold import check_gold
-from datamodules.holdout import hold_out, query_places
+from datamodules.holdout import hold_out, opening, query_places
 from datamodules.packing import PROMPT
 from datamodules.reports import describe
 from datamodules.sources.targets import TURNS
@@ -187,7 +187,8 @@ class XLAMDataModule(LightningDataModule):
         if h.val_path:
             self.val_rows = self._encode(h.val_path, False)
         else:
-            held_out = hold_out(query_places(self.rows.table["query"]), h.val_fraction)
+            requests = map(opening, self.rows.table["query"], self.rows.table["history"])
+            held_out = hold_out(query_places(requests), h.val_fraction)
         self.val_indices = np.arange(len(self.val_rows.table)) if h.val_path else np.flatnonzero(held_out)
         if h.limit_val is not None:
             order = np.argsort(query_places(self.val_rows.table[self.val_indices]["query"]), kind="stable")

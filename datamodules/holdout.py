@@ -1,5 +1,6 @@
 """A held-out part that neither the order of the rows nor the other rows can move."""
 
+import json
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -10,6 +11,17 @@ def query_places(queries: Iterable[str]) -> np.ndarray:
     """A number in [0, 1) for each row that depends on its query alone, so that equal queries stay together."""
     digests = (blake2b(query.encode(), digest_size=8).digest() for query in queries)
     return np.array([int.from_bytes(digest) / 2**64 for digest in digests])
+
+
+def opening(query: str, history: str) -> str:
+    """The first request of a row's conversation, by which rows that were cut from one conversation stay together.
+
+    Args:
+        query: The row's own request.
+        history: JSON of the turns before it.
+    """
+    turns = json.loads(history) if history != "[]" else []
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), query)
 
 
 def hold_out(places: np.ndarray, fraction: float) -> np.ndarray:

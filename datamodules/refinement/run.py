@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datamodules.example import BadRow
-from datamodules.holdout import query_places
+from datamodules.holdout import opening, query_places
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
 from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
@@ -192,7 +192,8 @@ def write_results(
 
     def kept(held_out: bool) -> Iterator[dict[str, Any]]:
         for _, outcome in journal.outcomes():
-            if outcome.kept and held_out == bool(query_places([outcome.example.query])[0] < val_fraction):
+            request = opening(outcome.example.query, outcome.example.history)
+            if outcome.kept and held_out == bool(query_places([request])[0] < val_fraction):
                 yield asdict(outcome.example)
 
     def rejected() -> Iterator[dict[str, Any]]:

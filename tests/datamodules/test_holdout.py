@@ -1,6 +1,6 @@
 import numpy as np
 
-from datamodules.holdout import hold_out, query_places
+from datamodules.holdout import hold_out, opening, query_places
 
 QUERIES = [f"query {i}" for i in range(2000)]
 
@@ -27,3 +27,9 @@ def test_equal_queries_stay_together_and_small_sets_hold_out_one_query():
     assert places[0] == places[2]
     assert hold_out(places, 1e-9).sum() in (1, 2)
     assert hold_out(np.array([0.5, 0.2, 0.9]), 0.01).tolist() == [False, True, False]
+
+
+def test_rows_cut_from_one_conversation_have_its_first_request():
+    before = '[{"role": "system", "content": "s"}, {"role": "user", "content": "first"}]'
+    assert opening("second", before) == opening("third", before) == opening("first", "[]") == "first"
+    assert opening("alone", '[{"role": "system", "content": "s"}]') == "alone"
