@@ -367,6 +367,9 @@ def test_texts_within_texts_and_turns_column_by_column():
     assert read({"query": "Q", "tools": json.dumps(WRAPPED), "answers": answers}) == ([OSLO], "", "")
     columns = {"role": ["user", "assistant"], "content": ["Weather in Oslo?", TEXT]}
     assert read({"messages": columns, "tools": WRAPPED}) == ([OSLO], "", "")
+    columns["role"] += ["user"]  # whose words are missing
+    with pytest.raises(BadRow, match="'role', 'content' of its turns are not of one length"):
+        read({"messages": columns, "tools": WRAPPED})
 
 
 def test_a_system_turn_in_the_middle_stays_where_it_is():
