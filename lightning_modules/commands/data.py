@@ -49,6 +49,10 @@ def convert(
     file = Path(out).expanduser()
     if file.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
     counts: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
     written = 0
