@@ -6,9 +6,8 @@ land on others).
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
-from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerFast
 
+from datamodules.files import atomic_write
+from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
 from lightning_modules.gathering import whole
 
-State = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
@@ -33,7 +31,7 @@ WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in sha
 
 def is_folder_of_shards(path: str | Path) -> bool:
     """Whether a path is a sharded checkpoint."""
-    return (Path(path) / ".metadata").is_file()
+    return (Path(path) / CONTENTS).is_file()
 
 
 def check_shards(folder: Path) -> None:
@@ -41,8 +39,9 @@ def check_shards(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: If a file is not there or is shorter than what lies in it.
+        ValueError: See `ShardReader.read_metadata`.
     """
-    places = FileSystemReader(folder).read_metadata().storage_data.values()
+    places = ShardReader(folder).read_metadata().storage_data.values()
     ends: dict[str, int] = {REST: 1}
     for place in places:
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
@@ -55,7 +54,7 @@ def check_shards(folder: Path) -> None:
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights in a sharded checkpoint; nothing but its table of contents is read."""
-    contents = FileSystemReader(folder).read_metadata().state_dict_metadata
+    contents = ShardReader(folder).read_metadata().state_dict_metadata
     return {
         name.removeprefix(f"{WEIGHTS}."): tuple(entry.size)
         for name, entry in contents.items()
@@ -63,7 +62,9 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def save_shards(weights: State, optimizer: State | None, rest: State, folder: Path, rank: int) -> None:
+def save_shards(
+    weights: State, optimizer: State | None, rest: State, folder: Path, rank: int, fsync: bool = True
+) -> None:
     """Write a sharded checkpoint; a collective. It takes its place when all of it is written.
 
     Args:
@@ -72,58 +73,58 @@ def save_shards(weights: State, optimizer: State | None, rest: State, folder: Pa
         rest: Everything else, written by rank 0.
         folder: Where to.
         rank: This one.
+        fsync: See `atomic_write`.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    torch.distributed.barrier()
-    dcp.save({WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {}), checkpoint_id=partial)
-    if rank == 0:
-        torch.save(rest, partial / REST)
-        remove(folder)
-        partial.rename(folder)
+    with ExitStack() as stack:
+        name = [str(stack.enter_context(atomic_write(folder, fsync))) if rank == 0 else None]
+        torch.distributed.broadcast_object_list(name)
+        writer = dcp.FileSystemWriter(name[0], sync_files=fsync)
+        dcp.save({WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {}), storage_writer=writer)
+        if rank == 0:
+            torch.save(rest, Path(name[0]) / REST)
     torch.distributed.barrier()
 
 
-def save_file(checkpoint: State, path: Path) -> None:
+def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:
     """Write a checkpoint of one file; it takes its place when all of it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(checkpoint, partial)
-    if path.is_dir():
-        remove(path)
-    os.replace(partial, path)
+    with atomic_write(path, fsync) as unfinished:
+        torch.save(checkpoint, unfinished)
 
 
-def remove(path: Path) -> None:
-    """Delete a checkpoint of either kind, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def load(path: str | Path) -> State:
+    """A checkpoint of either kind as what a file holds, on the CPU; shards are put together.
 
-
-def load(path: str | Path, weights_only: bool | None = True) -> State:
-    """A checkpoint of either kind as what a file holds, on the CPU; shards are put together."""
+    Raises:
+        FileNotFoundError: See `check_shards`.
+        ValueError: See `load_file`.
+    """
+    path = Path(path)
     if not is_folder_of_shards(path):
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
-    check_shards(Path(path))
-    checkpoint = _load_distributed_checkpoint(Path(path))
+        return load_file(path)
+    check_shards(path)
+    checkpoint = load_shards(path) | load_file(path / REST)
     if OPTIMIZER in checkpoint:
         checkpoint["optimizer_states"] = [checkpoint.pop(OPTIMIZER)]
     return checkpoint
 
 
 class EitherKind(TorchCheckpointIO):
-    """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go."""
+    """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go.
+
+    Args:
+        fsync: Whether to wait until a checkpoint is on the disk; see `atomic_write`.
+    """
+
+    def __init__(self, fsync: bool = True) -> None:
+        self.fsync = fsync
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any | None = None) -> None:
         """Write a file; see `save_file`."""
-        save_file(checkpoint, Path(path))
+        save_file(checkpoint, Path(path), self.fsync)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
-        """Read either kind; see `load`."""
-        return load(path, weights_only)
+        """Read either kind, whatever `weights_only` asks for; see `load`."""
+        return load(path)
 
 
 def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:

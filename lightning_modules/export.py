@@ -1,6 +1,5 @@
 """The Hugging Face folder of a run: written at its end, or from any checkpoint of its by `funreason export`."""
 
-import shutil
 import tempfile
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
 from datamodules.command_line import SentenceParser
+from datamodules.files import atomic_write
 from datamodules.serving import served_tokenizer
 from lightning_modules.checkpoints import check_same_model, load
 from lightning_modules.gathering import merged_weights, named_state, whole
@@ -32,8 +32,8 @@ def export_hf(
     Merged weights have the dtype of the policy's: under bf16-true they are rounded to bfloat16, and much of what the
     adapters have learnt may be gone in them; `adapter/` on top of `init_from` is the policy that was trained.
 
-    The folder is written beside its place and then renamed, so that it is never seen half-written; an earlier one of
-    that name is replaced. The live model is not changed.
+    The folder is written beside its place and then renamed, so that it is never seen half-written, by whomever else it
+    is written too; an earlier one of that name is replaced. The live model is not changed.
 
     Args:
         policy: The model; where it is sharded, every rank has to take part.
@@ -46,22 +46,14 @@ def export_hf(
     adapter = {name: whole(weight) for name, weight in named_state(policy).items() if ".lora_" in name}
     if not write:
         return
-    folder = Path(folder)
-    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    policy.causal_lm.save_pretrained(partial, state_dict=weights)
-    write_settings(policy, tokenizer, partial)
-    if isinstance(policy.model, PeftModel):
-        state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
-        policy.model.save_pretrained(partial / "adapter", state_dict=state, save_embedding_layers=False)
-    for file in partial.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes them for their owner alone
-    if folder.exists():
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    with atomic_write(folder) as unfinished:
+        policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
+        write_settings(policy, tokenizer, unfinished)
+        if isinstance(policy.model, PeftModel):
+            state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
+            policy.model.save_pretrained(unfinished / "adapter", state_dict=state, save_embedding_layers=False)
+        for file in unfinished.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes them for their owner alone
 
 
 def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from datamodules.files import clear_unfinished
 from datamodules.loading import ResumableLoader
 
 
@@ -30,6 +31,8 @@ def resolve_checkpoint(path: str) -> str:
     if path in ("last", "best", "hpc"):
         raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to go on from.")
     found = Path(path)
+    for folder in (found.parent, found, found / "checkpoints"):
+        clear_unfinished(folder)
     if found.is_file() or (found / ".metadata").is_file():
         return path
     checkpoints = [*found.glob("checkpoints/*.ckpt"), *found.glob("*.ckpt")]
@@ -52,9 +55,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
+        fsync: Whether a checkpoint of the run, of any callback, has to be on the disk before the one before is deleted,
+            so that a power cut leaves one of them. Off, a save ends once the system has taken the bytes.
     """
 
-    def __init__(self, every_n_train_steps: int = 50) -> None:
+    def __init__(self, every_n_train_steps: int = 50, fsync: bool = True) -> None:
         super().__init__(
             filename="last-{step:06d}",
             auto_insert_metric_name=False,
@@ -62,6 +67,7 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_on_exception=True,
         )
+        self.fsync = fsync
         self.terminated = False  # whether this rank of several has received SIGTERM
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -15,10 +13,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from lightning_modules.checkpointing.reading import load_file, load_shards
 from lightning_modules.checkpoints import (
     OPTIMIZER,
     REST,
     WEIGHTS,
+    EitherKind,
     check_shards,
     is_folder_of_shards,
     load,
@@ -51,15 +51,15 @@ class MovingCheckpoints:
         path = Path(self.broadcast(filepath))
         if self.save_sharded:
             optimizer = (checkpoint.pop("optimizer_states", None) or [None])[0]
-            save_shards(checkpoint.pop("state_dict"), optimizer, checkpoint, path, self.global_rank)
+            save_shards(checkpoint.pop("state_dict"), optimizer, checkpoint, path, self.global_rank, self.fsync)
         elif self.global_rank == 0:
-            save_file(checkpoint, path)
+            save_file(checkpoint, path, self.fsync)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer state from either kind of checkpoint; gives the rest.
 
         Raises:
-            ValueError: If it is one of another model or tokenizer; no weight has been changed then.
+            ValueError: If it is one of another model or tokenizer, and no weight has been changed; or see `load_file`.
             FileNotFoundError: If a part of it is missing.
         """
         path = Path(self.broadcast(checkpoint_path))
@@ -67,14 +67,14 @@ class MovingCheckpoints:
         optimizers = self.optimizers if fitting else []
         if is_folder_of_shards(path):
             check_shards(path)
-            rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+            rest = load_file(path / REST)
             module.check_checkpoint(rest, shapes_in(path))
             weights = {k: v for k, v in get_model_state_dict(self.model).items() if not module.is_derived(k)}
-            load_shards({WEIGHTS: weights}, checkpoint_id=path)
+            load_shards(path, {WEIGHTS: weights})
             set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
             for optimizer in optimizers:
                 state = {OPTIMIZER: get_optimizer_state_dict(self.model, optimizer)}
-                load_shards(state, checkpoint_id=path)
+                load_shards(path, state)
                 set_optimizer_state_dict(self.model, optimizer, state[OPTIMIZER])
             return rest
         rest = load(path)
@@ -85,6 +85,11 @@ class MovingCheckpoints:
         for optimizer, state in zip(optimizers, states, strict=False):
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
         return rest
+
+    @property
+    def fsync(self) -> bool:
+        """Whether to wait until a checkpoint is on the disk, as the run's `EitherKind` says."""
+        return not isinstance(self.checkpoint_io, EitherKind) or self.checkpoint_io.fsync
 
     def _options(self) -> StateDictOptions:
         return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)

@@ -1,0 +1,166 @@
+"""Checkpoints read as numbers, tensors and plain values: whatever else a file asks for is refused and not run.
+
+A folder of shards is read by torch with pickle itself in two places: its table of contents `.metadata`, and every entry
+of the shards that is no tensor. Both are read here by unpicklers that know a few harmless names.
+"""
+
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.futures import Future
+
+State = dict[str, Any]
+CONTENTS = ".metadata"
+"""Name of the table of contents of a folder of shards."""
+METADATA_CLASSES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "StorageMeta", "MetadataIndex", "BytesStorageMetadata", "TensorStorageMetadata"),
+        *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+    },
+}
+"""What a table of contents is made of, by module, beside dtypes and the path that it was written to."""
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+"""What torch and pickle raise for bytes that are none of theirs."""
+
+
+class ContentsUnpickler(pickle.Unpickler):
+    """Reads a table of contents."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Find one of the names that it is made of.
+
+        Raises:
+            UnpicklingError: For any other.
+        """
+        if module.startswith("pathlib") and name.endswith("Path"):
+            return PurePath
+        known = name in METADATA_CLASSES.get(module, ())
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
+
+
+class ShardReader(dcp.FileSystemReader):
+    """Reads a folder of shards."""
+
+    def read_metadata(self) -> Metadata:  # type: ignore[override]  # torch's would also look for one of this rank alone
+        """Read the table of contents.
+
+        Raises:
+            ValueError: If it holds anything else.
+        """
+        file = Path(self.path) / CONTENTS
+        with refusing(file), file.open("rb") as opened:
+            contents = ContentsUnpickler(opened).load()
+            if not isinstance(contents, Metadata):
+                raise TypeError(f"a {type(contents).__name__}")
+            if odd := [p.relative_path for p in contents.storage_data.values() if not _is_name(p.relative_path)]:
+                raise ValueError(f"it names {odd[0]}, which is outside")
+        return contents
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what is asked for, file by file, so that an error names its file."""
+        by_file: dict[str, list[ReadItem]] = defaultdict(list)
+        for item in plan.items:
+            by_file[self.storage_data[item.storage_index].relative_path].append(item)
+        done: Future[None] = Future()
+        done.set_result(None)
+        for name, items in by_file.items():
+            with refusing(Path(self.path) / name):
+                done = super().read_data(replace(plan, items=items), planner)
+        return done
+
+
+class PlainValues(dcp.DefaultLoadPlanner):
+    """Reads the entries of shards that are no tensors as plain values."""
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        """Put one entry in its place."""
+        entry = torch.load(value, map_location="cpu", weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], entry)
+
+
+class Everything(PlainValues, _EmptyStateDictLoadPlanner):
+    """Reads all that shards hold."""
+
+
+def load_file(path: Path) -> State:
+    """What a checkpoint of one file holds, on the CPU.
+
+    Raises:
+        ValueError: If it holds anything but tensors and plain values, or is damaged.
+    """
+    with refusing(path):
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__}")
+    return state
+
+
+def load_shards(folder: Path, into: State | None = None) -> State:
+    """What a folder of shards holds beside its `meta.pt`, which `load_file` reads.
+
+    Args:
+        folder: The checkpoint.
+        into: Tensors, sharded or not, and values that are filled with theirs, a collective; when None all that lies in
+            the folder is read on the CPU of this rank alone.
+
+    Returns:
+        `into`, or a new one.
+
+    Raises:
+        ValueError: If it holds anything but tensors and plain values, or is damaged.
+    """
+    state: State = {} if into is None else into
+    planner = Everything() if into is None else PlainValues()
+    try:
+        _load_state_dict(state, ShardReader(folder), planner=planner, no_dist=into is None)
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        if isinstance(cause, OSError) or (isinstance(cause, ValueError) and str(folder) in str(cause)):
+            raise cause from error
+        raise ValueError(f"{folder} is damaged or no checkpoint of this project ({cause}): copy it again.") from error
+    return state
+
+
+@contextmanager
+def refusing(file: Path) -> Iterator[None]:
+    """Turn what is raised while a file is read into one sentence that names it.
+
+    Raises:
+        ValueError: If the file asks for more than a checkpoint is made of, or is damaged.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{file} asks for {asked[1]}, which is no part of a checkpoint and may be an attack: nothing of it was "
+                "run; do not use this checkpoint."
+            ) from error
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is cut, damaged or no checkpoint of this project ({words[:200]}): copy it again."
+        ) from error
+
+
+def _is_name(path: str) -> bool:
+    return PurePath(path).name == path
