@@ -18,11 +18,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import datamodules  # noqa: F401  (YAML may then use bare class names)
 from datamodules.command_line import SentenceParser, refuse, sentence
+from datamodules.files import clear_unfinished
 from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
@@ -30,6 +32,7 @@ from lightning_modules.checkpoints import EitherKind
 from lightning_modules.commands import data
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
+from lightning_modules.sharded_checkpoints import MovingCheckpoints
 from lightning_modules.summary import RunSummary
 
 HERE = Path(__file__).resolve().parents[1]
@@ -131,14 +134,18 @@ class FunReasonCLI(LightningCLI):
         if ours:
             kwargs["logger"] = place
         trainer = super().instantiate_trainer(**kwargs)
-        if not ours:
-            tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-            if os.path.abspath(place.log_dir) in tables:  # it has a metrics.csv of its own
-                place = TensorBoardLogger(config["default_root_dir"], name="", version=place.version + 1)
+        if self._get(self.config_init, "ckpt_path"):
+            check_reads_safely(trainer.strategy)
+        tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        runs = self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
+        place = version_folder(place, tables, claim=runs)
+        if ours and not trainer.fast_dev_run:
+            trainer.loggers = [place]
+        elif not ours:
             for callback in trainer.checkpoint_callbacks:
                 callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
         trainer.place = place
-        trainer.strategy.checkpoint_io = EitherKind()
+        trainer.strategy.checkpoint_io = EitherKind(self._get(self.config_init, "last_checkpoint").fsync)
         return trainer
 
     def before_fit(self) -> None:
@@ -146,6 +153,50 @@ class FunReasonCLI(LightningCLI):
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
+
+
+def version_folder(place: TensorBoardLogger, tables: list[str], claim: bool) -> TensorBoardLogger:
+    """Find the folder of a run: of the versions from `place` on the first that is nobody's.
+
+    Args:
+        place: A logger with the root and the first version to try.
+        tables: Absolute paths of folders that hold a `metrics.csv` of the run's other loggers.
+        claim: Whether to make it, so that of runs that start at once each has its own, and to clear from the earlier
+            ones what a kill has left half-written.
+
+    Returns:
+        A logger with the version found.
+    """
+    if claim:
+        os.makedirs(place.root_dir, exist_ok=True)
+        for run in Path(place.root_dir).glob("version_*"):
+            clear_unfinished(run)
+            clear_unfinished(run / "checkpoints")
+    while os.path.abspath(place.log_dir) in tables or (claim and not made(place.log_dir)):
+        place = TensorBoardLogger(place.save_dir, name="", version=place.version + 1, default_hp_metric=False)
+    return place
+
+
+def made(folder: str) -> bool:
+    """Make a folder; False if somebody else has."""
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return False
+    return True
+
+
+def check_reads_safely(strategy: Strategy) -> None:
+    """Refuse to go on from a checkpoint with a strategy that reads it in a way of its own.
+
+    Raises:
+        ValueError: Lightning's FSDP and DeepSpeed would run code that a checkpoint holds.
+    """
+    if type(strategy).load_checkpoint not in (Strategy.load_checkpoint, MovingCheckpoints.load_checkpoint):
+        raise ValueError(
+            f"trainer.strategy: {type(strategy).__name__} would run code that is hidden in --ckpt_path; take FSDP2 or "
+            "FSDP1 of lightning_modules.strategies, ddp or auto, which all read checkpoints of one another"
+        )
 
 
 def settle(trainer: Namespace) -> None:

@@ -4,10 +4,14 @@ import json
 import os
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from training_runs import figures
 
-from lightning_modules.cli import FunReasonCLI, main
+from datamodules.files import atomic_write
+from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, version_folder
+from lightning_modules.strategies import FSDP1, FSDP2
 
 CONFIG = ["--config", "configs/srml.yaml"]
 SMALL = {"trainer.max_steps": 1, "trainer.limit_val_batches": 1, "data.init_args.batch_size": 4}
@@ -85,3 +89,25 @@ def test_a_setting_that_cannot_be_used_is_answered_before_anything_loads(base_ar
         main(["fit", *CONFIG, *base_args(tmp_path, **absent), option])
     said = exit_.value.code
     assert said.startswith("error: ") and "\n" not in said and all(word in said for word in words), said
+
+
+def test_runs_that_start_at_once_have_a_folder_each_and_clear_what_kills_have_left(tmp_path):
+    first = [TensorBoardLogger(tmp_path, name="") for _ in range(3)]
+    assert {logger.version for logger in first} == {0}  # all have looked before any has made its folder
+    places = [version_folder(logger, [str(tmp_path / "version_1")], claim=True) for logger in first]
+    assert [place.version for place in places] == [0, 2, 3]
+    saving, leftover = (tmp_path / "version_0" / "checkpoints" / name for name in ("last.ckpt", f".a.{'0' * 32}.lock"))
+    with atomic_write(saving) as unfinished:
+        unfinished.touch()
+        leftover.touch()
+        leftover.with_suffix(".partial").mkdir()
+        version_folder(first[0], [], claim=True)
+    assert [path.name for path in saving.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("unsafe", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_that_would_run_what_a_checkpoint_holds_do_not_read_one(unsafe):
+    with pytest.raises(ValueError, match=f"trainer.strategy: {unsafe.__name__} would run code"):
+        check_reads_safely(object.__new__(unsafe))
+    for ours in (FSDP1, FSDP2, DDPStrategy, SingleDeviceStrategy):
+        check_reads_safely(object.__new__(ours))
