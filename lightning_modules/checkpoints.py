@@ -7,12 +7,10 @@ land on others).
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
 from lightning.pytorch import LightningModule
@@ -60,29 +58,6 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
         for name, entry in contents.items()
         if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{WEIGHTS}.")
     }
-
-
-def save_shards(
-    weights: State, optimizer: State | None, rest: State, folder: Path, rank: int, fsync: bool = True
-) -> None:
-    """Write a sharded checkpoint; a collective. It takes its place when all of it is written.
-
-    Args:
-        weights: By name; each rank gives its shards.
-        optimizer: State by name, as `get_optimizer_state_dict` gives it; None without one.
-        rest: Everything else, written by rank 0.
-        folder: Where to.
-        rank: This one.
-        fsync: See `atomic_write`.
-    """
-    with ExitStack() as stack:
-        name = [str(stack.enter_context(atomic_write(folder, fsync))) if rank == 0 else None]
-        torch.distributed.broadcast_object_list(name)
-        writer = dcp.FileSystemWriter(name[0], sync_files=fsync)
-        dcp.save({WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {}), storage_writer=writer)
-        if rank == 0:
-            torch.save(rest, Path(name[0]) / REST)
-    torch.distributed.barrier()
 
 
 def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:

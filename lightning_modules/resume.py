@@ -73,6 +73,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the place of Lightning's handler, which puts back the one before it when the run is over."""
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not self.fsync:
+            print(
+                "last_checkpoint.fsync is off: a power cut may take the newest checkpoint and the one before with it."
+            )
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self._note)
 

@@ -1,9 +1,14 @@
 """How strategies that keep weights in shards save and load: either kind of checkpoint, whoever has written it."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -13,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from lightning_modules.checkpointing.reading import load_file, load_shards
+from datamodules.files import atomic_write
+from lightning_modules.checkpointing.reading import State, first_cause, load_file, load_shards
 from lightning_modules.checkpoints import (
     OPTIMIZER,
     REST,
@@ -23,7 +29,6 @@ from lightning_modules.checkpoints import (
     is_folder_of_shards,
     load,
     save_file,
-    save_shards,
     shapes_in,
 )
 
@@ -93,3 +98,48 @@ class MovingCheckpoints:
 
     def _options(self) -> StateDictOptions:
         return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)
+
+
+def save_shards(
+    weights: State, optimizer: State | None, rest: State, folder: Path, rank: int, fsync: bool = True
+) -> None:
+    """Write a sharded checkpoint; a collective. It takes its place when all of it is written.
+
+    Args:
+        weights: By name; each rank gives its shards.
+        optimizer: State by name, as `get_optimizer_state_dict` gives it; None without one.
+        rest: Everything else, written by rank 0.
+        folder: Where to.
+        rank: This one.
+        fsync: See `atomic_write`.
+
+    Raises:
+        OSError: On every rank, if any could not write.
+    """
+    with ExitStack() as stack:
+        name = on_rank_zero(rank, lambda: str(stack.enter_context(atomic_write(folder, fsync))))
+        shards = {WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {})
+        try:
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(name, sync_files=fsync))
+        except CheckpointException as error:
+            raise first_cause(error) from error
+
+        def complete() -> None:
+            torch.save(rest, Path(name) / REST)
+            stack.close()
+
+        on_rank_zero(rank, complete)
+
+
+def on_rank_zero(rank: int, act: Callable[[], Any]) -> Any:
+    """What a function gives on rank 0, on every rank; a collective. An error of the disk there ends them all."""
+    told: list[Any] = [None]
+    if rank == 0:
+        try:
+            told = [act()]
+        except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
+            told = [error]
+    torch.distributed.broadcast_object_list(told)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return told[0]

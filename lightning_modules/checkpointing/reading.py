@@ -6,6 +6,7 @@ of the shards that is no tensor. Both are read here by unpicklers that know a fe
 
 import pickle
 import re
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,10 @@ METADATA_CLASSES = {
     },
 }
 """What a table of contents is made of, by module, beside dtypes and the path that it was written to."""
-DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+DAMAGED = (
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, AssertionError, MemoryError),
+)
 """What torch and pickle raise for bytes that are none of theirs."""
 
 
@@ -130,15 +134,22 @@ def load_shards(folder: Path, into: State | None = None) -> State:
         ValueError: If it holds anything but tensors and plain values, or is damaged.
     """
     state: State = {} if into is None else into
-    planner = Everything() if into is None else PlainValues()
+    planner, alone = (Everything(), True) if into is None else (PlainValues(), not torch.distributed.is_initialized())
+    reader = ShardReader(folder)
+    reader.read_metadata()  # by itself, for torch hides what it raises
     try:
-        _load_state_dict(state, ShardReader(folder), planner=planner, no_dist=into is None)
+        _load_state_dict(state, reader, planner=planner, no_dist=alone)
     except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
+        cause = first_cause(error)
         if isinstance(cause, OSError) or (isinstance(cause, ValueError) and str(folder) in str(cause)):
             raise cause from error
-        raise ValueError(f"{folder} is damaged or no checkpoint of this project ({cause}): copy it again.") from error
+        raise _damaged(folder, cause) from error
     return state
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What the first rank that failed has raised; torch shows the tracebacks of all."""
+    return next(iter(error.failures.values()))[0]
 
 
 @contextmanager
@@ -156,10 +167,12 @@ def refusing(file: Path) -> Iterator[None]:
                 f"{file} asks for {asked[1]}, which is no part of a checkpoint and may be an attack: nothing of it was "
                 "run; do not use this checkpoint."
             ) from error
-        words = " ".join(str(error).split())
-        raise ValueError(
-            f"{file} is cut, damaged or no checkpoint of this project ({words[:200]}): copy it again."
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path} is cut, damaged or no checkpoint of this project ({words[:200]}): copy it again.")
 
 
 def _is_name(path: str) -> bool:

@@ -1,9 +1,22 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from lightning_modules import checkpoints
-from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint, load, save_file
+from lightning_modules import checkpoints, sharded_checkpoints
+from lightning_modules.checkpoints import (
+    EitherKind,
+    by_name,
+    by_place,
+    check_same_model,
+    fingerprint,
+    load,
+    save_file,
+)
+from lightning_modules.sharded_checkpoints import save_shards
+from lightning_modules.strategies import FSDP2
 
 
 def stepped(groups):
@@ -42,6 +55,62 @@ def test_a_file_takes_its_place_when_all_of_it_is_written(tmp_path, monkeypatch)
     assert load(path) == {"step": 1}
     save_file({"step": 2}, path)
     assert load(path) == {"step": 2} and [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_folder_of_shards_takes_its_place_when_all_of_it_is_written(tmp_path, one_rank, monkeypatch):
+    folder = tmp_path / "run" / "last.ckpt"
+
+    def save(value):
+        save_shards({"w": torch.full((3,), value)}, None, {"step": value}, folder, rank=0)
+
+    def found():
+        assert [path.name for path in folder.parent.iterdir()] == ["last.ckpt"]
+        state = load(folder)
+        return state["step"], state["state_dict"]["w"].tolist()
+
+    save(1.0)
+
+    write, places = torch.save, {"shards": (torch, "save"), "meta.pt": (torch, "save"), "fsync": (os, "fsync")}
+    places["name"] = (sharded_checkpoints, "atomic_write")
+    for part, place in places.items():
+
+        def disk_full(*args, part=part):
+            if part == "meta.pt" and getattr(args[1], "name", "") != part:
+                return write(*args)
+            raise OSError(f"disk full: {part}")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=f"disk full: {part}"):
+            patch.setattr(*place, disk_full)
+            save(2.0)
+        assert found() == (1.0, [1.0, 1.0, 1.0])
+    save(2.0)
+    assert found() == (2.0, [2.0, 2.0, 2.0])
+    save_file({"step": 3}, folder)  # where a run that shards nothing goes on in its place
+    assert load(folder) == {"step": 3}
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_a_checkpoint_is_flushed_to_the_disk_unless_told_otherwise(tmp_path, one_rank, monkeypatch, fsync):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    EitherKind(fsync).save_checkpoint({"step": 1}, tmp_path / "one.ckpt")
+    strategy = FSDP2()
+    assert strategy.fsync  # also without the command line
+    strategy.checkpoint_io = EitherKind(fsync)
+    strategy.__dict__ |= {"broadcast": lambda path: path, "_fabric": None}
+    monkeypatch.setattr(FSDP2, "global_rank", 0)
+    strategy.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "step": 1}, tmp_path / "shards.ckpt")
+    assert load(tmp_path / "shards.ckpt")["step"] == load(tmp_path / "one.ckpt")["step"] == 1
+    names = {Path(path).name.split(".")[-1] for path in flushed}
+    assert names >= {"distcp", "pt", "partial", "metadata", "tmp", tmp_path.name} if fsync else not flushed
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,11 @@ def trainer_of(args):
 def test_the_folder_is_the_runs_own(base_args, tmp_path, logger, folder):
     if logger == "csv":  # without a name it writes metrics.csv into version_0 itself
         logger = csv_logger(tmp_path, "")
-    trainer = trainer_of([*base_args(tmp_path), f"--trainer.logger={json.dumps(logger)}"])
+    quick = [] if logger is not False else ["--last_checkpoint.fsync=false"]
+    trainer = trainer_of([*base_args(tmp_path), f"--trainer.logger={json.dumps(logger)}", *quick])
     assert trainer.log_dir == str(tmp_path / folder)
     assert not list(tmp_path.iterdir())
+    assert trainer.strategy.checkpoint_io.fsync == (logger is not False)
 
 
 def test_the_next_run_has_the_next_folder_below_home(base_args, tmp_path, monkeypatch):
