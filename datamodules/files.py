@@ -30,7 +30,7 @@ def atomic_write(path: str | Path, fsync: bool = True) -> Iterator[Path]:
     Yields:
         A name that nothing has yet.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # "." has no name of its own
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_unfinished(path.parent)
     lock = path.with_name(f".{path.name}.{uuid4().hex}.lock")

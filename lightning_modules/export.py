@@ -125,7 +125,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
 
     Raises:
         FileNotFoundError: If there is no checkpoint, no config.yaml beside it, or a shard is missing.
-        ValueError: If the checkpoint is not one of that model.
+        ValueError: If the checkpoint is not one of that model, or see `check_replaceable` and `load`.
     """
     checkpoint = Path(resolve_checkpoint(ckpt_path))
     run = checkpoint.parents[1]
@@ -136,6 +136,8 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     model, dtype = config["model"]["init_args"], DTYPES.get(str(config["trainer"]["precision"]), torch.float32)
     source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
+    folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
+    check_replaceable(folder, source)
     state = load(checkpoint)["state_dict"]
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     policy = build_policy(source, lora, attn_implementation=EVERYWHERE, dtype=dtype)
@@ -143,9 +145,25 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (saved, weights))
     check_same_model(theirs, ours, source)
     policy.load_state_dict(weights, strict=lora is None)  # what adapters sit on is as `init_from` has it
-    folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     export_hf(policy, load_tokenizer(source), folder)
     return folder
+
+
+def check_replaceable(folder: Path, source: str) -> None:
+    """Refuse to put an export in the place of anything but another export.
+
+    Args:
+        folder: Where the export is to lie.
+        source: What the run started from.
+
+    Raises:
+        ValueError: If there is something else.
+    """
+    if folder.resolve() == Path(source).resolve():
+        raise ValueError(f"--output_dir {folder} is the model that the run started from: give another folder.")
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
+    if files and "config.json" not in files:
+        raise ValueError(f"--output_dir {folder} holds {min(files)} and no exported model: give a new or empty folder.")
 
 
 def main(args: list[str] | None = None) -> None:

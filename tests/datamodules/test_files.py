@@ -49,6 +49,14 @@ def test_what_is_written_replaces_what_was_there_and_leaves_nothing_beside(tmp_p
     assert os.listdir(path.parent) == ["name"]
 
 
+def test_the_present_folder_is_replaced_under_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_write(".", fsync=False) as unfinished:
+        folder(unfinished, "new")
+    assert (tmp_path / "here" / "part").read_text() == "new" and os.listdir(tmp_path) == ["here"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_what_was_there_and_nothing_beside(tmp_path, error):
     path = tmp_path / "name"

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -169,3 +170,25 @@ def test_adapters_of_gpt2_whose_matrices_lie_the_other_way_are_merged(tiny_token
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float64)(ids).logits
         torch.testing.assert_close(merged, policy.causal_lm(ids).logits, rtol=0, atol=1e-10)
+
+
+def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path):
+    export.check_replaceable(tmp_path / "new", "hub/model")
+    export.check_replaceable(tmp_path, "hub/model")
+    (tmp_path / "notes.txt").touch()
+    for folder in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match=f"--output_dir {folder} holds notes.txt and no exported model"):
+            export.check_replaceable(folder, "hub/model")
+    (tmp_path / "config.json").touch()
+    export.check_replaceable(tmp_path, "hub/model")
+    with pytest.raises(ValueError, match=f"--output_dir {tmp_path} is the model that the run started from"):
+        export.check_replaceable(tmp_path, str(tmp_path / "." / "new" / ".."))
+
+
+def test_exports_into_one_folder_at_once_leave_a_whole_one(tiny_model_dir, tmp_path):
+    policy, tokenizer = build_policy(str(tiny_model_dir)), AutoTokenizer.from_pretrained(tiny_model_dir)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: export_hf(policy, tokenizer, tmp_path / "hf"), range(8)))
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    torch.testing.assert_close(exported, policy.causal_lm.state_dict(), rtol=0, atol=0)
