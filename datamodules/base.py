@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.chat import load_tokenizer
-from datamodules.encoding import EncodedRows, encode_rows
+from datamodules.encoding import BadRows, EncodedRows, encode_rows
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
 from datamodules.packing import PROMPT
@@ -134,7 +135,7 @@ class XLAMDataModule(LightningDataModule):
         """Take the rows from the cache, divide them, and say what was read and what was left out."""
         self._load(stage)
         log_dir = self.trainer.log_dir if self.trainer else None  # a collective: every rank asks
-        bad = self.rows.bad + (self.val_rows.bad if self.val_rows is not self.rows else [])
+        bad = [self.rows.bad, *([self.val_rows.bad] if self.val_rows is not self.rows else [])]
         _report(self.summary(), bad, log_dir)
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
@@ -214,7 +215,8 @@ class XLAMDataModule(LightningDataModule):
         rows = check_gold(rows, path, ours or [module.reward], learnt)
         settle(rows.bad, h.on_bad_row)
         if not len(rows.table):
-            raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {complaint(rows.bad[0])}")
+            first = complaint(next(iter(rows.bad)))
+            raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {first}")
         return rows
 
 
@@ -236,10 +238,10 @@ def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]
 
 
 @rank_zero_only
-def _report(summary: str, bad: list[dict[str, Any]], log_dir: str | None) -> None:
+def _report(summary: str, bad: list[BadRows], log_dir: str | None) -> None:
     print(summary)
-    for row in bad[:SHOWN]:
+    for row in islice(chain.from_iterable(bad), SHOWN):
         print(f"left out: {complaint(row).rpartition(';')[0]}")
-    if bad and log_dir:
-        write_jsonl(Path(log_dir) / "bad_rows.jsonl", bad)
-        print(f"all {len(bad):,} bad rows are in {Path(log_dir) / 'bad_rows.jsonl'}")
+    if (count := sum(map(len, bad))) and log_dir:
+        write_jsonl(Path(log_dir) / "bad_rows.jsonl", chain.from_iterable(bad))
+        print(f"all {count:,} bad rows are in {Path(log_dir) / 'bad_rows.jsonl'}")

@@ -2,27 +2,28 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 import rewards
 from datamodules.chat import checked_target, encode_texts, end_of_turn_id, prompt_text
 from datamodules.example import BadRow
+from datamodules.files import atomic_write, remove
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
-from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, settle
+from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
 SCHEMA = pa.schema(
@@ -33,6 +34,31 @@ SCHEMA = pa.schema(
 )
 
 
+FILES = TABLE, BAD, COUNTS = "rows.arrow", "bad_rows.jsonl", "counts.json"  # of an entry of the cache
+DIGESTS = "digests.json"  # of these files
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """The bad rows of a source, read again from where they are kept whenever they are looked at: they may be many.
+
+    Attributes:
+        count: How many there are.
+        read: Gives them in the order of the source; see `xlam.bad_row`.
+    """
+
+    count: int
+    read: Callable[[], Iterator[dict[str, Any]]]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """One after the other."""
+        return self.read()
+
+
 @dataclass(frozen=True)
 class EncodedRows:
     """The good rows of a source, and a report on the bad ones.
@@ -41,13 +67,13 @@ class EncodedRows:
         table: One row per good row: the columns of `Example`, `input_ids`, `prompt_tokens`, `cot_tokens`, `call_tokens`
             (segments are contiguous: prompt, chain of thought, call), `json_form` (the calls are written as JSON),
             `row` (its number in the source) and `returned` (what its target is decoded to; null where that is itself).
-        bad: See `xlam.bad_row`.
+        bad: The rows left out.
         counts: What the rows were read as; see `reports.describe`.
         unrewarded: Rows of the table whose gold answer the run's reward does not accept (`gold.check_gold`).
     """
 
     table: datasets.Dataset
-    bad: list[dict[str, Any]]
+    bad: BadRows
     counts: dict[str, int]
     unrewarded: int = 0
 
@@ -75,7 +101,8 @@ def encode_rows(
     """Read, check and encode the rows of a source, or take them from the cache.
 
     The cache is keyed on the rows themselves, the tokenizer with its template, and the code that reads, checks, renders
-    and encodes, so that a stale entry is never used.
+    and encodes, so that a stale entry is never used. An entry is whole or not there; one that the disk has damaged is
+    set aside and made again; of several runs that need the same one, on one machine or on several, one makes it.
 
     Args:
         path: See `readers.read_rows`.
@@ -89,54 +116,122 @@ def encode_rows(
 
     Raises:
         FileNotFoundError: There is nothing of that name.
-        ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
+        ValueError: The source cannot be read, holds no good row or changes while it is read, or the cache cannot be
+            written; with `raise`, also the first bad row.
     """
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
-    table = folder / f"{_key(path, tokenizer, turns)}.arrow"
-    report = table.with_suffix(".json")
-    if not table.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = table.with_suffix(f".{os.getpid()}")
-        try:
-            bad, counts = _write(unfinished, path, tokenizer, on_bad_row, turns)
-            _replace_text(report, json.dumps({"bad": bad, "counts": counts}, ensure_ascii=False, default=str))
-            unfinished.replace(table)  # last: a table in its place is whole and has its report
-        finally:
-            unfinished.unlink(missing_ok=True)
-    rows = EncodedRows(datasets.Dataset.from_file(str(table)), **json.loads(report.read_text("utf-8")))
-    bad = [row | {"file": path} for row in rows.bad]  # the same rows may lie under another name by now
-    settle(bad, on_bad_row)
+    source = fingerprint(path)
+    entry = folder / _key(path, source, tokenizer, turns)
+    try:
+        rows = _read(entry, path)
+        if rows is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(entry, path):
+                rows = _read(entry, path) or _make(entry, path, source, tokenizer, on_bad_row, turns)
+    except FileNotFoundError:  # of the source, which was there a moment ago
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
+    settle(rows.bad, on_bad_row)
     if not len(rows.table):
-        raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
-    return EncodedRows(rows.table, bad, rows.counts)
+        first = complaint(next(iter(rows.bad)))
+        raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; the first: {first}")
+    return rows
+
+
+def _locked(entry: Path, path: str) -> AcquireReturnProxy:
+    """Hold the lock of an entry of the cache, which ends with the process that holds it."""
+    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another run is encoding {path}; its rows are waited for")
+        return lock.acquire()
+
+
+def _read(entry: Path, path: str) -> EncodedRows | None:
+    """An entry of the cache; None where there is none, or one that is not what was written."""
+    try:
+        digests = json.loads((entry / DIGESTS).read_text("utf-8"))
+        if any(_digest(entry / name) != digests[name] for name in FILES):
+            return None
+        counts = json.loads((entry / COUNTS).read_text("utf-8"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    bad = BadRows(counts.pop("bad"), partial(_bad_lines, entry / BAD, path))
+    return EncodedRows(datasets.Dataset.from_file(str(entry / TABLE)), bad, counts)
+
+
+def _make(
+    entry: Path, path: str, source: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns
+) -> EncodedRows:
+    """Write an entry of the cache in the place of none or of a damaged one."""
+    if entry.exists():
+        aside = entry.with_name(f"{entry.name}.damaged")
+        remove(aside)
+        entry.rename(aside)  # not removed: a run on another machine may have it open
+        print(f"the cached rows of {path} are damaged; they are encoded again, and what was found is now {aside}")
+    with atomic_write(entry, fsync=False) as unfinished:  # what a power cut damages is found by its digest
+        unfinished.mkdir()
+        counts = _write(unfinished, path, tokenizer, on_bad_row, turns)
+        if fingerprint(path) != source:
+            raise ValueError(f"{path} changed while it was read: run again once nothing writes to it")
+        (unfinished / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+        digests = {name: _digest(unfinished / name) for name in FILES}
+        (unfinished / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+    return _read(entry, path)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
+
+
+def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
+    """The bad rows of an entry; the same rows may lie under another name by now."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line) | {"file": path}
 
 
 def _write(
-    file: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    bad: list[dict[str, Any]] = []
+    folder: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns
+) -> dict[str, int]:
+    """Write table and bad rows; gives what the rows were read as, and how many are `bad`."""
     counts: Counter[str] = Counter()
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+    bad = 0
+
+    def note(row: dict[str, Any]) -> None:
+        nonlocal bad
+        settle([row], on_bad_row)
+        write_row(bad_file, row)
+        bad += 1
+
+    with (
+        open_jsonl(folder / BAD) as bad_file,
+        pa.OSFile(str(folder / TABLE), "wb") as sink,
+        pa.ipc.new_stream(sink, SCHEMA) as writer,
+    ):
         chunk: list[tuple[int, Example, str, str]] = []
-        for row in _texts(path, tokenizer, on_bad_row, turns, bad, counts):
+        for row in _texts(path, tokenizer, turns, note, counts):
             chunk.append(row)
             if len(chunk) == CHUNK:
                 writer.write_batch(_encode(tokenizer, chunk))
                 chunk = []
         if chunk:
             writer.write_batch(_encode(tokenizer, chunk))
-    return bad, counts
+    return counts | {"bad": bad}
 
 
 def _texts(
     path: str,
     tokenizer: PreTrainedTokenizerFast,
-    on_bad_row: OnBadRow,
     turns: Turns,
-    bad: list[dict[str, Any]],
+    note: Callable[[dict[str, Any]], None],
     counts: Counter[str],
 ) -> Iterator[tuple[int, Example, str, str]]:
-    """Good rows with number, prompt and target; the bad ones are put on the list, or stop the run."""
+    """Good rows with number, prompt and target; the bad ones are noted, one by one."""
     for number, outcome, raw in tqdm(check_rows(read_rows(path), turns, counts), desc=f"encoding {path}", unit=" rows"):
         try:
             if isinstance(outcome, BadRow):
@@ -144,8 +239,7 @@ def _texts(
             yield number, outcome, prompt_text(tokenizer, outcome), checked_target(tokenizer, outcome)
             count_example(outcome, counts)
         except BadRow as error:
-            bad.append(bad_row(path, number, error, raw))
-            settle(bad, on_bad_row)
+            note(bad_row(path, number, error, raw))
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, str, str]]) -> pa.RecordBatch:
@@ -165,12 +259,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _key(path: str, tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
+def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
     key = hashlib.blake2b(digest_size=16)
     key.update(_code(with_toolbox=path.split(":")[0] == TOOLBOX))
     template = json.dumps(tokenizer.chat_template)
     for part in (
-        fingerprint(path),
+        source,
         tokenizer.backend_tokenizer.to_str(),
         template,
         str(end_of_turn_id(tokenizer)),
@@ -184,7 +278,7 @@ def _key(path: str, tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
 def _code(with_toolbox: bool) -> bytes:
     """Digest of the sources that what is cached depends on."""
     here = Path(__file__).parent
-    names = ("chat", "encoding", "example", "packing", "readers", "reports", "rows", "xlam")
+    names = ("chat", "encoding", "example", "packing", "parquet", "readers", "reports", "rows", "xlam")
     sources = (
         [here / f"{name}.py" for name in names]
         + sorted((here / "sources").glob("*.py"))
@@ -192,9 +286,3 @@ def _code(with_toolbox: bool) -> bytes:
     )
     sources += sorted(here.glob(f"{TOOLBOX}*.py")) if with_toolbox else []
     return hashlib.blake2b(b"".join(source.read_bytes() for source in sources)).digest()
-
-
-def _replace_text(file: Path, text: str) -> None:
-    unfinished = file.with_suffix(f".{os.getpid()}.json")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

@@ -1,12 +1,15 @@
 """Gold answers that no run can reward: the tokenizer cannot return them, or the reward accepts no such answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from heapq import merge
+from typing import Any
 
 import pyarrow.compute as pc
 
 from datamodules.chat import target_text
-from datamodules.encoding import EncodedRows
+from datamodules.encoding import BadRows, EncodedRows
 from datamodules.example import BadRow, Example
 from datamodules.xlam import bad_row
 from rewards import FunctionCallReward
@@ -31,7 +34,8 @@ def check_gold(rows: EncodedRows, path: str, rewards: Sequence[FunctionCallRewar
     table = rows.table.data
     suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
     places = pc.indices_nonzero(suspects).to_pylist()
-    bad, unrewarded = {}, 0
+    bad: dict[int, BadRow] = {}
+    unrewarded = 0
     for place, example, row in zip(places, rows.examples(places), rows.table.select(places), strict=True):
         gold = target_text(example)
         returned = gold if row["returned"] is None else row["returned"]
@@ -47,12 +51,21 @@ def check_gold(rows: EncodedRows, path: str, rewards: Sequence[FunctionCallRewar
             unrewarded += 1
             continue
         column = "response" if example.response and gold.endswith(example.response) else "answers"
-        bad[place] = bad_row(path, row["row"], BadRow(column, reason), asdict(example))
+        bad[place] = BadRow(column, reason)
     if bad:
         kept = [place for place in range(len(rows.table)) if place not in bad]
-        everything = sorted([*rows.bad, *bad.values()], key=lambda entry: entry["row"])
+        everything = BadRows(len(rows.bad) + len(bad), partial(_in_order, rows, path, bad))
         rows = replace(rows, table=rows.table.select(kept), bad=everything)
     return replace(rows, unrewarded=unrewarded)
+
+
+def _in_order(rows: EncodedRows, path: str, found: dict[int, BadRow]) -> Iterator[dict[str, Any]]:
+    """The bad rows that were known and those found, by place among the good ones, in the order of the source."""
+    ours = (
+        bad_row(path, rows.table[place]["row"], error, asdict(rows.examples([place])[0]))
+        for place, error in sorted(found.items())
+    )
+    return merge(rows.bad, ours, key=lambda row: row["row"])
 
 
 def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:

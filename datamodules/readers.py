@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.example import BadRow as BadRow
+from datamodules.parquet import parquet_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -23,6 +24,8 @@ _READ = "rows are read from .json, .jsonl and .parquet files, from folders of th
 _SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 18  # characters read at a time from a JSON array
+MAX_ROW = 1 << 24  # characters of a row of JSON; a context of a million tokens is a quarter of that
+MAX_OBJECT = 1 << 30  # characters of a file that is read as a whole, because it is one object that holds the rows
 _DECODER = json.JSONDecoder()
 _FIRST, _NEXT, _END = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\[?\s*\]")
 
@@ -42,30 +45,40 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         FileNotFoundError: There is nothing of that name.
         ValueError: The file is not what its suffix says, breaks off, or holds no row.
     """
-    file, number = Path(path).expanduser(), 0
+    with _reading(path):
+        number = 0
+        for number, row in _rows_of(path):
+            yield number, row
+        if not number:
+            raise ValueError(f"{path} holds no rows")
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say of a source what the system says of a file that it has and does not give."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+def _rows_of(path: str) -> Iterator[tuple[int, Any]]:
+    file = Path(path).expanduser()
     if path.split(":")[0] == TOOLBOX:
-        rows = _toolbox_rows(path)
+        yield from _toolbox_rows(path)
     elif file.is_file():
-        rows = _file_rows(file)
+        yield from _file_rows(file)
     elif files := data_files(path):
-        rows = enumerate((row for file in files for _, row in _file_rows(file)), start=1)
+        yield from enumerate((row for file in files for _, row in _file_rows(file)), start=1)
     else:
-        rows = enumerate(load_data_set(path), start=1)
-    for number, row in rows:
-        yield number, row
-    if not number:
-        raise ValueError(f"{path} holds no rows")
+        yield from _data_set_rows(path)
 
 
 def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
     if file.suffix == ".parquet":
-        try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{file} is not a Parquet file: {error}") from error
-        yield from enumerate(
-            (row for batch in table.iter_batches(1000) for row in batch.to_pylist(maps_as_pydicts="lossy")), start=1
-        )
+        yield from enumerate(parquet_rows(file), start=1)
     elif file.suffix in _LINES:
         with file.open(encoding="utf-8-sig") as text:
             try:
@@ -74,23 +87,47 @@ def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
                 if start.startswith("["):
                     yield from _array_rows(file, text)
                 elif re.match(r"\{\s*\n", start):  # an object over several lines
-                    yield from enumerate(_object_rows(file, text.read().strip()), start=1)
+                    yield from enumerate(_object_rows(file, _whole(file, text)), start=1)
                 else:
-                    yield from _line_rows(text)
+                    yield from _line_rows(file, text)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     else:
         raise ValueError(f"{file} has an unknown suffix; {_READ}")
 
 
-def _line_rows(text: TextIO) -> Iterator[tuple[int, Any]]:
-    lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+def _line_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
+    lines = ((number, line) for number, line in _lines(file, text) if line.strip())
     first, second = next(lines, None), next(lines, None)
     if first and not second and (rows := _held_by_text(first[1])):
         yield from enumerate(rows, start=1)
         return
+    if first and len(first[1]) > MAX_ROW:  # it was read that far because it might have held the rows
+        raise _too_long(file, first[0])
     yield from filter(None, (first, second))
     yield from lines
+
+
+def _lines(file: Path, text: TextIO) -> Iterator[tuple[int, str]]:
+    """Numbers and lines; the first one may be an object that holds the rows."""
+    number, limit = 0, MAX_OBJECT
+    while line := text.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise _too_long(file, number)
+        yield number, line
+        limit = MAX_ROW if line.strip() else limit
+
+
+def _too_long(file: Path, number: int) -> ValueError:
+    return ValueError(f"{file}, line {number}: is longer than the {MAX_ROW:,} characters of a row; cut or remove it")
+
+
+def _whole(file: Path, text: TextIO) -> str:
+    found = text.read(MAX_OBJECT + 1)
+    if len(found) > MAX_OBJECT:
+        raise ValueError(f"{file} holds more than {MAX_OBJECT:,} characters and no row to a line; write it as JSON lines")
+    return found.strip()
 
 
 def _held_by_text(line: str) -> list[Any] | None:
@@ -141,8 +178,9 @@ def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
                 if (buffer[end.end() :] + text.read(_CHUNK)).strip():
                     raise ValueError(f"{file}: there is more after the JSON array of {number} rows") from error
                 return
-            if not (piece := text.read(chunk)):
-                message = f"{file}, row {number + 1}: the JSON array breaks off or is not JSON ({error})"
+            if len(buffer) - position > MAX_ROW or not (piece := text.read(chunk)):
+                long = f", or has a row of more than {MAX_ROW:,} characters" if len(buffer) - position > MAX_ROW else ""
+                message = f"{file}, row {number + 1}: the JSON array breaks off or is not JSON{long} ({error})"
                 raise ValueError(message) from error
             buffer, position, chunk = buffer[position:] + piece, 0, chunk * 2  # doubled: a long row stays linear
             continue
@@ -150,19 +188,31 @@ def _array_rows(file: Path, text: TextIO) -> Iterator[tuple[int, Any]]:
         yield number, row
 
 
+def _data_set_rows(path: str) -> Iterator[tuple[int, Any]]:
+    data, number = load_data_set(path), 0
+    try:
+        for number, row in enumerate(data, start=1):
+            yield number, row
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}, row {number + 1}: a value cannot be read, or the data set is damaged: {error}") from error
+
+
 def load_data_set(path: str) -> "datasets.Dataset":
     """Load a saved `datasets` folder or a data set of the hub; one split of it.
 
     Raises:
         FileNotFoundError: There is nothing of that name.
-        ValueError: There is no such split.
+        ValueError: There is no such split, or the folder is damaged.
     """
     import datasets  # slow to import, and most runs read a file
 
     name, _, split = path.partition(":")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        data = datasets.load_from_disk(str(folder))
+        try:
+            data = datasets.load_from_disk(str(folder))
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise ValueError(f"the saved data set {folder} is damaged: {error}") from error
     elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
         try:
             data = datasets.load_dataset(name)
@@ -205,17 +255,18 @@ def data_files(path: str) -> list[Path]:
 
 def fingerprint(path: str) -> str:
     """A digest that changes when the rows of a source do: of files' bytes, of a data set, or of the corpus' name."""
-    file = Path(path).expanduser()
     if path.split(":")[0] == TOOLBOX:
         return path
-    files = [file] if file.is_file() else data_files(path)
-    if not files:
-        return load_data_set(path)._fingerprint
-    digest = hashlib.blake2b()
-    for one in files:
-        with one.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "blake2b").digest())
-    return digest.hexdigest()
+    with _reading(path):
+        file = Path(path).expanduser()
+        files = [file] if file.is_file() else data_files(path)
+        if not files:
+            return load_data_set(path)._fingerprint
+        digest = hashlib.blake2b()
+        for one in files:
+            with one.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "blake2b").digest())
+        return digest.hexdigest()
 
 
 def _toolbox_rows(path: str) -> Iterator[tuple[int, Any]]:

@@ -1,15 +1,15 @@
 """Reading and writing files of rows in xLAM's schema."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from datamodules.example import BadRow, Example
+from datamodules.files import atomic_write
 from datamodules.readers import read_rows
 from datamodules.rows import read_raw
 from datamodules.sources.targets import Turns
@@ -86,10 +86,11 @@ def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str,
     return {"file": str(path), "row": number, "column": error.column, "reason": error.reason, "content": raw}
 
 
-def settle(bad: list[dict[str, Any]], on_bad_row: OnBadRow) -> None:
+def settle(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
     """Stop at the first of the bad rows met so far, unless they are to be skipped."""
-    if on_bad_row == "raise" and bad:
-        raise ValueError(complaint(bad[0]))
+    if on_bad_row == "raise":
+        for row in bad:
+            raise ValueError(complaint(row))
 
 
 def complaint(bad: Mapping[str, Any]) -> str:
@@ -106,15 +107,16 @@ def write_jsonl(path: str | Path, rows: Iterable[Example | Mapping[str, Any]]) -
         path: The file; its folder is made.
         rows: Examples or plain dicts.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(
-                    json.dumps(asdict(row) if isinstance(row, Example) else dict(row), ensure_ascii=False) + "\n"
-                )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as unfinished, open_jsonl(unfinished) as file:
+        for row in rows:
+            write_row(file, asdict(row) if isinstance(row, Example) else row)
+
+
+def open_jsonl(path: Path) -> TextIO:
+    """Open a file of JSON lines to write; half a pair of surrogates is written as JSON escapes it."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
+
+
+def write_row(file: TextIO, row: Mapping[str, Any]) -> None:
+    """Write one line; what JSON has no form for, as a date of a Parquet column, as Python prints it."""
+    file.write(json.dumps(dict(row), ensure_ascii=False, default=str) + "\n")

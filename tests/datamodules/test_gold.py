@@ -71,20 +71,20 @@ def test_the_underline_that_sentencepiece_writes_spaces_as_is_bad(encoded, under
     tokenizer = under(normalizers.Replace(" ", "\u2581"), decoders.Replace("\u2581", " "))
     rows = encoded(tokenizer, {"answers": city("New York")}, {"answers": city("New\u2581York")})
     checked = check_gold(rows, "rows.jsonl", [FunctionCallReward()], learnt=False)
-    assert checked.table["id"][:] == ["0"] and checked.bad[0]["row"] == 2
+    assert checked.table["id"][:] == ["0"] and next(iter(checked.bad))["row"] == 2
 
 
 def test_text_for_an_answer_is_judged_by_the_runs_own_reward(encoded, tiny_tokenizer):
     rows = encoded(tiny_tokenizer, {}, {"answers": "[]", "response": "I cannot."}, {"answers": "[]"})
     for rewards in ([TEXT], [FunctionCallReward(), TEXT], [FunctionCallReward(no_call="text", answer_tags="answer")]):
         checked = check_gold(rows, "rows.jsonl", rewards, learnt=True)
-        assert (len(checked.table), checked.bad, checked.unrewarded) == (3, [], 0)
+        assert (len(checked.table), list(checked.bad), checked.unrewarded) == (3, [], 0)
     kept = check_gold(rows, "rows.jsonl", [FunctionCallReward()], learnt=False)
-    assert (len(kept.table), kept.bad, kept.unrewarded) == (3, [], 1)
+    assert (len(kept.table), list(kept.bad), kept.unrewarded) == (3, [], 1)
     dropped = check_gold(rows, "rows.jsonl", [FunctionCallReward(format_bonus=0.5)], learnt=True)
     assert dropped.table["id"][:] == ["0", "2"] and dropped.unrewarded == 0
-    assert (dropped.bad[0]["row"], dropped.bad[0]["column"]) == (2, "response")
-    assert "model.reward.no_call empty" in dropped.bad[0]["reason"]
+    assert (next(iter(dropped.bad))["row"], next(iter(dropped.bad))["column"]) == (2, "response")
+    assert "model.reward.no_call empty" in next(iter(dropped.bad))["reason"]
 
 
 @pytest.fixture

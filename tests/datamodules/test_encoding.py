@@ -1,0 +1,124 @@
+"""The cache of encoded rows: whole whoever else writes, made again where it is damaged, never of another source."""
+
+import json
+import os
+import threading
+import tracemalloc
+
+import pytest
+from filelock import FileLock
+
+from datamodules import encoding
+from datamodules.encoding import DIGESTS, FILES, encode_rows
+
+
+@pytest.fixture
+def rows_file(write_rows, make_row):
+    rows = [make_row(i) for i in range(30)]
+    rows[4] = make_row(4, query="")
+    return write_rows(rows)
+
+
+@pytest.fixture
+def encode(tiny_tokenizer, tmp_path):
+    def run(path, on_bad_row="skip"):
+        return encode_rows(path, tiny_tokenizer, on_bad_row, str(tmp_path / "cache"))
+
+    return run
+
+
+def entry_of(tmp_path):
+    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path.suffix != ".damaged")
+    return entry
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size * 2 // 3)
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*FILES, DIGESTS])
+@pytest.mark.parametrize("damage", [cut, flip, lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_damaged_entry_is_named_set_aside_and_made_again(encode, rows_file, tmp_path, capsys, name, damage):
+    expected = encode(rows_file)
+    expected = (expected.table[:], list(expected.bad), expected.counts)
+    entry = entry_of(tmp_path)
+    damage(entry / name)
+    again = encode(rows_file)
+    assert (again.table[:], list(again.bad), again.counts) == expected
+    aside = entry.with_name(f"{entry.name}.damaged")
+    printed = capsys.readouterr().out
+    assert f"the cached rows of {rows_file} are damaged" in printed and str(aside) in printed and aside.is_dir()
+    encode(rows_file)
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_cached(encode, rows_file, tmp_path, monkeypatch, make_row):
+    original = encoding.read_rows
+
+    def and_meanwhile(path):
+        for number, row in original(path):
+            if number == 10:  # the reader has the whole small file by now; somebody appends to it
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(make_row(99)) + "\n")
+            yield number, row
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=rf"{rows_file} changed while it was read"):
+        patch.setattr(encoding, "read_rows", and_meanwhile)
+        encode(rows_file)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+    assert encode(rows_file).table["id"][-1] == "99"
+
+
+def test_two_runs_of_one_cache_and_one_process_id(encode, rows_file, tmp_path, monkeypatch, capsys):
+    """As two containers have it, in both of which the run is process 1: one encodes, the other waits for its rows."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    written, original, inside = [], encoding._write, threading.Event()
+
+    def write(*arguments):
+        written.append(arguments[1])
+        inside.set()
+        assert other.is_alive() or not other.ident
+        return original(*arguments)
+
+    monkeypatch.setattr(encoding, "_write", write)
+    found = []
+    other = threading.Thread(target=lambda: (inside.wait(30), found.append(encode(rows_file))))
+    other.start()
+    found.append(encode(rows_file))
+    other.join(30)
+    assert len(written) == 1 and len(found) == 2
+    assert found[0].table[:] == found[1].table[:] and len(found[0].table) == 29
+
+
+def test_a_lock_that_a_dead_run_left_is_none(encode, rows_file, tmp_path):
+    encode(rows_file)
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    with FileLock(lock, timeout=0):  # nobody has it
+        pass
+    encoding.remove(entry_of(tmp_path))
+    assert len(encode(rows_file).table) == 29
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tiny_tokenizer, rows_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"the cache .*file/cache cannot be written: Not a directory; name another data"):
+        encode_rows(rows_file, tiny_tokenizer, "skip", str(tmp_path / "file" / "cache"))
+
+
+def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
+    """40 MB of bad rows: the peak is a few of them, as they are written and as they are read back."""
+    rows = [make_row(0), *(make_row(i, query="", cot="x" * 200_000) for i in range(1, 201))]
+    path = write_rows(rows)
+    rows.clear()
+    tracemalloc.start()
+    encoded = encode(path)
+    assert sum(len(row["content"]) for row in encoded.bad) > 40e6
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(encoded.bad) == 200 and peak < 8e6
