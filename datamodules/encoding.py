@@ -11,7 +11,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ import rewards
 from datamodules.chat import checked_target, encode_texts, end_of_turn_id, prompt_text
 from datamodules.example import BadRow
 from datamodules.files import atomic_write, remove
+from datamodules.locks import sole_writer
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.reports import count_example
@@ -126,11 +126,11 @@ def encode_rows(
         rows = _read(entry, path)
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(entry, path):
+            with sole_writer(entry, f"another run is encoding {path}; its rows are waited for"):
                 rows = _read(entry, path) or _make(entry, path, source, tokenizer, on_bad_row, turns)
-    except FileNotFoundError:  # of the source, which was there a moment ago
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: of the source
+            raise
         reason = error.strerror or error
         raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
     settle(rows.bad, on_bad_row)
@@ -138,16 +138,6 @@ def encode_rows(
         first = complaint(next(iter(rows.bad)))
         raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; the first: {first}")
     return rows
-
-
-def _locked(entry: Path, path: str) -> AcquireReturnProxy:
-    """Hold the lock of an entry of the cache, which ends with the process that holds it."""
-    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another run is encoding {path}; its rows are waited for")
-        return lock.acquire()
 
 
 def _read(entry: Path, path: str) -> EncodedRows | None:

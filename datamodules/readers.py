@@ -58,9 +58,9 @@ def _reading(path: str) -> Iterator[None]:
     """Say of a source what the system says of a file that it has and does not give."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: there is no such source
+            raise
         raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
@@ -126,7 +126,9 @@ def _too_long(file: Path, number: int) -> ValueError:
 def _whole(file: Path, text: TextIO) -> str:
     found = text.read(MAX_OBJECT + 1)
     if len(found) > MAX_OBJECT:
-        raise ValueError(f"{file} holds more than {MAX_OBJECT:,} characters and no row to a line; write it as JSON lines")
+        raise ValueError(
+            f"{file} holds more than {MAX_OBJECT:,} characters and no row to a line; write it as JSON lines"
+        )
     return found.strip()
 
 
@@ -194,7 +196,9 @@ def _data_set_rows(path: str) -> Iterator[tuple[int, Any]]:
         for number, row in enumerate(data, start=1):
             yield number, row
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}, row {number + 1}: a value cannot be read, or the data set is damaged: {error}") from error
+        raise ValueError(
+            f"{path}, row {number + 1}: a value cannot be read, or the data set is damaged: {error}"
+        ) from error
 
 
 def load_data_set(path: str) -> "datasets.Dataset":

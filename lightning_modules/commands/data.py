@@ -1,9 +1,9 @@
 """`funreason data`: rows of any form in, rows of the project's schema or chat rows out, and what they were read as."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from datamodules.command_line import SentenceParser
 from datamodules.example import BadRow
+from datamodules.files import atomic_write, remove
+from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
 from datamodules.reports import count_example, describe
 from datamodules.sources.openai import openai_row
 from datamodules.sources.targets import Turns
-from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, settle, write_jsonl
+from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_jsonl, write_row
 
 CHUNK = 1000  # rows of a row group
 
@@ -45,57 +47,63 @@ def convert(
     Raises:
         FileNotFoundError: There is nothing at `path`.
         ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
+        BlockingIOError: Another run is writing `out`.
     """
     file = Path(out).expanduser()
     if file.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
+    if file.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
     counts: Counter[str] = Counter()
-    bad: list[dict[str, Any]] = []
-    written = 0
+    beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
+    first, bad, written = "", 0, 0
 
     def rows() -> Iterator[dict[str, str]]:
-        nonlocal written
+        nonlocal first, bad, written
+        bad_file = None
         for number, outcome, raw in check_rows(read_rows(path), turns, counts):
             if isinstance(outcome, BadRow):
-                bad.append(bad_row(path, number, outcome, raw))
-                settle(bad, on_bad_row)
+                row = bad_row(path, number, outcome, raw)
+                settle([row], on_bad_row)
+                bad_file = bad_file or stack.enter_context(open_jsonl(stack.enter_context(atomic_write(beside))))
+                write_row(bad_file, row)
+                first, bad = first or complaint(row), bad + 1
                 continue
             count_example(outcome, counts)
             written += 1
             yield openai_row(outcome) if form == "openai" else asdict(outcome)
         if not written:
-            raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
+            raise ValueError(f"none of the {bad} rows of {path} can be used; the first: {first}")
 
     write = write_jsonl if file.suffix == ".jsonl" else write_parquet
-    write(file, rows())
-    lines = [f"{path}: {written:,} rows written to {file}, {len(bad):,} bad rows left out"]
+    try:
+        with sole_writer(file), ExitStack() as stack:
+            write(file, rows())
+    except OSError as error:
+        if not error.strerror:  # not the system's: nothing at `path`, or another run writes to `out`
+            raise
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
+    lines = [f"{path}: {written:,} rows written to {file}, {bad:,} bad rows left out"]
     lines += [f"  {line}" for line in describe(counts)]
     if bad:
-        beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
-        write_jsonl(beside, (json.loads(json.dumps(row, default=str)) for row in bad))
-        lines.append(f"  the bad rows are in {beside}; the first: {complaint(bad[0])}")
+        lines.append(f"  the bad rows are in {beside}; the first: {first}")
+    else:
+        remove(beside)  # of the file that was there before
     return "\n".join(lines)
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as Parquet, in columns of text; an interruption leaves the file that was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     writer: pq.ParquetWriter | None = None
-    try:
+    with atomic_write(path) as unfinished, ExitStack() as stack:
         for chunk in _chunks(rows):
             table = pa.table({name: [row[name] for row in chunk] for name in chunk[0]})
-            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer = writer or stack.enter_context(pq.ParquetWriter(unfinished, table.schema))
             writer.write_table(table)
-        if writer:
-            writer.close()
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, str]]]:

@@ -1,9 +1,12 @@
+import errno
 import json
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import pytest
 
+from datamodules import readers
 from datamodules.readers import fingerprint, read_rows
 
 
@@ -152,3 +155,71 @@ def test_generated_corpus_by_name():
     assert [n for n, _ in read_rows("toolbox:heldout:3:7")] == [1, 2, 3]
     with pytest.raises(ValueError, match="not of the form"):
         rows_of("toolbox:train:many")
+
+
+def test_rows_that_are_too_long_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_ROW", 1000)
+    line, long = json.dumps({"query": "a"}), json.dumps({"query": "a" * 1000})
+    for number in (1, 2, 3):
+        lines = [line] * 3
+        lines[number - 1] = long
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        with pytest.raises(
+            ValueError, match=rf"rows\.jsonl, line {number}: is longer than the 1,000 characters of a row"
+        ):
+            rows_of(tmp_path / "rows.jsonl")
+    for text in (f"[{line}, {long}", f"[{line}, {long[:-2]}" + "a" * 10_000_000):
+        (tmp_path / "rows.json").write_text(text)
+        with pytest.raises(ValueError, match=r"rows\.json, row [23]: .* breaks off or is not JSON"):
+            rows_of(tmp_path / "rows.json")
+    held = json.dumps({"data": [json.loads(line)] * 100})  # one line, which holds the rows: it may be longer
+    (tmp_path / "held.json").write_text(held)
+    assert len(rows_of(tmp_path / "held.json")) == 100 and len(held) > 1000
+    monkeypatch.setattr(readers, "MAX_OBJECT", 1000)
+    (tmp_path / "held.json").write_text(json.dumps({"data": [json.loads(line)] * 100}, indent=1))
+    with pytest.raises(ValueError, match=r"held\.json holds more than 1,000 characters and no row to a line"):
+        rows_of(tmp_path / "held.json")
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    """20 MB without a line feed, of which a row may have 100,000 and a whole object 200,000 characters."""
+    monkeypatch.setattr(readers, "MAX_ROW", 100_000)
+    monkeypatch.setattr(readers, "MAX_OBJECT", 200_000)
+    for start, words in (('{"a": 1}\n', "line 2: is longer"), ("", "line 1: is longer"), ("[", "row 1: .* breaks off")):
+        (tmp_path / "rows.json").write_text(start + '"' + "a" * 20_000_000)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=words):
+            rows_of(tmp_path / "rows.json")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4e6
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+
+    def denied(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:  # the tests may be run by one who may read everything
+        patch.setattr(Path, "open", denied)
+        for read in (rows_of, lambda path: fingerprint(str(path))):
+            with pytest.raises(ValueError, match=rf"{path} cannot be read: Permission denied"):
+                read(path)
+    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+        rows_of("a" * 5000)
+
+
+def test_a_damaged_saved_data_set_is_named(tmp_path, make_row):
+    data = datasets.Dataset.from_list([make_row(i) for i in range(4)])
+    data.save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    content = file.read_bytes()
+    file.write_bytes(content[:200])
+    with pytest.raises(ValueError, match=f"{tmp_path / 'saved'}"):
+        rows_of(tmp_path / "saved")
+    file.write_bytes(content)
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=f"the saved data set {tmp_path / 'saved'} is damaged"):
+        rows_of(tmp_path / "saved")

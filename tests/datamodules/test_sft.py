@@ -276,7 +276,7 @@ def test_bad_row_stops_before_anything_is_written(make_module, write_rows, make_
     with pytest.raises(ValueError, match=r"row 2, column 'cot': holds </think>"):
         quiet_trainer(tmp_path / "run", max_epochs=1).fit(Silent(), datamodule=module)
     assert not (tmp_path / "run").exists()
-    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock"}
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_generated_corpus(make_module):

@@ -1,8 +1,12 @@
 import json
+from datetime import datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datamodules import read_examples
+from datamodules.locks import sole_writer
 from lightning_modules.cli import main
 
 TOOLS = [{"name": "get_weather", "description": "", "parameters": {"city": {"type": "str", "description": ""}}}]
@@ -70,3 +74,46 @@ def test_a_bad_row_ends_the_command_and_leaves_the_file(source, tmp_path):
     with pytest.raises(SystemExit, match=r"error: --out .*: its folder cannot be made \(Not a directory\)"):
         convert(source, out / "under" / "a_file.jsonl")
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_file_that_another_run_is_writing(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with (
+        sole_writer(out),
+        pytest.raises(SystemExit, match=r"error: another run is writing to .*out\.jsonl: wait for it"),
+    ):
+        convert(source, out, "--on_bad_row", "skip")
+    assert not out.exists()
+    convert(source, out, "--on_bad_row", "skip")
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.bad_rows.jsonl"}
+
+
+def test_bad_rows_of_the_run_before_do_not_stay(source, tmp_path):
+    convert(source, tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    source.write_text(json.dumps(CHAT))
+    convert(source, tmp_path / "out.jsonl")
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypatch):
+    (tmp_path / "out.jsonl").mkdir()
+    with pytest.raises(SystemExit, match=r"error: --out .*out\.jsonl is a folder: name a file"):
+        convert(source, tmp_path / "out.jsonl")
+    with pytest.raises(SystemExit, match=r"error: --out /proc/out\.jsonl cannot be written: "):
+        convert(source, "/proc/out.jsonl", "--on_bad_row", "skip")
+
+
+def test_half_a_pair_of_surrogates_and_dates_among_the_bad_rows(tmp_path):
+    """The reader of an array decodes them; a file of rows holds them as JSON escapes them."""
+    (tmp_path / "in.json").write_text(json.dumps([CHAT, BAD | {"query": "\ud800"}]))
+    convert(tmp_path / "in.json", tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    (line,) = (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["content"]["query"] == "\ud800"
+    rows = [
+        {"query": "", "tools": "[]", "answers": "[]", "day": datetime(2026, 1, 2)},
+        {"query": "Hi", "tools": "[]", "answers": "[]"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    convert(tmp_path / "in.parquet", tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    (line,) = (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["content"]["day"] == "2026-01-02 00:00:00"
