@@ -15,7 +15,7 @@ from datamodules.command_line import SentenceParser, refuse
 from datamodules.readers import fingerprint, read_rows
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
 from datamodules.refinement.estimate import dry_run
-from datamodules.refinement.journal import Journal
+from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
 from datamodules.refinement.run import Rows, refine_rows, write_results, write_text
 from datamodules.rows import Example
@@ -120,15 +120,21 @@ class Refinement:
         """
         total = sum(1 for _ in self.rows())
         settings = settings | {"source": self.source()}
-        if self._is_finished(settings):
+        if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
             print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(self.folder)
         try:
+            if self._is_finished(settings):  # by a run that held the lock until now
+                print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+                journal.delete()
+                return
             write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
             limits = (self.in_flight, self.max_row_errors)
             refine_rows(self.rows(), total, self.recipe, self.judge, journal, *limits)
+            if self.source() != settings["source"]:
+                raise ValueError(f"{self.data.path} changed while it was refined: refine it into another output_dir")
             planted = self.planted if self.corpus else None
             report = write_results(self.folder, journal, self.val_fraction, planted)
         except BaseException as error:

@@ -1,7 +1,8 @@
 """What a run has decided so far: one row of a SQLite file per row, committed as soon as it is decided.
 
 SQLite gives what a refinement needs of it: a decision is there or not, whenever the process dies; the run that writes
-holds a lock of the operating system, which its death releases; rows come out in order without being held in memory.
+holds a lock of the operating system, which its death releases; rows come out in order without being held in memory. No
+file of it may be opened beside SQLite: closing it again would give that lock away.
 """
 
 import json
@@ -31,7 +32,7 @@ class Journal:
         self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         self._execute("PRAGMA locking_mode = EXCLUSIVE")
         self._execute("PRAGMA journal_mode = WAL")  # takes the lock, which is kept until the end
-        self._execute("PRAGMA synchronous = NORMAL")  # survives the death of the process; not waited for at each row
+        self._execute("PRAGMA synchronous = NORMAL")  # survives the death of the process; `sync` waits for the disk
         self._execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, id UNIQUE, outcome)")
 
     def claim(self, number: int, row_id: str) -> int:
@@ -73,6 +74,10 @@ class Journal:
                 raise BlockingIOError(sentence) from error
             raise OSError(f"{self.path} cannot be read or written: {error}") from error
 
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk, so that it also outlives a power cut."""
+        self._execute("PRAGMA wal_checkpoint")
+
     def close(self) -> None:
         """Release the lock."""
         self._db.close()
@@ -81,4 +86,4 @@ class Journal:
         """Release the lock and remove the file, with the log beside it that a full disk keeps SQLite from emptying."""
         self.close()
         for path in self.path.parent.glob(f"{NAME}*"):
-            path.unlink()
+            path.unlink(missing_ok=True)

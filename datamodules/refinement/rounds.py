@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.command_line import SentenceParser, refuse
+from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
 from datamodules.refinement.run import write_text
 from datamodules.rows import Example, unchecked_example
@@ -213,7 +214,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         loop = SelfRefinement(**options)
         loop.folder.mkdir(parents=True, exist_ok=True)
-        loop.run()
+        with sole_writer(loop.folder.resolve()):
+            loop.run()
     except (ValueError, OSError, RuntimeError) as error:
         refuse(error)
 

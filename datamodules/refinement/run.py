@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-import os
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datamodules.example import BadRow
+from datamodules.files import atomic_write
 from datamodules.holdout import opening, query_places
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
@@ -41,6 +41,7 @@ class Progress:
             self.tally.add(outcome)
         self.bar = tqdm(total=total, initial=len(journal), unit="row", mininterval=1.0, dynamic_ncols=True)
         self.board = SummaryWriter(str(journal.path.parent), max_queue=1000)
+        self.journal = journal
         self.drawn = monotonic()
 
     def add(self, outcome: Outcome) -> None:
@@ -52,8 +53,9 @@ class Progress:
             self.draw()
 
     def draw(self) -> None:
-        """Put a point on every curve."""
+        """Put a point on every curve, and what was decided up to here on the disk."""
         self.drawn = monotonic()
+        self.journal.sync()
         for name, value in self.tally.figures().items():
             self.board.add_scalar(name, value, self.tally.totals["rows"])
 
@@ -217,6 +219,5 @@ def write_results(
 
 def write_text(path: Path, text: str) -> None:
     """Write a file; an interruption leaves the one that was there."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

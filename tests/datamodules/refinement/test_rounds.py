@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.locks import sole_writer
 from datamodules.refinement import rounds
 from datamodules.refinement.rounds import SelfRefinement, candidate, main, pool_examples
 from datamodules.toolbox import make_corpus
@@ -133,3 +134,15 @@ def test_a_rollout_without_its_think_block_is_no_candidate():
 def test_impossible_settings_are_one_sentence(capsys):
     with pytest.raises(SystemExit, match="error: rounds and samples must be at least 1"):
         main(["--config", str(ROOT / "configs/self_refine.yaml"), "--rounds=0"])
+
+
+def test_two_loops_of_one_folder(tmp_path):
+    given = {name: "x" for name in ("init_from", "pool", "val_path")} | {"output_dir": tmp_path / "loop"}
+    options = [f"--{name}={value}" for name, value in given.items()] + [
+        f"--{n}=[]" for n in ("sample", "refine", "fit")
+    ]
+    with (
+        sole_writer(tmp_path / "loop"),
+        pytest.raises(SystemExit, match=r"error: another run is writing to .*loop: wait for it, or write elsewhere"),
+    ):
+        main(options)
