@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 AT_ONCE = 1 << 26  # bytes that the rows in memory may take, by what the file declares
 ROWS_AT_ONCE = 64
-RATIO = 1000  # a column of text that shrinks more than so is the same text again and again
+RATIO = 1000  # text that shrinks more than so is the same text again and again
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError)  # KeyError: a time zone that is none
 
 
@@ -22,11 +22,11 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         table = pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         if isinstance(error, PermissionError):
             raise
         raise ValueError(f"{file} is not a Parquet file, or not a whole one: {_line(error)}") from error
-    check_declared(file, table.metadata)
+    check_declared(file, table)
     number = 0
     for group in range(table.num_row_groups):
         batches = table.iter_batches(rows_at_once(table.metadata.row_group(group)), row_groups=[group])
@@ -41,25 +41,29 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
             number += len(batch)
 
 
-def check_declared(file: Path, metadata: pq.FileMetaData) -> None:
+def check_declared(file: Path, table: pq.ParquetFile) -> None:
     """Refuse a file that expands to more than rows that differ could be packed into.
 
+    Columns are looked at one by one only where they are nested, as only these may have more values than rows; and
+    because pyarrow ends the process where the description of a column is damaged.
+
     Raises:
-        ValueError: It declares more values of a column than it has bytes, or a column that shrank beyond `RATIO`.
+        ValueError: It declares more rows, or values of a nested column, than it has bytes, or shrank beyond `RATIO`.
     """
-    size = file.stat().st_size
+    metadata, size = table.metadata, file.stat().st_size
     advice = "no rows that differ pack so small, so it is not read"
     if metadata.num_rows > size:
         raise ValueError(f"{file} declares {metadata.num_rows:,} rows in {size:,} bytes: {advice}")
-    for group in range(metadata.num_row_groups):
-        for place in range(metadata.num_columns):
-            column = metadata.row_group(group).column(place)
-            full, packed = column.total_uncompressed_size, column.total_compressed_size
-            name = f"{file}, row group {group + 1}, column '{column.path_in_schema}'"
-            if column.num_values > max(size, ROWS_AT_ONCE):
+    nested = [place for place in range(metadata.num_columns) if table.schema.column(place).max_repetition_level]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > max(4 * AT_ONCE, RATIO * size):
+            name = f"{file}, row group {number + 1}"
+            raise ValueError(f"{name} declares {group.total_byte_size:,} bytes in {size:,}: {advice}")
+        for column in map(group.column, nested):
+            if column.num_values > size:
+                name = f"{file}, row group {number + 1}, column '{column.path_in_schema}'"
                 raise ValueError(f"{name} declares {column.num_values:,} values in {size:,} bytes: {advice}")
-            if full > max(4 * AT_ONCE, RATIO * packed):
-                raise ValueError(f"{name} declares {full:,} bytes in {packed:,}: {advice}")
 
 
 def rows_at_once(group: pq.RowGroupMetaData) -> int:

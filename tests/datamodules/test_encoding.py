@@ -1,14 +1,16 @@
 """The cache of encoded rows: whole whoever else writes, made again where it is damaged, never of another source."""
 
 import json
+import multiprocessing
 import os
 import threading
+import time
 import tracemalloc
 
 import pytest
 
 from datamodules import encoding
-from datamodules.encoding import DIGESTS, FILES, encode_rows
+from datamodules.encoding import DIGESTS, FILES, TABLE, encode_rows
 
 
 @pytest.fixture
@@ -93,6 +95,27 @@ def test_two_runs_of_one_cache_and_one_process_id(encode, rows_file, tmp_path, m
     other.join(30)
     assert len(written) == 1 and len(found) == 2
     assert found[0].table[:] == found[1].table[:] and len(found[0].table) == 29
+
+
+def test_a_killed_run_leaves_neither_a_lock_nor_half_an_entry(encode, rows_file, tmp_path, monkeypatch):
+    context = multiprocessing.get_context("fork")
+    inside = context.Event()
+
+    def stuck(folder, *arguments):
+        (folder / TABLE).write_bytes(b"half")
+        inside.set()
+        time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_write", stuck)
+        other = context.Process(target=encode, args=(rows_file,))
+        other.start()
+        assert inside.wait(30)
+    other.kill()
+    other.join(30)
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # its lock, and what it wrote with a lock of its own
+    assert len(encode(rows_file).table) == 29
+    assert list((tmp_path / "cache").iterdir()) == [entry_of(tmp_path)]
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tiny_tokenizer, rows_file, tmp_path):
