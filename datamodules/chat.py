@@ -27,7 +27,7 @@ PROMPT_DATE = date(2024, 7, 26)
 """The day in prompts of templates that print the present one: Llama 3's own where a template cannot ask for it."""
 DATE_FIXED = f"{{# The date of every prompt is {PROMPT_DATE}. +#}}"
 """Comment that such a template begins with, wherever this project has read it."""
-_PRESENT_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_PRESENT_DATE = re.compile(r"""strftime_now\(\s*+(["'])([^"'\n]*+)\1\s*+\)""")
 _THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

@@ -122,8 +122,8 @@ def _arithmetic(node: ast.expr) -> Any:
 
 def _computed(op: ast.operator, left: Any, right: Any) -> Any:
     """One operation, unless a few characters could make it take long."""
-    if isinstance(op, ast.Pow) and isinstance(left, int) and left.bit_length() * right > MAX_BITS:
-        raise ValueError("it computes a large power")
     if str in (type(left), type(right)) and not isinstance(op, ast.Add):
         raise ValueError("it computes with a text")
+    if isinstance(op, ast.Pow) and isinstance(left, int) and left.bit_length() * right > MAX_BITS:
+        raise ValueError("it computes a large power")
     return _OPERATORS[type(op)](left, right)

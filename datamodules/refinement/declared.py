@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from datamodules.sources.nulls import OPTIONAL
 from rewards.floats import find_reference, is_json_schema
 
 ANYTHING = {"additionalProperties": True}
@@ -11,7 +12,6 @@ ANYTHING = {"additionalProperties": True}
 _TYPES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean", "dict": "object"}
 _TYPES |= dict.fromkeys(("list", "tuple", "set", "sequence"), "array") | {"none": "null"}
 _TYPES |= {name: name for name in ("string", "integer", "number", "boolean", "object", "array", "null")}
-_OPTIONAL = re.compile(r"(?i),\s*(optional|default)\b.*$|\s*\(optional\)$")
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
 _IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
@@ -152,7 +152,7 @@ def type_schema(text: str) -> dict[str, Any]:
 
     A type that is not understood is anything; of tuples the items are not looked at.
     """
-    parts = [part.strip() for part in _ITEM.findall(_OPTIONAL.sub("", text))]
+    parts = [part.strip() for part in _ITEM.findall(OPTIONAL.sub("", text))]
     if len(parts) > 1:  # int | str
         return {"anyOf": [type_schema(part) for part in parts]}
     head, _, inner = "".join(parts).partition("[")

@@ -12,7 +12,7 @@ from rewards.calls import call_from, read_json
 from rewards.parser import MAX_ANSWER
 
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
-_START = re.compile(r"[\[{]|[A-Za-z_][\w.]*\(")
+_START = re.compile(r"[\[{]|(?<![\w.])(?:[^\WA-Za-z_]|\.)*+(?P<name>[A-Za-z_][\w.]*+\()")  # begins at no two places of a word
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _LEFT_OPEN = re.compile(r"[)}]?\]?")  # the list and its last call; an open value may have lost more than its bracket
 _BARE = re.compile(r"""[^"'\[\](){}=\s,](?:[^"'\[\](){}=\n]*[^"'\[\](){}=\s])?""")
@@ -61,8 +61,9 @@ def _calls(text: str, tools: list[dict[str, Any]]) -> list[Call]:
     start = _START.search(text)
     if start is None:
         return []
-    body = _closed(text[start.start() :])
-    if looks_like_calls(text[: start.start()], tools) or looks_like_calls(text[start.start() + len(body) :], tools):
+    at = max(start.start(), start.start("name"))
+    body = _closed(text[at:])
+    if looks_like_calls(text[:at], tools) or looks_like_calls(text[at + len(body) :], tools):
         raise ValueError("there are calls beside the calls")
     try:
         return read_answer(body, tools)[1] or []
@@ -75,11 +76,13 @@ def _closed(text: str) -> str:
     if text[0] not in _CLOSING:
         return text  # calls side by side
     open_brackets: list[str] = []
-    at = 0
+    at, unclosed = 0, ""  # quotes that close no more
     while at < len(text):
-        if string := _STRING.match(text, at):
-            at = string.end()
-            continue
+        if text[at] in "'\"" and text[at] not in unclosed:
+            if string := _STRING.match(text, at):
+                at = string.end()
+                continue
+            unclosed += text[at]
         if text[at] in _CLOSING:
             open_brackets.append(_CLOSING[text[at]])
         elif open_brackets and text[at] == open_brackets[-1]:

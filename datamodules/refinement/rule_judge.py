@@ -6,6 +6,7 @@ synonyms for verbs; of rows in freer wording it refuses many good ones, and need
 """
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from datamodules.refinement.declared import parameters
@@ -20,6 +21,8 @@ ASKED = 0.6
 """Share of a description's words that a request must hold to ask for the tool."""
 
 _SMALL = frozenset("a an the my your for in of to at as on by with from and or is are whether".split())
+_GOES_ON = re.compile(r"\w|\.\d")
+_PLACES = 1_000  # at which a text is looked for as a word of its own
 _STATED = re.compile(r"^([\w.]+): (.+)$", re.MULTILINE)  # a line of a chain of thought that states a call
 
 
@@ -203,9 +206,14 @@ def _leaves(value: Any) -> list[str]:
 
 def _says(text: str, wanted: str) -> bool:
     """Whether a text holds another, as words of their own and in any case."""
-    at, text, wanted = -1, text.lower(), wanted.lower()
-    while (at := text.find(wanted, at + 1)) >= 0:
-        before, after = text[:at][-1:], text[at + len(wanted) :]
-        if not (before.isalnum() and wanted[:1].isalnum()) and not re.match(r"\w|\.\d", after):
+    at, text, wanted = -1, _lower(text), wanted.lower()
+    for _ in range(_PLACES):
+        if (at := text.find(wanted, at + 1)) < 0:
+            break
+        before, end = text[max(0, at - 1) : at], at + len(wanted)
+        if not (before.isalnum() and wanted[:1].isalnum()) and not _GOES_ON.match(text, end):
             return True
     return not wanted
+
+
+_lower = lru_cache(64)(str.lower)  # a request is asked for many words

@@ -1,7 +1,11 @@
 # ruff: noqa: RUF001 (DeepSeek writes its marks with full-width bars)
-"""The marks that known models put around their calls, and between the name of a call and its arguments."""
+"""The marks that known models put around their calls, and between the name of a call and its arguments.
+
+Every expression takes time linear in the text: what repeats is possessive, or can begin at one place of a run only.
+"""
 
 import re
+from collections.abc import Iterator, Mapping
 
 from datamodules.sources.calls import CALL_LISTS, NAME_KEYS
 
@@ -21,8 +25,8 @@ def _any_of(marks: list[str]) -> str:
     return "|".join(map(re.escape, marks))
 
 
-END_TOKENS = re.compile(rf"(?:\s*(?:{_any_of(_END)}))+\s*\Z")
-BETWEEN = re.compile(rf"(?:[\s,;]|```\w*|functools(?=\[)|{_any_of(_OPEN + _CLOSE + _END)})+")
+_ENDS_BACKWARDS = re.compile(rf"(?:\s*+(?:{_any_of([mark[::-1] for mark in _END])}))*+")
+BETWEEN = re.compile(rf"(?:[\s,;]|```\w*+|functools(?=\[)|{_any_of(_OPEN + _CLOSE + _END)})++")
 """What may stand before, between and after calls."""
 MARKS = re.compile(
     rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|to=functions\.|call:[\w.-]+\{{"
@@ -33,32 +37,32 @@ MARKS = re.compile(
 SUSPECT = re.compile(r"[\[({<✿]")
 """No call is written without one of these."""
 LINE = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
-_NAME = r"""[^\n<>\[\]{}()"'✿|]+?"""
+_NAME = r"""[^\n<>\[\]{}()"'✿|]"""
 BEFORE_OBJECT = re.compile(
-    rf"✿FUNCTION✿:?\s*(?P<a>{_NAME})\s*✿ARGS✿:?\s*"
-    rf"|Action:\s*(?P<b>{_NAME})\s*\n\s*Action Input:\s*"
-    rf"|function<｜tool▁sep｜>(?P<c>{_NAME})\s*```(?:json)?\s*"
-    rf"|(?P<d>{_NAME})<｜tool▁sep｜>\s*"
-    rf"|(?P<e>{_NAME})(?::\d+)?\s*<\|tool_call_argument_begin\|>\s*"
-    rf"|(?:<\|start\|>\w+\s*)?(?:<\|channel\|>\w+\s*)?to=functions\.(?P<f>[\w.-]+)[^{{}}]*?<\|message\|>\s*"
-    rf"|(?P<g>{_NAME})(?:\[CALL_ID\][\w-]+)?\[ARGS\]\s*"
-    r"|call:(?P<h>[\w.-]+)(?=\{)"
-    r"|<function(?:=|\s+name=)[\"']?(?P<i>[^>\"']+?)[\"']?>\s*(?=\{)"
+    rf"✿FUNCTION✿:?\s*+(?P<a>{_NAME}++)\s*+✿ARGS✿:?\s*+"
+    rf"|Action:\s*+(?P<b>{_NAME}++)\n\s*+Action Input:\s*+"
+    rf"|function<｜tool▁sep｜>(?P<c>(?:(?!```){_NAME})++)\s*+```(?:json)?+\s*+"
+    rf"|(?P<d>{_NAME}++)<｜tool▁sep｜>\s*+"
+    rf"|(?P<e>{_NAME}+?)(?<!\s)(?::\d++)?+\s*+<\|tool_call_argument_begin\|>\s*+"
+    rf"|(?:<\|start\|>\w+\s*)?(?:<\|channel\|>\w+\s*)?to=functions\.(?P<f>[\w.-]++)[^{{}}]*?<\|message\|>\s*+"
+    rf"|(?P<g>{_NAME}++)(?:\[CALL_ID\][\w-]++)?+\[ARGS\]\s*+"
+    r"|call:(?P<h>[\w.-]++)(?=\{)"
+    r"|<function(?:=|\s+name=)[\"']?+(?P<i>[^>\"']++)[\"']?+>\s*+(?=\{)"
 )
 """A name, and what stands between it and an object of arguments."""
 BEFORE_XML = re.compile(
-    r"<(?:function(?:=|\s+name=)|invoke\s+name=)[\"']?(?P<a>[^>\"']+?)[\"']?>(?=\s*<)"
-    rf"|(?P<b>{_NAME})(?=\s*<arg_key>)|(?P<c>{_NAME})(?=\s*</tool_call>)"
+    r"<(?:function(?:=|\s+name=)|invoke\s+name=)[\"']?+(?P<a>[^>\"']++)[\"']?+>(?=\s*+<)"
+    rf"|(?P<b>{_NAME}++)(?=\s*+<arg_key>)|(?P<c>{_NAME}++)(?=\s*+</tool_call>)"
 )
 """A name before arguments in XML, or none."""
-PAIR = re.compile(r"\s*<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
+PAIR = re.compile(r"\s*<arg_key>(?>(?P<key>.*?)</arg_key>)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
 PARAMETER = re.compile(
-    r"""\s*<parameter(?:=|\s+name=)["']?(?P<key>[^>"']+)["']?[^>]*>\n?(?P<value>.*?)\n?</parameter>""", re.DOTALL
+    r"""\s*<parameter(?:=|\s+name=)["']?+(?P<key>[^>"']++)["']?+[^>]*+>\n?+(?P<value>.*?)\n?</parameter>""", re.DOTALL
 )
 BRACKET = re.compile(r"\s*\(")
-DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*(?=\s*\()")
-NAME_WITH_BLANKS = re.compile(r"""[^\W\d][^\[\](){},;=\n"'<>]*?(?=\s*\()""")
-ARGUMENT = re.compile(r"""(?P<quote>["']?)(?P<name>[^\s"'=,()\[\]{}]+)(?P=quote)\s*=\s*""")
+DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*+(?=\s*+\()")
+NAME_WITH_BLANKS = re.compile(r"""[^\W\d][^\[\](){},;=\n"'<>]*+(?=\s*+\()""")
+ARGUMENT = re.compile(r"""(?P<quote>["']?)(?P<name>[^\s"'=,()\[\]{}]++)(?P=quote)\s*+=\s*+""")
 CALLED = re.compile(r"\(|\s+\(\s*(?:\w+\s*=|\))")
 """What follows the name of a function where it is called, also in a sentence: `now (UTC)` calls nothing."""
 _KEYS = "|".join(NAME_KEYS)
@@ -69,3 +73,38 @@ NAMED = re.compile(r"""["']\s*:\s*\{""")
 OBJECT = re.compile(rf"""\s*(?:\[\s*)?\{{\s*["'](?:{_KEYS}|{"|".join(CALL_LISTS)}|arguments|parameters|args)["']\s*:""")
 """How a JSON object begins that is a call."""
 PYTHON = re.compile(r"\s*\[\s*[^\W\d][^\[\](){},;=\n\"']*\(")
+
+
+def without_end_tokens(text: str) -> str:
+    """The text without the tokens that end a turn, and without white space around it."""
+    text = text.strip()
+    ends = _ENDS_BACKWARDS.match(text[::-1])
+    return text[: len(text) - ends.end()].rstrip() if ends else text
+
+
+def blocks(text: str, opening: re.Pattern[str], closing: Mapping[str, str]) -> Iterator[tuple[str, int, int, int, int]]:
+    """The blocks of a text that a mark opens and its counterpart closes, one after the other; none inside another.
+
+    Args:
+        text: The text.
+        opening: Matches the marks that open a block.
+        closing: What closes a block, by the text of the mark that opens it.
+
+    Yields:
+        The mark, where the block begins, where its content begins and ends, and where the block ends.
+    """
+    at, never = 0, set()  # marks that are not closed any more: each is looked for once, so the time is linear
+    while found := opening.search(text, at):
+        at, mark = found.end(), found[0]
+        end = -1 if mark in never else text.find(closing[mark], at)
+        if end < 0:
+            never.add(mark)
+            continue
+        content, at = at, end + len(closing[mark])
+        yield mark, found.start(), content, end, at
+
+
+def tags(*names: str) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What `blocks` wants to know of these tags."""
+    closing = {f"<{name}>": f"</{name}>" for name in names}
+    return re.compile(_any_of(list(closing))), closing

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.example import BadRow
+from datamodules.sources.marks import blocks, tags
+from datamodules.sources.values import skip_space
 
 _CALLING = dict.fromkeys(("function_call", "tool_call", "tool_calls", "function_calls"), "call")
 ROLES = (
@@ -28,13 +30,7 @@ _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
 }
-_RESULT = re.compile(
-    r"\s*(?:<(?P<tag>tool_response|tool_result|function_response|function_result|observation|obs)>(.*?)</(?P=tag)>\s*)+",
-    re.DOTALL,
-)
-_RESULTS = re.compile(
-    r"<(tool_response|tool_result|function_response|function_result|observation|obs)>(.*?)</\1>", re.DOTALL
-)
+_RESULTS = tags("tool_response", "tool_result", "function_response", "function_result", "observation", "obs")
 
 
 @dataclass
@@ -178,8 +174,15 @@ def _add_part(message: Message, part: Any, texts: list[str], results: list[Messa
 
 def _results(message: Message) -> list[Message]:
     """Answers of tools between tags are those, whoever the chat template has them said by."""
-    if message.role not in ("user", "tool") or not _RESULT.fullmatch(message.text):
+    if message.role not in ("user", "tool"):
         return []
-    results = [Message("tool", match[2].strip(), ids=list(message.ids)) for match in _RESULTS.finditer(message.text)]
+    text, results, at = message.text, [], 0
+    for _, start, content, end, after in blocks(text, *_RESULTS):
+        if start != skip_space(text, at):
+            return []
+        results.append(Message("tool", text[content:end].strip(), ids=list(message.ids)))
+        at = after
+    if not results or skip_space(text, at) < len(text):
+        return []
     message.text = ""
     return results

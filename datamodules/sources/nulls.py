@@ -7,7 +7,8 @@ from typing import Any
 
 from rewards import Call
 
-_OPTIONAL = re.compile(r"(?i),\s*(optional|default)\b.*$|\s*\(optional\)$")
+OPTIONAL = re.compile(r"(?is),\s*+(?:optional|default)\b.*+|(?<!\s)\s*+\(optional\)$")
+"""What a type text says besides the type."""
 
 
 def without_nulls(tool: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def types_of(schema: Any) -> set[str]:
         return {word for item in schema for word in types_of(item)}
     if not isinstance(schema, dict):
         return (
-            set(re.findall(r"\w+", _OPTIONAL.sub("", schema).partition("[")[0].lower()))
+            set(re.findall(r"\w+", OPTIONAL.sub("", schema).partition("[")[0].lower()))
             if isinstance(schema, str)
             else set()
         )
@@ -86,6 +87,7 @@ def _given(arguments: dict[str, Any], schema: Any, nested: bool) -> tuple[dict[s
     required = (
         schema.get("required") if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) else None
     )
+    required = {name for name in required if isinstance(name, str)} if isinstance(required, list) else None
     kept, dropped = {}, 0
     for name, value in arguments.items():
         spec = known.get(name)
@@ -99,10 +101,10 @@ def _given(arguments: dict[str, Any], schema: Any, nested: bool) -> tuple[dict[s
     return kept, dropped
 
 
-def _is_padding(name: str, spec: Any, required: Any) -> bool:
+def _is_padding(name: str, spec: Any, required: set[str] | None) -> bool:
     """Whether a null cannot be meant: the parameter may be left out, and its type has no null."""
     words = types_of(spec)
     optional = (
-        name not in required if isinstance(required, list) else "optional" in json.dumps(spec) or "default" in spec
+        name not in required if required is not None else "optional" in json.dumps(spec) or "default" in spec
     )
     return bool(optional and words and not words & {"null", "none", "any", "optional", "union"})

@@ -4,37 +4,40 @@ import re
 from collections import Counter
 from typing import Any
 
+from datamodules.sources.marks import blocks, tags
 from datamodules.sources.tools import find_tools
 from datamodules.sources.values import read_value
 
-_GLAIVE = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
+_GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*+")
 _GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
-_DIALOGUE = re.compile(r"<(user|obs)>(.*?)</\1>", re.DOTALL)
-_SEAL_TOOLS = re.compile(
-    r"\bapi_list\s*=\s*(?=\[).*?task_instruction\s*=\s*\"(?P<query>.*)\"\s*Output:\s*\Z", re.DOTALL
-)
-_SECTION = re.compile(r"\[BEGIN OF QUERY\]\s*(.*?)\s*\[END OF QUERY\]", re.DOTALL)
+_DIALOGUE = tags("user", "obs")
+_SEAL_TOOLS, _SEAL_QUERY = re.compile(r"\bapi_list\s*+=\s*+(?=\[)"), re.compile(r"task_instruction\s*+=\s*+\"")
 _FORMAT = re.compile(
     r"""</?[\w|]*(?:tool|function|think|response|schema|scratch_pad)
     |^\W*(?:(?:available\s+)?(?:tools|functions)|output\ format|examples?)\W*$
-    |\b(?:json|xml|yaml|pydantic|schemas?|signatures?)\b.*\b(?:functions?|tools?|calls?|arguments)\b
-    |\b(?:functions?|tools?|calls?|arguments)\b.*\b(?:json|xml|yaml|pydantic|schemas?|signatures?|format)\b
     |\b(?:following|available|these|possible|provided)\s+(?:\w+\s+)?(?:functions?|tools?|apis?)\b
-    |\baccess\ to\b.*\b(?:functions?|tools?|apis?)\b|\b(?:list|set)\ of\ (?:\w+\ )*(?:functions|tools|apis)\b
+    |\b(?:list|set)\ of\ (?:\w+\ ){0,8}(?:functions|tools|apis)\b
     |\b(?:functions?|tools?)[-/ ](?:tool\ )?call(?:s|ing)?\b|\bcompos(?:e|ing)\ functions\b
     |\bone\ or\ more\ (?:functions|tools)\b|\buse\ them\ if\ required\b|\bno\ other\ text\b
-    |\bnone\ of\ the\ functions?\b|\blacks\ the\ parameters\b|\balso\ point\ it\ out\b
-    |\b(?:write|answer|respond|reply|return|output|put|format|call)\b.*[\[(<{]""",
+    |\bnone\ of\ the\ functions?\b|\blacks\ the\ parameters\b|\balso\ point\ it\ out\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 """Sentences that list tools or say how calls are to be written: another project's, in the place of which ours stand."""
-
-
-_BLOCK = re.compile(
-    r"```.*?```|<(tool_call|function_call|TOOLCALL|schema|scratch_pad)>.*?</\1>|^[ \t]*[\[{][^\n]*",
-    re.DOTALL | re.MULTILINE,
-)
+_FORMAT_WORDS = [
+    (re.compile(rf"\b(?:{first})\b", re.IGNORECASE), re.compile(then, re.IGNORECASE))
+    for first, then in (
+        (r"json|xml|yaml|pydantic|schemas?|signatures?", r"\b(?:functions?|tools?|calls?|arguments)\b"),
+        (r"functions?|tools?|calls?|arguments", r"\b(?:json|xml|yaml|pydantic|schemas?|signatures?|format)\b"),
+        (r"access to", r"\b(?:functions?|tools?|apis?)\b"),
+        (r"write|answer|respond|reply|return|output|put|format|call", r"[\[(<{]"),
+    )
+]
+"""The same, by a word and one that follows somewhere."""
+_FENCED, _CLOSING = tags("tool_call", "function_call", "TOOLCALL", "schema", "scratch_pad")
+_FENCED, _CLOSING = re.compile(f"```|{_FENCED.pattern}"), _CLOSING | {"```": "```"}
 """Examples of calls, and schemas of what a call is."""
+_OBJECT_LINE = re.compile(r"^[ \t]*+[\[{][^\n]*+", re.MULTILINE)
+_PIECES = re.compile(r"((?<=[.!?:])[ \t]++|(?:(?<!\s)[^\S\n]*+|(?<=[ \t]))\n\s*+)")
 
 
 def glaive_chat(text: str) -> list[dict[str, str]]:
@@ -54,15 +57,34 @@ def split_system(text: str, notes: Counter[str]) -> tuple[list[Any], str]:
     tools, before, after = find_tools(text)
     if not tools:
         return [], text.strip()
-    rest = re.sub(r"[^.!?\n]*[:-]\s*\Z", "", before) + "\n" + after  # without the words that lead to the list
-    pieces = re.split(r"((?<=[.!?:])[ \t]+|\s*\n\s*)", _BLOCK.sub("", rest))
+    pieces = _PIECES.split(_without_blocks(_without_lead(before) + "\n" + after))
     kept = "".join(
         piece + after
         for piece, after in zip(pieces[::2], [*pieces[1::2], ""], strict=True)
-        if re.search(r"\w", piece) and not _FORMAT.search(piece)
+        if re.search(r"\w", piece) and not _is_format(piece)
     )
     notes["repair/system texts that held the tools replaced by ours"] += 1
     return tools, kept.strip()
+
+
+def _without_lead(text: str) -> str:
+    """The text without the words at its end that lead to a list."""
+    lead = text.rstrip()
+    return lead[: 1 + max(map(lead.rfind, ".!?\n"))] if lead.endswith((":", "-")) else text
+
+
+def _without_blocks(text: str) -> str:
+    kept, at = [], 0
+    for _, start, _, _, end in blocks(text, _FENCED, _CLOSING):
+        kept.append(text[at:start])
+        at = end
+    return _OBJECT_LINE.sub("", "".join([*kept, text[at:]]))
+
+
+def _is_format(piece: str) -> bool:
+    return _FORMAT.search(piece) is not None or any(
+        (found := first.search(piece)) and then.search(piece, found.end()) for first, then in _FORMAT_WORDS
+    )
 
 
 def split_request(text: str) -> tuple[list[Any], list[dict[str, str]]]:
@@ -71,19 +93,32 @@ def split_request(text: str) -> tuple[list[Any], list[dict[str, str]]]:
     Returns:
         The tools, none where they are elsewhere, and the messages.
     """
-    if seal := _SEAL_TOOLS.search(text):
-        tools, _ = read_value(text, re.compile(r"api_list\s*=\s*").search(text).end())  # type: ignore[union-attr]
-        return tools, [{"role": "user", "content": seal["query"]}]
-    if section := _SECTION.search(text):
-        return find_tools(text[: section.start()])[0], [{"role": "user", "content": section[1]}]
-    if "Dialogue Records History" not in text or not (turns := list(_DIALOGUE.finditer(text))):
+    if seal := _seal_tools(text):
+        return seal
+    offered, begin, rest = text.partition("[BEGIN OF QUERY]")
+    query, end, _ = rest.partition("[END OF QUERY]")
+    if begin and end:
+        return find_tools(offered)[0], [{"role": "user", "content": query.strip()}]
+    if "Dialogue Records History" not in text or not (turns := list(blocks(text, *_DIALOGUE))):
         return [], [{"role": "user", "content": text}]
-    messages, at = [], turns[0].start()
-    for turn in turns:
-        if said := text[at : turn.start()].strip():
+    messages, at = [], turns[0][1]
+    for tag, start, content, end_of_content, after in turns:
+        if said := text[at:start].strip():
             messages.append({"role": "assistant", "content": said})
-        messages.append({"role": "user" if turn[1] == "user" else "tool", "content": turn[2].strip()})
-        at = turn.end()
+        role = "user" if tag == "<user>" else "tool"
+        messages.append({"role": role, "content": text[content:end_of_content].strip()})
+        at = after
     if said := text[at:].strip():
         messages.append({"role": "assistant", "content": said})
     return [], messages
+
+
+def _seal_tools(text: str) -> tuple[list[Any], list[dict[str, Any]]] | None:
+    """Seal-Tools: `api_list = [...] ... task_instruction = "..." Output:`."""
+    head = text.rstrip()
+    end = len(head.removesuffix("Output:").rstrip()) - 1
+    tools = _SEAL_TOOLS.search(text) if head.endswith("Output:") and text[end : end + 1] == '"' else None
+    query = _SEAL_QUERY.search(text, tools.end(), end) if tools else None
+    if tools is None or query is None:
+        return None
+    return read_value(text, tools.end())[0], [{"role": "user", "content": text[query.end() : end]}]

@@ -63,6 +63,7 @@ class _Reader:
         self.tools = {tool["name"]: tool for tool in tools}
         self.offered = frozenset(self.tools)
         self.names = sorted((name for name in self.offered if name), key=len, reverse=True)
+        self.items: dict[int, tuple[list[Call], int] | str] = {}  # by place, or what is wrong there
 
     def candidates(self) -> Iterator[int]:
         """Places where calls may begin: the text's beginning, marks, and lines that begin like calls."""
@@ -100,8 +101,9 @@ class _Reader:
         calls: list[Call] = []
         found = False
         while (at := self.skip(at)) < len(self.text):
-            more, at = self.item(at)
-            calls, found = calls + more, True
+            more, at = self.item_once(at)
+            calls.extend(more)
+            found = True
         if not found:
             raise ValueError("there is no call")
         return calls
@@ -109,6 +111,18 @@ class _Reader:
     def skip(self, at: int) -> int:
         between = marks.BETWEEN.match(self.text, at)
         return between.end() if between else at
+
+    def item_once(self, at: int) -> tuple[list[Call], int]:
+        """`item`, which reads each place once: texts that are tried from many places all come by the same ones."""
+        if at not in self.items:
+            try:
+                self.items[at] = self.item(at)
+            except ValueError as error:
+                self.items[at] = str(error)
+        found = self.items[at]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
 
     def item(self, at: int) -> tuple[list[Call], int]:
         """One call or a list of them, in whatever syntax."""
@@ -119,7 +133,7 @@ class _Reader:
         match = marks.BEFORE_XML.match(text, at)
         if match and (not match["c"] or match["c"].strip() in self.offered):
             return self.xml_call(self.resolved(_named(match)), match.end())
-        if text[at] == "{" or (text[at] == "[" and text[skip_space(text, at + 1) :][:1] in ("{", "[", "]", '"')):
+        if text[at] == "{" or (text[at] == "[" and text[(next_at := skip_space(text, at + 1)) : next_at + 1] in ("{", "[", "]", '"')):
             value, end = read_value(text, at)
             return [self.with_resolved_name(call) for call in calls_of(value, self.offered)], end
         if text[at] == "[":

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.sources.marks import END_TOKENS
+from datamodules.sources.marks import without_end_tokens
 from datamodules.sources.syntax import read_answer
 from rewards import Call, parse_calls
 
@@ -46,7 +46,7 @@ def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
         ValueError: A chain of thought does not end, or something looks like calls and cannot be read.
     """
     text = _CHANNEL.sub(lambda m: f"<think>{m[2]}</think>" if m[1] == "analysis" else m[2], text)
-    text = END_TOKENS.sub("", text).strip()
+    text = without_end_tokens(text)
     calls, _ = parse_calls(text)
     if calls is not None:
         return Said("", "", calls)

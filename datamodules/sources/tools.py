@@ -5,21 +5,29 @@ from collections import Counter
 from typing import Any
 
 from datamodules.sources.nulls import without_nulls
-from datamodules.sources.values import read_value, read_whole
+from datamodules.sources.marks import blocks, tags
+from datamodules.sources.values import Unreadable, read_value, read_whole
 
 _NAMES = ("name", "api_name", "tool_name", "function_name")
 _RENAMED = {
     "description": ("api_description", "tool_description"),
     "parameters": ("input_schema", "inputSchema", "args_schema"),
 }
-_TAGGED = re.compile(
-    r"<(?P<tag>tools|available_tools|functions)>(.*?)</(?P=tag)>|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]"
-    r"|\[BEGIN OF AVAILABLE TOOLS\](.*)\[END OF AVAILABLE TOOLS\]",
-    re.DOTALL,
-)
+_TAGGED, _CLOSING = tags("tools", "available_tools", "functions")
+_TAGGED = re.compile(rf"{_TAGGED.pattern}|\[AVAILABLE_TOOLS\]|\[BEGIN OF AVAILABLE TOOLS\]")
+_CLOSING |= {
+    "[AVAILABLE_TOOLS]": "[/AVAILABLE_TOOLS]",
+    "[BEGIN OF AVAILABLE TOOLS]": "[END OF AVAILABLE TOOLS]",
+}
 _NUMBERED = re.compile(
-    r"^\d+\. Name: (?P<name>.+)\nDescription: (?P<description>.*(?:\n(?!Parameters:).*)*)\nParameters: ", re.M
+    r"^\d++\. Name: (?P<name>.++)\n"
+    r"Description: (?P<description>.*+(?:\n(?!Parameters:|\d++\. Name: ).*+)*+)\nParameters: ",
+    re.M,
 )
+_BEGINNING = re.compile(r"""\[(?=\s*+\{)|\{(?=\s*+["'\w])""")  # of a list of objects or of an object
+_BETWEEN = re.compile(r"(?:[\s,]|\d++\.)*+")
+MAX_TOOLS, MAX_NAME = 1_024, 1_024  # of a row, and characters of a name: every text is searched for every name
+_EFFORT, _TRY = 1 << 20, 1_000  # characters that may be read in vain, and what a try counts at least
 
 
 def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
@@ -48,6 +56,8 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
         value = _from_object(value)
     if not isinstance(value, list):
         raise ValueError(f"tools must be a list of tool objects, not {type(value).__name__}")
+    if len(value) > MAX_TOOLS:
+        raise ValueError(f"there are {len(value):,} tools, and {MAX_TOOLS:,} are read at most")
     return [without_nulls(_tool(item), notes) for item in value]
 
 
@@ -73,6 +83,8 @@ def _tool(item: Any) -> dict[str, Any]:
     if name is None:
         shown = repr(sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__)
         raise ValueError(f"every tool must be an object with a string 'name', not {shown[:120]}")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"the name of a tool has {len(name):,} characters: {name[:40]!r}")
     tool = item if "name" in item else {"name": name} | {k: v for k, v in item.items() if k not in _NAMES}
     for key, others in _RENAMED.items():
         old = next((other for other in others if tool.get(key) is None and tool.get(other) is not None), None)
@@ -95,10 +107,9 @@ def find_tools(text: str) -> tuple[list[Any], str, str]:
     """
     if numbered := list(_NUMBERED.finditer(text)):
         return _numbered(text, numbered)
-    tagged = next((m for m in _TAGGED.finditer(text) if any(map(_is_tool, _objects(m[m.lastindex or 0])[0]))), None)
-    if tagged:
-        tools, _, _ = _objects(tagged[tagged.lastindex or 0])
-        return tools, text[: tagged.start()], text[tagged.end() :]
+    for _, start, content, content_end, end in blocks(text, _TAGGED, _CLOSING):
+        if tools := _objects(text[content:content_end])[0]:
+            return tools, text[:start], text[end:]
     tools, start, end = _objects(text)
     return (tools, text[:start], text[end:]) if tools else ([], text, "")
 
@@ -112,15 +123,24 @@ def _numbered(text: str, matches: list[re.Match[str]]) -> tuple[list[Any], str, 
 
 
 def _objects(text: str) -> tuple[list[Any], int, int]:
-    """The first list of tools, or the first run of tools with nothing but white space and commas between them."""
+    """The first list of tools, or the first run of tools with nothing but white space and commas between them.
+
+    Raises:
+        ValueError: Brackets within brackets were read again and again, and there are still more of them.
+    """
     tools: list[Any] = []
     start = end = at = 0
-    while bracket := re.compile(r"[\[{]").search(text, at):
-        if tools and re.sub(r"[\s,]|\d+\.", "", text[end : bracket.start()]):
+    effort = _EFFORT + 16 * len(text)
+    while bracket := _BEGINNING.search(text, at):
+        if tools and not _BETWEEN.fullmatch(text, end, bracket.start()):
             break
+        if effort < 0:
+            raise ValueError("brackets nest or are left open so often that tools cannot be looked for among them")
         try:
             value, at = read_value(text, bracket.start())
-        except ValueError:
+        except ValueError as error:
+            seen = error.at if isinstance(error, Unreadable) else bracket.end()
+            effort -= seen - bracket.start() + _TRY
             at = bracket.end()
             continue
         if isinstance(value, list) and value and all(map(_is_tool, value)) and not tools:
@@ -131,6 +151,7 @@ def _objects(text: str) -> tuple[list[Any], int, int]:
         elif tools:
             break
         else:  # something else may hold what is looked for
+            effort -= at - bracket.start()
             at = bracket.end()
     return tools, start, end
 

@@ -12,6 +12,10 @@ from datamodules.sources.thoughts import read_said
 from rewards import Call
 
 
+MAX_TURNS = 2_048
+"""Messages of one chat; each target repeats those before it."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn.
@@ -37,8 +41,10 @@ def read_turns(messages: list[Message], tools: list[dict[str, Any]], column: str
     """Reads what assistants say, and joins turns that are one: parallel calls, a thought or words and then the calls.
 
     Raises:
-        BadRow: Something looks like calls and cannot be read, or a turn says nothing.
+        BadRow: Something looks like calls and cannot be read, a turn says nothing, or there are more than `MAX_TURNS`.
     """
+    if len(messages) > MAX_TURNS:
+        raise BadRow(column, f"has {len(messages):,} turns, and {MAX_TURNS:,} are read at most")
     turns: list[Turn] = []
     for number, message in enumerate(messages, start=1):
         try:

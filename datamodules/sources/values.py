@@ -10,10 +10,18 @@ from rewards.literals import read_python_calls
 _SPACE = re.compile(r"\s*")
 _STRING = re.compile(r"""[rRuU]?(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")""", re.DOTALL)
 _ESCAPED = re.compile(r"<escape>(.*?)<escape>", re.DOTALL)  # FunctionGemma's strings
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.])")
+_NUMBER = re.compile(r"[+-]?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+(?![\w.])")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _CLOSING = {"[": "]", "(": ")"}
+
+
+class Unreadable(ValueError):
+    """No value, and the place at which that is seen."""
+
+    def __init__(self, what: str, text: str, at: int) -> None:
+        super().__init__(f"{what} at {text[at : at + 40]!r}")
+        self.at = at
 
 
 def read_value(text: str, at: int = 0) -> tuple[Any, int]:
@@ -72,7 +80,7 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
     word = _WORD.match(text, at)
     if word and word[0] in _CONSTANTS:
         return _CONSTANTS[word[0]], word.end()
-    raise ValueError(f"no value at {text[at : at + 40]!r}")
+    raise Unreadable("no value", text, at)
 
 
 def _mapping(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
@@ -81,7 +89,7 @@ def _mapping(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
         word = _STRING.match(text, at) or _WORD.match(text, at)
         colon = skip_space(text, word.end()) if word else at
         if word is None or text[colon : colon + 1] != ":":
-            raise ValueError(f"no key of an object at {text[at : at + 40]!r}")
+            raise Unreadable("no key of an object", text, at)
         key = _string(word[0]) if word[0][-1] in "'\"" else word[0]
         if key in items:
             raise ValueError("an object repeats a key")
@@ -107,7 +115,7 @@ def _after_item(text: str, at: int, closing: str) -> int:
     """The place after the comma that follows an item; without one the closing bracket must come next."""
     at = skip_space(text, at)
     if text[at : at + 1] not in (",", closing):
-        raise ValueError(f"no comma or {closing} at {text[at : at + 40]!r}")
+        raise Unreadable(f"no comma or {closing}", text, at)
     return at + (text[at] == ",")
 
 
