@@ -15,6 +15,7 @@ from typing import Any
 
 from rewards import decode_bfcl
 from rewards.bfcl_decode import with_brackets
+from rewards.parser import MAX_ANSWER
 
 INSTALLED = "bfcl_eval"
 RELEASES = {"2025.8.6.2": 3, "2026.3.23": 4}
@@ -133,6 +134,8 @@ def decoder(package: BFCLPackage, language: str) -> Decoder:
     parse = runpy.run_path(str(package.folder / "model_handler" / "parser" / file))[function]
 
     def decode(text: str) -> tuple[Any, str | None]:
+        if len(text) > MAX_ANSWER:
+            return None, f"the answer is longer than {MAX_ANSWER} characters"
         try:
             return parse(with_brackets(text)[1:-1]), None
         except Exception as error:  # the parsers raise Exception itself, and the official scorer catches it

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from rewards.parser import MAX_TEXT
+from rewards.parser import MAX_ANSWER
 
 MAX_BITS = 4_096  # of an integer that a power makes
 
@@ -43,8 +43,8 @@ def decode_bfcl(text: str, version: int = 3) -> tuple[list[dict[str, dict[Any, A
     Returns:
         `(calls, None)` with each call as `{name: {argument: value}}`, or `(None, what is wrong)`.
     """
-    if len(text) > MAX_TEXT:
-        return None, f"the answer is longer than {MAX_TEXT} characters"
+    if len(text) > MAX_ANSWER:  # Python's own parser takes quadratic time on some that are none
+        return None, f"the answer is longer than {MAX_ANSWER} characters"
     text = with_brackets(text)
     try:
         with warnings.catch_warnings():

@@ -10,6 +10,8 @@ _MAPPINGS = {"dict", "object", "mapping"}
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _MAX_TYPE_DEPTH = 16
 _MAX_NODES = 10_000  # of one parameter; schemas that refer to themselves have no end
+_MAX_REFERENCE = 1_000  # characters; what is longer names nothing
+_MAX_ALL_NODES = 200_000  # of all tools of a row
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,24 @@ NOWHERE = FloatPlaces()
 
 
 @dataclass
+class _Row:
+    """How many nodes of the tools of a row may still be looked at."""
+
+    nodes: int = _MAX_ALL_NODES
+
+
+@dataclass
 class _Document:
     """Where references point to, and how many nodes may still be looked at."""
 
     roots: tuple[Any, ...]
+    row: _Row
     nodes: int = _MAX_NODES
 
 
 def find_reference(reference: Any, roots: tuple[Any, ...]) -> Any:
     """The node that a reference names, `#/$defs/Point`, in the first of the documents that has it; else None."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+    if not isinstance(reference, str) or not reference.startswith("#") or len(reference) > _MAX_REFERENCE:
         return None
     steps = [unquote(step).replace("~1", "/").replace("~0", "~") for step in reference[1:].split("/")[1:]]
     return next((node for node in (_at(root, steps) for root in roots) if node is not None), None)
@@ -61,7 +71,8 @@ def float_places(tools: list[dict[str, Any]]) -> dict[str, FloatPlaces]:
     Parameters are xLAM's flat `{name: {"type": ...}}` or a JSON Schema, of which references within it are followed. A
     node that makes no sense declares nothing, and changes nothing of the others.
     """
-    return {tool["name"]: _arguments(tool) for tool in tools}
+    row = _Row()
+    return {tool["name"]: _arguments(tool, row) for tool in tools}
 
 
 def is_json_schema(parameters: dict[str, Any]) -> bool:
@@ -74,7 +85,7 @@ def is_json_schema(parameters: dict[str, Any]) -> bool:
     return not is_flat or any(isinstance(parameters.get(key), list) for key in _ALTERNATIVES)
 
 
-def _arguments(tool: dict[str, Any]) -> FloatPlaces:
+def _arguments(tool: dict[str, Any], row: _Row) -> FloatPlaces:
     declared = tool.get("parameters")
     if not isinstance(declared, dict):
         return NOWHERE
@@ -83,15 +94,16 @@ def _arguments(tool: dict[str, Any]) -> FloatPlaces:
         properties = declared.get("properties")
         specs = properties if isinstance(properties, dict) else {}
         rest = {key: value for key, value in declared.items() if key != "properties"}
-        places = [_declared(rest, 0, _Document(roots))]
-    fields = {name: _declared(spec, 0, _Document(roots)) for name, spec in specs.items()}
+        places = [_declared(rest, 0, _Document(roots, row))]
+    fields = {name: _declared(spec, 0, _Document(roots, row)) for name, spec in specs.items()}
     return _union([FloatPlaces(fields=fields), *places])
 
 
 def _declared(spec: Any, depth: int, document: _Document) -> FloatPlaces:
     """The float places of one parameter: a type text or a JSON Schema."""
     document.nodes -= 1
-    if depth > _MAX_TYPE_DEPTH or document.nodes < 0:
+    document.row.nodes -= 1
+    if depth > _MAX_TYPE_DEPTH or min(document.nodes, document.row.nodes) < 0:
         return NOWHERE
     if isinstance(spec, str):
         return _from_text(spec, depth)
@@ -157,6 +169,9 @@ def _union(places: list[FloatPlaces]) -> FloatPlaces:
     if len(places) < 2:
         return places[0] if places else NOWHERE
     items = [place.items for place in places if place.items is not None]
-    keys = {key for place in places for key in place.fields}
-    fields = {key: _union([place.fields[key] for place in places if key in place.fields]) for key in keys}
-    return FloatPlaces(any(place.here for place in places), _union(items) if items else None, fields)
+    fields: dict[str | int, list[FloatPlaces]] = {}
+    for place in places:
+        for key, field_places in place.fields.items():
+            fields.setdefault(key, []).append(field_places)
+    united = {key: _union(field_places) for key, field_places in fields.items()}
+    return FloatPlaces(any(place.here for place in places), _union(items) if items else None, united)

@@ -1,6 +1,7 @@
 """What tools declare of their arguments, in every style, as a JSON Schema that a validator takes."""
 
 import re
+from collections import deque
 from typing import Any
 
 from datamodules.sources.nulls import OPTIONAL
@@ -15,6 +16,7 @@ _TYPES |= {name: name for name in ("string", "integer", "number", "boolean", "ob
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
 _IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
+_MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
 
 
 def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -34,7 +36,8 @@ def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         own = own if isinstance(own, dict) else {}
         required += [name for name in _list(node.get("required")) if isinstance(name, str)]
         required += [name for name, spec in own.items() if isinstance(spec, dict) and spec.get("required") is True]
-        properties = own | properties
+        for name, spec in own.items():
+            properties.setdefault(name, spec)
     return properties, list(dict.fromkeys(name for name in required if name in properties))
 
 
@@ -69,10 +72,13 @@ def _list(value: Any) -> list[Any]:
 
 
 def _in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A node and those that say something of the same value: what it refers to, and the members of its `keys`."""
-    found, followed, left = [], set(), [node]
-    while left:
-        node = left.pop(0)
+    """A node and those that say something of the same value: what it refers to, and the members of its `keys`.
+
+    At most `_MAX_IN_PLACE` of them.
+    """
+    found, followed, left = [], set(), deque([node])
+    while left and len(found) < _MAX_IN_PLACE:
+        node = left.popleft()
         if isinstance(node, dict):
             found.append(node)
             left += [member for key in keys for member in _list(node.get(key))]
@@ -89,6 +95,7 @@ class _Reader:
     def __init__(self, tool: dict[str, Any]) -> None:
         self.tool = tool
         self.names: dict[str, str] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
         self.definitions: dict[str, Any] = {}
 
     def schema(self, node: Any, depth: int = 0) -> Any:
@@ -105,7 +112,7 @@ class _Reader:
                 # Without bounds and enumerations, of which nothing is left here, several of `oneOf` may fit.
                 parts.append({"allOf" if key == "allOf" else "anyOf": members})
         if "$ref" in node:
-            parts.append(self.reference(node["$ref"]))
+            parts.append(self.reference(node["$ref"], depth + 1))
         whole: dict[str, Any] = {}
         others = []
         for part in filter(None, parts):
@@ -130,15 +137,36 @@ class _Reader:
                 found["prefixItems"] = [self.schema(member, depth) for member in members]
         return found
 
-    def reference(self, reference: Any) -> dict[str, Any]:
+    def reference(self, reference: Any, depth: int) -> dict[str, Any]:
+        if isinstance(reference, str) and reference in self.names:
+            return {"$ref": f"#/$defs/{self.names[reference]}"}
         target = find_reference(reference, (self.tool.get("parameters"), self.tool))
-        if target is None or any(node.get("$ref") == reference for node in _in_place(target, self.tool, _IN_PLACE)):
-            return ANYTHING  # it leads nowhere, or back to itself
-        if reference not in self.names:
-            self.names[reference] = name = str(len(self.names))
-            self.definitions[name] = ANYTHING  # until it is read
-            self.definitions[name] = self.schema(target)
-        return {"$ref": f"#/$defs/{self.names[reference]}"}
+        if target is None:
+            return ANYTHING
+        near = _in_place(target, self.tool, _IN_PLACE)
+        if len(near) == _MAX_IN_PLACE or any(node.get("$ref") == reference for node in near):
+            return ANYTHING  # it leads to too much, or back to itself
+        self.names[reference] = name = str(len(self.names))
+        self.definitions[name] = ANYTHING  # until it is read
+        schema = self.schema(target, depth)
+        self.sizes[name] = nodes, levels = self.size(schema)
+        if nodes <= _MAX_IN_PLACE and levels <= _MAX_DEPTH:
+            self.definitions[name] = schema
+        else:
+            self.sizes[name] = (1, 1)
+        return {"$ref": f"#/$defs/{name}"}
+
+    def size(self, schema: Any) -> tuple[int, int]:
+        """How many nodes a validator looks at for one value, and how deep they nest, references written out.
+
+        A few definitions that each name the next one twice come to billions of nodes.
+        """
+        if not isinstance(schema, dict):
+            return 1, 1
+        inner = [self.size(member) for key in _IN_PLACE for member in schema.get(key, ())]
+        if reference := schema.get("$ref"):
+            inner.append(self.sizes.get(reference.removeprefix("#/$defs/"), (1, 1)))
+        return 1 + sum(nodes for nodes, _ in inner), 1 + max((levels for _, levels in inner), default=0)
 
 
 def _of_types(declared: Any) -> dict[str, Any]:

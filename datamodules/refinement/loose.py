@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from datamodules.refinement.schema import cast_to_types, find_misfit, fits
+from datamodules.refinement.schema import cast_to_types, find_misfit, fits, validator
 from datamodules.sources.marks import ARGUMENT
 from datamodules.sources.syntax import read_answer
 from datamodules.sources.values import read_value, read_whole, skip_space
@@ -68,7 +68,7 @@ def _calls(text: str, tools: list[dict[str, Any]]) -> list[Call]:
     try:
         return read_answer(body, tools)[1] or []
     except ValueError:
-        return _without_quotes(body, {tool["name"]: tool for tool in tools})
+        return _without_quotes(body, {tool["name"]: validator(tool) for tool in tools})
 
 
 def _closed(text: str) -> str:
@@ -96,8 +96,8 @@ def _closed(text: str) -> str:
     return text + added
 
 
-def _without_quotes(text: str, tools: dict[str, dict[str, Any]]) -> list[Call]:
-    """Reads `[f(a=Paris, 'b'=2)]`; the declared types say what is text."""
+def _without_quotes(text: str, tools: dict[str, Any]) -> list[Call]:
+    """Reads `[f(a=Paris, 'b'=2)]`; the declared types say what is text, by validators under the names of tools."""
     calls: list[Call] = []
     at = skip_space(text, text.startswith("["))
     while at < len(text) and text[at] != "]":
@@ -112,7 +112,7 @@ def _without_quotes(text: str, tools: dict[str, dict[str, Any]]) -> list[Call]:
     return calls
 
 
-def _arguments(text: str, at: int, tool: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def _arguments(text: str, at: int, tool: Any) -> tuple[dict[str, Any], int]:
     arguments: dict[str, Any] = {}
     while text[at : at + 1] != ")":
         name = ARGUMENT.match(text, at)
@@ -148,7 +148,7 @@ def _bare_end(text: str, at: int) -> int:
     return end
 
 
-def _bare_value(text: str, tool: dict[str, Any], name: str) -> Any:
+def _bare_value(text: str, tool: Any, name: str) -> Any:
     """The one reading of a value without quotes that its declared type allows."""
     if not _BARE.fullmatch(text):
         raise ValueError(f"{text[:40]!r} may be part of a text, or several values")

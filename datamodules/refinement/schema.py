@@ -37,26 +37,28 @@ def find_misfit(calls: list[Call], tools: list[dict[str, Any]]) -> Misfit | None
         tools: The offered tools, with xLAM's flat parameters or a JSON Schema.
     """
     offered = {tool["name"]: tool for tool in tools}
+    read: dict[str, Any] = {}  # a tool is read once, however often it is called
     for call in calls:
         if call.name not in offered:
             return Misfit("function", f"{call.name!r} is not among the tools offered")
-        if misfit := _misfit(call, offered[call.name]):
+        if call.name not in read:
+            read[call.name] = (*parameters(offered[call.name]), validator(offered[call.name]))
+        if misfit := _misfit(call, *read[call.name]):
             return misfit
     return None
 
 
-def fits(tool: dict[str, Any], name: str, value: Any) -> bool:
-    """Whether a value fits what a tool declares for one argument."""
-    errors = _errors(Call(tool["name"], {name: value}), tool)
+def fits(declared: Any, name: str, value: Any) -> bool:
+    """Whether a value fits what a tool, given by its `validator`, declares for one argument."""
+    errors = declared.iter_errors({name: value})
     return not any(error.absolute_path or error.validator == "unevaluatedProperties" for error in errors)
 
 
-def _misfit(call: Call, tool: dict[str, Any]) -> Misfit | None:
-    declared, required = parameters(tool)
+def _misfit(call: Call, declared: dict[str, Any], required: list[str], declares: Any) -> Misfit | None:
     for name in required:
         if name not in call.arguments:
             return Misfit("parameter", f"{call.name!r} is not given its required parameter {name!r}")
-    errors = [error for error in _errors(call, tool) if not _is_left_out(error, required)]
+    errors = [error for error in declares.iter_errors(call.arguments) if not _is_left_out(error, required)]
     if of_values := [error for error in errors if error.absolute_path]:
         name = str(of_values[0].absolute_path[0])
         shown = _shown(declared.get(name))
@@ -79,8 +81,9 @@ def _shown(spec: Any) -> str:
     return declared if isinstance(declared, str) else json.dumps(spec)[:120]
 
 
-def _errors(call: Call, tool: dict[str, Any]) -> Iterator[ValidationError]:
-    return _validator(json.dumps(tool)).iter_errors(call.arguments)  # type: ignore[no-any-return]
+def validator(tool: dict[str, Any]) -> Any:
+    """What holds arguments against the types that a tool declares."""
+    return _validator(json.dumps(tool))
 
 
 @lru_cache(maxsize=4096)  # the stages and the judges ask for the same tools
@@ -90,14 +93,15 @@ def _validator(tool: str) -> Any:
 
 def cast_to_types(calls: list[Call], tools: list[dict[str, Any]]) -> list[Call]:
     """The calls with values written in their declared types where that loses nothing: "3" for an int becomes 3."""
-    offered = {tool["name"]: tool for tool in tools}
+    called = {call.name for call in calls}
+    offered = {tool["name"]: validator(tool) for tool in tools if tool["name"] in called}
     return [_cast(call, offered[call.name]) if call.name in offered else call for call in calls]
 
 
-def _cast(call: Call, tool: dict[str, Any]) -> Call:
+def _cast(call: Call, declares: Any) -> Call:
     arguments = copy.deepcopy(call.arguments)
-    definitions = _validator(json.dumps(tool)).schema.get("$defs", {})
-    for error in _errors(call, tool):
+    definitions = declares.schema.get("$defs", {})
+    for error in declares.iter_errors(call.arguments):
         *parents, last = error.absolute_path or [None]
         if last is None or not isinstance(error.schema, dict):
             continue

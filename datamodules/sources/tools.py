@@ -27,7 +27,7 @@ _NUMBERED = re.compile(
 _BEGINNING = re.compile(r"""\[(?=\s*+\{)|\{(?=\s*+["'\w])""")  # of a list of objects or of an object
 _BETWEEN = re.compile(r"(?:[\s,]|\d++\.)*+")
 MAX_TOOLS, MAX_NAME = 1_024, 1_024  # of a row, and characters of a name: every text is searched for every name
-_EFFORT, _TRY = 1 << 20, 1_000  # characters that may be read in vain, and what a try counts at least
+_EFFORT, _TRY = 1 << 22, 4_000  # characters that may be read in vain, and what a try counts at least
 
 
 def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from rewards import decode_bfcl
-from rewards.parser import MAX_TEXT
+from rewards.parser import MAX_ANSWER
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_hostile_values_end_quickly(value):
 
 
 def test_a_huge_answer_is_not_read():
-    assert decode_bfcl("f()," * MAX_TEXT)[1] == f"the answer is longer than {MAX_TEXT} characters"
+    assert decode_bfcl("f()," * MAX_ANSWER)[1] == f"the answer is longer than {MAX_ANSWER} characters"
