@@ -12,7 +12,8 @@ from rewards.calls import call_from, read_json
 from rewards.parser import MAX_ANSWER
 
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
-_START = re.compile(r"[\[{]|(?<![\w.])(?:[^\WA-Za-z_]|\.)*+(?P<name>[A-Za-z_][\w.]*+\()")  # begins at no two places of a word
+# The beginning of a word is the one place of it from which the second is tried.
+_START = re.compile(r"[\[{]|(?<![\w.])(?:[^\WA-Za-z_]|\.)*+(?P<name>[A-Za-z_][\w.]*+\()")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _LEFT_OPEN = re.compile(r"[)}]?\]?")  # the list and its last call; an open value may have lost more than its bracket
 _BARE = re.compile(r"""[^"'\[\](){}=\s,](?:[^"'\[\](){}=\n]*[^"'\[\](){}=\s])?""")

@@ -104,7 +104,5 @@ def _given(arguments: dict[str, Any], schema: Any, nested: bool) -> tuple[dict[s
 def _is_padding(name: str, spec: Any, required: set[str] | None) -> bool:
     """Whether a null cannot be meant: the parameter may be left out, and its type has no null."""
     words = types_of(spec)
-    optional = (
-        name not in required if required is not None else "optional" in json.dumps(spec) or "default" in spec
-    )
+    optional = name not in required if required is not None else "optional" in json.dumps(spec) or "default" in spec
     return bool(optional and words and not words & {"null", "none", "any", "optional", "union"})

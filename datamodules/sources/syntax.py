@@ -133,7 +133,8 @@ class _Reader:
         match = marks.BEFORE_XML.match(text, at)
         if match and (not match["c"] or match["c"].strip() in self.offered):
             return self.xml_call(self.resolved(_named(match)), match.end())
-        if text[at] == "{" or (text[at] == "[" and text[(next_at := skip_space(text, at + 1)) : next_at + 1] in ("{", "[", "]", '"')):
+        inner = skip_space(text, at + 1)
+        if text[at] == "{" or (text[at] == "[" and text[inner : inner + 1] in ("{", "[", "]", '"')):
             value, end = read_value(text, at)
             return [self.with_resolved_name(call) for call in calls_of(value, self.offered)], end
         if text[at] == "[":

@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from datamodules.sources.nulls import without_nulls
 from datamodules.sources.marks import blocks, tags
+from datamodules.sources.nulls import without_nulls
 from datamodules.sources.values import Unreadable, read_value, read_whole
 
 _NAMES = ("name", "api_name", "tool_name", "function_name")

@@ -11,7 +11,6 @@ from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.thoughts import read_said
 from rewards import Call
 
-
 MAX_TURNS = 2_048
 """Messages of one chat; each target repeats those before it."""
 
