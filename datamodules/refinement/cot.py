@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from datamodules.refinement.judging import MAX_WORDS, Outcome, Panel, Question, Unanswered, Verdict
+from datamodules.refinement.judging import MAX_WORDS, Outcome, Panel, Question, Unanswered, Unfinished, Verdict
 from datamodules.rows import Example
 from rewards.parser import split_completion
 
@@ -26,6 +26,9 @@ async def write_cot(example: Example, judge: Panel, regenerations: int = 3) -> O
     for attempt in range(1 + regenerations):
         try:
             text = await judge.judges[0](Question("write_cot", example, attempt=attempt))
+        except Unfinished as cut:
+            error = str(cut)
+            continue
         except Unanswered as refusal:
             return Outcome(example, (Verdict("write_cot", None, reason=str(refusal), replies=attempt),))
         cot, _, error = split_completion(text)

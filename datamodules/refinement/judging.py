@@ -21,11 +21,19 @@ MAX_WORDS = 2_000  # characters of a reply that are kept
 FAULTS = {"call": ("function", "parameter")}
 """What a judge may name as the fault; at all other stages there is one, of the stage's own name."""
 
+ENDED = (None, "stop", "eos", "eos_token", "stop_sequence")
+"""`finish_reason` of a reply that the model ended: "stop" of OpenAI, vLLM, llama.cpp and Ollama, the others of Together
+and early TGI. Some servers give none (early TabbyAPI): the verdict's place must then show whether a reply is whole."""
+_LAST_TAG = re.compile(r"</(?:judge|NewFC|fault|tool)\s*>\W*\Z", re.IGNORECASE)
 _JUDGE = re.compile(r"<judge>\s*(true|false|0(?:\.\d+)?|1(?:\.0+)?)\s*</judge>", re.IGNORECASE)
 
 
 class Unanswered(Exception):
     """A judge could not be brought to answer a question, though it answers others."""
+
+
+class Unfinished(Unanswered):
+    """A reply did not end by itself: it may be cut anywhere, also in a thought."""
 
 
 class JudgesLost(RuntimeError):
@@ -61,6 +69,7 @@ class Judge(Protocol):
         """The judge's reply.
 
         Raises:
+            Unfinished: If a reply was begun and not ended.
             Unanswered: If this question has no answer.
             JudgesLost: If no question will have one any more.
         """
@@ -127,18 +136,35 @@ class Reply:
     needs_tool: bool | None = None
 
 
+def whole_reply(text: str, finish_reason: Any) -> str:
+    """The text of a reply that ended by itself; one that was cut, filtered or turned into a tool call did not.
+
+    Args:
+        text: The reply.
+        finish_reason: Why it ended, in the words of the server or engine; see `ENDED`.
+
+    Raises:
+        Unfinished: It did not end by itself.
+    """
+    if finish_reason not in ENDED:
+        raise Unfinished(f"the reply did not end by itself (finish_reason {ascii(finish_reason)[:40]}): {text[:200]}")
+    return text
+
+
 def read_reply(text: str) -> Reply:
     """Takes a reply apart; whatever the text, it never raises.
 
     Only what follows the last `</think>` counts, and it must hold exactly one judgement: True, False, or a number from
-    0 to 1. Thoughts that were begun and do not end hold none: they may quote the row.
+    0 to 1. Thoughts that were begun and do not end hold none: they may quote the row. A text without
+    `</think>` may be such thoughts: it must end with a tag that was asked for.
     """
     if len(text) > MAX_REPLY:
         return Reply(None, f"a reply of {len(text):,} characters: {text[:200]}")
-    thought, _, said = text.rpartition("</think>")
+    thought, ended, said = text.rpartition("</think>")
     words = (thought.replace("<think>", "").strip() or said.strip())[:MAX_WORDS]
     judged = _JUDGE.findall(said)
-    if "<think>" in said or len(judged) != 1 or said.lower().count("<judge>") != 1:
+    whole = ended or _LAST_TAG.search(said)
+    if not whole or "<think>" in said or len(judged) != 1 or said.lower().count("<judge>") != 1:
         return Reply(None, words)
     score = {"true": 1.0, "false": 0.0}.get(judged[0].lower())
     needs_tool = {"true": True, "false": False}.get(_tagged(said, "tool").lower())
@@ -227,6 +253,8 @@ async def _ask(judge: Judge, question: Question) -> list[Reply]:
     while len(replies) < 2 and (not replies or replies[-1].score is None):
         try:
             replies.append(read_reply(await judge(replace(question, attempt=len(replies)))))
+        except Unfinished as error:
+            replies.append(Reply(None, str(error)))
         except Unanswered as error:
             return [*replies, Reply(None, str(error))]
     return replies

@@ -5,27 +5,33 @@ import importlib.util
 import os
 import re
 import zlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.refinement.judging import JudgesLost, Question, Unanswered
+from datamodules.refinement.exchange import Failed, exchange, open_session, read_completion, server_at, waiting_time
+from datamodules.refinement.judging import JudgesLost, Question, Unanswered, Unfinished
 from datamodules.refinement.servers import Server, ServerPool
 
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
 HEALTH_TIMEOUT = 10.0  # seconds
-TOLD = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 BACK_OFF, LONGEST_BACK_OFF = 0.5, 30.0  # seconds before a question is asked again; doubled each time
 FIRST_QUESTIONS = 16  # when all of these are refused, so would be the others
 PLAIN = [{"role": "user", "content": "Is one and one two? Answer <judge>True</judge> or <judge>False</judge>."}]
-"""What is asked to find out whether the settings are refused: it is short, and holds nothing of any row."""
+"""What is asked to find out what a server answers at all: it is short, and holds nothing of any row."""
 
 
 class OpenAIJudge:
     """Asks a model that OpenAI-compatible servers serve (vLLM, SGLang, llama.cpp, OpenAI itself).
 
-    A question whose request fails is sent again, to whichever server is free. Where it goes on failing while others are
-    answered, it is given up; where nothing is answered any more, the run ends. A server that answers 429 is given the
-    time that it asks for. Where a question is refused (400 or 422), a plain one finds out whether the settings are why:
-    `max_tokens` is then sent under its other name, `temperature` and `seed` are left out, whichever the server's words
-    name, and it is said once; if the plain question is refused all the same, the run ends with the server's words.
+    A question whose request fails is sent again, to whichever server is free, and so is one whose reply is no chat
+    completion. Where it goes on failing while others are answered, or a plain one in its place, it is given up; where
+    nothing is answered any more, the run ends. A server that answers 429 is given the time that it asks for. A reply
+    counts only if the model ended it (`judging.whole_reply`).
+
+    Where a question is refused (400, 413 or 422), a plain one finds out whether the settings are why: `max_tokens` is
+    then sent under its other name, `temperature` and `seed` are left out, whichever the server's words name, and it is
+    said once; if the plain question is refused all the same, the run ends with the server's words.
 
     Args:
         model: The model's name on the servers.
@@ -38,13 +44,13 @@ class OpenAIJudge:
             sent when None.
         extra_body: Further fields of each request, such as `reasoning_effort` or `chat_template_kwargs`.
         retries: Requests after the first one that failed.
-        timeout: Seconds of one request.
+        timeout: Seconds of one request, from the connection to the last byte of the reply.
         patience: Seconds that servers may be out of order, or turn a question away with 429.
         rate_limit: Requests per second and server; without limit when None.
         api_key_env: Environment variable that holds the key, if the servers ask for one.
 
     Raises:
-        ValueError: A setting is impossible, or the openai client is not installed.
+        ValueError: A setting is impossible, or aiohttp is not installed.
     """
 
     def __init__(
@@ -63,10 +69,18 @@ class OpenAIJudge:
         rate_limit: float | None = None,
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise ValueError("OpenAIJudge needs the openai client: pip install -e '.[judge]'")
-        if not servers or any(not url.startswith(("http://", "https://")) for url in servers):
-            raise ValueError(f"servers must be base URLs such as http://localhost:8000/v1, not {servers}")
+        if importlib.util.find_spec("aiohttp") is None:
+            raise ValueError("OpenAIJudge needs aiohttp: pip install -e '.[judge]'")
+        if not servers:
+            raise ValueError("servers must be base URLs such as http://localhost:8000/v1, not []")
+        for url in servers:
+            try:
+                server_at(url, "")
+            except ValueError as error:
+                shown = url.rpartition("@")[2]  # what stands before may be a password
+                raise ValueError(
+                    f"servers must be base URLs such as http://localhost:8000/v1, not {shown} ({error})"
+                ) from error
         if min(per_server, max_tokens) < 1 or retries < 0 or min(timeout, patience, rate_limit or 1) <= 0:
             raise ValueError(
                 "per_server and max_tokens must be at least 1, retries at least 0, timeout, patience and rate_limit "
@@ -81,6 +95,7 @@ class OpenAIJudge:
         self.retries, self.timeout, self.patience, self.rate_limit = retries, timeout, patience, rate_limit
         self.api_key_env = api_key_env
         self._pool: ServerPool | None = None  # of the event loop that asks the first question
+        self._session: ClientSession | None = None
         self._asked = self._answered = self._refused_first = 0  # questions; the last counts the first ones only
         self._found_out = self._sound_at = 0  # plain questions asked; answers there were when the last one was answered
         self._finding_out: asyncio.Lock | None = None
@@ -94,58 +109,50 @@ class OpenAIJudge:
         """
         if self._pool is None:
             self._open()
+        clock = asyncio.get_running_loop().time
         self._asked += 1
-        number, answered, problem, failures = self._asked, self._answered, "", 0
-        give_up_at = asyncio.get_running_loop().time() + self.patience
-        while failures <= self.retries:
-            server = await self._pool.take()
-            await self._pace(server)
+        number, answered, failures, give_up_at = self._asked, self._answered, 0, 0.0
+        while True:
             options = self.options
             try:
-                text, problem, wait = await self._request(server, self._body(question.messages, self._seed(question)))
-            except Unanswered as refusal:
-                try:
-                    await self._find_out(server)
-                finally:
-                    self._pool.give_back(server)
-                if self.options is not options:
-                    continue
-                self._count_refusal(number, refusal)
-                raise
-            if text is not None:
-                self._pool.give_back(server)
+                text = await self._ask(question.messages, self._seed(question))
                 self._answered += 1
                 return text
-            self._pool.fail(server)
-            if wait is None:
-                wait = min(BACK_OFF * 2**failures, LONGEST_BACK_OFF)
-                failures += 1
-            elif asyncio.get_running_loop().time() + wait > give_up_at:
-                break
-            await asyncio.sleep(wait)
-        if self._answered == answered:
-            raise JudgesLost(f"no judge answers any more ({problem})")
-        raise Unanswered(problem)
+            except Unfinished:
+                self._answered += 1
+                raise
+            except Unanswered as refusal:
+                await self._find_out()
+                if self.options is options:
+                    self._count_refusal(number, refusal)
+                    raise
+            except Failed as failure:
+                give_up_at = give_up_at or clock() + self.patience
+                over = clock() >= give_up_at if failure.wait else failures == self.retries
+                if over and self._answered == answered and await self._ask_plain():
+                    raise JudgesLost(f"no judge answers any more ({failure})") from failure
+                if over:
+                    self._count_refusal(number, failure)
+                    raise Unanswered(str(failure)) from failure
+                if failure.wait:
+                    await asyncio.sleep(min(failure.wait, give_up_at - clock()))
+                else:
+                    await asyncio.sleep(min(BACK_OFF * 2**failures, LONGEST_BACK_OFF))
+                    failures += 1
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._pool is not None:
+        if self._pool is not None and self._session is not None:
             await self._pool.close()
-            for server in self._pool.servers:
-                await server.client.close()
-            self._pool = None
+            await self._session.close()
+            self._pool = self._session = None
 
     def _open(self) -> None:
-        import openai
-
-        key = os.environ.get(self.api_key_env) or "none"  # servers of one's own ask for none
-        # What the client tells about this machine, a tenth of its work: no business of a judge's server.
-        untold = dict.fromkeys((f"X-Stainless-{name}" for name in TOLD), openai.Omit())
-        options = {"api_key": key, "max_retries": 0, "timeout": self.timeout, "default_headers": untold}
-        servers = [
-            Server(url, openai.AsyncOpenAI(base_url=url, http_client=openai.DefaultAioHttpClient(), **options))
-            for url in self.urls
-        ]
+        key = os.environ.get(self.api_key_env, "").strip()  # servers of one's own ask for none
+        if not key.isascii() or not key.isprintable():
+            raise JudgesLost(f"the environment variable {self.api_key_env} holds no key: no key has such characters")
+        self._session = open_session()
+        servers = [server_at(url, key) for url in self.urls]
         self._finding_out = asyncio.Lock()
         self._pool = ServerPool(servers, self.per_server, self.patience, self._health)
 
@@ -157,7 +164,7 @@ class OpenAIJudge:
         options = self.options | ({"seed": seed} if "seed" in self.options else {})
         return {"model": self.model, "messages": messages} | options | self.extra_body
 
-    async def _find_out(self, server: Server) -> None:
+    async def _find_out(self) -> None:
         """Ask a plain question after a refusal, unless questions are answered; what is refused of the settings changes.
 
         Raises:
@@ -169,17 +176,26 @@ class OpenAIJudge:
                 self._sound_at = self._answered  # another one has just found out, or there are answers
                 return
             while True:
-                try:
-                    text, _, _ = await self._request(server, self._body(PLAIN, 0))
+                problem = await self._ask_plain()
+                if not isinstance(problem, Unanswered):
                     break
-                except Unanswered as refusal:
-                    if not self._give_way(str(refusal)):
-                        raise JudgesLost(
-                            f"{refusal}; it refuses every question: see max_tokens, max_tokens_key, temperature, seed "
-                            "and extra_body of the judge"
-                        ) from refusal
-            if text is not None:
+                if not self._give_way(str(problem)):
+                    raise JudgesLost(
+                        f"{problem}; it refuses every question: see max_tokens, max_tokens_key, temperature, seed and "
+                        "extra_body of the judge"
+                    ) from problem
+            if problem is None:
                 self._found_out, self._sound_at = self._found_out + 1, self._answered
+
+    async def _ask_plain(self) -> Unanswered | Failed | None:
+        """What keeps a plain question from being answered, if anything does."""
+        try:
+            await self._ask(PLAIN, 0)
+        except Unfinished:
+            return None  # the settings may be too tight for thoughts, but the server answers
+        except (Unanswered, Failed) as problem:
+            return problem
+        return None
 
     def _give_way(self, words: str) -> bool:
         """Change the first setting that a server's words name, if it still can be; says so."""
@@ -193,7 +209,7 @@ class OpenAIJudge:
                 return True
         return False
 
-    def _count_refusal(self, number: int, refusal: Unanswered) -> None:
+    def _count_refusal(self, number: int, refusal: Exception) -> None:
         """Raises JudgesLost where the first questions have all been refused, each with its own row."""
         self._refused_first += number <= FIRST_QUESTIONS
         if self._refused_first == FIRST_QUESTIONS:
@@ -206,46 +222,41 @@ class OpenAIJudge:
             server.next_at = max(server.next_at, now) + 1 / self.rate_limit
             await asyncio.sleep(server.next_at - now - 1 / self.rate_limit)
 
-    async def _request(self, server: Server, body: dict[str, Any]) -> tuple[str | None, str, float | None]:
-        """Send a request.
-
-        Returns:
-            The reply, or None; what went wrong; and the seconds to wait where the server is merely too busy.
+    async def _ask(self, messages: list[dict[str, str]], seed: int) -> str:
+        """Send a question to a server that is free.
 
         Raises:
+            Failed: There is no reply.
+            Unfinished: The reply did not end by itself.
             Unanswered: The server refuses the question.
-            JudgesLost: The server refuses the key or the model.
+            JudgesLost: The server refuses the key or the model, or none is left.
         """
-        import openai
-
-        try:  # `chat.completions.create` would check and copy every message, for as much time again
-            reply = await server.client.post(f"{server.url}/chat/completions", cast_to=object, body=body)
-            return reply_text(reply), "", None
-        except openai.RateLimitError as error:
-            return None, f"{server.url} is asked too often (429)", _seconds(error.response.headers.get("retry-after"))
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise Unanswered(
-                f"{server.url} refuses the question ({error.status_code}): {error.message[:500]}"
-            ) from error
-        except openai.APIStatusError as error:
-            self._refused(server, error.status_code)
-            return None, f"{server.url} fails ({error.status_code})", None
-        except (openai.APIError, ValueError) as error:
-            return None, f"{server.url} does not answer ({_reason(error)})", None
+        async with self._pool.slot() as server:
+            await self._pace(server)
+            try:
+                request = (server, "POST", "/chat/completions", self.timeout, self._body(messages, seed))
+                answer = await exchange(self._session, *request)
+                if 200 <= answer.status < 300:
+                    return read_completion(answer.body)
+            except (Failed, ValueError) as error:
+                raise Failed(f"{server.url} does not answer ({error})") from error
+            status = answer.status
+            if status == 429:
+                raise Failed(f"{server.url} is asked too often (429)", waiting_time(answer.retry_after))
+            if status in (400, 413, 422):
+                raise Unanswered(f"{server.url} refuses the question ({status}): {answer.words}")
+            self._refused(server, status)
+            raise Failed(f"{server.url} {_fails(status)}")
 
     async def _health(self, server: Server) -> str:
-        """What is wrong with a server; any answer but an error of its own will do."""
-        import openai
-
+        """What is wrong with a server; any answer but a redirection or an error of its own will do."""
         try:
-            await server.client.get("/models", cast_to=object, options={"timeout": HEALTH_TIMEOUT})
-        except openai.APIStatusError as error:
-            if error.status_code != 404:  # there are servers that do not list their models
-                self._refused(server, error.status_code)
-            return f"its health check fails ({error.status_code})" if error.status_code >= 500 else ""
-        except (openai.APIError, ValueError) as error:
-            return f"it does not answer ({_reason(error)})"
-        return ""
+            status = (await exchange(self._session, server, "GET", "/models", HEALTH_TIMEOUT)).status
+        except Failed as failure:
+            return f"it does not answer ({failure})"
+        if status != 404:  # there are servers that do not list their models
+            self._refused(server, status)
+        return "" if 200 <= status < 300 or 400 <= status < 500 else f"its health check {_fails(status)}"
 
     def _refused(self, server: Server, status: int) -> None:
         """Raises JudgesLost where asking again is of no use."""
@@ -257,35 +268,5 @@ class OpenAIJudge:
             raise JudgesLost(f"{server.url} has no model {self.model} at that address (404): see its /models")
 
 
-def reply_text(reply: Any) -> str:
-    """The text of a chat completion, with the reasoning that some servers give apart put before it, as thoughts.
-
-    Of a content in parts, its texts count.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        message = reply["choices"][0]["message"]
-        text, reasoning = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
-        if isinstance(text, list):
-            text = "".join(part["text"] for part in text if part.get("type", "text") in ("text", "output_text"))
-        if not isinstance(text, str):
-            raise TypeError(f"the content is a {type(text).__name__}")
-        text = text.encode("utf-8", "replace").decode()  # half of a pair of surrogates could not be written
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from error
-    return f"<think>{reasoning}</think>\n\n{text}" if reasoning and "</think>" not in text else text
-
-
-def _reason(error: Exception) -> str:
-    """What an error says; of one of the connection what it comes from, for the client calls them all timeouts."""
-    import openai
-
-    text = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
-    return f"{text}"[:200] or type(text).__name__
-
-
-def _seconds(header: str | None) -> float:
-    """The seconds of a Retry-After header; a second where it holds none."""
-    return min(float(header), 600.0) if header and header.replace(".", "", 1).isdigit() else 1.0
+def _fails(status: int) -> str:
+    return f"redirects elsewhere ({status})" if 300 <= status < 400 else f"fails ({status})"

@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 from datamodules.refinement.guard import kill_at_exit
-from datamodules.refinement.judging import JudgesLost, Question
+from datamodules.refinement.judging import JudgesLost, Question, whole_reply
 
 
 class VLLMJudge:
@@ -41,20 +41,23 @@ class VLLMJudge:
         self.options = options or {}
         self._llm: Any = None
         self._guard: Any = None  # kills the engine if this process is killed
-        self._waiting: list[tuple[Question, asyncio.Future[str]]] = []
+        self._waiting: list[tuple[Question, asyncio.Future[tuple[str, str | None]]]] = []
         self._working: asyncio.Task[None] | None = None
 
     async def __call__(self, question: Question) -> str:
         """The model's reply; see `Judge`.
 
         Raises:
+            Unfinished: The reply was cut.
             JudgesLost: The engine fails.
         """
-        reply: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[tuple[str, str | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, reply))
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
-        return await reply
+            self._working.add_done_callback(self._end)
+        text, reason = await reply
+        return whole_reply(text, reason or "none")  # the engine always gives one, of what has ended
 
     async def close(self) -> None:
         """End the engine's processes, by force after a second."""
@@ -66,19 +69,23 @@ class VLLMJudge:
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(0)  # lets all who have just been answered ask their next question
-            batch, self._waiting = self._waiting, []
-            try:
-                texts = await asyncio.to_thread(self._generate, [question for question, _ in batch])
-            except Exception as error:  # whatever it is belongs to those who wait
-                failure = JudgesLost(f"the vLLM engine of {self.model} fails: {error}")
-                for _, reply in batch:
-                    reply.set_exception(failure)
-                return
-            for (_, reply), text in zip(batch, texts, strict=True):
-                if not reply.done():
-                    reply.set_result(text)
+            batch = list(self._waiting)
+            replies = await asyncio.to_thread(self._generate, [question for question, _ in batch])
+            del self._waiting[: len(batch)]
+            for (_, waiting), reply in zip(batch, replies, strict=True):
+                if not waiting.done():
+                    waiting.set_result(reply)
 
-    def _generate(self, questions: list[Question]) -> list[str]:
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """Whoever waits is told of the task's failure: nobody works for them any more."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failure = JudgesLost(f"the vLLM engine of {self.model} fails: {error}")
+            for _, waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_exception(failure)
+            self._waiting.clear()
+
+    def _generate(self, questions: list[Question]) -> list[tuple[str, str | None]]:
         from vllm import SamplingParams
 
         if self._llm is None:
@@ -90,7 +97,7 @@ class VLLMJudge:
             for question in questions
         ]
         outputs = self._llm.chat([question.messages for question in questions], settings, use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]
+        return [(output.outputs[0].text, output.outputs[0].finish_reason) for output in outputs]
 
     def _seed(self, question: Question) -> int:
         return zlib.crc32(f"{self.seed}\0{question.example.id}\0{question.stage}\0{question.attempt}".encode())

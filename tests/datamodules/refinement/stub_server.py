@@ -9,15 +9,18 @@ from threading import Thread
 YES = "<think>fine</think><judge>True</judge>"
 
 
-def completion(text):
-    return json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode()
+def completion(text, reason="stop"):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+    return json.dumps({"choices": [choice]}).encode()
 
 
 class Stub:
     """Serves on a free loopback port from a thread of its own.
 
-    `behave(number, body)` gives the reply's text, or (status, headers, bytes), or None to cut the connection; `number`
-    counts the questions. `seen` counts the prompts.
+    `behave(number, body)` gives the reply's text, or (status, headers, bytes), or None to cut the connection, or an
+    iterator of all the bytes to send, a hundred times a second, before the connection is cut; `number` counts the
+    questions. `healthy` tells whether the health check is met with 200, or gives such an iterator. `seen` counts the
+    prompts.
     """
 
     def __init__(self, behave=lambda number, body: YES, delay=0.0, port=0, healthy=lambda: True):
@@ -55,6 +58,12 @@ class Stub:
     async def serve(self, reader, writer):
         try:
             while answer := await self.answer(reader):
+                if not isinstance(answer, tuple):
+                    for sent in answer:
+                        writer.write(sent)
+                        await writer.drain()
+                        await asyncio.sleep(0.01)
+                    break
                 status, headers, content = answer
                 lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(content)}"]
                 writer.write("\r\n".join([*lines, *headers, "", ""]).encode() + content)
@@ -69,7 +78,8 @@ class Stub:
         length = head.partition("content-length:")[2].partition("\r\n")[0]
         content = await reader.readexactly(int(length or 0))
         if head.startswith("get"):
-            return (200, [], b'{"data": []}') if self.healthy() else (500, [], b"{}")
+            health = self.healthy()
+            return ((200, [], b'{"data": []}') if health else (500, [], b"{}")) if isinstance(health, bool) else health
         body = json.loads(content)
         self.asked.append(body)
         self.seen[body["messages"][-1]["content"]] += 1

@@ -51,7 +51,7 @@ FAULTS = {
     "429": ((429, ["Retry-After: 5"], b"{}"), "no judge answers any more (", "is asked too often (429)"),
     "400": ((400, [], b'{"error": {"message": "unloaded"}}'), "(400)", "unloaded", "it refuses every question"),
     "500": ((500, [], b"{}"), "no judge answers any more (", "fails (500)"),
-    "slow": ("slow", "no judge answers any more (", "does not answer (Timeout on reading"),
+    "slow": ("slow", "no judge answers any more (", "does not answer (no whole answer within 1 s)"),
     "cut": (None, "no judge answers any more (", "does not answer (Server disconnected)"),
     "garbage": ((200, [], b"{not json"), "no judge answers any more (", "does not answer (Expecting property name"),
 }

@@ -7,8 +7,9 @@ import pytest
 from stub_server import YES, Stub, completion
 
 from datamodules.refinement import Question
+from datamodules.refinement.exchange import reply_text
 from datamodules.refinement.judging import MAX_REPLY, JudgesLost, Unanswered, read_reply
-from datamodules.refinement.openai_judge import FIRST_QUESTIONS, PLAIN, OpenAIJudge, reply_text
+from datamodules.refinement.openai_judge import FIRST_QUESTIONS, PLAIN, OpenAIJudge
 from datamodules.rows import Example
 
 
@@ -78,7 +79,7 @@ def test_what_fails_once_is_asked_again(fault):
 def test_a_slow_server_is_timed_out():
     with Stub(delay=5.0) as slow:
         (error,) = ask(1, slow, timeout=0.2, retries=1)
-    assert isinstance(error, RuntimeError) and "does not answer (Timeout on reading" in str(error)
+    assert isinstance(error, RuntimeError) and "does not answer (no whole answer within 0.2 s)" in str(error)
 
 
 def test_429_waits_as_long_as_it_says_and_costs_no_retry():

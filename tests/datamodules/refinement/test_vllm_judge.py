@@ -26,7 +26,7 @@ class LLM:
         self.llm_engine = Namespace(engine_core=core)
 
     def chat(self, messages, settings, use_tqdm):
-        return [Namespace(outputs=[Namespace(text="fine")]) for _ in messages]
+        return [Namespace(outputs=[Namespace(text="fine", finish_reason="stop")]) for _ in messages]
 """
 ASKING = """
 import asyncio, os, signal, sys
