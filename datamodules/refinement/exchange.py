@@ -184,7 +184,7 @@ def reply_text(reply: Any) -> str:
 def waiting_time(header: str) -> float:
     """The seconds that a `Retry-After` header asks for, within reason; one where it holds neither number nor date."""
     try:
-        if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", header.strip()):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", header.strip()):
             seconds = float(header)
         else:
             seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()

@@ -71,10 +71,10 @@ class VLLMJudge:
             await asyncio.sleep(0)  # lets all who have just been answered ask their next question
             batch = list(self._waiting)
             replies = await asyncio.to_thread(self._generate, [question for question, _ in batch])
-            del self._waiting[: len(batch)]
             for (_, waiting), reply in zip(batch, replies, strict=True):
                 if not waiting.done():
                     waiting.set_result(reply)
+            del self._waiting[: len(batch)]
 
     def _end(self, task: asyncio.Task[None]) -> None:
         """Whoever waits is told of the task's failure: nobody works for them any more."""

@@ -1,6 +1,6 @@
 """Judges against a real vLLM, its OpenAI-compatible server and its offline engine.
 
-The model is random, so what it says is no judgement; this is about how it is asked.
+The model is random, so what it says is no judgement and ends where it is cut; this is about how it is asked.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from datamodules.refinement import OpenAIJudge, Panel, Question, VLLMJudge, fcdr
+from datamodules.refinement.judging import Unfinished
 from datamodules.rows import Example, to_example
 from datamodules.toolbox import make_corpus
 
@@ -25,6 +26,7 @@ KILLED = """
 import asyncio, json, os, signal, sys
 import psutil
 from datamodules.refinement import Question, VLLMJudge
+from datamodules.refinement.judging import Unfinished
 from datamodules.rows import Example
 
 judge = VLLMJudge(sys.argv[1], max_tokens=4, options=json.loads(sys.argv[2]))
@@ -59,9 +61,17 @@ def server(small_heads_dir, tmp_path_factory):
 
 
 def ask(judge, questions=QUESTIONS):
+    """Replies, or what is said of those that were cut; other exceptions take the place of a reply."""
+
+    async def one(question):
+        try:
+            return await judge(question)
+        except Unfinished as cut:
+            return str(cut)
+
     async def all_of_them():
         try:
-            return await asyncio.gather(*(judge(question) for question in questions), return_exceptions=True)
+            return await asyncio.gather(*map(one, questions), return_exceptions=True)
         finally:
             await judge.close()
 

@@ -26,6 +26,7 @@ class Stub:
     def __init__(self, behave=lambda number, body: YES, delay=0.0, port=0, healthy=lambda: True):
         self.behave, self.delay, self.port, self.healthy = behave, delay, port, healthy
         self.asked, self.seen, self.in_flight, self.most = [], Counter(), 0, 0
+        self.host = "127.0.0.1"
 
     def __enter__(self):
         self.loop = asyncio.new_event_loop()
@@ -42,7 +43,7 @@ class Stub:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{self.host}:{self.port}/v1"
 
     async def start(self):
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.port)

@@ -53,6 +53,7 @@ FAULTS = {
     "500": ((500, [], b"{}"), "no judge answers any more (", "fails (500)"),
     "slow": ("slow", "no judge answers any more (", "does not answer (no whole answer within 1 s)"),
     "cut": (None, "no judge answers any more (", "does not answer (Server disconnected)"),
+    "no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], "no judge answers any more (", "does not answer ("),
     "garbage": ((200, [], b"{not json"), "no judge answers any more (", "does not answer (Expecting property name"),
 }
 
@@ -99,6 +100,16 @@ def test_a_huge_reply_costs_its_row_alone(refine, tmp_path):
     row = json.loads(line)
     assert (row["query"], row["verdict"]) == (query, "undecided")
     assert row["judge"].startswith("a reply of 2,0") and len(row["judge"]) < 300
+
+
+def test_replies_that_are_cut_decide_no_row(refine, tmp_path):
+    with Stub(lambda number, body: (200, [], completion(YES, "length"))) as stub:
+        assert refine(stub.url) == 0
+    calling = sum(row["answers"] != "[]" for row in make_corpus("train", ROWS, 9))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["undecided"], report["kept"]) == (calling, ROWS - calling)  # rows without a call are not asked about
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert all("did not end by itself (finish_reason 'length')" in row["judge"] for row in rows)
 
 
 def test_a_disk_that_is_full_at_the_end(refine, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.refinement import Panel, Question
-from datamodules.refinement.judging import MAX_REPLY, Unanswered, read_reply, vote
+from datamodules.refinement.judging import MAX_REPLY, Unanswered, Unfinished, read_reply, vote, whole_reply
 from datamodules.rows import Example
 
 ROW = Example("1", "Weather in Paris?", "[]", "[]")
@@ -22,6 +22,11 @@ ROW = Example("1", "Weather in Paris?", "[]", "[]")
         ("<judge>yes</judge>", None),
         ("<judge>1.5</judge>", None),
         ("<judge>True</judge> or <judge>", None),
+        ("I am to answer <judge>True</judge> if the tools", None),  # without a </think> it may be a thought
+        ("I am to answer <judge>True</judge> if the tools</think>", None),
+        ("They suffice: **<judge>True</judge>**.\n", 1.0),
+        ("<judge>False</judge>, it should be\n<NewFC>[f()]</NewFC>", 0.0),
+        ("<think>…</think><judge>True</judge>, for the tools suffice", 1.0),
         ("", None),
         ("x" * (MAX_REPLY + 1) + "<judge>True</judge>", None),
     ],
@@ -62,6 +67,28 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more(scripted, run):
     verdict = run(Panel([judge]).ask(Question("query", ROW)))
     assert (verdict.passed, verdict.replies) == (True, 2)
     assert [question.attempt for question in judge.asked] == [0, 1]
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos", "eos_token", "stop_sequence", None])
+def test_a_reply_that_ended_by_itself_is_whole(reason):
+    assert whole_reply("text", reason) == "text"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["length", "content_filter", "tool_calls", "function_call", "abort", "error", "model_length", "", 1, [], {}],
+)
+def test_a_reply_that_did_not_is_none(reason):
+    with pytest.raises(Unfinished, match="the reply did not end by itself"):
+        whole_reply("<judge>True</judge>", reason)
+
+
+def test_a_reply_that_is_cut_is_asked_for_once_more(scripted, run):
+    judge = scripted(query=[Unfinished("cut"), "<judge>True</judge>"])
+    verdict = run(Panel([judge]).ask(Question("query", ROW)))
+    assert (verdict.passed, verdict.words, verdict.replies) == (True, "<judge>True</judge>", 2)
+    verdict = run(Panel([scripted(query=Unfinished("cut"))]).ask(Question("query", ROW)))
+    assert (verdict.passed, verdict.words, verdict.replies) == (None, "cut", 2)
 
 
 def test_and_then_counts_as_no_judgement(scripted, run):

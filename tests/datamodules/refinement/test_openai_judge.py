@@ -8,7 +8,7 @@ from stub_server import YES, Stub, completion
 
 from datamodules.refinement import Question
 from datamodules.refinement.exchange import reply_text
-from datamodules.refinement.judging import MAX_REPLY, JudgesLost, Unanswered, read_reply
+from datamodules.refinement.judging import MAX_REPLY, JudgesLost, Unanswered, Unfinished, read_reply
 from datamodules.refinement.openai_judge import FIRST_QUESTIONS, PLAIN, OpenAIJudge
 from datamodules.rows import Example
 
@@ -214,6 +214,13 @@ def test_a_server_that_is_down_ends_the_run_after_its_time():
     assert "it does not answer (Cannot connect to host 127.0.0.1" in str(error)
 
 
+def test_a_server_that_is_named_twice_and_is_down_ends_the_run():
+    with Stub() as stub:
+        pass
+    (error,) = ask(1, stub, stub, patience=0.2)
+    assert isinstance(error, JudgesLost)
+
+
 def test_other_servers_take_over_from_one_that_dies():
     with Stub(lambda number, body: None, healthy=lambda: False) as dying, Stub(delay=0.01) as well:
         assert ask(30, dying, well, per_server=4) == [YES] * 30
@@ -252,6 +259,21 @@ def test_reasoning_that_comes_apart():
     assert reply_text({"choices": [{"message": {"content": None}}]}) == ""
 
 
+@pytest.mark.parametrize("reason", ["length", "content_filter", "tool_calls"])
+def test_a_reply_that_is_cut_is_none_and_ends_no_run(reason):
+    """Even where it looks whole, and where all of them are cut."""
+    with Stub(lambda number, body: (200, [], completion(YES, reason))) as stub:
+        errors = ask(3, stub)
+    assert [type(error) for error in errors] == [Unfinished] * 3 and f"finish_reason '{reason}'" in str(errors[0])
+    assert len(stub.asked) == 3  # with a seed of its own it is for the panel to ask again
+
+
+def test_a_server_that_does_not_say_why_a_reply_ended():
+    with Stub(lambda number, body: (200, [], completion(YES, None))) as stub:
+        assert ask(1, stub) == [YES]
+    assert reply_text({"choices": [{"message": {"content": YES}}]}) == YES
+
+
 def test_a_content_in_parts():
     parts = [{"type": "thinking", "thinking": "<judge>False</judge>"}, {"type": "text", "text": "<judge>"}]
     content = [*parts, {"type": "text", "text": "True</judge>"}]
@@ -268,7 +290,19 @@ def test_the_reasoning_is_no_verdict():
     assert read_reply(reply_text({"choices": [{"message": message}]})).score == 0.0
 
 
-@pytest.mark.parametrize("settings", [{"servers": []}, {"servers": ["localhost"]}, {"retries": -1}, {"timeout": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"servers": []},
+        {"servers": ["localhost"]},
+        {"servers": ["http://"]},
+        {"servers": ["http://a:port/v1"]},
+        {"servers": ["http://a b/v1"]},
+        {"servers": ["http://[a/v1"]},
+        {"retries": -1},
+        {"timeout": 0},
+    ],
+)
 def test_impossible_settings(settings):
     with pytest.raises(ValueError, match="must be"):
         OpenAIJudge(**{"model": "m", "servers": ["http://a/v1"]} | settings)

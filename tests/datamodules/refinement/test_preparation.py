@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from datamodules.refinement import Panel, RuleJudge, funrl, write_cot
-from datamodules.refinement.judging import Unanswered
+from datamodules.refinement.judging import Unanswered, Unfinished
 from datamodules.rows import Example, unchecked_example
 from datamodules.toolbox import make_corpus
 
@@ -58,6 +58,14 @@ def test_a_teacher_writes_the_chain_of_thought(scripted, run):
     system, user = teacher.asked[0].messages
     assert user["content"] == ROW.query and '"name":"f"' in system["content"]  # as the model is trained to be asked
     assert [question.attempt for question in teacher.asked] == [0, 1]
+
+
+def test_a_chain_of_thought_that_is_cut_is_asked_for_again(scripted, run):
+    teacher = scripted(write_cot=[Unfinished("cut"), "<think>f</think>\n\n[f(a=1)]"])
+    outcome = run(write_cot(ROW, Panel([teacher])))
+    assert outcome.kept and outcome.verdicts[0].replies == 2
+    outcome = run(write_cot(ROW, Panel([scripted(write_cot=Unfinished("cut"))]), regenerations=1))
+    assert outcome.verdicts[0].passed is None and outcome.verdicts[0].reason == "no chain of thought: cut"
 
 
 def test_rows_with_one_keep_theirs_and_a_silent_teacher_rejects(scripted, run):

@@ -1,5 +1,6 @@
 """The judge's part in the life of its engine, whose place a process that sleeps takes; tests/vllm has a real one."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from datamodules.refinement import Question, VLLMJudge
+from datamodules.refinement.judging import JudgesLost, Unfinished
+from datamodules.rows import Example
 
 ROOT = Path(__file__).parents[3]
 ENGINE = """
@@ -63,3 +68,41 @@ def test_the_engine_ends_with_the_judge(end, code, tmp_path):
     while is_running(int(asked.stdout)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(int(asked.stdout))
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """What three questions come to where the engine's part is this function."""
+
+    async def all_of_them():
+        judge = VLLMJudge("model")
+        questions = [Question("query", Example(str(n), f"request {n}", "[]", "[f()]")) for n in range(3)]
+        async with asyncio.timeout(30):
+            return await asyncio.gather(*map(judge, questions), return_exceptions=True)
+
+    def run(generate):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        monkeypatch.setattr(VLLMJudge, "_generate", generate)
+        return asyncio.run(all_of_them())
+
+    return run
+
+
+def test_a_reply_that_is_cut_is_none(ask):
+    reasons = ["stop", "length", None]  # an engine that gives no reason has not finished
+    replies = ask(lambda judge, questions: [("fine", reason) for reason in reasons])
+    assert replies[0] == "fine" and [type(reply) for reply in replies[1:]] == [Unfinished] * 2
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(ask):
+    def fail(judge, questions):
+        raise MemoryError("no blocks")
+
+    errors = ask(fail)
+    assert [type(error) for error in errors] == [JudgesLost] * 3
+    assert str(errors[0]) == "the vLLM engine of model fails: no blocks"
+
+
+def test_an_engine_that_answers_too_little_leaves_nobody_waiting(ask):
+    replies = ask(lambda judge, questions: [("fine", "stop")])
+    assert replies[0] == "fine" and [type(reply) for reply in replies[1:]] == [JudgesLost] * 2
