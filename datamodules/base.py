@@ -11,7 +11,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.chat import load_tokenizer
+from datamodules.command_line import sentence
 from datamodules.encoding import BadRows, EncodedRows, encode_rows
+from datamodules.escaping import visible
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
 from datamodules.packing import PROMPT
@@ -239,9 +241,9 @@ def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]
 
 @rank_zero_only
 def _report(summary: str, bad: list[BadRows], log_dir: str | None) -> None:
-    print(summary)
+    print(visible(summary))
     for row in islice(chain.from_iterable(bad), SHOWN):
-        print(f"left out: {complaint(row).rpartition(';')[0]}")
+        print(f"left out: {sentence(complaint(row)).rpartition(';')[0]}")
     if (count := sum(map(len, bad))) and log_dir:
         write_jsonl(Path(log_dir) / "bad_rows.jsonl", chain.from_iterable(bad))
         print(f"all {count:,} bad rows are in {Path(log_dir) / 'bad_rows.jsonl'}")

@@ -67,15 +67,18 @@ def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
-        ValueError: The tokenizer has no chat template, or no fast (Rust) version.
+        ValueError: The tokenizer has no chat template, no fast (Rust) version, or needs code of its own.
     """
     folder = resolve_model_folder(init_from)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"init_from: {folder} is neither a folder here nor a model the hub gives us") from error
+    except ValueError as error:  # it needs code of its own, which is not run, or a class that transformers lacks
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"init_from: the tokenizer of {folder} could not be loaded: {why}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
     if not tokenizer.chat_template:

@@ -6,6 +6,9 @@ from typing import IO, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from datamodules.escaping import visible
+from datamodules.redaction import redact
+
 SAYS_NOTHING = re.compile(
     "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
     r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
@@ -35,7 +38,7 @@ def sentence(message: str) -> str:
     """One line of an error message of several, without what says nothing about the cause."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
-    return LACKS.sub(_ask, " ".join(kept) or message)
+    return visible(redact(LACKS.sub(_ask, " ".join(kept) or message)))
 
 
 def _ask(lacks: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from datamodules.escaping import visible
 from datamodules.example import Example
 from rewards import as_calls
 
@@ -35,5 +36,10 @@ def describe(counts: Mapping[str, int]) -> list[str]:
         found = {name.partition("/")[2]: count for name, count in counts.items() if name.partition("/")[0] == kind}
         if found:
             ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-            lines.append(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in ordered))
+            lines.append(f"{title}: " + ", ".join(f"{_shown(name)} {count:,}" for name, count in ordered))
     return lines
+
+
+def _shown(name: str) -> str:
+    """A name in one line: columns are named by the rows."""
+    return " ".join(visible(name).split())

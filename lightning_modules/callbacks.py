@@ -1,7 +1,6 @@
 """What a run leaves in its version folder besides events and checkpoints: figures, samples, rollouts, weights."""
 
 import csv
-import html
 import json
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from datamodules.escaping import markdown_text
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.metrics import Rollout
@@ -165,10 +165,6 @@ def markdown_table(rows: Sequence[dict[str, str]], max_chars: int) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-_ENTITIES = str.maketrans({c: f"&#{ord(c)};" for c in "|\\`*_{}[]()!~"} | {"\n": "<br>", "\r": ""})
-
-
 def escape_cell(text: str, max_chars: int) -> str:
     """Cut a text and turn every character that HTML or Markdown gives a meaning into an entity; line feeds stay."""
-    cut = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-    return html.escape(cut, quote=False).translate(_ENTITIES)
+    return markdown_text(text.replace("\r\n", "\n"), max_chars).replace("\n", "<br>")

@@ -10,13 +10,14 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
@@ -25,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import datamodules  # noqa: F401  (YAML may then use bare class names)
 from datamodules.command_line import SentenceParser, refuse, sentence
 from datamodules.files import clear_unfinished
+from datamodules.redaction import redact_settings, refuse_masked
 from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
@@ -56,6 +58,13 @@ class Parser(SentenceParser, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
 
+class SaveRedactedConfig(SaveConfigCallback):
+    """Saves the settings to `config.yaml`, but for what is secret."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        super().__init__(parser, redact_settings(config), **options)
+
+
 class RunTrainer(Trainer):
     """Lightning's trainer, whose `log_dir` is the run's version folder, whatever its loggers make of theirs."""
 
@@ -83,6 +92,7 @@ class FunReasonCLI(LightningCLI):
         super().__init__(
             FunctionCallingModule,
             LightningDataModule,
+            save_config_callback=SaveRedactedConfig,
             trainer_class=RunTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -118,6 +128,7 @@ class FunReasonCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the figures."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        refuse_masked(config)
         settle(config["trainer"])
         if config.get("ckpt_path"):
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"])

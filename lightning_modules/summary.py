@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.chat import DATE_FIXED, PROMPT_DATE
+from datamodules.escaping import visible
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
@@ -98,7 +99,7 @@ class RunSummary(Callback):
             rows |= tokens_of_step(trainer, pl_module)
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
         if trainer.is_global_zero:
-            print("\n".join(f"  {name:<14}{value}" for name, value in rows.items()))
+            print(visible("\n".join(f"  {name:<14}{value}" for name, value in rows.items())))
             if isinstance(trainer.logger, TensorBoardLogger):
                 groups = ROLLOUTS if isinstance(pl_module, GRPOModule) else ("Loss",)
                 shown = {k: v for k, v in LAYOUT.items() if k in (*groups, *EVERY_RUN)}

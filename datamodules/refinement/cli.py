@@ -12,7 +12,9 @@ import yaml
 from jsonargparse import Namespace
 
 from datamodules.command_line import SentenceParser, refuse
+from datamodules.escaping import visible
 from datamodules.readers import fingerprint, read_rows
+from datamodules.redaction import redact_settings, refuse_masked
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
@@ -116,10 +118,10 @@ class Refinement:
         """Refine, or go on refining; a folder that is finished is left as it is.
 
         Args:
-            settings: What the run is, as it is saved beside its results.
+            settings: What the run is, as it is saved beside its results, but for what is secret.
         """
         total = sum(1 for _ in self.rows())
-        settings = settings | {"source": self.source()}
+        settings = redact_settings(settings | {"source": self.source()})
         if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
             print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
             return
@@ -155,7 +157,7 @@ class Refinement:
         saved = self.folder / "config.yaml"
         if not saved.is_file():
             return False
-        differing = _differing(yaml.safe_load(saved.read_text(encoding="utf-8")), settings)
+        differing = _differing(redact_settings(yaml.safe_load(saved.read_text(encoding="utf-8"))), settings)
         if differing:
             raise ValueError(
                 f"{self.folder} holds a run with other settings ({', '.join(differing)}): choose another output_dir, "
@@ -199,6 +201,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]
     parser.add_argument("--dry-run", action="store_true", help="print the prompts of three rows and the cost, and stop")
     config = parser.parse_args(None if args is None else list(args))
     settings = yaml.safe_load(parser.dump(config))
+    refuse_masked(settings)
     return {k: v for k, v in settings.items() if k not in ("config", "dry_run")}, parser.instantiate_classes(config)
 
 
@@ -208,7 +211,7 @@ def main(args: Sequence[str] | None = None) -> None:
         settings, options = parse(args)
         refinement = Refinement(**{name: options[name] for name in settings})
         if options.dry_run:
-            print(dry_run(refinement.rows(), refinement.recipe, refinement.judge))
+            print(visible(dry_run(refinement.rows(), refinement.recipe, refinement.judge)))
         else:
             refinement.run(settings)
     except KeyboardInterrupt:

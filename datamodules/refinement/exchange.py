@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from datamodules.redaction import redact
 from datamodules.refinement.judging import whole_reply
 from datamodules.refinement.servers import Server
 
@@ -197,4 +198,4 @@ def _line(text: str, secrets: Sequence[str] = ()) -> str:
     """The beginning of a text that came from elsewhere, in one line that can be written."""
     for secret in secrets:
         text = text.replace(secret, "***")
-    return " ".join(text[:10_000].encode("utf-8", "replace").decode().split())[:500]
+    return " ".join(redact(text[:10_000]).encode("utf-8", "replace").decode().split())[:500]

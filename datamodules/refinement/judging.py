@@ -25,7 +25,7 @@ ENDED = (None, "stop", "eos", "eos_token", "stop_sequence")
 """`finish_reason` of a reply that the model ended: "stop" of OpenAI, vLLM, llama.cpp and Ollama, the others of Together
 and early TGI. Some servers give none (early TabbyAPI): the verdict's place must then show whether a reply is whole."""
 _LAST_TAG = re.compile(r"</(?:judge|NewFC|fault|tool)\s*>\W*\Z", re.IGNORECASE)
-_JUDGE = re.compile(r"<judge>\s*(true|false|0(?:\.\d+)?|1(?:\.0+)?)\s*</judge>", re.IGNORECASE)
+_JUDGE = re.compile(r"<judge>\s*(true|false|0(?:\.\d+)?|1(?:\.0+)?)\s*</judge>", re.IGNORECASE | re.ASCII)
 
 
 class Unanswered(Exception):

@@ -6,7 +6,9 @@ stands between tags, and no text of a row can close them.
 
 import json
 import re
+import unicodedata
 from functools import lru_cache
+from itertools import pairwise
 
 from datamodules.chat import messages as training_messages
 from datamodules.rows import Example
@@ -54,11 +56,17 @@ SHOWN = {
 """What of the row each question shows, by tag."""
 
 read_answer = lru_cache(1024)(parse_calls)  # several stages and questions read the answer of a row
-_TAG = re.compile(
-    r"<(?=[\s/\\]*(?:query|tools|CoT|refFC|found|judge|NewFC|fault|tool|think)\b"  # of these questions and replies
-    r"|[|\uff5c]|/?s>|(?:start|end)_of_turn>)",  # of chat templates, which servers take for the end of a turn
-    re.IGNORECASE,
+_UNSEEN = r"[\x00-\x08\x0e-\x1f\x7f]*"  # what may stand unseen between the letters of a name
+_OURS, _TEMPLATES = (
+    "|".join(_UNSEEN.join(map(re.escape, name)) for name in names)
+    for names in (
+        ("query", "tools", "CoT", "refFC", "found", "judge", "NewFC", "fault", "tool", "think"),
+        ("|", "s>", "/s>", "start_of_turn>", "end_of_turn>"),  # servers take these for the end of a turn
+    )
 )
+_TAG = re.compile(rf"<(?=[^\w<]*(?:{_OURS})\b|{_UNSEEN}(?:{_TEMPLATES}))", re.IGNORECASE)
+_ALIKE = str.maketrans("‹〈❮⟨〈ᐸ˂" + "асԁегһіјкоԛѕтуαικοτυ", "<" * 7 + "acdeghijkoqstyaikotu")  # noqa: RUF001
+"""Characters by those that they look like, where Unicode does not say it: brackets, Cyrillic and Greek letters."""
 
 
 def messages(stage: str, example: Example, finding: str = "") -> list[dict[str, str]]:
@@ -99,4 +107,17 @@ def _turns(history: str) -> list[str]:
 
 
 def _between(tag: str, text: str) -> str:
-    return f"<{tag}>\n{_TAG.sub('&lt;', text)}\n</{tag}>"
+    return f"<{tag}>\n{_inert(text)}\n</{tag}>"
+
+
+def _inert(text: str) -> str:
+    """A text without tags: what could be read as one of those that frame it has no angle bracket any more."""
+    read = text if text.isascii() else text.translate({ord(c): _plain(c) for c in set(text)})
+    ends = [0, *(tag.end() for tag in _TAG.finditer(read)), len(text) + 1]  # `read` is as long as `text`
+    return "&lt;".join(text[start : end - 1] for start, end in pairwise(ends))
+
+
+def _plain(character: str) -> str:
+    """The ASCII character that one looks like, NUL where it is not seen, else itself without its accents."""
+    unseen = unicodedata.category(character) in ("Cf", "Mn", "Me") or character in "\u115f\u1160\u3164\uffa0"
+    return "\0" if unseen else unicodedata.normalize("NFKD", character)[0].translate(_ALIKE)

@@ -1,11 +1,12 @@
 """What a refinement counts, and the report that is made of it."""
 
-import html
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from datamodules.escaping import markdown_text
+from datamodules.redaction import redact
 from datamodules.refinement.judging import Outcome
 
 STAGES = ("response", "query", "cot", "call", "format", "evaluate", "ast", "write_cot", "row")
@@ -74,8 +75,8 @@ def rejection(number: int, outcome: Outcome) -> dict[str, Any]:
         "stage": last.stage,
         "verdict": "undecided" if last.passed is None else "rejected",
         "fault": last.fault,
-        "reason": last.reason,
-        "judge": last.words,
+        "reason": redact(last.reason),
+        "judge": redact(last.words),
         "tried": [verdict.correction for verdict in outcome.verdicts if verdict.correction],
     } | row
 
@@ -92,10 +93,11 @@ class Examples:
         lines = self.lines.setdefault(refused.stage, []) if refused else []
         if refused is None or len(lines) >= SHOWN:
             return
-        answer = f"`{_cut(outcome.example.answers)}`" if outcome.kept else "rejected"
+        answer = f"<code>{_cut(outcome.example.answers)}</code>" if outcome.kept else "rejected"
+        reason, words = _cut(redact(refused.reason)), _cut(redact(refused.words))
         lines.append(
             f"- row {number} ({_cut(outcome.example.id)}): {_cut(outcome.example.query)}\n"
-            f"  - {_cut(refused.reason)} Judge: {_cut(refused.words) or 'not asked'}\n  - {answer}"
+            f"  - Reason: {reason} Judge: {words or 'not asked'}\n  - {answer}"
         )
 
 
@@ -119,5 +121,4 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return html.escape(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…", quote=False).replace("`", "'")
+    return markdown_text(" ".join(text.split()), MAX_TEXT)

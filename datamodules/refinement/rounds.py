@@ -20,6 +20,7 @@ from typing import Any
 from datamodules.command_line import SentenceParser, refuse
 from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
+from datamodules.redaction import redact
 from datamodules.refinement.run import write_text
 from datamodules.rows import Example, unchecked_example
 from datamodules.xlam import write_jsonl
@@ -190,7 +191,7 @@ def run_module(module: str, *arguments: str) -> None:
         RuntimeError: It fails.
     """
     command = [sys.executable, "-m", module, *arguments]
-    print("$", " ".join(command), flush=True)
+    print("$", redact(" ".join(command)), flush=True)
     if code := subprocess.run(command, check=False).returncode:
         raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}; the same command goes on from here")
 

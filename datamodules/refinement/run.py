@@ -16,6 +16,7 @@ from tqdm import tqdm
 from datamodules.example import BadRow
 from datamodules.files import atomic_write
 from datamodules.holdout import opening, query_places
+from datamodules.redaction import redact
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
 from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
@@ -150,8 +151,8 @@ async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: J
 
 def _unexpected(error: Exception) -> str:
     """What an exception is and where it comes from."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"unexpected {type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}, line {place.lineno})"
+    place, words = traceback.extract_tb(error.__traceback__)[-1], redact(str(error))[:200]
+    return f"unexpected {type(error).__name__}: {words} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def check_errors(tally: Tally, total: int, share: float, reason: str) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.command_line import SentenceParser
+from datamodules.escaping import visible
 from datamodules.example import BadRow
 from datamodules.files import atomic_write, remove
 from datamodules.locks import sole_writer
@@ -121,4 +122,4 @@ def main(args: list[str] | None = None) -> None:
     """Run `funreason data`."""
     parser = SentenceParser(prog="funreason data", description="Any rows to the project's schema, with a report.")
     parser.add_function_arguments(convert)
-    print(convert(**parser.parse_args(args).as_dict()))
+    print(visible(convert(**parser.parse_args(args).as_dict())))
