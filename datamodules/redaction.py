@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -43,11 +44,14 @@ def keep_secret(value: str | None) -> None:
         _kept.update((value, value.strip(), quote(value, safe=""), unquote(value)))
 
 
-def keep_secrets_of(url: str) -> None:
-    """Let `redact` mask the secrets of this URL from now on, wherever they stand."""
-    for place in _PLACES[: len(_IN_URLS)]:
-        for found in place.finditer(url):
-            keep_secret(found[0].removeprefix(found[1]))
+def keep_secrets_of(settings: Any) -> None:
+    """Let `redact` mask the secrets of these settings, wherever they stand: a server or an error may say them back."""
+    for name, text in _texts(settings):
+        if _SETTING.fullmatch(name.rpartition(".")[2]):
+            keep_secret(text)
+        for place in _PLACES[: len(_IN_URLS)]:
+            for found in place.finditer(text):
+                keep_secret(found[0].removeprefix(found[1]))
 
 
 def redact(text: str) -> str:
@@ -87,25 +91,30 @@ def redact_settings(settings: Any, name: str = "") -> Any:
     return MASK if settings and _SETTING.fullmatch(name) else redact(settings)
 
 
-def refuse_masked(settings: Any, name: str = "") -> None:
+def refuse_masked(settings: Any) -> None:
     """Check that settings hold what was a secret, where they come from a file that was saved without.
 
     Raises:
         ValueError: One is masked.
     """
-    if isinstance(settings, Namespace):
-        settings = vars(settings)
-    if isinstance(settings, dict):
-        for key, value in settings.items():
-            refuse_masked(value, f"{name}.{key}" if name else str(key))
+    for name, text in _texts(settings):
+        if MASK in text:
+            raise ValueError(
+                f"{name}: {text} was saved without its secret; give the whole value on the command line, or in a YAML "
+                "of your own after this one"
+            )
+
+
+def _texts(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of settings, with their names joined by dots."""
+    if isinstance(settings, str):
+        yield name, settings
     elif isinstance(settings, list | tuple):
         for value in settings:
-            refuse_masked(value, name)
-    elif isinstance(settings, str) and MASK in settings:
-        raise ValueError(
-            f"{name}: {settings} was saved without its secret; give the whole value on the command line, or in a YAML "
-            "of your own after this one"
-        )
+            yield from _texts(value, name)
+    elif isinstance(settings, dict | Namespace):
+        for key, value in (vars(settings) if isinstance(settings, Namespace) else settings).items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
 
 
 def _of_the_environment() -> set[str]:

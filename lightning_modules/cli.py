@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import datamodules  # noqa: F401  (YAML may then use bare class names)
 from datamodules.command_line import SentenceParser, refuse, sentence
 from datamodules.files import clear_unfinished
-from datamodules.redaction import redact_settings, refuse_masked
+from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
@@ -129,6 +129,7 @@ class FunReasonCLI(LightningCLI):
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the figures."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         refuse_masked(config)
+        keep_secrets_of(config)
         settle(config["trainer"])
         if config.get("ckpt_path"):
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"])

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from datamodules.command_line import SentenceParser, refuse
 from datamodules.escaping import visible
 from datamodules.readers import fingerprint, read_rows
-from datamodules.redaction import redact_settings, refuse_masked
+from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
@@ -202,6 +202,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]
     config = parser.parse_args(None if args is None else list(args))
     settings = yaml.safe_load(parser.dump(config))
     refuse_masked(settings)
+    keep_secrets_of(settings)
     return {k: v for k, v in settings.items() if k not in ("config", "dry_run")}, parser.instantiate_classes(config)
 
 

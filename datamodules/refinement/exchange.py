@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from datamodules.redaction import redact
+from datamodules.redaction import keep_secret, redact
 from datamodules.refinement.judging import whole_reply
 from datamodules.refinement.servers import Server
 
@@ -197,5 +197,5 @@ def waiting_time(header: str) -> float:
 def _line(text: str, secrets: Sequence[str] = ()) -> str:
     """The beginning of a text that came from elsewhere, in one line that can be written."""
     for secret in secrets:
-        text = text.replace(secret, "***")
+        keep_secret(secret)
     return " ".join(redact(text[:10_000]).encode("utf-8", "replace").decode().split())[:500]

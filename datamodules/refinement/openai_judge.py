@@ -7,7 +7,7 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.redaction import keep_secret, keep_secrets_of
+from datamodules.redaction import keep_secret
 from datamodules.refinement.exchange import Failed, exchange, open_session, read_completion, server_at, waiting_time
 from datamodules.refinement.judging import JudgesLost, Question, Unanswered, Unfinished
 from datamodules.refinement.servers import Server, ServerPool
@@ -96,8 +96,6 @@ class OpenAIJudge:
         self.retries, self.timeout, self.patience, self.rate_limit = retries, timeout, patience, rate_limit
         self.api_key_env = api_key_env
         keep_secret(os.environ.get(api_key_env))  # a server may say it back
-        for url in servers:
-            keep_secrets_of(url)
         self._pool: ServerPool | None = None  # of the event loop that asks the first question
         self._session: ClientSession | None = None
         self._asked = self._answered = self._refused_first = 0  # questions; the last counts the first ones only

@@ -64,7 +64,8 @@ _OURS, _TEMPLATES = (
         ("|", "s>", "/s>", "start_of_turn>", "end_of_turn>"),  # servers take these for the end of a turn
     )
 )
-_TAG = re.compile(rf"<(?=[^\w<]*(?:{_OURS})\b|{_UNSEEN}(?:{_TEMPLATES}))", re.IGNORECASE)
+_BETWEEN = r"(?:\\(?:u[0-9a-f]{4}|[bfnrt])|[^\w<])*"  # the bracket and the name, in JSON too
+_TAG = re.compile(rf"<(?={_BETWEEN}(?:{_OURS})\b|{_UNSEEN}(?:{_TEMPLATES}))", re.IGNORECASE)
 _ALIKE = str.maketrans("‹〈❮⟨〈ᐸ˂" + "асԁегһіјкоԛѕтуαικοτυ", "<" * 7 + "acdeghijkoqstyaikotu")  # noqa: RUF001
 """Characters by those that they look like, where Unicode does not say it: brackets, Cyrillic and Greek letters."""
 

@@ -15,6 +15,7 @@ NASTY = [
     "[link](javascript:alert(1)) ![img](http://x/y.png)",
     "&lt;b&gt; &#124; &amp;",
     "back\\slash \\| pipe",
+    "http://x.y/z www.x.y $x$ :tag: @who",
     "1. one * two - three + four",
     "<think>line\nline</think>\n\n[f(a='x|y')]",
 ]
@@ -31,6 +32,10 @@ def test_text_comes_out_of_the_rendered_table_as_it_went_in(text):
 
 def test_long_cells_are_cut_before_they_are_escaped():
     assert escape_cell("a||||", 3) == "a&#124;…"
+
+
+def test_a_cell_holds_no_control_characters():
+    assert escape_cell("a\x1b[2Jb\r\nc\u202e", 100) == "a&#92;x1b&#91;2Jb<br>c&#92;u202e"
 
 
 def test_header_and_rows():

@@ -4,11 +4,13 @@ import json
 import os
 
 import pytest
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from training_runs import figures
 
+from datamodules import redaction
 from datamodules.files import atomic_write
 from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, version_folder
 from lightning_modules.strategies import FSDP1, FSDP2
@@ -27,6 +29,13 @@ class RemoteLogger(Logger):
 
     def log_metrics(self, metrics, step=None):
         self.step = step
+
+
+class KeyedLogger(RemoteLogger):
+    """One that wants a key, as Comet's does."""
+
+    def __init__(self, api_key: str, tracking_uri: str, workspace: str = ""):
+        super().__init__()
 
 
 REMOTE = {"class_path": "test_run_folder.RemoteLogger"}
@@ -113,3 +122,25 @@ def test_strategies_that_would_run_what_a_checkpoint_holds_do_not_read_one(unsaf
         check_reads_safely(object.__new__(unsafe))
     for ours in (FSDP1, FSDP2, DDPStrategy, SingleDeviceStrategy):
         check_reads_safely(object.__new__(ours))
+
+
+def test_the_saved_config_holds_no_secret_and_asks_for_it_again(base_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(redaction, "_kept", set())
+    monkeypatch.setenv("WORK_SECRET", "of-the-environment")
+    given = {"api_key": "key-of-a-logger", "tracking_uri": "http://me:pass-word@h/?a=1&sig=signed"}
+    logger = {"class_path": "test_run_folder.KeyedLogger", "init_args": given | {"workspace": "${oc.env:WORK_SECRET}"}}
+    (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    args = base_args(tmp_path, **SMALL)
+    main(["fit", *CONFIG, "--config", str(tmp_path / "logger.yaml"), *args])
+    run = tmp_path / "version_0"
+    files = [path for path in run.rglob("*") if path.is_file()]
+    for secret in (b"key-of-a-logger", b"pass-word", b"signed", b"of-the-environment"):
+        assert [path for path in files if secret in path.read_bytes()] == []
+    saved = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"]["init_args"]
+    masked = {"api_key": "<secret>", "tracking_uri": "http://me:<secret>@h/?a=1&sig=<secret>", "workspace": "<secret>"}
+    assert saved == masked
+
+    again = ["fit", "--config", str(run / "config.yaml")]
+    with pytest.raises(SystemExit, match=r"trainer\.logger\.init_args\.api_key: <secret> was saved without its secret"):
+        main(again)
+    main([*again, "--config", str(tmp_path / "logger.yaml"), "--trainer.fast_dev_run=true"])
