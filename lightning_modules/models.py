@@ -7,21 +7,21 @@ batch never exist. It is one module, so that a sharding strategy that wraps it g
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from datamodules.chat import resolve_model_folder
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.head import after_head, decoder_of
+from lightning_modules.policy.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -170,16 +170,15 @@ def build_policy(
         The model in train mode.
 
     Raises:
-        FileNotFoundError: If there is no such folder, no config.json in it, or no such model on the hub.
-        ValueError: If the weights are not safetensors, the architecture is unknown, no causal one or lacks a package
-            or the attention kernel, its head cannot be scored in chunks, or adapters would sit on other than linear
-            layers.
+        FileNotFoundError: See `load_weights`.
+        ValueError: See `load_weights`; also if the head cannot be scored in chunks, or adapters would sit on other than
+            linear layers.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
         # To transformers, None is sdpa where it can be and else eager; a name is a demand.
         kernel = None if attn_implementation == "sdpa" else attn_implementation
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
-        model = _load(init_from, empty, dtype=dtype, attn_implementation=kernel, experts_implementation=experts)
+        model = load_weights(init_from, empty, dtype=dtype, attn_implementation=kernel, experts_implementation=experts)
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
             log.warning(mended)
@@ -204,25 +203,6 @@ def build_policy(
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
     return policy
-
-
-def _load(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
-    source = resolve_model_folder(init_from)
-    random = Path(source).is_dir() and not _has_weights(Path(source))
-    try:
-        if random or empty:
-            if not empty:
-                log.warning("%s holds a config.json and no weights: starting from random weights.", source)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
-    except OSError as error:
-        raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
-    except (ValueError, ImportError) as error:  # of transformers, which lists all it knows
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        if kernel := options["attn_implementation"]:  # asked for by name: the default is never refused
-            reason = f"model.attn_implementation {kernel}: {reason}"
-        raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
 
 
 def _check_adapters(model: PeftModel) -> None:
@@ -250,13 +230,3 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
         for name, (block, _, leaf) in zip(names, (name.rpartition(".") for name in names), strict=True)
         if not (block in mamba and leaf in PAST_ADAPTERS) and not (experts and leaf in OF_EXPERTS)
     ]
-
-
-def _has_weights(folder: Path) -> bool:
-    if any(folder.glob("*.safetensors")):
-        return True
-    if pickles := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
-        raise ValueError(
-            f"init_from: {folder} holds pickled weights ({pickles[0]}); convert them to safetensors first."
-        )
-    return False

@@ -1,0 +1,216 @@
+"""Weights as a folder holds them: what is missing, left over, of another shape or not finite is refused by name."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from datamodules.chat import resolve_model_folder
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # names in an error
+BESIDE_THE_TEXT = re.compile(
+    r"(^|\.)(vision_tower|vision_model|visual|vision_embed\w*|audio_tower|multi_modal_projector|mtp\w*|v_head)\."
+    r"|(inv_freq|masked_bias)$"
+)
+"""What whole checkpoints hold and a language model rightly leaves, beside what its class in transformers names: what
+sees, hears, predicts further tokens or estimates a value, and tables that are computed nowadays."""
+CONVERTED = re.compile(r"^(.+?) +\| +\S*CONVERSION", re.MULTILINE)
+"""A weight in transformers' report that it could not make of several of a file, such as those of the experts."""
+ODD_CONFIG = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+"""What transformers meets in a config with values that it does not expect, beside the errors that it raises itself."""
+
+
+def load_weights(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
+    """Load a causal LM, or make a random one where a folder holds a config.json and no weights.
+
+    Args:
+        init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
+        empty: Read the config alone; the weights are whatever the caller's context makes of them.
+        **options: Of `from_pretrained`, among them `attn_implementation`.
+
+    Returns:
+        The model; every weight of it comes from the folder, or none does.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, no config.json in it, no such model on the hub, or a shard is
+            missing.
+        ValueError: If the weights are no whole safetensors, do not fit the config, are not finite, are quantized or are
+            an adapter's, or if the architecture is unknown, no causal one or lacks a package or the attention kernel.
+    """
+    source, report = resolve_model_folder(init_from), []
+    random = Path(source).is_dir() and not _has_weights(Path(source))
+    try:
+        if random or empty:
+            if not empty:
+                log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        with _kept_off_screen(report):
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named below
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except OSError as error:
+        raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise ValueError(f"init_from: {_damaged(source)} is damaged ({error}): get it again") from error
+    except (ValueError, ImportError, *ODD_CONFIG) as error:  # of transformers, which lists all it knows
+        if mixed := CONVERTED.findall("\n".join(report)):
+            raise ValueError(
+                f"init_from: the weights of {source} do not fit its config.json: not all that {_some(mixed)} is made "
+                "of is there and of its shape"
+            ) from error
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        if isinstance(error, ODD_CONFIG):
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if method := _quantization(source):
+            reason = f"quantization_config in its config.json ({method}): {reason}"
+        elif (kernel := options["attn_implementation"]) and isinstance(error, ValueError | ImportError):
+            reason = f"model.attn_implementation {kernel}: {reason}"  # asked for by name: the default is never refused
+        raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
+    check_names(source, info)
+    check_values(source, model)
+    return model
+
+
+def check_names(source: str, info: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the config.
+
+    Args:
+        source: The folder or hub id they were loaded from.
+        info: What transformers says of the loading; tied weights, and what a class is known to do without, are no
+            longer in it.
+
+    Raises:
+        ValueError: If names are missing or left over, or a shape is another.
+    """
+    shapes = (f"{name} is {list(here)} and must be {list(there)}" for name, here, there in info["mismatched_keys"])
+    faults = {
+        "missing": info["missing_keys"],
+        "not of this model": (name for name in info["unexpected_keys"] if not BESIDE_THE_TEXT.search(name)),
+        "of another shape": shapes,
+    }
+    told = [f"{len(names)} {word} ({_some(names)})" for word, found in faults.items() if (names := sorted(found))]
+    if told:
+        raise ValueError(
+            f"init_from: the weights of {source} do not fit its config.json: {', '.join(told)}; give the folder of one "
+            "whole model, or a config.json alone to start from random weights"
+        )
+
+
+@torch.no_grad()
+def check_values(source: str, model: PreTrainedModel) -> None:
+    """Refuse weights that are not finite, at the cost of reading each once, or no floating-point numbers.
+
+    Raises:
+        ValueError: Naming the file and the tensor.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"init_from: {source} holds quantized weights ({name} is {weight.dtype}), which nothing here can train "
+                "or export: give the model they were made from"
+            )
+    for name, weight in model.state_dict().items():
+        if not _finite(weight):
+            file, tensor = next(_not_finite(source), (source, name))
+            raise ValueError(
+                f"init_from: {file} holds {tensor}, in which not all values are finite in {weight.dtype}: get it "
+                "again, or give a model from before its training went wrong"
+            )
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether no value is NaN or infinite, which the least or the greatest one would be."""
+    return not weight.is_floating_point() or not weight.numel() or bool(torch.stack(weight.aminmax()).isfinite().all())
+
+
+def _not_finite(source: str) -> Iterator[tuple[Path, str]]:
+    """The tensors of a folder's files that are not finite; names in files can differ from those in the model."""
+    for path in _files(source):
+        with safe_open(path, framework="pt") as file:
+            yield from ((path, name) for name in file.keys() if not _finite(file.get_tensor(name)))
+
+
+def _damaged(source: str) -> str | Path:
+    """The file of a folder that is no whole safetensors."""
+    for path in _files(source):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return path
+    return source
+
+
+def _files(source: str) -> list[Path]:
+    return sorted(Path(source).glob("*.safetensors"))  # none of a hub id
+
+
+def _has_weights(folder: Path) -> bool:
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"init_from: {folder} holds an adapter (adapter_config.json), and the weights it sits on are elsewhere: "
+            "merge both into one folder first"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not _is_index(index):
+        raise ValueError(f"init_from: {index} is damaged, it does not say which file holds which weight: get it again")
+    if index.is_file() or _files(str(folder)):
+        return True
+    if pickles := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
+        raise ValueError(
+            f"init_from: {folder} holds pickled weights ({pickles[0]}); convert them to safetensors first."
+        )
+    return False
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return bool(files) and all(isinstance(name, str) for name in files.values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _quantization(source: str) -> str:
+    """What a folder's config.json says that its weights were quantized with; "" if they were not."""
+    try:
+        config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    return "" if found is None else str(found.get("quant_method")) if isinstance(found, dict) else repr(found)
+
+
+def _some(names: Iterable[str]) -> str:
+    first, rest = (names := list(names))[:SHOWN], len(names) - SHOWN
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+
+
+@contextmanager
+def _kept_off_screen(report: list[str]) -> Iterator[None]:
+    """Collect the table in which transformers lists what is said here in a sentence."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if table := "LOAD REPORT" in record.getMessage():
+            report.append(record.getMessage())
+        return not table
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

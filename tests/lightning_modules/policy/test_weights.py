@@ -1,0 +1,159 @@
+"""Folders whose weights are not what their config.json says: none is completed, each is refused in one sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from families import EXPERTS, like_llama
+from safetensors.torch import load_file, save_file
+
+from lightning_modules.models import build_policy
+from lightning_modules.policy.weights import check_values, load_weights
+
+NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_tokenizer):
+    llama, experts = like_llama("llama"), like_llama("qwen3_moe", **EXPERTS)
+    return {f.kind: f.save(tmp_path_factory.mktemp(f.kind), tiny_tokenizer) for f in (llama, experts)}
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of a folder whose weights, or config, a function has changed; in as many files as it returns dicts."""
+
+    def make(change=lambda weights: None, kind="llama", **config):
+        place = shutil.copytree(saved[kind], tmp_path / "model")
+        weights = load_file(place / "model.safetensors")
+        change(weights)
+        save_file(weights, place / "model.safetensors", {"format": "pt"})
+        path = place / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return place
+
+    return make
+
+
+def shards(place):
+    """The same weights in two files."""
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    homes = {name: f"{'ab'[i % 2]}.safetensors" for i, name in enumerate(sorted(weights))}
+    for file in set(homes.values()):
+        save_file({n: w for n, w in weights.items() if homes[n] == file}, place / file, {"format": "pt"})
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    return place
+
+
+def refusal(place, error=ValueError):
+    with pytest.raises(error) as raised:
+        build_policy(str(place))
+    words = str(raised.value)
+    assert words.startswith((f"init_from: {place}", f"init_from: the weights of {place} do not fit its config.json"))
+    assert "\n" not in words and len(words) < 900
+    return words
+
+
+def drop_half(weights):
+    for name in sorted(weights)[::2]:
+        del weights[name]
+
+
+def of_layer_2(weights):
+    weights["model.layers.2.input_layernorm.weight"] = torch.ones(32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        # 2 layers of 9 weights, embedding, norm and head: 21, and every other one of the sorted names is gone
+        (drop_half, "11 missing (lm_head.weight, model.layers.0.input_layernorm.weight, "),
+        (lambda w: w.pop("lm_head.weight"), "1 missing (lm_head.weight);"),  # it is not tied
+        (of_layer_2, "1 not of this model (model.layers.2.input_layernorm.weight);"),
+        (lambda w: w.update({Q.replace("weight", "bias"): torch.ones(32)}), "1 not of this model (model.layers.0.self"),
+        (lambda w: w.update({NORM: torch.ones(31)}), f"1 of another shape ({NORM} is [31] and must be [32]);"),
+        (lambda w: [w.pop(n) for n in list(w)] and w.update(h=torch.ones(2)), "21 missing (lm_head.weight, "),
+    ],
+    ids=["half", "head", "layer too many", "bias too many", "shape", "another model"],
+)
+def test_weights_that_do_not_fit_are_named(folder, change, words, capfd, caplog):
+    assert words in refusal(folder(change))
+    assert "LOAD REPORT" not in capfd.readouterr().err + caplog.text  # the sentence says it
+
+
+def test_weights_that_one_is_made_of_are_missed_too(folder):
+    place = folder(lambda w: w.pop(EXPERT + "down_proj.weight"), "qwen3_moe")
+    assert "model.layers.1.mlp.experts.down_proj" in refusal(place)
+
+
+def test_what_whole_checkpoints_hold_beside_a_language_model_is_left(folder):
+    beside = ["vision_tower.blocks.0.weight", "mtp.0.weight", "v_head.summary.weight"]
+    beside += ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    place = folder(lambda w: w.update({name: torch.ones(2) for name in beside}))
+    assert torch.equal(build_policy(str(place)).causal_lm.model.norm.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_weight_that_is_not_finite_is_blamed_on_its_file(folder, value):
+    place = shards(folder(lambda w: w[Q].view(-1)[5:6].fill_(float(value))))
+    file = json.loads((place / "model.safetensors.index.json").read_text())["weight_map"][Q]
+    assert f"init_from: {place / file} holds {Q}, in which not all values are finite" in refusal(place)
+
+
+def test_a_weight_of_many_is_blamed_by_its_name_in_the_file(folder):
+    place = folder(lambda w: w[EXPERT + "up_proj.weight"].fill_(float("nan")), "qwen3_moe")
+    assert f"holds {EXPERT}up_proj.weight, in which" in refusal(place)
+
+
+def test_finite_weights_of_any_size_are_taken(folder):
+    largest = torch.finfo(torch.float32).max  # the sum of two is infinite
+    place = folder(lambda w: w[Q].fill_(largest))
+    assert load_weights(str(place), False, attn_implementation=None).get_parameter(Q).min() == largest
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        (lambda place: cut(place / "b.safetensors"), ValueError, "b.safetensors is damaged (Error while deserializing"),
+        (lambda place: (place / "a.safetensors").write_bytes(b""), ValueError, "a.safetensors is damaged"),
+        (lambda place: (place / "a.safetensors").unlink(), FileNotFoundError, "a.safetensors"),
+        (lambda place: cut(place / "model.safetensors.index.json"), ValueError, "index.json is damaged"),
+        (lambda place: (place / "model.safetensors.index.json").write_text("[]"), ValueError, "index.json is damaged"),
+        (lambda place: (place / "adapter_config.json").write_text("{}"), ValueError, "holds an adapter"),
+    ],
+    ids=["cut", "empty", "missing", "cut index", "foreign index", "adapter"],
+)
+def test_damaged_files_are_named(folder, damage, error, words):
+    place = shards(folder())
+    assert torch.equal(build_policy(str(place)).causal_lm.model.norm.weight, torch.ones(32))  # whole, it is taken
+    damage(place)
+    assert words in refusal(place, error)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config in its config.json (gptq)"),
+        ({"quantization_config": {}}, "quantization_config in its config.json (None)"),
+        ({"quantization_config": "int4"}, "quantization_config in its config.json ('int4')"),
+        ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
+        ({"num_attention_heads": 0, "head_dim": None}, "could not be loaded: ZeroDivisionError"),
+        ({"hidden_act": "nope"}, "could not be loaded: KeyError: 'nope'"),
+    ],
+    ids=str,
+)
+def test_configs_that_cannot_be_are_one_sentence(folder, config, words):
+    assert words in refusal(folder(**config))
+
+
+def test_weights_left_quantized_are_refused(folder):
+    model = load_weights(str(folder()), False, attn_implementation=None)
+    model.model.norm.weight = torch.nn.Parameter(torch.ones(32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"holds quantized weights \(model.norm.weight is torch.int8\)"):
+        check_values("folder", model)
