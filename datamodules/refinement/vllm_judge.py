@@ -6,7 +6,7 @@ import os
 import zlib
 from typing import Any
 
-from datamodules.refinement.guard import kill_at_exit
+from datamodules.guard import kill_at_exit
 from datamodules.refinement.judging import JudgesLost, Question, whole_reply
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lightning_modules.rollout.workers import Answer, Worker, call, call_all
+from lightning_modules.rollout.workers import Answer, call, call_all, make_pools
 from rewards import FunctionCallReward, RewardResult
 
 RewardInput = tuple[str, str, str]
@@ -72,11 +72,12 @@ class Rewards:
         self.max_error_share = max_error_share
         self.functions = {name: term.function for name, term in terms.items()}
         self.own = [name for name, function in self.functions.items() if same_reward(function, own)]
-        self.pools = {
-            name: [Worker(partial(score, function), timeout) for _ in range(workers)]
+        apart = {
+            name: partial(score, function)
             for name, function in self.functions.items()
             if timeout is not None and not isinstance(function, FunctionCallReward)
         }
+        self.pools = make_pools(apart, workers, timeout)  # now: there are neither threads nor devices yet
 
     def __call__(
         self, inputs: Sequence[RewardInput], results: Sequence[RewardResult] | None = None, of: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.refinement.guard import kill_at_exit
+from datamodules.guard import kill_at_exit
 
 NOT_INHERITED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 """Variables of a distributed run, to which the processes of an engine do not belong."""

@@ -4,13 +4,15 @@ Nothing else can be stopped wherever it hangs. A judge behind a server mostly wa
 """
 
 import math
-import multiprocessing
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
+
+from lightning_modules.rollout.fork_server import ForkServer
 
 Function = Callable[..., float]
 SHOWN = 300  # characters of a text that an error shows
@@ -32,28 +34,30 @@ class Worker:
     """A process that calls a function.
 
     Args:
-        function: What to call; returns a number, whatever it raises is an error.
+        server: Starts the process.
+        place: Of the function among the server's.
         timeout: Seconds a call may take.
     """
 
-    def __init__(self, function: Function, timeout: float) -> None:
-        self.function = function
-        self.timeout = timeout
-        self.process: Any = None
+    def __init__(self, server: ForkServer, place: int, timeout: float) -> None:
+        self.server, self.place, self.timeout = server, place, timeout
+        self.pid = 0  # none
         self.pipe: Connection | None = None
         self.deadline = math.inf
 
-    def send(self, inputs: tuple[Any, ...], others: Iterable["Worker"]) -> None:
+    def send(self, inputs: tuple[Any, ...]) -> None:
         """Begin a call, in a new process if there is none.
 
         Args:
             inputs: Arguments of the function.
-            others: Workers whose pipes a new process must not keep open.
+
+        Raises:
+            RuntimeError: See `ForkServer.start`.
         """
-        if self.process is not None and not self.process.is_alive():
+        if self.pipe is not None and self.pipe.poll():  # nobody has asked it anything: this is its end
             self.stop()
-        if self.process is None:
-            self._start([other.pipe for other in others if other.pipe])
+        if self.pipe is None:
+            self.pid, self.pipe = self.server.start(self.place)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died; reading says so
             self.pipe.send(inputs)
         self.deadline = time.monotonic() + self.timeout
@@ -73,17 +77,23 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.join()
+        self.server.stop(self.pid)
         self.pipe.close()
-        self.process = self.pipe = None
+        self.pid, self.pipe = 0, None
 
-    def _start(self, others: list[Connection]) -> None:
-        fork = multiprocessing.get_context("fork")  # as loaders' workers: any function will do, and it starts at once
-        self.pipe, theirs = fork.Pipe()
-        self.process = fork.Process(target=_serve, args=(self.function, theirs, [*others, self.pipe]), daemon=True)
-        self.process.start()
-        theirs.close()
+
+def make_pools(functions: dict[str, Function], count: int, timeout: float) -> dict[str, list[Worker]]:
+    """So many workers for each function; one process, which starts those of all, is forked now.
+
+    Args:
+        functions: By name.
+        count: Workers of each.
+        timeout: Seconds a call may take.
+    """
+    if not functions:
+        return {}
+    server = ForkServer([partial(_answer, function) for function in functions.values()])
+    return {name: [Worker(server, i, timeout) for _ in range(count)] for i, name in enumerate(functions)}
 
 
 def call(function: Function, inputs: tuple[Any, ...]) -> Answer:
@@ -111,12 +121,11 @@ def call_all(
     errors = dict.fromkeys(pools, 0)
     waiting = {name: iter(range(len(inputs))) for name in pools}
     busy: dict[Worker, tuple[str, int]] = {}
-    everyone = [worker for pool in pools.values() for worker in pool]
     try:
         while max(errors.values(), default=0) <= most_errors:
             for name, pool in pools.items():
                 for worker, place in zip((w for w in pool if w not in busy), waiting[name], strict=False):
-                    worker.send(inputs[place], everyone)
+                    worker.send(inputs[place])
                     busy[worker] = name, place
             if not busy:
                 break
@@ -135,14 +144,8 @@ def call_all(
     return answers
 
 
-def _serve(function: Function, pipe: Connection, parents: list[Connection]) -> None:
-    for other in parents:  # so that the end of the parent ends this process, and this one keeps no other alive
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler
+def _answer(function: Function, pipe: Connection) -> None:
     while True:
-        try:
-            inputs = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(tuple(call(function, inputs)))
+        answer = call(function, pipe.recv())
+        sys.stdout.flush()  # what it has printed is seen, however this process ends
+        pipe.send(tuple(answer))

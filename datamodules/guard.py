@@ -1,0 +1,36 @@
+"""Processes that end with the one that started them, however it ends.
+
+The kernel can kill a process for the end of the thread that started it. Processes that others start, from threads that
+end, cannot ask for that: they have a guard, a process that does nothing but wait.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from subprocess import DEVNULL, PIPE, Popen
+
+PR_SET_PDEATHSIG = 1
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: a forked child should not
+
+
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when the one that started it ends; call it first of all, before an `exec` at the latest.
+
+    The kernel goes by the thread: one that starts a process that calls this must not end before its own process. Where
+    there is no such signal (macOS), nothing happens.
+
+    Args:
+        parent: Process id of the one that started this one, which may have ended already.
+    """
+    if _PRCTL is not None:
+        _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_exit(pids: Sequence[int]) -> "Popen[bytes]":
+    """Start a process that kills others as soon as its pipe closes, as it does when this process is itself killed."""
+    command = f"cat; kill -9 {' '.join(map(str, pids))}"
+    return Popen(["sh", "-c", command], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
