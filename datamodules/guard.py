@@ -7,9 +7,13 @@ end, cannot ask for that: they have a guard, a process that does nothing but wai
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
-from subprocess import DEVNULL, PIPE, Popen
+from functools import partial
+from os import PathLike
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: a forked child should not
@@ -28,6 +32,11 @@ def die_with_parent(parent: int) -> None:
         _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(command: Sequence[str | PathLike[str]], **options: Any) -> "CompletedProcess[bytes]":
+    """`subprocess.run`, to be called from the main thread, of a program that ends with this process."""
+    return subprocess.run(command, preexec_fn=partial(die_with_parent, os.getpid()), **options)
 
 
 def kill_at_exit(pids: Sequence[int]) -> "Popen[bytes]":

@@ -3,12 +3,12 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from datamodules import guard
 from datamodules.bfcl_package import BFCLPackage, find_package
 from datamodules.bfcl_rows import AST, CATEGORIES, LIVE_AST, SIMPLE, read_category
 from lightning_modules.bfcl_results import SETTINGS, read_results, result_file, result_folder
@@ -66,9 +66,8 @@ def score_officially(environment: Path, results: Path, scores: Path, model_name:
     options = {"model": model_name, "test-category": "single_turn", "result-dir": results, "score-dir": scores}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as root:  # it makes folders of its own there
-        subprocess.run(
-            [environment / "bin" / "bfcl", "evaluate", *words], env=os.environ | {"BFCL_PROJECT_ROOT": root}, check=True
-        )
+        command = [environment / "bin" / "bfcl", "evaluate", *words]
+        guard.run(command, env=os.environ | {"BFCL_PROJECT_ROOT": root}, check=True)
     cells = {}
     for file in scores.glob("data_*.csv"):
         with file.open(encoding="utf-8", newline="") as lines:

@@ -10,13 +10,13 @@ query's own answer has none, or every refusal would pass as a statement.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datamodules import guard
 from datamodules.command_line import SentenceParser, refuse
 from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
@@ -187,12 +187,14 @@ def funreason(*arguments: str) -> None:
 def run_module(module: str, *arguments: str) -> None:
     """Run `python -m MODULE` in a process of its own, whose memory and devices are free again when it ends.
 
+    It ends with this one, be it killed.
+
     Raises:
         RuntimeError: It fails.
     """
     command = [sys.executable, "-m", module, *arguments]
     print("$", redact(" ".join(command)), flush=True)
-    if code := subprocess.run(command, check=False).returncode:
+    if code := guard.run(command).returncode:
         raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}; the same command goes on from here")
 
 
