@@ -23,7 +23,7 @@ from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.precision import check_precision
-from lightning_modules.policy.probe import probe_everywhere
+from lightning_modules.policy.probe import failing_together, probe_everywhere
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward, parse_completion
@@ -105,15 +105,16 @@ class FunctionCallingModule(LightningModule):
         """Load tokenizer and weights, once; Lightning calls this when strategy, device and precision are known."""
         if self.policy is not None:
             return
-        self.tokenizer = load_tokenizer(self.init_from)
-        policy = build_policy(
-            self.init_from,
-            lora=self.lora,
-            gradient_checkpointing=self.gradient_checkpointing,
-            attn_implementation=self.attn_implementation,
-            dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
-            empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
-        )
+        with failing_together():
+            self.tokenizer = load_tokenizer(self.init_from)
+            policy = build_policy(
+                self.init_from,
+                lora=self.lora,
+                gradient_checkpointing=self.gradient_checkpointing,
+                attn_implementation=self.attn_implementation,
+                dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
+                empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
+            )
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.choose_packing(policy)

@@ -5,7 +5,8 @@ heed no restart) and is written in no config; three short documents show it. Wha
 tokens: attention in chunks, which are counted from the start of the row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from datamodules.packing import CALL, Encoded, collate_packed
 from lightning_modules.models import ScoredCausalLM
+from lightning_modules.resume import of_every_rank
 
 LENGTHS = (11, 14, 7)
 """Tokens of the documents."""
@@ -20,6 +22,21 @@ ROUNDING = 4
 """Changes so many times as large as what rounding was seen to do are none of rounding's."""
 EXACT = 1e-6
 """Nats by which log-probabilities may differ where nothing was seen to round."""
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise on every rank what is raised on one of them, which the others would wait for in vain; a collective."""
+    error: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as own:
+        error = own
+    complaints = of_every_rank(str(error) if error else "")
+    if error:
+        raise error
+    if complaint := next(filter(None, complaints), ""):
+        raise ValueError(complaint)
 
 
 def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: bool) -> str:
@@ -33,18 +50,12 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
     Raises:
         ValueError: See `probe`.
     """
-    leak, complaint = "", ""
-    if strategy is None or strategy.is_global_zero:
-        device = next(policy.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=mixed):
-            try:
+    leak = ""
+    with failing_together():
+        if strategy is None or strategy.is_global_zero:
+            with torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed):
                 leak = probe(policy)
-            except ValueError as error:  # the others wait
-                complaint = str(error)
-    leak, complaint = strategy.broadcast((leak, complaint)) if strategy else (leak, complaint)
-    if complaint:
-        raise ValueError(complaint)
-    return leak
+    return strategy.broadcast(leak) if strategy else leak
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_runs import assert_same, figures, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -182,3 +182,15 @@ def test_modules_to_gather_that_the_model_does_not_have(tiny_model_dir):
     assert [type(block).__name__ for block in blocks_of(policy, None)] == ["Qwen2DecoderLayer"] * 2
     with pytest.raises(ValueError, match=r"wrap names LlamaDecoderLayer.*its layers are .*Qwen2DecoderLayer"):
         blocks_of(policy, ["LlamaDecoderLayer"])
+
+
+def test_weights_that_are_missing_end_the_ranks_that_wait_for_them_too(tiny_model_dir, tmp_path, base_args):
+    broken = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    options = {"model.init_args.init_from": broken, "trainer.devices": 2, "trainer.strategy.class_path": FSDP2}
+    done = run_ranks("-m", "lightning_modules", *SRML, *base_args(tmp_path, **OPTIONS | options))
+    assert done.returncode == 1
+    assert f"error: init_from: {broken / 'model.safetensors'} holds model.norm.weight, in which not all" in done.stderr
+    assert "Connection closed by peer" not in done.stderr  # as the other rank would find at its next collective
