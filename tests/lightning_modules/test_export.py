@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from lightning_modules import SRMLModule, export, models
+from lightning_modules import SRMLModule, export
 from lightning_modules.cli import main
 from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.models import LoRA, build_policy
+from lightning_modules.policy import weights
 
 SRML = ["fit", "--config", "configs/srml.yaml"]
 SHORT = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "last_checkpoint.every_n_train_steps": 1}
@@ -73,7 +74,7 @@ def test_the_live_model_keeps_its_configs(base_model, tmp_path):
 def test_adapters_that_cannot_be_exported_are_refused_before_the_model_loads(
     base_args, tmp_path, monkeypatch, target, words
 ):
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)  # loading would be a TypeError
+    monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", None)  # loading would be a TypeError
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT | {"model.init_args.lora.target_modules": f"[q_proj,{target}]"}))
     assert exit_.value.code.startswith("error: ") and words in exit_.value.code and "\n" not in exit_.value.code
@@ -119,7 +120,7 @@ def test_what_the_export_cannot_write_is_refused_before_the_model_loads(base_arg
     def refuse(*_):
         raise ValueError("this template\ncannot be saved")
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.setattr(export, "served_tokenizer", refuse)
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT))
