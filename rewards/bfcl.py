@@ -6,7 +6,7 @@ Three differences from the official checker, all where its answer is an accident
   - what makes the official checker stop with an exception is a mismatch here;
   - Java and JavaScript collections of more than `MAX_COLLECTION` characters are not converted, because the official
     expressions take exponential time on some of them;
-  - Python text is never evaluated, see `bfcl_decode`.
+  - Python text is never evaluated, see `bfcl_decode`; an answer of more than `MAX_ANSWER` characters is none.
 """
 
 from collections.abc import Mapping, Sequence

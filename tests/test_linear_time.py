@@ -109,8 +109,9 @@ UNITS = (
 def small_bounds(tmp_path, monkeypatch):
     """Nesting and tries are bounded; both lengths have to be beyond the bounds, and short."""
     _array_file.folder = tmp_path
-    monkeypatch.setattr("datamodules.sources.values.MAX_DEPTH", 4)
-    monkeypatch.setattr("datamodules.sources.syntax.CANDIDATES", 8)
+    monkeypatch.setattr("datamodules.sources.values.MAX_DEPTH", 0)
+    monkeypatch.setattr("datamodules.sources.syntax.CANDIDATES", 4)
+    monkeypatch.setattr("rewards.floats._MAX_TYPE_DEPTH", 3)
 
 
 def _tool(declared: Any) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def test_twice_the_text_is_at_most_twice_the_work(reader):
     slow = {}
     with (work := Work()).counting():
         for unit in UNITS:
-            times = max(20, 100 // len(unit))
+            times = max(20, 60 // len(unit))
             once, twice = (count(work, READERS[reader], f"a {unit * n * times}x") for n in (1, 2))
             if twice > 2.2 * once:
                 slow[unit] = once, twice
