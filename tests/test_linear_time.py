@@ -58,7 +58,6 @@ READERS: dict[str, Callable[[str], Any]] = {
     "a column of tools": lambda text: read_tools(text, Counter()),
     "a declared type": lambda text: (type_schema(text), types_of(text), float_places([_tool({"a": {"type": text}})])),
     "almost a call": lambda text: read_loosely(text, TOOLS),
-    "almost an argument": lambda text: read_loosely(f"[f(b={text}", TOOLS),
     "a value to cast": lambda text: cast_to_types([Call("f", {"a": text, "b": text})], TOOLS),
     "a judge's reply": read_reply,
     "a row in a prompt": lambda text: _between("query", text),
