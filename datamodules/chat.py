@@ -3,32 +3,23 @@
 import json
 import re
 from bisect import bisect_left
-from datetime import date
+from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.example import BadRow, Example, answers_tool
+from datamodules.form import ChatForm
 from datamodules.packing import CALL, COT, PROMPT, Encoded
-from rewards import as_calls, render_calls
+from datamodules.sources.openai import chat_turns, said
+from datamodules.sources.tools import openai_tool, shown_tool
+from datamodules.templates import answer_by_template, end_of_turn_id, turns_text, without_present_date
+from rewards import FRAMES, as_calls, write_calls
 
-SYSTEM_PROMPT = """Reason inside <think></think>: which tools fit, and where the request gives each argument.
-Then answer with a Python list of calls, each argument in its declared type, or [] if no tool fits:
-<think>reasoning</think>
-
-[name(param=value)]
-
-# Tools
-"""
-PROMPT_DATE = date(2024, 7, 26)
-"""The day in prompts of templates that print the present one: Llama 3's own where a template cannot ask for it."""
-DATE_FIXED = f"{{# The date of every prompt is {PROMPT_DATE}. +#}}"
-"""Comment that such a template begins with, wherever this project has read it."""
-_PRESENT_DATE = re.compile(r"""strftime_now\(\s*+(["'])([^"'\n]*+)\1\s*+\)""")
-_THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
+PAPER = ChatForm()
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -88,99 +79,107 @@ def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def without_present_date(template: str) -> str:
-    """A chat template that prints `PROMPT_DATE` where it printed the present day.
-
-    So prompts that were encoded yesterday are those that are generated from today, and the template exported with a
-    model prompts it as it was trained. A caller who gives a day to a template that takes one is still heard.
-    """
-    fixed = _PRESENT_DATE.sub(lambda found: repr(PROMPT_DATE.strftime(found[2])), template)
-    return template if fixed == template else DATE_FIXED + fixed
-
-
-def messages(example: Example) -> list[dict[str, str]]:
+def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
     """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query.
 
     Where the answer is one to a tool, the query is among the earlier turns, which end with what the tool gave back.
+    With `prompt: template` the system message is what `data.system_prompt` and the row say, and the calls of earlier
+    turns stand beside their text, for the template to write.
     """
-    system = SYSTEM_PROMPT + json.dumps(json.loads(example.tools), ensure_ascii=False, separators=(",", ":"))
-    history = json.loads(example.history)
+    system, history = form.instructions, _history(example, form)
+    if form.prompt == "paper":
+        tools = [shown_tool(tool) for tool in json.loads(example.tools)]
+        system += json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
     if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
-        system, history = f"{system}\n\n{history[0]['content']}", history[1:]
+        system, history = "\n\n".join(filter(None, (system, history[0]["content"]))), history[1:]
     request = [] if answers_tool(example) else [{"role": "user", "content": example.query}]
-    return [{"role": "system", "content": system}, *history, *request]
+    return [*([{"role": "system", "content": system}] if system else []), *history, *request]
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
+def _history(example: Example, form: ChatForm) -> list[dict[str, Any]]:
+    """Earlier turns, with calls as the form writes them."""
+    if form.prompt == "template":
+        return chat_turns(example, objects=True)
+    turns: list[dict[str, Any]] = json.loads(example.history)
+    tools = json.loads(example.tools)
+    for turn in turns:
+        if turn["role"] == "assistant":
+            text, calls = said(turn["content"], tools)
+            if calls is not None:
+                written = write_calls(calls, FRAMES.get(form.answer_form))
+                turn["content"] = "\n\n".join(filter(None, (text, written)))
+    return turns
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:
     """Render the prompt of a row through the model's own chat template, up to where the answer begins.
-
-    A `<think>` (or empty think block) that the template itself appends is taken off: the model writes its own, so that
-    the text it is trained on, generates and is scored on is one and the same.
 
     Args:
         tokenizer: Tokenizer with a chat template.
         example: The row.
+        form: How requests are put.
 
     Returns:
-        The text; nothing in it is trained on.
+        The text of `templates.turns_text`; nothing in it is trained on.
 
     Raises:
         BadRow: The row's own text holds a special token of this tokenizer, which would end a turn early; or the
-            template refuses a system message followed by these turns.
+            template refuses these turns.
     """
-    turns = messages(example)
-    _refuse_special_tokens(tokenizer, {"query": example.query, "tools": turns[0]["content"], "history": str(turns[1:])})
+    turns = messages(example, form)
+    texts = {"query": example.query, "tools": turns[0]["content"] + example.tools, "history": str(turns[1:])}
+    _refuse_special_tokens(tokenizer, texts)
+    tools = [openai_tool(tool) for tool in json.loads(example.tools)] if form.prompt == "template" else None
     try:
-        return turns_text(tokenizer, turns)
+        return turns_text(tokenizer, turns, tools or None)
     except ValueError as error:
         raise BadRow("history" if len(turns) > 2 else "", str(error)) from error
 
 
-def turns_text(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) -> str:
-    """Render the turns of a chat as `prompt_text` does, whoever wrote them.
-
-    Raises:
-        ValueError: The template refuses these turns.
-    """
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, strftime_now=PROMPT_DATE.strftime
-        )
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the turns {roles}: {error}") from error
-    return _THINK_OPENED.sub("", text)
-
-
-def target_text(example: Example) -> str:
+def target_text(example: Example, form: ChatForm = PAPER, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
     """The text trained on, without the end-of-turn token: `<think>{cot}</think>`, a blank line, the calls.
 
     Without a chain of thought the target is the calls alone: an empty think block is never taught. When no tool fits
     the calls are the row's `response`, or `[]` where it has none.
+
+    Args:
+        example: The row.
+        form: How calls are written, and whether a chain of thought stands before them.
+        tokenizer: The tokenizer whose template writes calls, where the form says so.
+
+    Raises:
+        ValueError: The calls cannot be written in this form.
     """
-    calls = as_calls(example.answers)
-    answer = render_calls(calls) if calls or not example.response else example.response
-    return f"<think>{example.cot}</think>\n\n{answer}" if example.cot else answer
+    calls, cot = as_calls(example.answers), example.cot if form.think else ""
+    if calls and form.answer_form == "template":
+        return answer_by_template(tokenizer, cot, calls)
+    answer = write_calls(calls, FRAMES.get(form.answer_form)) if calls or not example.response else example.response
+    return f"<think>{cot}</think>\n\n{answer}" if cot else answer
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> list[int]:
     """Token ids of `prompt_text`: what generation starts from, and the prefix of `encode_example`."""
-    return tokenizer(prompt_text(tokenizer, example), add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt_text(tokenizer, example, form), add_special_tokens=False)["input_ids"]
 
 
-def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example) -> Encoded:
+def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> Encoded:
     """Encode prompt and target of a row: `encode_texts` of `prompt_text` and `checked_target`.
 
     Raises:
         BadRow: The row holds a special token of this tokenizer.
     """
-    return encode_texts(tokenizer, [prompt_text(tokenizer, example)], [checked_target(tokenizer, example)])[0]
+    prompt, target = prompt_text(tokenizer, example, form), checked_target(tokenizer, example, form)
+    return encode_texts(tokenizer, [prompt], [target])[0]
 
 
-def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
+def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:
     """`target_text`, once it is known to hold no special token of the tokenizer (BadRow otherwise)."""
-    target = target_text(example)
-    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": target})
+    try:
+        target = target_text(example, form, tokenizer)
+    except ValueError as error:
+        raise BadRow("answers", str(error)) from error
+    own = target_text(example, replace(form, answer_form="python"))  # a template's own marks may be special tokens
+    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": own})
     return target
 
 
@@ -215,20 +214,6 @@ def target_segments(target: str, offsets: list[tuple[int, int]]) -> list[int]:
     boundary = target.index("</think>") + len("</think>") if target.startswith("<think>") else 0
     cot = bisect_left(offsets, boundary, key=itemgetter(0))
     return [COT] * cot + [CALL] * (len(offsets) - cot)
-
-
-@lru_cache(maxsize=8)
-def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none."""
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("the-answer")[2]
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-        if token in special:
-            return token
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no EOS token and its template ends no turn")
-    return tokenizer.eos_token_id
 
 
 @lru_cache(maxsize=8)

@@ -1,5 +1,7 @@
 """The tokenizer of an exported model: whoever renders a chat with it gets the prompt that the model was trained on."""
 
+import json
+import keyword
 import logging
 import re
 from copy import deepcopy
@@ -7,7 +9,10 @@ from copy import deepcopy
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat import end_of_turn_id, turns_text
+from datamodules.form import KEPT_IN, ChatForm, frame_of
+from datamodules.sources.tools import SHOWN_FIRST
+from datamodules.templates import end_of_turn_id, folded, refuses_system, turns_text
+from rewards import CallFrame
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +40,151 @@ Without a generation prompt the chat is rendered as ever, outside of any block, 
 """
 
 
-def served_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer to export: its EOS ends a turn, its template leaves `<think>` to the model, as in training.
+OURS = "{#- Requests with tools as this model was trained on them. -#}"
+BELOW = "{#- What follows is the template of the model that it was trained from. +#}"
+_PYTHON = """
+{%- macro funreason_calls(calls) %}
+    {%- set found = namespace(python=true) %}
+    {%- for call in calls %}
+        {%- set f = call.function if call.function is defined else call %}
+        {%- if f.arguments is string %}{{- raise_exception('give the arguments of a call as an object') }}{%- endif %}
+        {%- for part in f.name.split('.') + (f.arguments | list) %}
+            {%- if not part.isidentifier() or part in KEYWORDS %}{%- set found.python = false %}{%- endif %}
+        {%- endfor %}
+    {%- endfor %}
+    {%- if found.python %}
+        {{- '[' }}
+        {%- for call in calls %}
+            {%- set f = call.function if call.function is defined else call %}
+            {{- (', ' if not loop.first else '') + f.name + '(' }}
+            {%- for key, value in f.arguments.items() %}
+                {{- (', ' if not loop.first else '') + key + '=' }}
+                {{- ('%r' | format(value)) | replace('<think>', '\\\\x3cthink>') | replace('</think>', '\\\\x3c/think>') }}
+            {%- endfor %}
+            {{- ')' }}
+        {%- endfor %}
+        {{- ']' }}
+    {%- else %}FRAMED{%- endif %}
+{%- endmacro %}"""
+_FRAMED = """
+        {{- HEAD }}
+        {%- for call in calls %}
+            {%- set f = call.function if call.function is defined else call %}
+            {{- (SEPARATOR if not loop.first else '') + '{"name": ' + (f.name | tojson) + ', "' + KEY + '": ' }}
+            {%- set arguments = f.arguments if f.arguments is string else f.arguments | tojson %}
+            {{- arguments | replace('<think>', '\\\\u003cthink>') | replace('</think>', '\\\\u003c/think>') + '}' }}
+        {%- endfor %}
+        {{- TAIL }}"""
+_TURNS = """
+{%- set funreason = namespace(turns=[], system=none) %}
+{%- for turn in messages %}
+    {%- set text = turn.content if turn.content is string else '' %}
+    {%- if turn.content and turn.content is not string %}
+        {%- set text = turn.content | map(attribute='text') | join('\n') %}
+    {%- endif %}
+    {%- if turn.role in ('system', 'developer') %}
+        {%- set funreason.system = text if funreason.system is none else funreason.system + '\n\n' + text %}
+    {%- elif turn.role == 'assistant' and turn.tool_calls %}
+        {%- set text = (text + '\n\n' if text else '') + funreason_calls(turn.tool_calls) %}
+        {%- set funreason.turns = funreason.turns + [{'role': 'assistant', 'content': text}] %}
+    {%- else %}
+        {%- set funreason.turns = funreason.turns + [{'role': turn.role, 'content': text}] %}
+    {%- endif %}
+{%- endfor %}"""
+_TOOLS = """
+    {%- set funreason.tools = [] %}
+    {%- for tool in tools %}
+        {%- set f = tool.function if tool.function is defined else tool %}
+        {%- set funreason.parts = [] %}
+        {%- for key in FIRST + (f | list | reject('in', FIRST) | list) if f[key] is defined and f[key] is not none %}
+            {%- set part = (key | tojson) + ':' + (f[key] | tojson(separators=(',', ':'))) %}
+            {%- set funreason.parts = funreason.parts + [part] %}
+        {%- endfor %}
+        {%- set funreason.tools = funreason.tools + ['{' + funreason.parts | join(',') + '}'] %}
+    {%- endfor %}
+    {%- set text = INSTRUCTIONS + '[' + funreason.tools | join(',') + ']' %}
+    {%- set funreason.system = text if funreason.system is none else text + '\n\n' + funreason.system %}
+    {%- set tools = none %}"""
+_SYSTEM = "\n    {%- set messages = [{'role': 'system', 'content': funreason.system}] + funreason.turns %}"
+_FOLDED = """
+    {%- set funreason.folded = [] %}
+    {%- for turn in funreason.turns %}
+        {%- if turn.role == 'user' and funreason.system is not none %}
+            {%- set turn = {'role': 'user', 'content': funreason.system + '\n\n' + turn.content} %}
+            {%- set funreason.system = none %}
+        {%- endif %}
+        {%- set funreason.folded = funreason.folded + [turn] %}
+    {%- endfor %}
+    {%- set messages = funreason.folded %}"""
+
+
+def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -> str:
+    """The beginning of a chat template that puts requests with `tools=` as `chat.messages` does; "" where none has to.
+
+    It takes OpenAI's messages (`tool_calls`, `tool` turns, parts of text) and tools, makes the turns of a training
+    prompt of them, and leaves these to the template below it. Where that takes no system message, those of requests
+    without tools are put where `templates.folded` puts them.
+
+    Args:
+        form: The form of the training.
+        frame: That of its calls; see `form.frame_of`.
+        folds: Whether the model's own template takes no system message.
+    """
+    if form.prompt == "template" and not folds:
+        return ""
+    framed = CallFrame("[", "arguments", ", ", "]") if frame is None else frame
+    written = _FRAMED.replace("HEAD", _text(framed.head)).replace("TAIL", _text(framed.tail))
+    written = written.replace("SEPARATOR", _text(framed.separator)).replace("KEY", _text(framed.key))
+    macro = "\n{%- macro funreason_calls(calls) %}" + written + "\n{%- endmacro %}"
+    if frame is None:
+        macro = _PYTHON.replace("FRAMED", written).replace("KEYWORDS", repr(tuple(keyword.kwlist)))
+    placed = _FOLDED if folds else _SYSTEM
+    if form.prompt == "template":
+        return OURS + macro + _TURNS + placed + BELOW
+    tools = _TOOLS.replace("FIRST", repr(list(SHOWN_FIRST))).replace("INSTRUCTIONS", _text(form.instructions))
+    started = "\n{%- if tools %}" + _TURNS + tools + placed
+    if folds:
+        started += "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed
+    return OURS + macro + started + "\n{%- endif %}" + BELOW
+
+
+def own_template(template: str) -> str:
+    """The template of the model itself, without the beginning that an export has put before it."""
+    return template.partition(BELOW)[2] if template.startswith(OURS) else template
+
+
+def _text(text: str) -> str:
+    """A text as Jinja reads it."""
+    return json.dumps(text, ensure_ascii=True).replace("{", "\\u007b") if text else "''"
+
+
+def served_tokenizer(tokenizer: PreTrainedTokenizerFast, form: ChatForm | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer to export: with `tools=` its template renders the prompts of the training, token for token.
+
+    Its EOS ends a turn, its template leaves `<think>` to the model, and its settings hold the form.
 
     Args:
         tokenizer: The tokenizer of the training.
+        form: How requests were put in it; None leaves the template as it is but for `<think>`.
 
     Returns:
-        It itself where both hold already, else a copy. Templates that print the EOS token keep the one they have.
+        A copy, or it itself where nothing is to be changed. Templates that print the EOS token keep the one they have.
 
     Raises:
-        ValueError: The template refuses a system message.
+        ValueError: The template refuses these turns.
     """
+    served = _without_opened_think(tokenizer)
+    if form is None:
+        return served
+    served = deepcopy(served) if served is tokenizer else served
+    served.init_kwargs[KEPT_IN] = form.recorded()
+    beginning = template_of_requests(form, frame_of(form, tokenizer), refuses_system(tokenizer))
+    if beginning and isinstance(served.chat_template, str):
+        served.chat_template = beginning + served.chat_template
+    return served
+
+
+def _without_opened_think(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     end, eos = end_of_turn_id(tokenizer), tokenizer.eos_token
     wanted = [turns_text(tokenizer, chat) for chat in CHATS]
     plain = [_render(tokenizer, chat, prompt) for chat in CHATS for prompt in (False, True)]
@@ -85,4 +223,5 @@ def _without_think(template: str) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prompt: bool) -> str:
+    turns = folded(turns) if refuses_system(tokenizer) else turns
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))

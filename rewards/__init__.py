@@ -3,13 +3,16 @@
 from rewards.bfcl import match_bfcl
 from rewards.bfcl_decode import decode_bfcl
 from rewards.calls import Call, as_calls, as_tools, category_of
+from rewards.forms import FRAMES, CallFrame, write_calls
 from rewards.function_call import FunctionCallReward, RewardResult
 from rewards.matcher import MatchResult, match_calls
 from rewards.parser import ParsedCompletion, parse_calls, parse_completion
 from rewards.render import render_calls
 
 __all__ = [
+    "FRAMES",
     "Call",
+    "CallFrame",
     "FunctionCallReward",
     "MatchResult",
     "ParsedCompletion",
@@ -23,4 +26,5 @@ __all__ = [
     "parse_calls",
     "parse_completion",
     "render_calls",
+    "write_calls",
 ]

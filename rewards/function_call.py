@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rewards.calls import Call, as_calls, as_tools
 from rewards.floats import FloatPlaces, float_places
+from rewards.forms import CallFrame
 from rewards.matcher import Agreement, agree
 from rewards.parser import MAX_ANSWER, ParsedCompletion, parse_calls, split_completion
 
@@ -40,7 +41,14 @@ class FunctionCallReward:
             that does not parse as a call).
         format_bonus: Added to the score of every completion with the right format (0.5 in the paper's ablation, its
             table 3; the paper itself pays none).
+
+    Attributes:
+        form: The form that calls have to be in, and `think`, whether reasoning has to stand before them: see
+            `parse_completion`. A run sets both to what its prompts ask for.
     """
+
+    form: str | CallFrame = "any"
+    think: bool = True
 
     def __init__(
         self,
@@ -69,8 +77,8 @@ class FunctionCallReward:
             list of calls), "name", "arg_names" and "arg_values" (how far the calls agree, whatever the format),
             "exact_match" (the score without bonus), and "error" (the reference or the completion is unusable).
         """
-        cot, answer, format_error = split_completion(completion, self.answer_tags)
-        calls, error = parse_calls(answer)
+        cot, answer, format_error = split_completion(completion, self.answer_tags, self.think)
+        calls, error = parse_calls(answer, self.form)
         well_formed = format_error is None
         parsed = ParsedCompletion(cot, calls if well_formed else None, format_error or error, answer)
         try:

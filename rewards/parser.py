@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from rewards.calls import JSON, Call, call_from, check_json_depth, read_json
+from rewards.calls import Call, call_from, read_json
+from rewards.forms import FRAMES, CallFrame
 from rewards.literals import read_python_calls
 
 MAX_TEXT = 262_144  # characters of a whole completion
@@ -12,7 +13,6 @@ MAX_ANSWER = 16_384  # characters of what follows the reasoning; bounds the time
 ANSWER_TAGS = ("none", "answer")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 _JSON_START = re.compile(r"(?:\[\s*)?\{")
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,29 @@ class ParsedCompletion:
     answer: str
 
 
-def parse_completion(text: str, answer_tags: str = "none") -> ParsedCompletion:
+def parse_completion(
+    text: str, answer_tags: str = "none", form: str | CallFrame = "any", think: bool = True
+) -> ParsedCompletion:
     """Reads `<think>reasoning</think>` followed by calls, and nothing else; whatever the text, it never raises.
 
     Args:
         text: The completion. Outer whitespace is ignored.
         answer_tags: "none", or "answer" if the calls must be wrapped in `<answer>...</answer>`.
+        form: See `parse_calls`.
+        think: Whether there must be a think block; if not, there must be none.
 
     Returns:
         The reasoning and the calls, or the reason why there are none.
     """
-    cot, answer, error = split_completion(text, answer_tags)
+    cot, answer, error = split_completion(text, answer_tags, think)
     if error is not None:
         return ParsedCompletion(cot, None, error, answer)
-    calls, error = parse_calls(answer)
+    calls, error = parse_calls(answer, form)
     return ParsedCompletion(cot, calls, error, answer)
 
 
-def split_completion(text: str, answer_tags: str = "none") -> tuple[str, str, str | None]:
-    """Splits a completion at `</think>`.
+def split_completion(text: str, answer_tags: str = "none", think: bool = True) -> tuple[str, str, str | None]:
+    """Splits a completion at `</think>`; where `think` is False there must be no think tag at all.
 
     Each tag must occur exactly once in the whole text, so that no second block can hide in the answer.
 
@@ -64,8 +68,8 @@ def split_completion(text: str, answer_tags: str = "none") -> tuple[str, str, st
         return "", "", f"the completion is longer than {MAX_TEXT} characters"
     text = text.strip()
     before, closing, answer = text.rpartition("</think>")
-    error = _think_error(text)
-    cot = "" if error else before.removeprefix("<think>").strip()
+    error = _think_error(text) if think else _no_think_error(text)
+    cot = "" if error or not think else before.removeprefix("<think>").strip()
     if not closing and "<think>" in text:
         answer = ""
     answer = answer.strip()
@@ -75,6 +79,10 @@ def split_completion(text: str, answer_tags: str = "none") -> tuple[str, str, st
         else:
             error = error or "the answer is not wrapped in <answer>...</answer>"
     return cot, answer, error
+
+
+def _no_think_error(text: str) -> str | None:
+    return "there is a think tag, and no reasoning is asked for" if "<think>" in text or "</think>" in text else None
 
 
 def _think_error(text: str) -> str | None:
@@ -89,11 +97,13 @@ def _think_error(text: str) -> str | None:
     return None
 
 
-def parse_calls(text: str) -> tuple[list[Call] | None, str | None]:
-    """Reads the answer part: a Python list of calls or one bare call, the same in JSON, or `<tool_call>` blocks.
+def parse_calls(text: str, form: str | CallFrame = "any") -> tuple[list[Call] | None, str | None]:
+    """Reads the answer part: calls in one form, and nothing else.
 
     Args:
-        text: The answer. Outer whitespace is ignored; anything else beside the calls is an error.
+        text: The answer. Outer whitespace is ignored.
+        form: "python" is a list of calls or one bare call, or, for names that are no identifiers, the same in JSON;
+            "json", "hermes" or a `CallFrame` that frame alone; "any" what "python" and "hermes" read.
 
     Returns:
         `(calls, None)`, or `(None, what is wrong)`. It never raises, and its time is bounded by `MAX_ANSWER`.
@@ -105,37 +115,15 @@ def parse_calls(text: str) -> tuple[list[Call] | None, str | None]:
         return None, f"the answer is longer than {MAX_ANSWER} characters"
     if _UNREADABLE.search(text):
         return None, "the answer holds a NUL or a surrogate"
+    if form == "any" and text.startswith("<tool_call>"):
+        form = "hermes"
+    frame = form if isinstance(form, CallFrame) else FRAMES.get(form)
     try:
-        if text.startswith(_OPEN):
-            return _tool_call_blocks(text), None
+        if frame is not None:
+            return frame.read(text), None
         if _JSON_START.match(text):
             items = read_json(text)
             return [call_from(item) for item in (items if isinstance(items, list) else [items])], None
         return read_python_calls(text), None
     except ValueError as error:
         return None, str(error)
-
-
-def _tool_call_blocks(text: str) -> list[Call]:
-    """Reads `<tool_call>{"name": ..., "arguments": ...}</tool_call>` blocks with only whitespace in between.
-
-    The JSON decoder itself finds the end of each object, so a `</tool_call>` inside a string ends nothing.
-    """
-    check_json_depth(text)
-    calls, at = [], 0
-    while at < len(text):
-        if not text.startswith(_OPEN, at):
-            raise ValueError(f"text beside the {_OPEN} blocks")
-        item, end = JSON.raw_decode(text, _skip_space(text, at + len(_OPEN)))
-        end = _skip_space(text, end)
-        if not text.startswith(_CLOSE, end):
-            raise ValueError(f"a {_OPEN} block is not closed after its object")
-        calls.append(call_from(item))
-        at = _skip_space(text, end + len(_CLOSE))
-    return calls
-
-
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at

@@ -32,7 +32,16 @@ def render_calls(calls: Any) -> str:
         written = (f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in calls)
         # Only a string can hold a tag; the escape keeps it from being counted as one around the reasoning.
         return re.sub("<(?=/?think>)", r"\\x3c", f"[{', '.join(written)}]")
-    text = json.dumps([{"name": c.name, "arguments": c.arguments} for c in calls], ensure_ascii=False)
+    return escaped_json([{"name": c.name, "arguments": c.arguments} for c in calls])
+
+
+def escaped_json(value: Any) -> str:
+    """JSON in which no string holds a think tag or a surrogate as it is.
+
+    Raises:
+        ValueError: A string holds two surrogates in a row.
+    """
+    text = json.dumps(value, ensure_ascii=False)
     if re.search("[\ud800-\udbff][\udc00-\udfff]", text):
         raise ValueError("a string holds two surrogates in a row, which JSON reads back as one character")
     text = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
-from datamodules.refinement.declared import argument_schema, parameters
+from datamodules.sources.declared import argument_schema, parameters
 from datamodules.sources.values import read_whole
 from rewards import Call
 

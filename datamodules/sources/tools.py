@@ -4,10 +4,13 @@ import re
 from collections import Counter
 from typing import Any
 
+from datamodules.sources.declared import argument_schema, parameters
 from datamodules.sources.marks import blocks, tags
 from datamodules.sources.nulls import without_nulls
 from datamodules.sources.values import Unreadable, read_value, read_whole
+from rewards.floats import is_json_schema
 
+SHOWN_FIRST = ("name", "description", "parameters")
 _NAMES = ("name", "api_name", "tool_name", "function_name")
 _RENAMED = {
     "description": ("api_description", "tool_description"),
@@ -93,6 +96,30 @@ def _tool(item: Any) -> dict[str, Any]:
     if isinstance(tool.get("parameters"), str):  # a schema as a JSON string
         tool = tool | {"parameters": read_whole(tool["parameters"])}
     return tool
+
+
+def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool with its keys in the order in which servers hand them on, and without those that are null."""
+    ordered = {key: tool[key] for key in SHOWN_FIRST if key in tool} | tool
+    return {key: value for key, value in ordered.items() if value is not None}
+
+
+def openai_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as chat templates and servers take it: wrapped, its parameters a JSON Schema."""
+    return {"type": "function", "function": shown_tool(tool | {"parameters": parameters_schema(tool)})}
+
+
+def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a tool as a JSON Schema; xLAM's flat ones with their types in its words."""
+    declared, required = parameters(tool)
+    if is_json_schema(tool.get("parameters") or {}):
+        return dict(tool["parameters"])
+    types = argument_schema(tool).get("properties", {})
+    fields = {
+        name: (spec if isinstance(spec, dict) else {}) | {k: v for k, v in types.get(name, {}).items() if k != "$ref"}
+        for name, spec in declared.items()
+    }
+    return {"type": "object", "properties": fields, "required": required}
 
 
 def find_tools(text: str) -> tuple[list[Any], str, str]:

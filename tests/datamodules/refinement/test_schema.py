@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from datamodules.readers import read_rows
-from datamodules.refinement.declared import parameters
+from datamodules.sources.declared import parameters
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from rewards import Call
 

@@ -1,0 +1,159 @@
+"""What a model's own chat template does: prompts as text, the end of a turn, tools, calls in its own syntax."""
+
+import json
+import re
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.sources.openai import assistant_message
+from rewards import Call, CallFrame
+
+PROMPT_DATE = date(2024, 7, 26)
+"""The day in prompts of templates that print the present one: Llama 3's own where a template cannot ask for it."""
+DATE_FIXED = f"{{# The date of every prompt is {PROMPT_DATE}. +#}}"
+"""Comment that such a template begins with, wherever this project has read it."""
+_PRESENT_DATE = re.compile(r"""strftime_now\(\s*+(["'])([^"'\n]*+)\1\s*+\)""")
+_THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
+_EMPTY_THINK = re.compile(r"\A\s*<think>\s*</think>\s*")
+_USER = {"role": "user", "content": "question"}
+_PROBE = [Call("get_weather", {"city": "Oslo", "days": 2}), Call("get_time", {"zone": "UTC"})]
+_PROBE_TOOL = {"name": "get_weather", "description": "Weather", "parameters": {"type": "object", "properties": {}}}
+
+
+def without_present_date(template: str) -> str:
+    """A chat template that prints `PROMPT_DATE` where it printed the present day.
+
+    So prompts that were encoded yesterday are those that are generated from today, and the template exported with a
+    model prompts it as it was trained. A caller who gives a day to a template that takes one is still heard.
+    """
+    fixed = _PRESENT_DATE.sub(lambda found: repr(PROMPT_DATE.strftime(found[2])), template)
+    return template if fixed == template else DATE_FIXED + fixed
+
+
+@lru_cache(maxsize=8)
+def refuses_system(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template takes no system message, as Gemma's; its text then goes on top of the first request."""
+    try:
+        tokenizer.apply_chat_template([{"role": "system", "content": "system"}, _USER], tokenize=False)
+    except TemplateError:
+        return True
+    return False
+
+
+def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with the system's text on top of the first of a user."""
+    first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if first is None or turns[0]["role"] != "system":
+        return turns
+    user = turns[first] | {"content": f"{turns[0]['content']}\n\n{turns[first]['content']}"}
+    return [*turns[1:first], user, *turns[first + 1 :]]
+
+
+def turns_text(
+    tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+) -> str:
+    """Render the turns of a chat through the model's own template, up to where the answer begins.
+
+    A `<think>` (or empty think block) that the template itself appends is taken off: the model writes its own, so that
+    the text it is trained on, generates and is scored on is one and the same. A template that takes no system message
+    is given its text on top of the first request.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        turns: The turns.
+        tools: Tools for the template, each `{"type": "function", "function": ...}`.
+
+    Raises:
+        ValueError: The template refuses these turns.
+    """
+    if turns[:1] and turns[0]["role"] == "system" and refuses_system(tokenizer):
+        turns = folded(turns)
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=True, strftime_now=PROMPT_DATE.strftime
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the turns {roles}: {error}") from error
+    return _THINK_OPENED.sub("", text)
+
+
+@lru_cache(maxsize=8)
+def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("the-answer")[2]
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            return token
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no EOS token and its template ends no turn")
+    return tokenizer.eos_token_id
+
+
+@lru_cache(maxsize=8)
+def takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the text of a prompt changes with the tools that the template is given."""
+    tools = [{"type": "function", "function": _PROBE_TOOL}]
+    try:
+        return "get_weather" in turns_text(tokenizer, [_USER], tools)
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=8)
+def template_frame(tokenizer: PreTrainedTokenizerFast) -> CallFrame:
+    """The frame in which the model's own template writes calls, found by having it write some.
+
+    Raises:
+        ValueError: It writes none, or not as JSON objects.
+    """
+    texts = []
+    for count in (1, 2):
+        try:
+            texts.append(answer_by_template(tokenizer, "", _PROBE[:count]))
+        except ValueError:  # Llama's takes one call at a time
+            texts.append("")
+    for key in ("arguments", "parameters"):
+        first, second = (json.dumps({"name": call.name, key: call.arguments}) for call in _PROBE)
+        if first in texts[0]:
+            head, _, tail = texts[0].partition(first)
+            both = texts[1].partition(first)[2]
+            return CallFrame(head, key, both.partition(second)[0] if second in both else "\n", tail)
+    raise ValueError(
+        f"data.answer_form is template, but the chat template of {tokenizer.name_or_path} does not write calls as JSON "
+        "objects, which is all that the reward reads: set data.answer_form to hermes, json or python"
+    )
+
+
+def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list[Call]) -> str:
+    """Calls as the model's own template writes them in an assistant's turn, without what ends it.
+
+    Args:
+        tokenizer: The tokenizer of the template.
+        cot: Chain of thought, given as `reasoning_content`; a template that leaves it out has it put in front.
+        calls: The calls.
+
+    Raises:
+        ValueError: The template refuses the turn, or puts it where no generation would.
+    """
+    answer = assistant_message("", calls, 0, objects=True)
+    if cot:
+        answer["reasoning_content"] = cot
+    prompt = turns_text(tokenizer, [_USER])
+    try:
+        full = tokenizer.apply_chat_template([_USER, answer], tokenize=False, strftime_now=PROMPT_DATE.strftime)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the answer: {error}") from error
+    if not full.startswith(prompt):
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} puts an answer elsewhere than its prompt ends")
+    end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
+    written = full[len(prompt) :].rstrip().removesuffix(end).rstrip("\n")
+    if cot and cot not in written:
+        return f"<think>{cot}</think>\n\n{written.lstrip()}"
+    return written if cot else _EMPTY_THINK.sub("", written)
