@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from datamodules.chat import load_tokenizer
 from datamodules.command_line import sentence
 from datamodules.encoding import BadRows, EncodedRows, encode_rows
 from datamodules.escaping import visible
+from datamodules.form import ChatForm, reads, recorded_form, settle_form
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
 from datamodules.packing import PROMPT
@@ -91,7 +93,8 @@ class XLAMDataModule(LightningDataModule):
     """Rows of xLAM's schema, divided into those to train on and those to evaluate; prompts of the latter.
 
     A subclass saves its arguments as hyperparameters, among them `tokenizer`, `path`, `val_path`, `val_fraction`,
-    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row`, `cache_dir` and `turns`, calls `check`, names two more
+    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row`, `cache_dir`, `turns` and the five of the form (`prompt`,
+    ..., `chat_template`), calls `check`, names two more
     below, and gives `measure`, `train_dataloader` and `training_summary`.
     """
 
@@ -128,6 +131,8 @@ class XLAMDataModule(LightningDataModule):
             raise ValueError(f"data.on_bad_row is {h.on_bad_row!r}; give raise or skip")
         if h.turns not in TURNS:
             raise ValueError(f"data.turns is {h.turns!r}; give {' or '.join(TURNS)}")
+        if h.prompt != "template" and h.answer_form == "template":
+            ChatForm(answer_form="template").check()
 
     def prepare_data(self) -> None:
         """Fill the cache, on one process per machine, and refuse what cannot work before anything is written."""
@@ -160,14 +165,30 @@ class XLAMDataModule(LightningDataModule):
         prompt, cot, call = segment_tokens(self.rows)
         text = (
             f"{self.hparams.path}: {len(table) + len(self.rows.bad):,} rows read, {len(self.rows.bad):,} bad, "
-            f"{sum(table['json_form']):,} with their calls in JSON form, {int((cot == 0).sum()):,} without chain of "
-            f"thought; mean tokens: prompt {prompt.mean():.0f}, CoT {cot.mean():.0f}, call {call.mean():.0f}."
+            f"{int((cot == 0).sum()):,} without chain of thought; mean tokens: prompt "
+            f"{prompt.mean():.0f}, CoT {cot.mean():.0f}, call {call.mean():.0f}."
         )
+        text += f"\n  {self.form.described(self.hparams.think)}" + self._of_thoughts(cot)
+        if self.form.answer_form == "python" and (odd := sum(table["json_form"])):
+            text += f" The calls of {odd:,} rows are written as JSON, for a name in them is no Python identifier."
         for path, rows in {self.hparams.path: self.rows, self.hparams.val_path: self.val_rows}.items():
             if path and rows.unrewarded:
                 text += f" The gold answers of {rows.unrewarded:,} rows of {path} earn nothing under model.reward."
         text = f"{text} {self.training_summary()}" if len(self.train_indices) else text
         return "\n".join([text, *(f"  {line}" for line in describe(self.rows.counts))])
+
+    def _of_thoughts(self, cot: np.ndarray) -> str:
+        """What becomes of rows that have, or have not, the chain of thought that the form asks for."""
+        present = sum(text != "" for text in self.rows.table["cot"])
+        if not self.form.think:
+            return f" The chains of thought of {present:,} rows are not used." if present else ""
+        if not len(self.train_indices) or self.REWARDED or not (missing := int((cot == 0).sum())):
+            return ""
+        return (
+            f" {missing:,} of {len(cot):,} rows have none: they teach the model to answer at once, which the reward "
+            "scores 0. Give them one (funreason-refine --config configs/cot.yaml), leave them out, or set data.think "
+            "to none."
+        )
 
     def ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""
@@ -181,7 +202,14 @@ class XLAMDataModule(LightningDataModule):
                 f"data.{self.BATCH} {h[self.BATCH]} is less than the {self.ranks()[1]} ranks of this run: "
                 f"raise {self.BATCH} or lower trainer.devices"
             )
+        self.tokenizer = load_tokenizer(h.tokenizer, h.chat_template)
+        think = {"require": True, "none": False, "auto": None}[h.think]
+        self.form = settle_form(self.tokenizer, h.prompt, h.answer_form, think, h.system_prompt)
+        by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
         self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit")
+        if think is None and by_rows and self.form.think != any(cot != "" for cot in self.rows.table["cot"]):
+            self.form = replace(self.form, think=not self.form.think)
+            self.rows = self.val_rows = self._encode(h.path, False)
         self.lengths = self.measure(self.rows)  # [rows], tokens
         self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
         if stage != "fit":
@@ -213,8 +241,11 @@ class XLAMDataModule(LightningDataModule):
         paying = getattr(module, "paying", [FunctionCallReward()])
         ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
         learnt = learnt and len(ours) == len(paying)  # what a function of the user's pays is not known
-        rows = encode_rows(path, load_tokenizer(h.tokenizer), h.on_bad_row, h.cache_dir, h.turns)
-        rows = check_gold(rows, path, ours or [module.reward], learnt)
+        judging = getattr(module, "reward", None)
+        for reward in [*ours, *([judging] if isinstance(judging, FunctionCallReward) else [])]:
+            reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think
+        rows = encode_rows(path, self.tokenizer, h.on_bad_row, h.cache_dir, h.turns, self.form)
+        rows = check_gold(rows, path, ours or [module.reward], learnt, self.form, self.tokenizer)
         settle(rows.bad, h.on_bad_row)
         if not len(rows.table):
             first = complaint(next(iter(rows.bad)))

@@ -6,7 +6,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.base import PromptLoader
 from datamodules.bfcl_package import INSTALLED, decoder, find_package
 from datamodules.bfcl_rows import CATEGORIES, chat, check_categories, language_of, read_category
-from datamodules.chat import load_tokenizer, turns_text
+from datamodules.chat import load_tokenizer
+from datamodules.templates import turns_text
 
 
 class BFCLDataModule(LightningDataModule):

@@ -14,12 +14,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.form import ChatForm
 from datamodules.packing import CALL, COT, PROMPT, Encoded
+from datamodules.serving import own_template
 from datamodules.sources.openai import chat_turns, said
 from datamodules.sources.tools import openai_tool, shown_tool
 from datamodules.templates import answer_by_template, end_of_turn_id, turns_text, without_present_date
 from rewards import FRAMES, as_calls, write_calls
 
 PAPER = ChatForm()
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -47,14 +52,15 @@ def resolve_model_folder(init_from: str) -> str:
     return init_from
 
 
-def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model, with the two things this project needs of it: offsets and a chat template.
 
     Args:
         init_from: See `resolve_model_folder`.
+        chat_template: A file with the template to use, or "chatml"; the tokenizer's own when None.
 
     Returns:
-        The fast tokenizer.
+        The fast tokenizer. Of a model that this project exported, its template is the one that was trained with.
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
@@ -72,11 +78,23 @@ def load_tokenizer(init_from: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"init_from: the tokenizer of {folder} could not be loaded: {why}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
     if not tokenizer.chat_template:
-        raise ValueError(f"init_from: the tokenizer of {folder} has no chat template; add a chat_template.jinja to it")
+        raise ValueError(
+            f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "
+            "data.chat_template to chatml or to a file with one"
+        )
     if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = without_present_date(tokenizer.chat_template)
+        tokenizer.chat_template = without_present_date(own_template(tokenizer.chat_template))
     return tokenizer
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.chat_template: {file} cannot be read ({error}); give a file, or chatml") from error
 
 
 def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:

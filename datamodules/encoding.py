@@ -15,14 +15,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 import rewards
-from datamodules.chat import checked_target, encode_texts, end_of_turn_id, prompt_text
+from datamodules.chat import PAPER, checked_target, encode_texts, prompt_text
 from datamodules.example import BadRow
 from datamodules.files import atomic_write, remove
+from datamodules.form import ChatForm
 from datamodules.locks import sole_writer
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
+from datamodules.templates import end_of_turn_id
 from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
@@ -97,6 +99,7 @@ def encode_rows(
     on_bad_row: OnBadRow = "raise",
     cache_dir: str | None = None,
     turns: Turns = "last",
+    form: ChatForm = PAPER,
 ) -> EncodedRows:
     """Read, check and encode the rows of a source, or take them from the cache.
 
@@ -110,6 +113,7 @@ def encode_rows(
         on_bad_row: See `xlam.read_examples`.
         cache_dir: Folder of the cache; `funreason` inside the cache of `datasets` (`HF_HOME`) when None.
         turns: Which turns of a chat become rows; see `xlam.check_rows`.
+        form: How requests are put and answered.
 
     Returns:
         The encoded rows, of any length.
@@ -121,13 +125,13 @@ def encode_rows(
     """
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
     source = fingerprint(path)
-    entry = folder / _key(path, source, tokenizer, turns)
+    entry = folder / _key(path, source, tokenizer, turns, form)
     try:
         rows = _read(entry, path)
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with sole_writer(entry, f"another run is encoding {path}; its rows are waited for"):
-                rows = _read(entry, path) or _make(entry, path, source, tokenizer, on_bad_row, turns)
+                rows = _read(entry, path) or _make(entry, path, source, tokenizer, on_bad_row, turns, form)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: of the source
             raise
@@ -154,7 +158,13 @@ def _read(entry: Path, path: str) -> EncodedRows | None:
 
 
 def _make(
-    entry: Path, path: str, source: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns
+    entry: Path,
+    path: str,
+    source: str,
+    tokenizer: PreTrainedTokenizerFast,
+    on_bad_row: OnBadRow,
+    turns: Turns,
+    form: ChatForm,
 ) -> EncodedRows:
     """Write an entry of the cache in the place of none or of a damaged one."""
     if entry.exists():
@@ -164,7 +174,7 @@ def _make(
         print(f"the cached rows of {path} are damaged; they are encoded again, and what was found is now {aside}")
     with atomic_write(entry, fsync=False) as unfinished:  # what a power cut damages is found by its digest
         unfinished.mkdir()
-        counts = _write(unfinished, path, tokenizer, on_bad_row, turns)
+        counts = _write(unfinished, path, tokenizer, on_bad_row, turns, form)
         if fingerprint(path) != source:
             raise ValueError(f"{path} changed while it was read: run again once nothing writes to it")
         (unfinished / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
@@ -186,7 +196,7 @@ def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _write(
-    folder: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns
+    folder: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns, form: ChatForm
 ) -> dict[str, int]:
     """Write table and bad rows; gives what the rows were read as, and how many are `bad`."""
     counts: Counter[str] = Counter()
@@ -204,7 +214,7 @@ def _write(
         pa.ipc.new_stream(sink, SCHEMA) as writer,
     ):
         chunk: list[tuple[int, Example, str, str]] = []
-        for row in _texts(path, tokenizer, turns, note, counts):
+        for row in _texts(path, tokenizer, turns, form, note, counts):
             chunk.append(row)
             if len(chunk) == CHUNK:
                 writer.write_batch(_encode(tokenizer, chunk))
@@ -218,6 +228,7 @@ def _texts(
     path: str,
     tokenizer: PreTrainedTokenizerFast,
     turns: Turns,
+    form: ChatForm,
     note: Callable[[dict[str, Any]], None],
     counts: Counter[str],
 ) -> Iterator[tuple[int, Example, str, str]]:
@@ -226,7 +237,7 @@ def _texts(
         try:
             if isinstance(outcome, BadRow):
                 raise outcome
-            yield number, outcome, prompt_text(tokenizer, outcome), checked_target(tokenizer, outcome)
+            yield number, outcome, prompt_text(tokenizer, outcome, form), checked_target(tokenizer, outcome, form)
             count_example(outcome, counts)
         except BadRow as error:
             note(bad_row(path, number, error, raw))
@@ -249,7 +260,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
+def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turns, form: ChatForm) -> str:
     key = hashlib.blake2b(digest_size=16)
     key.update(_code(with_toolbox=path.split(":")[0] == TOOLBOX))
     template = json.dumps(tokenizer.chat_template)
@@ -259,6 +270,7 @@ def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turn
         template,
         str(end_of_turn_id(tokenizer)),
         turns,
+        json.dumps(form.recorded()),
     ):
         key.update(hashlib.blake2b(part.encode()).digest())
     return key.hexdigest()
@@ -268,7 +280,19 @@ def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turn
 def _code(with_toolbox: bool) -> bytes:
     """Digest of the sources that what is cached depends on."""
     here = Path(__file__).parent
-    names = ("chat", "encoding", "example", "packing", "parquet", "readers", "reports", "rows", "xlam")
+    names = (
+        "chat",
+        "encoding",
+        "example",
+        "form",
+        "packing",
+        "parquet",
+        "readers",
+        "reports",
+        "rows",
+        "templates",
+        "xlam",
+    )
     sources = (
         [here / f"{name}.py" for name in names]
         + sorted((here / "sources").glob("*.py"))

@@ -65,6 +65,15 @@ class ChatForm:
                 "data.prompt to template too, or data.answer_form to python, json or hermes"
             )
 
+    def described(self, think: Think = "require") -> str:
+        """The form in a sentence."""
+        form = {"python": "a Python list of calls", "json": "a JSON list of calls", "hermes": "Hermes blocks of calls"}
+        answer = form.get(self.answer_form, "the syntax of the model's own template")
+        prompt = "the model's own chat template" if self.prompt == "template" else "our system prompt"
+        thought = "after a chain of thought" if self.think else "without a chain of thought"
+        chosen = " (data.think auto)" if think == "auto" else ""
+        return f"Asked by {prompt}; answered with {answer}, {thought}{chosen}."
+
     def recorded(self) -> dict[str, Any]:
         """What a run and its exported model keep of it."""
         return asdict(self)

@@ -7,25 +7,36 @@ from heapq import merge
 from typing import Any
 
 import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat import target_text
+from datamodules.chat import PAPER, target_text
 from datamodules.encoding import BadRows, EncodedRows
 from datamodules.example import BadRow, Example
+from datamodules.form import ChatForm
 from datamodules.xlam import bad_row
 from rewards import FunctionCallReward
 
 
-def check_gold(rows: EncodedRows, path: str, rewards: Sequence[FunctionCallReward], learnt: bool) -> EncodedRows:
+def check_gold(
+    rows: EncodedRows,
+    path: str,
+    rewards: Sequence[FunctionCallReward],
+    learnt: bool,
+    form: ChatForm = PAPER,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> EncodedRows:
     """Score the gold answers with the rewards of the run, as the tokenizer returns them once they are encoded.
 
-    The rows have passed the default rules (`rows.check_example`), so only those are scored that answer with text, or of
-    which the tokenizer returns another text.
+    The rows have passed the default rules (`rows.check_example`), so of those in the Python form only such are scored
+    that answer with text, or of which the tokenizer returns another text.
 
     Args:
         rows: The rows.
         path: Where they are from, for the report.
         rewards: Those of the run; a row is good if any of them takes its gold answer for right.
         learnt: Whether nothing but these rewards is learnt from, so that rows that earn none are bad.
+        form: How requests are put and answered.
+        tokenizer: The tokenizer whose template writes calls, where the form says so.
 
     Returns:
         The rows without those whose answer the tokenizer cannot return and, if `learnt`, those that earn nothing
@@ -33,11 +44,11 @@ def check_gold(rows: EncodedRows, path: str, rewards: Sequence[FunctionCallRewar
     """
     table = rows.table.data
     suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
-    places = pc.indices_nonzero(suspects).to_pylist()
+    places = pc.indices_nonzero(suspects).to_pylist() if form.answer_form == "python" else list(range(len(rows.table)))
     bad: dict[int, BadRow] = {}
     unrewarded = 0
     for place, example, row in zip(places, rows.examples(places), rows.table.select(places), strict=True):
-        gold = target_text(example)
+        gold = target_text(example, form, tokenizer)
         returned = gold if row["returned"] is None else row["returned"]
         if any(_accepts(reward, example, returned) for reward in rewards):
             continue
@@ -70,8 +81,10 @@ def _in_order(rows: EncodedRows, path: str, found: dict[int, BadRow]) -> Iterato
 
 def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:
     """Whether a reward takes a target for right, once it is framed as that reward asks for."""
-    thought, answer = target.split("</think>", 1) if example.cot else ("<think>-", target)
+    split = reward.think and example.cot
+    thought, answer = target.split("</think>", 1) if split else ("", target)
+    thought = f"{thought or '<think>-'}</think>\n\n" if reward.think else ""
     if reward.answer_tags == "answer":
         answer = f"<answer>{answer.strip()}</answer>"
-    result = reward(f"{thought}</think>\n\n{answer.lstrip()}", example.tools, example.answers)
+    result = reward(thought + answer.lstrip(), example.tools, example.answers)
     return result.parts["exact_match"] == 1

@@ -9,6 +9,7 @@ import numpy as np
 
 from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
 from datamodules.encoding import EncodedRows
+from datamodules.form import AnswerForm, Prompt, Think
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.packing import Packing
 from datamodules.sources.targets import Turns
@@ -101,6 +102,15 @@ class XLAMPromptDataModule(XLAMDataModule):
         cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
         turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
             a tool. What is left out is counted.
+        prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
+            model's own chat template. As the model was trained when None, and else "paper".
+        answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
+            "template" writes them; the reward accepts this form only. As the model was trained when None, and else
+            "python", where calls with a name that is no Python identifier are written as JSON.
+        think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows
+            the model, and requires one where it does not say how it was trained.
+        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing.
+        chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
 
     Raises:
         ValueError: A size, fraction or choice is impossible.
@@ -126,6 +136,11 @@ class XLAMPromptDataModule(XLAMDataModule):
         on_bad_row: OnBadRow = "raise",
         cache_dir: str | None = None,
         turns: Turns = "last",
+        prompt: Prompt | None = None,
+        answer_form: AnswerForm | None = None,
+        think: Think = "auto",
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)

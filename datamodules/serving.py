@@ -59,7 +59,8 @@ _PYTHON = """
             {{- (', ' if not loop.first else '') + f.name + '(' }}
             {%- for key, value in f.arguments.items() %}
                 {{- (', ' if not loop.first else '') + key + '=' }}
-                {{- ('%r' | format(value)) | replace('<think>', '\\\\x3cthink>') | replace('</think>', '\\\\x3c/think>') }}
+                {%- set value = '%r' | format(value) %}
+                {{- value | replace('<think>', '\\\\x3cthink>') | replace('</think>', '\\\\x3c/think>') }}
             {%- endfor %}
             {{- ')' }}
         {%- endfor %}

@@ -12,8 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
+from datamodules.form import ChatForm
 from datamodules.packing import PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
@@ -26,7 +28,7 @@ from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import failing_together, probe_everywhere
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
-from rewards import FunctionCallReward, parse_completion
+from rewards import FunctionCallReward
 
 
 class FunctionCallingModule(LightningModule):
@@ -106,7 +108,7 @@ class FunctionCallingModule(LightningModule):
         if self.policy is not None:
             return
         with failing_together():
-            self.tokenizer = load_tokenizer(self.init_from)
+            self.tokenizer = self.load_tokenizer()
             policy = build_policy(
                 self.init_from,
                 lora=self.lora,
@@ -119,6 +121,16 @@ class FunctionCallingModule(LightningModule):
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.choose_packing(policy)
         self.place(policy)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of the model, with the chat template of the run's data."""
+        data = getattr(self._trainer, "datamodule", None)
+        return load_tokenizer(self.init_from, getattr(data, "hparams", {}).get("chat_template"))
+
+    @property
+    def form(self) -> ChatForm | None:
+        """How the run's data put requests and want them answered; None for data that have no such form."""
+        return getattr(getattr(self._trainer, "datamodule", None), "form", None)
 
     def choose_packing(self, policy: ScoredCausalLM) -> None:
         """Let documents share rows, as `data.packing` says and the loaded model allows.
@@ -296,7 +308,7 @@ class FunctionCallingModule(LightningModule):
         return Rollout(
             example=example,
             text=text,
-            parsed=result.parsed or parse_completion(text, self.reward.answer_tags),
+            parsed=result.parsed or self.reward.parse(text),
             result=result,
             prompt_tokens=len(prompt),
             completion_tokens=len(completion.token_ids),
@@ -345,6 +357,7 @@ class FunctionCallingModule(LightningModule):
         Hashes of those, and of the tokenizer, take their place.
         """
         checkpoint["tokenizer"] = fingerprint_of(self.tokenizer)
+        checkpoint["form"] = self.form.recorded() if self.form else None
         checkpoint["derived"] = {"init_from": self.init_from, "fingerprint": self.derived_fingerprint()}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
@@ -397,6 +410,13 @@ class FunctionCallingModule(LightningModule):
                 f"The tokenizer of model.init_from {self.init_from} is not the one that the checkpoint's run had "
                 "(other vocabulary or chat template): resume with that one."
             )
+        if self.form and (kept := checkpoint.get("form")):
+            for name, value in self.form.recorded().items():
+                if kept[name] != value:
+                    raise ValueError(
+                        f"data.{name} is {value!r} in this run and was {kept[name]!r} in the one that wrote the "
+                        "checkpoint: set it to that (true is require, false none)."
+                    )
 
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""

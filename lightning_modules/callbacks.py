@@ -119,7 +119,13 @@ class ExportHF(Callback):
         """Rehearse the export, on every rank, so that all refuse together what cannot be exported."""
         folder = Path(trainer.log_dir or ".")  # `log_dir` is a collective: every rank asks
         if stage == "fit" and not trainer.fast_dev_run:
-            rehearse_export(pl_module.init_from, pl_module.lora, folder if trainer.is_global_zero else None)
+            rehearse_export(
+                pl_module.init_from,
+                pl_module.lora,
+                folder if trainer.is_global_zero else None,
+                pl_module.load_tokenizer(),
+                pl_module.form,
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export once training has ended by itself."""
@@ -127,7 +133,7 @@ class ExportHF(Callback):
         if trainer.fast_dev_run:
             return
         folder = Path(log_dir or ".") / "hf"
-        export_hf(pl_module.policy, pl_module.tokenizer, folder, write=trainer.is_global_zero)
+        export_hf(pl_module.policy, pl_module.tokenizer, folder, trainer.is_global_zero, pl_module.form)
         if trainer.is_global_zero:
             print(f"Exported model: {folder}")
 

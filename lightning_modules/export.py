@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.chat import load_tokenizer
 from datamodules.command_line import SentenceParser
 from datamodules.files import atomic_write
+from datamodules.form import ChatForm
 from datamodules.serving import served_tokenizer
 from lightning_modules.checkpoints import check_same_model, load
 from lightning_modules.gathering import merged_weights, named_state, whole
@@ -25,7 +26,11 @@ EVERYWHERE = "eager"  # the attention that every family has, on any machine; an 
 
 
 def export_hf(
-    policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path, write: bool = True
+    policy: ScoredCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+    write: bool = True,
+    form: ChatForm | None = None,
 ) -> None:
     """Write a Hugging Face folder: merged safetensors, tokenizer, chat template; with LoRA also `adapter/`.
 
@@ -40,6 +45,7 @@ def export_hf(
         tokenizer: Its tokenizer.
         folder: Where to write.
         write: Whether this rank writes; the others only help to gather.
+        form: How requests were put and answered in training; the chat template then puts them so.
     """
     device = torch.device("cpu")  # one weight at a time leaves the accelerator
     weights = {name: weight.to(device) for name, weight in merged_weights(policy) if write}
@@ -48,7 +54,7 @@ def export_hf(
         return
     with atomic_write(folder) as unfinished:
         policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
-        write_settings(policy, tokenizer, unfinished)
+        write_settings(policy, tokenizer, unfinished, form)
         if isinstance(policy.model, PeftModel):
             state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
             policy.model.save_pretrained(unfinished / "adapter", state_dict=state, save_embedding_layers=False)
@@ -56,7 +62,9 @@ def export_hf(
             file.chmod(0o644)  # safetensors writes them for their owner alone
 
 
-def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+def write_settings(
+    policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path, form: ChatForm | None = None
+) -> None:
     """Write what a folder holds beside weights: configs, tokenizer, chat template.
 
     They name the token that was taught to end a turn, and every other that ended a completion in training: vLLM stops
@@ -71,23 +79,31 @@ def write_settings(policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, f
         text.eos_token_id = ids[0]
     config.save_pretrained(folder)
     generation.save_pretrained(folder)
-    served_tokenizer(tokenizer).save_pretrained(folder)
+    served_tokenizer(tokenizer, form).save_pretrained(folder)
 
 
-def rehearse_export(init_from: str, lora: LoRA | None = None, folder: Path | None = None) -> None:
+def rehearse_export(
+    init_from: str,
+    lora: LoRA | None = None,
+    folder: Path | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    form: ChatForm | None = None,
+) -> None:
     """Do all of an export but the weights themselves, which takes no memory, so that none fails after a training.
 
     Args:
         init_from: See `build_policy`.
         lora: See `build_policy`.
         folder: Where the export will lie, if this rank is to write it.
+        tokenizer: The tokenizer of the run; that of `init_from` when None.
+        form: See `export_hf`.
 
     Raises:
         FileNotFoundError: See `build_policy` and `load_tokenizer`.
         OSError: If nothing can be written there.
         ValueError: Saying what cannot be exported; also as `build_policy` and `load_tokenizer` do.
     """
-    tokenizer = load_tokenizer(init_from)
+    tokenizer = tokenizer or load_tokenizer(init_from)
     with torch.device("meta"):  # names and shapes, and no values
         plain, policy = (
             build_policy(init_from, adapters, attn_implementation=EVERYWHERE, empty=True) for adapters in (None, lora)
@@ -97,7 +113,7 @@ def rehearse_export(init_from: str, lora: LoRA | None = None, folder: Path | Non
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=folder) as place:
-            write_settings(policy, tokenizer, place)
+            write_settings(policy, tokenizer, place, form)
     except OSError as error:
         raise OSError(f"trainer.default_root_dir: the run could not be exported to {folder}: {error}") from error
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -138,14 +154,16 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
     folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     check_replaceable(folder, source)
-    state = load(checkpoint)["state_dict"]
+    saved = load(checkpoint)
+    state, form = saved["state_dict"], saved.get("form")
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     policy = build_policy(source, lora, attn_implementation=EVERYWHERE, dtype=dtype)
-    saved = {name: w for name, w in policy.state_dict().items() if lora is None or ".lora_" in name}
-    ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (saved, weights))
+    kept = {name: w for name, w in policy.state_dict().items() if lora is None or ".lora_" in name}
+    ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (kept, weights))
     check_same_model(theirs, ours, source)
     policy.load_state_dict(weights, strict=lora is None)  # what adapters sit on is as `init_from` has it
-    export_hf(policy, load_tokenizer(source), folder)
+    tokenizer = load_tokenizer(source, config["data"]["init_args"].get("chat_template"))
+    export_hf(policy, tokenizer, folder, form=ChatForm(**form) if form else None)
     return folder
 
 

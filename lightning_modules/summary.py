@@ -10,10 +10,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.chat import DATE_FIXED, PROMPT_DATE
 from datamodules.escaping import visible
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
+from datamodules.templates import DATE_FIXED, PROMPT_DATE
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.gathering import FSDP1_PREFIX
 from lightning_modules.grpo import GRPOModule

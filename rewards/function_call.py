@@ -12,7 +12,7 @@ from rewards.calls import Call, as_calls, as_tools
 from rewards.floats import FloatPlaces, float_places
 from rewards.forms import CallFrame
 from rewards.matcher import Agreement, agree
-from rewards.parser import MAX_ANSWER, ParsedCompletion, parse_calls, split_completion
+from rewards.parser import MAX_ANSWER, ParsedCompletion, parse_calls, parse_completion, split_completion
 
 PARTS = ("format", "parse", "name", "arg_names", "arg_values", "exact_match", "error")
 
@@ -86,7 +86,7 @@ class FunctionCallReward:
         except ValueError:
             return _result(parsed, error=1.0)
         if self.no_call == "text" and not expected:
-            right = 0 < len(answer) <= MAX_ANSWER and not calls
+            right = 0 < len(answer) <= MAX_ANSWER and not calls and not parse_calls(answer)[0]
             agreement = Agreement(right, right, right)
         else:
             agreement = Agreement(False, False, False) if calls is None else agree(calls, expected, floats)
@@ -102,6 +102,10 @@ class FunctionCallReward:
             exact_match=exact,
             error=float(not isinstance(completion, str)),
         )
+
+    def parse(self, completion: str) -> ParsedCompletion:
+        """Takes a completion apart as it is scored."""
+        return parse_completion(completion, self.answer_tags, self.form, self.think)
 
 
 def _result(parsed: ParsedCompletion, score: float = 0.0, **parts: float) -> RewardResult:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datamodules.refinement.declared import type_schema
 
 from datamodules import readers
 from datamodules.chat import without_present_date
 from datamodules.refinement import rule_judge
-from datamodules.refinement.declared import type_schema
 from datamodules.refinement.judging import read_reply
 from datamodules.refinement.loose import read_loosely
 from datamodules.refinement.prompts import _between

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from datamodules.chat import end_of_turn_id
+from datamodules.templates import end_of_turn_id
 
 
 def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationConfig, str]:

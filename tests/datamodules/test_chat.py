@@ -7,10 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.chat import (
-    SYSTEM_PROMPT,
     encode_example,
     encode_prompt,
-    end_of_turn_id,
     load_tokenizer,
     messages,
     prompt_text,
@@ -18,8 +16,10 @@ from datamodules.chat import (
     target_text,
 )
 from datamodules.example import BadRow
+from datamodules.form import ChatForm
 from datamodules.packing import Encoded
 from datamodules.rows import Example, to_example
+from datamodules.templates import end_of_turn_id
 
 
 def decode(tokenizer, encoded, segment):
@@ -81,7 +81,7 @@ def test_prompt_holds_system_tools_history_query(tiny_tokenizer, make_row):
     example = to_example(make_row(1, history=json.dumps(history)))
     compact = json.dumps(json.loads(example.tools), separators=(",", ":"))
     assert prompt_text(tiny_tokenizer, example) == (
-        f"<|im_start|>system\n{SYSTEM_PROMPT}{compact}\n\nAnswer in metric units.<|im_end|>\n"
+        f"<|im_start|>system\n{ChatForm().instructions}{compact}\n\nAnswer in metric units.<|im_end|>\n"
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n"
         f"<|im_start|>user\n{example.query}<|im_end|>\n<|im_start|>assistant\n"
     )

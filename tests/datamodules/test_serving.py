@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from datamodules.chat import turns_text
 from datamodules.serving import served_tokenizer
+from datamodules.templates import turns_text
 
 # How the generation prompts of QwQ, of GLM and of Qwen3 (where it does not think) go on after the role.
 ROLE = "{% if add_generation_prompt %}<|im_start|>assistant\n"

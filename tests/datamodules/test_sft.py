@@ -291,7 +291,8 @@ def test_real_rows_encode(make_module, shared_data, capsys):
     module.setup("fit")
     assert len(module.train_indices) == 239
     printed = capsys.readouterr().out
-    assert "240 rows read, 1 bad, 70 with their calls in JSON form, 0 without chain of thought" in printed
+    assert "240 rows read, 1 bad, 0 without chain of thought" in printed
+    assert "The calls of 70 rows are written as JSON, for a name in them is no Python identifier." in printed
     assert "row 29, column 'answers': calls 'LastName varchar'" in printed
     module = make_module(shared_data / "bfcl_as_xlam.jsonl")
     module.setup("test")

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from datamodules.readers import read_rows
-from datamodules.sources.declared import parameters
 from datamodules.refinement.schema import cast_to_types, find_misfit
+from datamodules.sources.declared import parameters
 from rewards import Call
 
 TYPES = {"str": "", "int": 0, "float": 0.0, "bool": True, "List[int]": [1], "Dict[str, float]": {"a": 1.0}}
