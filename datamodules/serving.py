@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.form import KEPT_IN, ChatForm, frame_of
 from datamodules.sources.tools import SHOWN_FIRST
 from datamodules.templates import end_of_turn_id, folded, refuses_system, turns_text
-from rewards import CallFrame
+from rewards import FRAMES, CallFrame
 
 log = logging.getLogger(__name__)
 
@@ -96,17 +96,35 @@ _TOOLS = """
     {%- set funreason.tools = [] %}
     {%- for tool in tools %}
         {%- set f = tool.function if tool.function is defined else tool %}
-        {%- set funreason.parts = [] %}
+        {%- set funreason.items = [] %}
         {%- for key in FIRST + (f | list | reject('in', FIRST) | list) if f[key] is defined and f[key] is not none %}
-            {%- set part = (key | tojson) + ':' + (f[key] | tojson(separators=(',', ':'))) %}
-            {%- set funreason.parts = funreason.parts + [part] %}
+            {%- set funreason.items = funreason.items + [(key, f[key])] %}
         {%- endfor %}
-        {%- set funreason.tools = funreason.tools + ['{' + funreason.parts | join(',') + '}'] %}
-    {%- endfor %}
-    {%- set text = INSTRUCTIONS + '[' + funreason.tools | join(',') + ']' %}
+        {%- set funreason.tools = funreason.tools + [dict(funreason.items)] %}
+    {%- endfor %}""".replace("FIRST", repr(list(SHOWN_FIRST)))
+_SAID = """
+    {%- set text = INSTRUCTIONS + funreason.tools | tojson(separators=(',', ':')) %}
     {%- set funreason.system = text if funreason.system is none else text + '\n\n' + funreason.system %}
     {%- set tools = none %}"""
-_SYSTEM = "\n    {%- set messages = [{'role': 'system', 'content': funreason.system}] + funreason.turns %}"
+_GIVEN = """
+    {%- set funreason.wrapped = [] %}
+    {%- for tool in funreason.tools %}
+        {%- set funreason.wrapped = funreason.wrapped + [{'type': 'function', 'function': tool}] %}
+    {%- endfor %}
+    {%- set tools = funreason.wrapped %}"""
+_AS_THEY_ARE = """
+{%- set funreason = namespace(turns=messages, system=none) %}
+{%- if messages and messages[0].role == 'system' %}
+    {%- set funreason.turns = messages[1:] %}
+    {%- set funreason.system = messages[0].content %}
+{%- endif %}"""
+_TOLD = """
+    {%- set funreason.system = INSTRUCTIONS + ('' if funreason.system is none else '\n\n' + funreason.system) %}"""
+_SYSTEM = """
+    {%- set messages = funreason.turns %}
+    {%- if funreason.system is not none %}
+        {%- set messages = [{'role': 'system', 'content': funreason.system}] + messages %}
+    {%- endif %}"""
 _FOLDED = """
     {%- set funreason.folded = [] %}
     {%- for turn in funreason.turns %}
@@ -120,7 +138,7 @@ _FOLDED = """
 
 
 def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -> str:
-    """The beginning of a chat template that puts requests with `tools=` as `chat.messages` does; "" where none has to.
+    """The beginning of a chat template that puts requests with `tools=` as `chat.messages` does.
 
     It takes OpenAI's messages (`tool_calls`, `tool` turns, parts of text) and tools, makes the turns of a training
     prompt of them, and leaves these to the template below it. Where that takes no system message, those of requests
@@ -131,22 +149,26 @@ def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -
         frame: That of its calls; see `form.frame_of`.
         folds: Whether the model's own template takes no system message.
     """
-    if form.prompt == "template" and not folds:
-        return ""
-    framed = CallFrame("[", "arguments", ", ", "]") if frame is None else frame
+    placed, instructions = _FOLDED if folds else _SYSTEM, _text(form.instructions)
+    if form.prompt == "template":
+        told = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
+        with_tools = "\n{%- if tools %}" + _TOOLS + _GIVEN + told + "\n{%- endif %}"
+        return OURS + _AS_THEY_ARE + with_tools + (placed if told or folds else "") + BELOW
+    said = _TOOLS + _SAID.replace("INSTRUCTIONS", instructions)
+    without_tools = "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed if folds else ""
+    return (
+        OURS + _macro(frame) + "\n{%- if tools %}" + _TURNS + said + placed + without_tools + "\n{%- endif %}" + BELOW
+    )
+
+
+def _macro(frame: CallFrame | None) -> str:
+    """The macro that writes calls, in the Python form where there is no frame."""
+    framed = FRAMES["json"] if frame is None else frame
     written = _FRAMED.replace("HEAD", _text(framed.head)).replace("TAIL", _text(framed.tail))
     written = written.replace("SEPARATOR", _text(framed.separator)).replace("KEY", _text(framed.key))
-    macro = "\n{%- macro funreason_calls(calls) %}" + written + "\n{%- endmacro %}"
     if frame is None:
-        macro = _PYTHON.replace("FRAMED", written).replace("KEYWORDS", repr(tuple(keyword.kwlist)))
-    placed = _FOLDED if folds else _SYSTEM
-    if form.prompt == "template":
-        return OURS + macro + _TURNS + placed + BELOW
-    tools = _TOOLS.replace("FIRST", repr(list(SHOWN_FIRST))).replace("INSTRUCTIONS", _text(form.instructions))
-    started = "\n{%- if tools %}" + _TURNS + tools + placed
-    if folds:
-        started += "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed
-    return OURS + macro + started + "\n{%- endif %}" + BELOW
+        return _PYTHON.replace("FRAMED", written).replace("KEYWORDS", repr(tuple(keyword.kwlist)))
+    return "\n{%- macro funreason_calls(calls) %}" + written + "\n{%- endmacro %}"
 
 
 def own_template(template: str) -> str:
@@ -180,7 +202,7 @@ def served_tokenizer(tokenizer: PreTrainedTokenizerFast, form: ChatForm | None =
     served = deepcopy(served) if served is tokenizer else served
     served.init_kwargs[KEPT_IN] = form.recorded()
     beginning = template_of_requests(form, frame_of(form, tokenizer), refuses_system(tokenizer))
-    if beginning and isinstance(served.chat_template, str):
+    if isinstance(served.chat_template, str):
         served.chat_template = beginning + served.chat_template
     return served
 
