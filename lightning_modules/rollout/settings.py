@@ -79,6 +79,11 @@ def check_sizes(module: "GRPOModule") -> None:
             f"data.prompts_per_step {prompts} cannot be divided into {module.mini_batches} mini-batches: make it a "
             "multiple of model.mini_batches."
         )
+    if module.entropy_scale > 0 and not data.form.think:
+        raise ValueError(
+            "model.entropy_scale pays for the entropy of the chain of thought, and data.think none asks for none: set "
+            "data.think to require, or model.entropy_scale to 0 for plain GRPO."
+        )
     limit = module.generator.max_new_tokens
     if longest + limit > module.micro_batch_tokens:
         raise ValueError(

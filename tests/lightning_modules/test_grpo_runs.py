@@ -366,6 +366,7 @@ def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
         (["--model.init_args.group_size=1"], ["model.group_size is 1"]),
         (["--data.init_args.max_prompt_length=10"], ["max_prompt_length 10", "the shortest has"]),
         (["--data.init_args.prompts_per_step=3"], ["prompts_per_step 3", "2 mini-batches"]),
+        (["--data.init_args.think=none"], ["model.entropy_scale", "data.think", "plain GRPO"]),
         (["--model.init_args.micro_batch_tokens=99"], ["micro_batch_tokens 99", "1032"]),  # 1024 + 8
         (["--model.init_args.aggregation=mean"], ["aggregation", "mean"]),
         (["--model.init_args.rewards.x.function=toy_rewards.absent"], ["toy_rewards.absent"]),
