@@ -16,17 +16,19 @@ from datamodules.refinement.declared import type_schema
 
 from datamodules import readers
 from datamodules.chat import without_present_date
+from datamodules.example import BadRow
 from datamodules.refinement import rule_judge
 from datamodules.refinement.judging import read_reply
 from datamodules.refinement.loose import read_loosely
 from datamodules.refinement.prompts import _between
-from datamodules.refinement.schema import cast_to_types
+from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import read_raw
-from datamodules.sources.messages import read_messages
+from datamodules.sources.messages import Message, read_messages
 from datamodules.sources.nulls import types_of
 from datamodules.sources.prompts import glaive_chat, split_request, split_system
 from datamodules.sources.thoughts import read_said
 from datamodules.sources.tools import read_tools
+from datamodules.sources.turns import read_turns
 from datamodules.sources.values import read_whole
 from rewards import Call, decode_bfcl, parse_completion
 from rewards.floats import float_places
@@ -127,3 +129,18 @@ def test_twice_the_text_is_at_most_twice_the_work(reader):
             if twice > 2.2 * once:
                 slow[unit] = once, twice
     assert not slow
+
+
+def test_what_cannot_be_linear_is_refused_with_a_reason():
+    with pytest.raises(ValueError, match="there are 1,025 tools, and 1,024 are read at most"):
+        read_tools([{"name": f"f{number}"} for number in range(1025)], Counter())
+    with pytest.raises(ValueError, match="the name of a tool has 1,025 characters"):
+        read_tools([{"name": "f" * 1025}], Counter())
+    with pytest.raises(BadRow, match="has 2,049 turns, and 2,048 are read at most"):
+        read_turns([Message("user", "x")] * 2049, [], "messages", Counter())
+
+
+def test_definitions_that_double_one_another_declare_nothing():
+    definitions = {f"D{i}": {"anyOf": [{"$ref": f"#/$defs/D{i + 1}"}] * 2} for i in range(40)}  # 2^40 nodes written out
+    declared = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": definitions | {"D40": {}}}
+    assert find_misfit([Call("f", {"a": "x"})], [_tool(declared)]) is None
