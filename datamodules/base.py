@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.chat import load_tokenizer
-from datamodules.command_line import sentence
+from datamodules.command_line import check_writable, sentence
 from datamodules.encoding import BadRows, EncodedRows, encode_rows
 from datamodules.escaping import visible
 from datamodules.form import ChatForm, reads, recorded_form, settle_form
@@ -117,6 +117,11 @@ class XLAMDataModule(LightningDataModule):
             ValueError: A size, fraction or choice is impossible.
         """
         h = self.hparams
+        for name in ("path", "val_path", "cache_dir"):
+            if h[name] == "":
+                raise ValueError(f"data.{name} is empty; give a path, or leave it out")
+        if h.cache_dir:
+            check_writable("data.cache_dir", h.cache_dir)
         for name in sizes:
             if h[name] is not None and h[name] < 1:
                 raise ValueError(f"data.{name} is {h[name]}; give at least 1")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.form import ChatForm
+from datamodules.hub import refuse_unreachable
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.serving import own_template
 from datamodules.sources.openai import chat_turns, said
@@ -41,6 +42,10 @@ def resolve_model_folder(init_from: str) -> str:
     Raises:
         FileNotFoundError: There is no such folder, or it holds no exported model.
     """
+    if not init_from or "\0" in str(init_from):
+        raise FileNotFoundError(
+            f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
+        )
     folder = Path(init_from).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "hf"):
@@ -64,18 +69,22 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
-        ValueError: The tokenizer has no chat template, no fast (Rust) version, or needs code of its own.
+        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, or has no chat
+            template that works.
     """
     folder = resolve_model_folder(init_from)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    if not Path(folder).is_dir():
+        refuse_unreachable(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(f"init_from: {folder} is neither a folder here nor a model the hub gives us") from error
-    except ValueError as error:  # it needs code of its own, which is not run, or a class that transformers lacks
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"init_from: the tokenizer of {folder} could not be loaded: {why}") from error
+    except Exception as error:  # of a damaged file: tokenizers raises Exception itself, and transformers any kind
+        if isinstance(error, OSError) and not Path(folder).is_dir():
+            message = f"init_from: {folder} is neither a folder here nor a model the hub gives us"
+            raise FileNotFoundError(message) from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
     if chat_template is not None:
@@ -87,6 +96,13 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         )
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = without_present_date(own_template(tokenizer.chat_template))
+    question = "a question"
+    try:
+        heard = question in turns_text(tokenizer, [{"role": "user", "content": question}])
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
+    if not heard:
+        raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
     return tokenizer
 
 

@@ -6,7 +6,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.sources.openai import assistant_message
@@ -72,21 +72,39 @@ def turns_text(
     """
     if turns[:1] and turns[0]["role"] == "system" and refuses_system(tokenizer):
         turns = folded(turns)
+    return _THINK_OPENED.sub("", rendered(tokenizer, turns, tools=tools, add_generation_prompt=True))
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **options: Any) -> str:
+    """What the chat template makes of turns.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        turns: The turns.
+        options: See `apply_chat_template`.
+
+    Raises:
+        ValueError: The template is none, fails, or refuses these turns.
+    """
+    template = f"the chat template of {tokenizer.name_or_path}"
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=True, strftime_now=PROMPT_DATE.strftime
-        )
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=PROMPT_DATE.strftime, **options)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{template} is no Jinja: line {error.lineno}: {error.message}") from error
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the turns {roles}: {error}") from error
-    return _THINK_OPENED.sub("", text)
+        raise ValueError(f"{template} refuses the turns {roles}: {error}") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        # what an expression of the template ends in
+        raise ValueError(f"{template} fails: {type(error).__name__}: {error}") from error
+    return text
 
 
 @lru_cache(maxsize=8)
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none."""
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("the-answer")[2]
+    tail = rendered(tokenizer, turns).rpartition("the-answer")[2]
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token in special:
@@ -146,10 +164,7 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
     if cot:
         answer["reasoning_content"] = cot
     prompt = turns_text(tokenizer, [_USER])
-    try:
-        full = tokenizer.apply_chat_template([_USER, answer], tokenize=False, strftime_now=PROMPT_DATE.strftime)
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses the answer: {error}") from error
+    full = rendered(tokenizer, [_USER, answer])
     if not full.startswith(prompt):
         raise ValueError(f"the chat template of {tokenizer.name_or_path} puts an answer elsewhere than its prompt ends")
     end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))

@@ -18,12 +18,13 @@ import json
 import random
 import re
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from datamodules.command_line import one_sentence
 from datamodules.toolbox_functions import CATALOGUE
 from datamodules.toolbox_values import sample_value
 from rewards import Call
@@ -275,18 +276,19 @@ def make_corpus(split: str, rows: int, seed: int) -> list[dict[str, Any]]:
     return corpus
 
 
-def main(args: Iterable[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Write rows of the corpus to a JSONL file."""
     parser = argparse.ArgumentParser(prog="python -m datamodules.toolbox", description=main.__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--split", choices=SPLITS, default="heldout")
-    options = parser.parse_args(None if args is None else list(args))
     from datamodules.xlam import write_jsonl
 
-    write_jsonl(options.out, make_corpus(options.split, options.rows, options.seed))
-    print(f"{options.rows} rows of the {options.split} split, seed {options.seed}: {options.out}")
+    with one_sentence(args) as words:
+        options = parser.parse_args(words)
+        write_jsonl(options.out, make_corpus(options.split, options.rows, options.seed))
+        print(f"{options.rows} rows of the {options.split} split, seed {options.seed}: {options.out}")
 
 
 if __name__ == "__main__":

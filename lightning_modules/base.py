@@ -31,6 +31,20 @@ from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 
 
+def check_numbers(**settings: tuple[Any, bool, str]) -> None:
+    """Refuse settings of a module that are out of their range.
+
+    Args:
+        settings: By name the value, whether it can be used (NaN never can), and what is wanted.
+
+    Raises:
+        ValueError: Naming the first that cannot.
+    """
+    for name, (value, usable, wanted) in settings.items():
+        if not usable:
+            raise ValueError(f"model.{name} is {value}; give {wanted}.")
+
+
 class FunctionCallingModule(LightningModule):
     """A causal language model, its optimizer, and validation, test and prediction by generation.
 
@@ -51,6 +65,9 @@ class FunctionCallingModule(LightningModule):
         max_grad_norm: Gradients are scaled down to at most this norm.
         generator: Samples completions in validation, test and predict; greedy, 256 tokens at most, when None.
         reward: Judges completions; the strict reward when None.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
 
     def __init__(
@@ -70,6 +87,14 @@ class FunctionCallingModule(LightningModule):
         reward: FunctionCallReward | None = None,
     ) -> None:
         super().__init__()
+        check_numbers(
+            learning_rate=(learning_rate, 0 <= learning_rate < math.inf, "a number from 0 up"),
+            weight_decay=(weight_decay, 0 <= weight_decay < math.inf, "a number from 0 up"),
+            betas=(betas, all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1"),
+            epsilon=(epsilon, 0 <= epsilon < math.inf, "a number from 0 up"),
+            warmup_ratio=(warmup_ratio, 0 <= warmup_ratio <= 1, "a number from 0 to 1"),
+            max_grad_norm=(max_grad_norm, max_grad_norm > 0, "a number greater than 0"),
+        )
         self.automatic_optimization = False
         self.init_from = init_from
         self.lora = lora
@@ -194,7 +219,7 @@ class FunctionCallingModule(LightningModule):
         Raises:
             ValueError: If the run has no optimizer step, or no end.
         """
-        steps = self.trainer.estimated_stepping_batches
+        steps = self.trainer.estimated_stepping_batches if self.trainer.max_epochs else 0
         if not 1 <= steps < math.inf:
             raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
         groups = self.parameter_groups()
@@ -369,11 +394,17 @@ class FunctionCallingModule(LightningModule):
         """Refuse the checkpoint of another model, and give the optimizer its states by place.
 
         Raises:
-            ValueError: If a weight is missing, unknown or of another shape, or the tokenizer is another.
+            ValueError: If a weight is missing, unknown or of another shape, the tokenizer is another, or a run is to go
+                on from weights alone.
         """
         if isinstance(self.strategy, FSDP1 | FSDP2):
             return  # it has checked and loaded them
         self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
+        if self.trainer.state.fn == TrainerFn.FITTING and not {"optimizer_states", "callbacks"} <= checkpoint.keys():
+            raise ValueError(
+                "The checkpoint holds weights alone, from which no run can go on (save_weights_only): export it, and "
+                "give the folder to model.init_from."
+            )
         checkpoint["state_dict"] |= self.derived_weights()
         states = checkpoint.get("optimizer_states")
         if states and self.trainer.state.fn == TrainerFn.FITTING:

@@ -6,6 +6,7 @@ land on others).
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ def load(path: str | Path) -> State:
     return checkpoint
 
 
+def check_parts(checkpoint: Any, path: str | Path) -> None:
+    """Refuse what torch can read and is no checkpoint of a run, before Lightning looks for its parts.
+
+    Raises:
+        ValueError: Naming the file and the part that is missing or of another kind.
+    """
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    kinds = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str}
+    odd = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
+    if not odd and not re.match(r"\d+\.\d+", parts["pytorch-lightning_version"]):
+        odd = ["pytorch-lightning_version"]
+    if not odd and not all(isinstance(weight, Tensor) for weight in parts["state_dict"].values()):
+        odd = ["weights"]
+    if odd:
+        raise ValueError(f"--ckpt_path {path} is no checkpoint of a run: its {odd[0]} is missing or of another kind.")
+
+
 class EitherKind(TorchCheckpointIO):
     """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go.
 
@@ -99,7 +117,9 @@ class EitherKind(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
         """Read either kind, whatever `weights_only` asks for; see `load`."""
-        return load(path)
+        checkpoint = load(path)
+        check_parts(checkpoint, path)
+        return checkpoint
 
 
 def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:

@@ -6,25 +6,28 @@
 
 import operator
 import os
+import pkgutil
 import sys
-import traceback
 import warnings
+from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import jsonargparse
 import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
 
 import datamodules  # noqa: F401  (YAML may then use bare class names)
-from datamodules.command_line import SentenceParser, refuse, sentence
+from datamodules.command_line import SentenceParser, check_writable, one_sentence, run_folder
 from datamodules.files import clear_unfinished
 from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules import export
@@ -37,9 +40,14 @@ from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
 from lightning_modules.summary import RunSummary
 
-HERE = Path(__file__).resolve().parents[1]
-REFUSERS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards", Path(jsonargparse.__file__).parent)
-"""Code whose errors are sentences for the user."""
+LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
+LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
+"""Settings of Lightning that it takes less of, and fails or does nothing."""
+SHARES = {
+    "val_check_interval": "give a share of an epoch or a number of steps",
+    "limit_train_batches": "nothing would be trained on",
+}
+PER_CORE = 8  # processes that share a core without being a slip
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
@@ -56,6 +64,14 @@ BESIDE_THE_POINT = (
 
 class Parser(SentenceParser, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Parse, and name the key of a `${…}` that cannot be resolved."""
+        try:
+            return super().parse_args(*args, **options)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            self.error(f"{error.full_key or 'a YAML'}: a ${{…}} in its value cannot be resolved: {reason}")
 
 
 class SaveRedactedConfig(SaveConfigCallback):
@@ -75,7 +91,9 @@ class RunTrainer(Trainer):
         """The run's folder; a collective, so that every rank has to ask."""
         if self.place is None or self.fast_dev_run:
             return super().log_dir
-        return self.strategy.broadcast(self.place.log_dir)
+        folder = self.strategy.broadcast(self.place.log_dir)
+        run_folder.set(Path(folder))  # where the traceback of what may go wrong is written
+        return folder
 
 
 class FunReasonCLI(LightningCLI):
@@ -125,13 +143,26 @@ class FunReasonCLI(LightningCLI):
         steps = ("model.init_args.inner_epochs", "model.init_args.mini_batches")
         parser.link_arguments(steps, "data.init_args.repeats", compute_fn=operator.mul)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse a seed that not every generator takes."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
+        seed = config.get("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1:,}.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave a checkpoint to who loads it: Lightning would read it here, and take settings that a file holds."""
+
     def before_instantiate_classes(self) -> None:
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the figures."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         refuse_masked(config)
         keep_secrets_of(config)
         settle(config["trainer"])
-        if config.get("ckpt_path"):
+        for key, kind in {"model": None, "data": None, "trainer": RunTrainer}.items():
+            refuse_nulls(key, kind, config[key])
+        if config.get("ckpt_path") is not None:
             config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"])
         if self.subcommand == "predict":
             config["return_predictions"] = False
@@ -145,7 +176,13 @@ class FunReasonCLI(LightningCLI):
         ours = config["logger"] in (None, True)
         if ours:
             kwargs["logger"] = place
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
+            raise ValueError(f"trainer: {error}") from error
+        cores = os.cpu_count() or 1
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
+            raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
@@ -211,6 +248,31 @@ def check_reads_safely(strategy: Strategy) -> None:
         )
 
 
+def refuse_nulls(key: str, kind: Any, settings: Any) -> None:
+    """Refuse `null` where a class takes none; jsonargparse lets it pass for anything.
+
+    Args:
+        key: What the settings are under.
+        kind: The class that they are for, unless they name it in `class_path`.
+        settings: Its arguments, or `class_path` and `init_args`.
+
+    Raises:
+        ValueError: Naming the first such setting.
+    """
+    if isinstance(settings, Namespace) and "class_path" in settings:
+        kind, settings = pkgutil.resolve_name(settings["class_path"]), settings.get("init_args")
+    if not isinstance(settings, Namespace) or not isinstance(kind, type):
+        return
+    wanted: dict[str, Any] = {}
+    for parent in reversed(kind.__mro__):
+        wanted |= getattr(vars(parent).get("__init__"), "__annotations__", {})
+    for name, value in vars(settings).items():
+        kinds = get_args(wanted.get(name)) or (wanted.get(name, Any),)
+        if value is None and not {None, type(None), Any} & {*kinds} and not any(isinstance(k, str) for k in kinds):
+            raise ValueError(f"{key}.{name} is null, and must have a value: leave it out for its default")
+        refuse_nulls(f"{key}.{name}", next(filter(is_dataclass, kinds), None), value)
+
+
 def settle(trainer: Namespace) -> None:
     """Make the root a folder of this machine, and answer settings of Lightning that this project has others for.
 
@@ -223,7 +285,14 @@ def settle(trainer: Namespace) -> None:
             f"trainer.default_root_dir: {root} is no folder of this machine: give a local or a mounted one, "
             "and copy the run folder when it is done"
         )
+    check_writable("trainer.default_root_dir", root)
     trainer["default_root_dir"] = os.path.expanduser(root)
+    for name, least in LEAST.items():
+        value = trainer[name]
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
+            raise ValueError(f"trainer.{name} is {value}; give at least {least}.")
+        if name in SHARES and value == 0:
+            raise ValueError(f"trainer.{name} is 0: {SHARES[name]}.")
     if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
         raise ValueError("trainer.gradient_clip_val and gradient_clip_algorithm are not used: set model.max_grad_norm")
     if trainer["accumulate_grad_batches"] != 1:
@@ -234,26 +303,44 @@ def settle(trainer: Namespace) -> None:
         )
 
 
-def main(args: ArgsType = None) -> None:
-    """Run one command. Bad input ends it with one sentence and exit code 1, SIGTERM with a checkpoint and 143."""
-    words = list(sys.argv[1:] if args is None else args)
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command. Whatever goes wrong is one sentence and exit code 1; SIGTERM a checkpoint and 143."""
+    try:
+        with one_sentence(args) as words:
+            run(words)
+    except SIGTERMException:
+        sys.exit(143)
+    except SystemExit as end:
+        if isinstance(end.code, str) and not first_to_speak():
+            sys.exit(1)
+        raise
+
+
+def first_to_speak() -> bool:
+    """Whether no other rank has said yet why the run ends; a rank that cannot ask says it, too."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("said why the run ends", 1) == 1
+    except RuntimeError:  # the rank that keeps the store has ended
+        return True
+
+
+def run(words: list[str]) -> None:
+    """Run the command that the first word names.
+
+    Raises:
+        ValueError: Lightning finds that settings do not fit together, or not this machine.
+    """
     try:
         if words[:1] == ["export"]:
             export.main(words[1:])
         elif words[:1] == ["data"]:
             data.main(words[1:])
         else:
-            FunReasonCLI(args)
+            FunReasonCLI(words)
         if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit
             # Gloo's threads let go of a collective's tensors under the interpreter's lock; one that ends first aborts.
             dist.destroy_process_group()
-    except SIGTERMException:
-        sys.exit(143)
-    except MisconfigurationException as error:  # of Lightning, about settings that do not fit this machine
-        sys.exit(f"error: trainer: {sentence(str(error))}")
-    except (ValueError, OSError, RuntimeError) as error:
-        # A sentence for the user needs no traceback above it; an error from anywhere else does.
-        source = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not any(folder in source.parents for folder in REFUSERS):
-            raise
-        refuse(error)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error

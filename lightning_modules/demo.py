@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datamodules.command_line import one_sentence
 from datamodules.refinement import cli as refinement
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.metrics import CATEGORIES, RATES
@@ -109,6 +110,12 @@ def comparison(summary: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     """Run the demo, print the table and write `runs/demo/summary.json`."""
+    with one_sentence():
+        show()
+
+
+def show() -> None:
+    """What `main` does; its errors are those of the commands."""
     start = time.perf_counter()
     report = refine()
     refined = time.perf_counter() - start

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
-from datamodules.command_line import SentenceParser
+from datamodules.command_line import SentenceParser, check_writable
 from datamodules.files import atomic_write
 from datamodules.form import ChatForm
 from datamodules.serving import served_tokenizer
@@ -141,7 +141,8 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
 
     Raises:
         FileNotFoundError: If there is no checkpoint, no config.yaml beside it, or a shard is missing.
-        ValueError: If the checkpoint is not one of that model, or see `check_replaceable` and `load`.
+        ValueError: If the checkpoint is not one of that model, config.yaml is damaged, or nothing can be written there;
+            also see `check_replaceable` and `load`.
     """
     checkpoint = Path(resolve_checkpoint(ckpt_path))
     run = checkpoint.parents[1]
@@ -149,9 +150,18 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
         raise FileNotFoundError(
             f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."
         )
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    model, dtype = config["model"]["init_args"], DTYPES.get(str(config["trainer"]["precision"]), torch.float32)
-    source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
+    if output_dir:
+        check_writable("--output_dir", output_dir)
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        model, dtype = config["model"]["init_args"], DTYPES.get(str(config["trainer"]["precision"]), torch.float32)
+        source, lora = init_from or model["init_from"], LoRA(**model["lora"]) if model.get("lora") else None
+        chat_template = config["data"]["init_args"].get("chat_template")
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{run / 'config.yaml'} does not say what model the checkpoint is of ({type(error).__name__}: {error}): "
+            "put back the config.yaml that the run has written."
+        ) from error
     folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     check_replaceable(folder, source)
     saved = load(checkpoint)
@@ -162,7 +172,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     ours, theirs = ({name: tuple(w.shape) for name, w in s.items()} for s in (kept, weights))
     check_same_model(theirs, ours, source)
     policy.load_state_dict(weights, strict=lora is None)  # what adapters sit on is as `init_from` has it
-    tokenizer = load_tokenizer(source, config["data"]["init_args"].get("chat_template"))
+    tokenizer = load_tokenizer(source, chat_template)
     export_hf(policy, tokenizer, folder, form=ChatForm(**form) if form else None)
     return folder
 

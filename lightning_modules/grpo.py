@@ -6,6 +6,7 @@ temperature divides the logits of the ratio and of the KL; mini-batches are the 
 nothing is ever dropped out, by adapters or by the model itself, so that the ratio of a policy to itself is 1.
 """
 
+import math
 import time
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from datamodules.packing import IGNORED, PackedBatch
 from datamodules.prompts import PromptBatch
-from lightning_modules.base import FunctionCallingModule
+from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
@@ -31,7 +32,7 @@ from lightning_modules.rollout.collect import roll_out
 from lightning_modules.rollout.figures import update_figures
 from lightning_modules.rollout.groups import Sample
 from lightning_modules.rollout.scoring import Rewards, RewardTerm
-from lightning_modules.rollout.settings import check_settings, check_sizes, described
+from lightning_modules.rollout.settings import check_reward, check_settings, check_sizes, described
 
 ALL_ALIKE = (
     "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
@@ -123,6 +124,11 @@ class GRPOModule(FunctionCallingModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
+        cap = math.inf if importance_cap is None else importance_cap
+        check_numbers(
+            overlong_buffer=(overlong_buffer, overlong_buffer >= 1, "at least 1"),
+            importance_cap=(importance_cap, cap > 0, "a number greater than 0, or null"),
+        )
         limit = self.generator.max_new_tokens
         self.group_size, self.temperature, self.top_p = group_size, temperature, top_p
         self.mini_batches, self.inner_epochs = mini_batches, inner_epochs
@@ -147,6 +153,8 @@ class GRPOModule(FunctionCallingModule):
         )
         check_settings(self)
         terms = rewards or {"function_call": RewardTerm(self.reward)}
+        for name, term in terms.items():
+            check_reward(name, term.function)
         self.paying = [term.function for term in terms.values()]
         self.rewards = Rewards(terms, reward_timeout, max_reward_errors, reward_workers, self.reward)
         self.sampled = CallAccuracy()
@@ -299,11 +307,11 @@ class GRPOModule(FunctionCallingModule):
         Raises:
             ValueError: Saying what differs.
         """
-        super().check_checkpoint(checkpoint, shapes)
         if self.trainer.state.fn == TrainerFn.FITTING and "rollouts" not in checkpoint:
             raise ValueError(
                 "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
             )
+        super().check_checkpoint(checkpoint, shapes)
 
     def is_derived(self, name: str) -> bool:
         """Whether checkpoints leave a weight out: what LoRA freezes, and the frozen copy."""

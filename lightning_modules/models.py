@@ -5,6 +5,7 @@ batch never exist. It is one module, so that a sharding strategy that wraps it g
 """
 
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,6 +47,14 @@ class LoRA:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that peft would take, or refuse in words of its own."""
+        if self.r < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1 or not self.target_modules:
+            raise ValueError(
+                "model.lora: r must be at least 1, alpha greater than 0, dropout from 0 to below 1 and target_modules "
+                f"not empty, got {self.r}, {self.alpha}, {self.dropout} and {self.target_modules!r}."
+            )
 
 
 class ScoredTokens(NamedTuple):

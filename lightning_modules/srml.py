@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.packing import PackedBatch
 from datamodules.sft import XLAMSFTDataModule
-from lightning_modules.base import FunctionCallingModule
+from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
 from lightning_modules.objectives import Totals, multiscale_loss
 
@@ -45,6 +45,7 @@ class SRMLModule(FunctionCallingModule):
     ) -> None:
         super().__init__(**kwargs)
         least, greatest = alpha_bounds
+        check_numbers(alpha_lr_mult=(alpha_lr_mult, 0 <= alpha_lr_mult < math.inf, "a number from 0 up"))
         if not 0 <= cot_weight <= 1:
             raise ValueError(f"model.cot_weight must lie in [0, 1], got {cot_weight}.")
         if balance == "learnable" and not 0 < least <= cot_weight <= greatest < 1:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from datamodules.command_line import SentenceParser, refuse
+from datamodules.command_line import SentenceParser, check_writable, one_sentence, run_folder
 from datamodules.escaping import visible
 from datamodules.readers import fingerprint, read_rows
 from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
@@ -45,6 +45,11 @@ class Data:
     """
 
     path: str
+
+    def __post_init__(self) -> None:
+        """Refuse an empty path."""
+        if not self.path:
+            raise ValueError("data.path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
 
 
 class Refinement:
@@ -92,6 +97,7 @@ class Refinement:
                 "in_flight and limit must be at least 1, regenerations at least 0 and val_fraction from 0 to below 1, "
                 f"not {in_flight}, {limit}, {regenerations} and {val_fraction}"
             )
+        check_writable("output_dir", output_dir)
         self.folder = Path(output_dir)
         self.recipe = partial(recipe, regenerations=regenerations)
         self.judge = Panel(judges, vote, tau)
@@ -126,6 +132,7 @@ class Refinement:
             print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        run_folder.set(self.folder)
         journal = Journal(self.folder)
         try:
             if self._is_finished(settings):  # by a run that held the lock until now
@@ -157,7 +164,11 @@ class Refinement:
         saved = self.folder / "config.yaml"
         if not saved.is_file():
             return False
-        differing = _differing(redact_settings(yaml.safe_load(saved.read_text(encoding="utf-8"))), settings)
+        try:
+            theirs = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{saved} cannot be read ({error}): choose another output_dir, or remove it") from error
+        differing = _differing(redact_settings(theirs), settings)
         if differing:
             raise ValueError(
                 f"{self.folder} holds a run with other settings ({', '.join(differing)}): choose another output_dir, "
@@ -209,13 +220,12 @@ def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command. Bad input and judges that cannot be reached end it with one sentence and exit code 1."""
     try:
-        settings, options = parse(args)
-        refinement = Refinement(**{name: options[name] for name in settings})
-        if options.dry_run:
-            print(visible(dry_run(refinement.rows(), refinement.recipe, refinement.judge)))
-        else:
-            refinement.run(settings)
+        with one_sentence(args) as words:
+            settings, options = parse(words)
+            refinement = Refinement(**{name: options[name] for name in settings})
+            if options.dry_run:
+                print(visible(dry_run(refinement.rows(), refinement.recipe, refinement.judge)))
+            else:
+                refinement.run(settings)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        refuse(error)

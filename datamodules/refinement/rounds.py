@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import guard
-from datamodules.command_line import SentenceParser, refuse
+from datamodules.command_line import SentenceParser, check_writable, one_sentence, run_folder
 from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
 from datamodules.redaction import redact
@@ -67,6 +67,7 @@ class SelfRefinement:
     ) -> None:
         if rounds < 1 or samples < 1:
             raise ValueError(f"rounds and samples must be at least 1, not {rounds} and {samples}")
+        check_writable("output_dir", output_dir)
         self.init_from, self.pool, self.val_path, self.folder = init_from, pool, val_path, Path(output_dir)
         self.sample, self.refine, self.fit = sample, refine, fit
         self.rounds, self.samples, self.hard = rounds, samples, hard
@@ -209,18 +210,19 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the rounds: `funreason-self-refine --config configs/self_refine.yaml [--init_from MODEL]`."""
-    parser = SentenceParser(prog="funreason-self-refine", description="Roll out, refine and fit, round after round.")
-    parser.add_argument("--config", action="config", help="YAML file; a later one wins")
-    parser.add_class_arguments(SelfRefinement)
-    options = parser.parse_args(None if args is None else list(args)).as_dict()
-    options.pop("config")
-    try:
+    with one_sentence(args) as words:
+        parser = SentenceParser(
+            prog="funreason-self-refine", description="Roll out, refine and fit, round after round."
+        )
+        parser.add_argument("--config", action="config", help="YAML file; a later one wins")
+        parser.add_class_arguments(SelfRefinement)
+        options = parser.parse_args(words).as_dict()
+        options.pop("config")
         loop = SelfRefinement(**options)
         loop.folder.mkdir(parents=True, exist_ok=True)
+        run_folder.set(loop.folder)
         with sole_writer(loop.folder.resolve()):
             loop.run()
-    except (ValueError, OSError, RuntimeError) as error:
-        refuse(error)
 
 
 if __name__ == "__main__":

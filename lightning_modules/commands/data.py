@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.command_line import SentenceParser
+from datamodules.command_line import SentenceParser, check_writable
 from datamodules.escaping import visible
 from datamodules.example import BadRow
 from datamodules.files import atomic_write, remove
@@ -50,15 +50,15 @@ def convert(
         ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
         BlockingIOError: Another run is writing `out`.
     """
+    if not path:
+        raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
     file = Path(out).expanduser()
     if file.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
+    check_writable("--out", file.parent)
     if file.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
+        raise ValueError(f"--out {out} is a folder: name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
     first, bad, written = "", 0, 0

@@ -5,6 +5,7 @@ policy (temperature included), and no gradient flows through it: the paper leave
 Letters: P prompts, G completions of each, R rollouts, N completion tokens of them.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,9 +98,10 @@ def entropy_bonus(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    if not entropy_scale >= 0 or not clip_divisor > 1:
+    if not 0 <= entropy_scale < math.inf or not clip_divisor > 1:
         raise ValueError(
-            f"entropy_scale must be at least 0 and clip_divisor greater than 1, got {entropy_scale} and {clip_divisor}."
+            f"entropy_scale must be a number from 0 up and clip_divisor greater than 1, got {entropy_scale} and "
+            f"{clip_divisor}."
         )
     raw = entropy_scale * cot_entropy.detach().clamp(min=0).expand_as(advantages)
     if entropy_scale == 0:

@@ -1,6 +1,7 @@
 """The generation config of a model: in a form that can be saved again, and the tokens that end a completion."""
 
 from copy import deepcopy
+from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -25,14 +26,18 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     """
     try:
         config = GenerationConfig.from_pretrained(source)
-    except OSError:  # there is none
-        config = deepcopy(model.generation_config)
-    except ValueError as error:
+    except OSError as error:
+        if (Path(source) / "generation_config.json").exists():
+            raise ValueError(f"init_from: generation_config.json of {source} cannot be read: {_line(error)}") from error
+        config = deepcopy(model.generation_config)  # there is none
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"init_from: {source} has an impossible generation config: {_line(error)}") from error
     if config.eos_token_id is None:
         config.eos_token_id = getattr(model.config.get_text_config(), "eos_token_id", None)
     if config.pad_token_id is not None and config.pad_token_id < 0:  # "none" in early Llama checkpoints
         config.pad_token_id = None
+    if odd := [i for i in ids_of(config.eos_token_id) if not isinstance(i, int)]:
+        raise ValueError(f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id")
     fault = _fault(config)
     if not fault:
         return config, ""
@@ -75,5 +80,5 @@ def _fault(config: GenerationConfig) -> str:
     return ""
 
 
-def _line(error: ValueError) -> str:
+def _line(error: Exception) -> str:
     return " ".join(str(error).removeprefix("GenerationConfig is invalid:").split("\nIf you're")[0].split())

@@ -1,5 +1,6 @@
 """What a generator takes and returns, whichever engine it runs on."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -76,7 +77,7 @@ class Generator(Protocol):
 
 def check_sampling(temperature: float, top_p: float) -> None:
     """Raise ValueError where a setting of the sampler is out of its range."""
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
 
 

@@ -3,6 +3,7 @@
 A function that is not ours runs in processes of its own: nothing else can be stopped wherever it hangs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,10 +62,10 @@ class Rewards:
                 f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash in its name "
                 f"and not called {' or '.join(self.RESERVED)}."
             )
-        if (timeout is not None and timeout <= 0) or not 0 <= max_error_share <= 1 or workers < 1:
+        if (timeout is not None and not 0 < timeout < math.inf) or not 0 <= max_error_share <= 1 or workers < 1:
             raise ValueError(
-                "model.reward_timeout must be greater than 0, model.max_reward_errors lie in [0, 1] and "
-                f"model.reward_workers be at least 1, got {timeout}, {max_error_share} and {workers}."
+                "model.reward_timeout must be a number greater than 0 (null is no limit), model.max_reward_errors lie "
+                f"in [0, 1] and model.reward_workers be at least 1, got {timeout}, {max_error_share} and {workers}."
             )
         self.weights = {name: term.weight for name, term in terms.items()}
         if not all(abs(weight) <= LARGEST for weight in self.weights.values()):

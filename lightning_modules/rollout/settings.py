@@ -1,7 +1,10 @@
 """Sizes and settings of GRPO: what cannot work, and what follows from what can."""
 
+import inspect
+import math
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ def check_settings(module: "GRPOModule") -> None:
         ValueError: Naming the setting.
     """
     sizes = {"group_size": 2, "mini_batches": 1, "inner_epochs": 1, "max_resample": 0, "dynamic_sampling": 0}
+    sizes |= {"micro_batch_tokens": 1}
     for name, least in sizes.items():
         value = getattr(module, name)
         if value < least:
@@ -37,7 +41,8 @@ def check_settings(module: "GRPOModule") -> None:
             f"model.max_resample {module.max_resample} samples the same prompts again and model.dynamic_sampling "
             f"{module.dynamic_sampling} others in their place: set one of them to 0."
         )
-    if not module.temperature > 0 or not 0 < module.top_p <= 1 or not module.kl_coef >= 0:
+    finite = max(module.temperature, module.kl_coef) < math.inf
+    if not finite or not module.temperature > 0 or not 0 < module.top_p <= 1 or not module.kl_coef >= 0:
         raise ValueError(
             "model.temperature must be greater than 0, model.top_p lie in (0, 1] and model.kl_coef be at least 0, "
             f"got {module.temperature}, {module.top_p} and {module.kl_coef}."
@@ -57,6 +62,25 @@ def check_settings(module: "GRPOModule") -> None:
     module.penalty(one)
     if module.importance_cap is not None:
         truncated_importance_weights(one, one, module.importance_cap, module.importance_above)
+
+
+def check_reward(name: str, function: Callable[..., Any]) -> None:
+    """Refuse a reward function that cannot be called as it will be.
+
+    Raises:
+        ValueError: Naming it and what it is called with.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some written in C
+        return
+    try:
+        signature.bind("completion", "tools", "answers")
+    except TypeError as error:
+        raise ValueError(
+            f"model.rewards.{name} is called with a completion, its row's tools and its row's answers, and takes "
+            f"{signature}: {error}."
+        ) from error
 
 
 def check_sizes(module: "GRPOModule") -> None:

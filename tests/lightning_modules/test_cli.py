@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from huggingface_hub import constants
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import assert_same, figures, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -202,6 +205,32 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
         (["--ckpt_path=last"], "error:", ["ckpt_path", "last"]),
         (["--ckpt_path=/absent/run"], "error:", ["ckpt_path", "/absent/run"]),
         (["--trainer.max_steps=0"], "error:", ["trainer", "max_steps"]),
+        (["--trainer.max_epochs=0"], "error:", ["trainer.max_epochs"]),
+        (["--trainer.devices=1000"], "error:", ["trainer.devices", "1000"]),
+        (["--trainer.devices=none"], "error:", ["trainer", "devices"]),
+        (["--trainer.accelerator=gpus"], "error:", ["trainer", "gpus"]),
+        (["--trainer.check_val_every_n_epoch=0"], "error:", ["trainer.check_val_every_n_epoch", "0"]),
+        (["--trainer.val_check_interval=0"], "error:", ["trainer.val_check_interval", "0"]),
+        (["--trainer.default_root_dir=/proc/absent"], "error:", ["trainer.default_root_dir", "/proc/absent"]),
+        (["--trainer.default_root_dir=/dev/null/a"], "error:", ["trainer.default_root_dir", "/dev/null/a"]),
+        (["--data.init_args.cache_dir=/dev/null"], "error:", ["data.cache_dir", "/dev/null"]),
+        (["--data.init_args.path="], "error:", ["data.path", "empty"]),
+        (["--data.init_args.batch_size=null"], "error:", ["data.batch_size", "null"]),
+        (["--model.init_args.learning_rate=null"], "error:", ["model.learning_rate", "null"]),
+        (["--model.init_args.learning_rate=-1"], "error:", ["model.learning_rate", "-1"]),
+        (["--model.init_args.learning_rate=.nan"], "error:", ["model.learning_rate", "nan"]),
+        (["--model.init_args.weight_decay=-1"], "error:", ["model.weight_decay", "-1"]),
+        (["--model.init_args.betas=[0.9,1]"], "error:", ["model.betas", "1"]),
+        (["--model.init_args.epsilon=.inf"], "error:", ["model.epsilon", "inf"]),
+        (["--model.init_args.warmup_ratio=2"], "error:", ["model.warmup_ratio", "2"]),
+        (["--model.init_args.max_grad_norm=0"], "error:", ["model.max_grad_norm", "0"]),
+        (["--model.init_args.alpha_lr_mult=-1"], "error:", ["model.alpha_lr_mult", "-1"]),
+        (["--model.init_args.lora.r=0"], "error:", ["model.lora", "r must", "0"]),
+        (["--model.init_args.lora.dropout=-1"], "error:", ["model.lora", "dropout", "-1"]),
+        (["--model.init_args.init_from="], "error:", ["init_from"]),
+        (["--model.init_args.init_from=a..b/c"], "error:", ["init_from", "a..b/c"]),
+        (["--seed_everything=-1"], "error:", ["seed_everything", "-1"]),
+        (["--ckpt_path="], "error:", ["ckpt_path"]),
     ],
 )
 def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, capsys, args, code, words):
@@ -210,3 +239,92 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     last = exit_.value.code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
     assert exit_.value.code == code or last.startswith(code)
     assert "\n" not in last and all(word in last for word in words), last
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("${trainer.max_epochs}\n  max_epochs: ${trainer.max_steps}", ["trainer.max_", "Recursive"]),
+        ("${absent.key}", ["trainer.max_steps", "absent.key"]),
+        ("${oc.env:ABSENT_VARIABLE}", ["trainer.max_steps", "ABSENT_VARIABLE"]),
+        ("${absent", ["trainer.max_steps", "${absent"]),
+    ],
+)
+def test_a_reference_in_a_yaml_that_leads_nowhere_names_its_key(base_args, tmp_path, capsys, value, words):
+    (tmp_path / "c.yaml").write_text(f"trainer:\n  max_steps: {value}\n")
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, "--config", str(tmp_path / "c.yaml"), *base_args(tmp_path)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == 2 and last.startswith("error: ") and all(word in last for word in words), last
+
+
+class Failing(Callback):
+    """Fails as code does that is not the project's."""
+
+    def on_train_start(self, *_):
+        raise KeyError("x")
+
+
+def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_folder(base_args, tmp_path, capsys):
+    failing = json.dumps({"class_path": f"{__name__}.Failing"})
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **RUN), f"--trainer.callbacks+={failing}"])
+    file = tmp_path / "version_0" / "traceback.txt"
+    assert exit_.value.code == f"error: KeyError: 'x'; this is likely a bug of the program (traceback: {file})"
+    assert "in on_train_start" in file.read_text() and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda state: [1, 2], "state_dict"),
+        (lambda state: {"state_dict": {}}, "loops"),
+        (lambda state: state | {"state_dict": {"a": 1}}, "weights"),
+        (lambda state: state | {"pytorch-lightning_version": "new"}, "pytorch-lightning_version"),
+        (lambda state: {name: part for name, part in state.items() if name != "optimizer_states"}, "weights alone"),
+    ],
+)
+def test_what_is_no_checkpoint_of_a_run_is_refused_by_the_part_that_it_lacks(run, base_args, tmp_path, change, word):
+    torch.save(change(saved_state(run, 6)), tmp_path / "odd.ckpt")
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **RUN), "--ckpt_path", str(tmp_path / "odd.ckpt")])
+    assert exit_.value.code.startswith("error: ") and word in exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("tokenizer.json", "{", ["tokenizer", "cannot be read"]),
+        ("tokenizer_config.json", "[]", ["tokenizer", "cannot be read"]),
+        ("config.json", "[]", ["cannot be read"]),
+        ("generation_config.json", "{", ["generation_config.json"]),
+        ("generation_config.json", '{"eos_token_id": "x"}', ["generation config", "eos_token_id"]),
+        ("chat_template.jinja", "{% for m in messages %}", ["chat template", "no Jinja"]),
+        ("chat_template.jinja", "{{ messages[0].content }}{{ 1 / 0 }}", ["chat template", "ZeroDivisionError"]),
+        ("chat_template.jinja", "{{ raise_exception('never') }}", ["chat template", "never"]),
+        ("chat_template.jinja", "hello", ["chat template", "leaves out"]),
+    ],
+)
+def test_a_damaged_model_folder_is_named(tiny_model_dir, base_args, tmp_path, file, text, words):
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "model" / file).write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **{"model.init_args.init_from": tmp_path / "model"})])
+    said = exit_.value.code
+    assert "\n" not in said and all(word in said for word in ["error: init_from: ", str(tmp_path), *words]), said
+
+
+@pytest.mark.parametrize("text", ["a: [", "[]", "model: {}"])
+def test_an_export_beside_a_damaged_config_names_it(run, tmp_path, text):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last-000006.ckpt").symlink_to(run / "checkpoints" / "last-000006.ckpt")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "--ckpt_path", str(tmp_path)])
+    assert exit_.value.code.startswith(f"error: {tmp_path / 'config.yaml'} does not say")
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(base_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(SystemExit, match="init_from: there is no folder runs/absent here, and the hub"):
+        main([*CONFIG, *base_args(tmp_path, **{"model.init_args.init_from": "runs/absent"})])
