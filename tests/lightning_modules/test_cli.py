@@ -277,7 +277,7 @@ def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_fol
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda state: [1, 2], "state_dict"),
+        (lambda state: [1, 2], "no checkpoint"),
         (lambda state: {"state_dict": {}}, "loops"),
         (lambda state: state | {"state_dict": {"a": 1}}, "weights"),
         (lambda state: state | {"pytorch-lightning_version": "new"}, "pytorch-lightning_version"),

@@ -113,4 +113,4 @@ def test_rows_that_change_while_they_are_refined(refine, rows_file, tmp_path, mo
     monkeypatch.setattr(cli, "refine_rows", and_meanwhile)
     with pytest.raises(SystemExit, match=rf"error: {rows_file} changed while it was refined"):
         refine()
-    assert names(tmp_path / "run") == {"config.yaml", NAME}
+    assert names(tmp_path / "run") == {"config.yaml", NAME, "traceback.txt"}

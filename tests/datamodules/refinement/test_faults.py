@@ -118,13 +118,14 @@ def test_a_disk_that_is_full_at_the_end(refine, tmp_path, monkeypatch, capsys):
 
     with Stub() as stub, monkeypatch.context() as patch:
         patch.setattr(running, "write_jsonl", full)
-        assert refine(stub.url) == f"error: {tmp_path / 'run'} cannot be written: No space left on device"
+        failed = f"error: {tmp_path / 'run'} cannot be written: No space left on device"
+        assert refine(stub.url) == f"{failed} (traceback: {tmp_path / 'run' / 'traceback.txt'})"
         assert f"{ROWS} of {ROWS} rows are decided and kept" in capsys.readouterr().out
         asked = len(stub.asked)
         patch.undo()
         assert refine(stub.url) == 0 and len(stub.asked) == asked
     names = {path.name for path in (tmp_path / "run").iterdir() if "tfevents" not in path.name}
-    assert names == {"config.yaml", "refined.jsonl", "rejected.jsonl", "report.json", "report.md"}
+    assert names - {"traceback.txt"} == {"config.yaml", "refined.jsonl", "rejected.jsonl", "report.json", "report.md"}
 
 
 def test_a_folder_that_another_run_is_writing(refine, tmp_path):
@@ -133,7 +134,7 @@ def test_a_folder_that_another_run_is_writing(refine, tmp_path):
     with Stub() as stub:
         said = refine(stub.url)
     journal.close()
-    assert said == f"error: another run is writing to {tmp_path / 'run'}: wait for it, or choose another output_dir"
+    assert said.startswith(f"error: another run is writing to {tmp_path / 'run'}: wait for it, or choose another output")
     assert not stub.asked and not (tmp_path / "run" / "config.yaml").exists()
 
 
