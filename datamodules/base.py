@@ -211,10 +211,11 @@ class XLAMDataModule(LightningDataModule):
         think = {"require": True, "none": False, "auto": None}[h.think]
         self.form = settle_form(self.tokenizer, h.prompt, h.answer_form, think, h.system_prompt)
         by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
-        self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit")
+        self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
+        by_rows = by_rows and any(self.rows.table["answers"])
         if think is None and by_rows and self.form.think != any(cot != "" for cot in self.rows.table["cot"]):
             self.form = replace(self.form, think=not self.form.think)
-            self.rows = self.val_rows = self._encode(h.path, False)
+            self.rows = self.val_rows = self._encode(h.path, False, stage == "predict")
         self.lengths = self.measure(self.rows)  # [rows], tokens
         self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
         if stage != "fit":
@@ -240,8 +241,11 @@ class XLAMDataModule(LightningDataModule):
                 else f"{h.path} has too few rows to hold any out: set data.val_fraction to 0, or give data.val_path"
             )
 
-    def _encode(self, path: str, learnt: bool) -> EncodedRows:
-        """The rows of a source whose gold answers can be returned and, if rewards are learnt from, earn one."""
+    def _encode(self, path: str, learnt: bool, unanswered: bool = False) -> EncodedRows:
+        """The rows of a source whose gold answers can be returned and, if rewards are learnt from, earn one.
+
+        With `unanswered` rows need no answer.
+        """
         h, module = self.hparams, getattr(self.trainer, "lightning_module", None)
         paying = getattr(module, "paying", [FunctionCallReward()])
         ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
@@ -249,7 +253,7 @@ class XLAMDataModule(LightningDataModule):
         judging = getattr(module, "reward", None)
         for reward in [*ours, *([judging] if isinstance(judging, FunctionCallReward) else [])]:
             reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think
-        rows = encode_rows(path, self.tokenizer, h.on_bad_row, h.cache_dir, h.turns, self.form)
+        rows = encode_rows(path, self.tokenizer, h.on_bad_row, h.cache_dir, h.turns, self.form, unanswered)
         rows = check_gold(rows, path, ours or [module.reward], learnt, self.form, self.tokenizer)
         settle(rows.bad, h.on_bad_row)
         if not len(rows.table):

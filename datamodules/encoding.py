@@ -93,6 +93,17 @@ class EncodedRows:
         ]
 
 
+@dataclass(frozen=True)
+class _How:
+    """How rows are read, checked and encoded; see `encode_rows`."""
+
+    tokenizer: PreTrainedTokenizerFast
+    on_bad_row: OnBadRow
+    turns: Turns
+    form: ChatForm
+    unanswered: bool
+
+
 def encode_rows(
     path: str,
     tokenizer: PreTrainedTokenizerFast,
@@ -100,6 +111,7 @@ def encode_rows(
     cache_dir: str | None = None,
     turns: Turns = "last",
     form: ChatForm = PAPER,
+    unanswered: bool = False,
 ) -> EncodedRows:
     """Read, check and encode the rows of a source, or take them from the cache.
 
@@ -114,6 +126,7 @@ def encode_rows(
         cache_dir: Folder of the cache; `funreason` inside the cache of `datasets` (`HF_HOME`) when None.
         turns: Which turns of a chat become rows; see `xlam.check_rows`.
         form: How requests are put and answered.
+        unanswered: Take rows without an answer, too, whose target is empty.
 
     Returns:
         The encoded rows, of any length.
@@ -124,14 +137,14 @@ def encode_rows(
             written; with `raise`, also the first bad row.
     """
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
-    source = fingerprint(path)
-    entry = folder / _key(path, source, tokenizer, turns, form)
+    source, how = fingerprint(path), _How(tokenizer, on_bad_row, turns, form, unanswered)
+    entry = folder / _key(path, source, how)
     try:
         rows = _read(entry, path)
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with sole_writer(entry, f"another run is encoding {path}; its rows are waited for"):
-                rows = _read(entry, path) or _make(entry, path, source, tokenizer, on_bad_row, turns, form)
+                rows = _read(entry, path) or _make(entry, path, source, how)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: of the source
             raise
@@ -157,15 +170,7 @@ def _read(entry: Path, path: str) -> EncodedRows | None:
     return EncodedRows(datasets.Dataset.from_file(str(entry / TABLE)), bad, counts)
 
 
-def _make(
-    entry: Path,
-    path: str,
-    source: str,
-    tokenizer: PreTrainedTokenizerFast,
-    on_bad_row: OnBadRow,
-    turns: Turns,
-    form: ChatForm,
-) -> EncodedRows:
+def _make(entry: Path, path: str, source: str, how: _How) -> EncodedRows:
     """Write an entry of the cache in the place of none or of a damaged one."""
     if entry.exists():
         aside = entry.with_name(f"{entry.name}.damaged")
@@ -174,7 +179,7 @@ def _make(
         print(f"the cached rows of {path} are damaged; they are encoded again, and what was found is now {aside}")
     with atomic_write(entry, fsync=False) as unfinished:  # what a power cut damages is found by its digest
         unfinished.mkdir()
-        counts = _write(unfinished, path, tokenizer, on_bad_row, turns, form)
+        counts = _write(unfinished, path, how)
         if fingerprint(path) != source:
             raise ValueError(f"{path} changed while it was read: run again once nothing writes to it")
         (unfinished / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
@@ -195,16 +200,14 @@ def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line) | {"file": path}
 
 
-def _write(
-    folder: Path, path: str, tokenizer: PreTrainedTokenizerFast, on_bad_row: OnBadRow, turns: Turns, form: ChatForm
-) -> dict[str, int]:
+def _write(folder: Path, path: str, how: _How) -> dict[str, int]:
     """Write table and bad rows; gives what the rows were read as, and how many are `bad`."""
     counts: Counter[str] = Counter()
     bad = 0
 
     def note(row: dict[str, Any]) -> None:
         nonlocal bad
-        settle([row], on_bad_row)
+        settle([row], how.on_bad_row)
         write_row(bad_file, row)
         bad += 1
 
@@ -214,30 +217,27 @@ def _write(
         pa.ipc.new_stream(sink, SCHEMA) as writer,
     ):
         chunk: list[tuple[int, Example, str, str]] = []
-        for row in _texts(path, tokenizer, turns, form, note, counts):
+        for row in _texts(path, how, note, counts):
             chunk.append(row)
             if len(chunk) == CHUNK:
-                writer.write_batch(_encode(tokenizer, chunk))
+                writer.write_batch(_encode(how.tokenizer, chunk))
                 chunk = []
         if chunk:
-            writer.write_batch(_encode(tokenizer, chunk))
+            writer.write_batch(_encode(how.tokenizer, chunk))
     return counts | {"bad": bad}
 
 
 def _texts(
-    path: str,
-    tokenizer: PreTrainedTokenizerFast,
-    turns: Turns,
-    form: ChatForm,
-    note: Callable[[dict[str, Any]], None],
-    counts: Counter[str],
+    path: str, how: _How, note: Callable[[dict[str, Any]], None], counts: Counter[str]
 ) -> Iterator[tuple[int, Example, str, str]]:
     """Good rows with number, prompt and target; the bad ones are noted, one by one."""
-    for number, outcome, raw in tqdm(check_rows(read_rows(path), turns, counts), desc=f"encoding {path}", unit=" rows"):
+    rows = check_rows(read_rows(path), how.turns, counts, how.unanswered)
+    for number, outcome, raw in tqdm(rows, desc=f"encoding {path}", unit=" rows"):
         try:
             if isinstance(outcome, BadRow):
                 raise outcome
-            yield number, outcome, prompt_text(tokenizer, outcome, form), checked_target(tokenizer, outcome, form)
+            target = checked_target(how.tokenizer, outcome, how.form) if outcome.answers else ""
+            yield number, outcome, prompt_text(how.tokenizer, outcome, how.form), target
             count_example(outcome, counts)
         except BadRow as error:
             note(bad_row(path, number, error, raw))
@@ -260,17 +260,17 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _key(path: str, source: str, tokenizer: PreTrainedTokenizerFast, turns: Turns, form: ChatForm) -> str:
+def _key(path: str, source: str, how: _How) -> str:
     key = hashlib.blake2b(digest_size=16)
     key.update(_code(with_toolbox=path.split(":")[0] == TOOLBOX))
-    template = json.dumps(tokenizer.chat_template)
+    template = json.dumps(how.tokenizer.chat_template)
     for part in (
         source,
-        tokenizer.backend_tokenizer.to_str(),
+        how.tokenizer.backend_tokenizer.to_str(),
         template,
-        str(end_of_turn_id(tokenizer)),
-        turns,
-        json.dumps(form.recorded()),
+        str(end_of_turn_id(how.tokenizer)),
+        how.turns,
+        json.dumps(how.form.recorded() | {"unanswered": how.unanswered}),
     ):
         key.update(hashlib.blake2b(part.encode()).digest())
     return key.hexdigest()

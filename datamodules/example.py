@@ -21,7 +21,8 @@ class Example:
         id: Unique within its source.
         query: The user's request.
         tools: List of `{"name", "description", "parameters"}`.
-        answers: List of `{"name", "arguments"}`; `[]` where no tool fits.
+        answers: List of `{"name", "arguments"}`; `[]` where no tool fits; empty where nobody has said it, in rows that
+            are only to be predicted.
         cot: Chain of thought without tags; empty where the row has none.
         response: The plain text to answer with where `answers` is `[]`; empty for `[]` itself.
         history: Earlier turns, a list of `{"role", "content"}`. Where they hold the query already and end with what a

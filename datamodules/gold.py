@@ -43,8 +43,9 @@ def check_gold(
         anyhow, which are reported as bad; the rows left that earn nothing are counted.
     """
     table = rows.table.data
+    given = pc.not_equal(table.column("answers"), "")  # others are only to be predicted
     suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
-    places = pc.indices_nonzero(suspects).to_pylist() if form.answer_form == "python" else list(range(len(rows.table)))
+    places = pc.indices_nonzero(pc.and_(given, suspects) if form.answer_form == "python" else given).to_pylist()
     bad: dict[int, BadRow] = {}
     unrewarded = 0
     for place, example, row in zip(places, rows.examples(places), rows.table.select(places), strict=True):

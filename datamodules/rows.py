@@ -37,12 +37,18 @@ def to_example(raw: Any) -> Example:
     return read_raw(raw).examples[0]
 
 
-def read_raw(raw: Any, turns: Turns = "last") -> Reading:
-    """Read and check the examples of one row, more than one with `turns: every`; see `to_example`."""
-    reading = _read(raw, turns)
+def read_raw(raw: Any, turns: Turns = "last", unanswered: bool = False) -> Reading:
+    """Read and check the examples of one row, more than one with `turns: every`; see `to_example`.
+
+    With `unanswered` a row may have no answer; `answers` of its example is then "".
+    """
+    reading = _read(raw, turns, unanswered=unanswered)
     for example in reading.examples:
         _check_text(example)
-        check_example(example)
+        if example.answers:
+            check_example(example)
+        else:
+            check_request(example)
     return reading
 
 
@@ -107,9 +113,9 @@ def _parse(raw: Any) -> dict[str, Any]:
     return row
 
 
-def _read(raw: Any, turns: Turns = "last", keep_answers: bool = False) -> Reading:
+def _read(raw: Any, turns: Turns = "last", keep_answers: bool = False, unanswered: bool = False) -> Reading:
     try:
-        return read_row(_parse(raw), turns, keep_answers)
+        return read_row(_parse(raw), turns, keep_answers, unanswered)
     except BadRow:
         raise
     except (ValueError, RecursionError) as error:  # whatever it is, it is about this row

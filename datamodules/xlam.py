@@ -47,7 +47,10 @@ def read_examples(path: str | Path, on_bad_row: OnBadRow = "raise") -> tuple[lis
 
 
 def check_rows(
-    rows: Iterable[tuple[int, Any]], turns: Turns = "last", counts: Counter[str] | None = None
+    rows: Iterable[tuple[int, Any]],
+    turns: Turns = "last",
+    counts: Counter[str] | None = None,
+    unanswered: bool = False,
 ) -> Iterator[tuple[int, Example | BadRow, Any]]:
     """Yield for each row its number, its example or what is wrong with it, and the row as it was read.
 
@@ -55,11 +58,12 @@ def check_rows(
         rows: Numbers and rows.
         turns: Which turns of a chat become examples: the `last` that answers a user, or `every`, one after the other.
         counts: Is added what the good rows were read as; see `reports.describe`.
+        unanswered: Take rows without an answer, too.
     """
     seen: dict[str, int] = {}
     for number, raw in rows:
         try:
-            reading = read_raw(raw, turns)
+            reading = read_raw(raw, turns, unanswered)
             examples = [_with_id(example, number, seen) for example in reading.examples]
             if repeated := next((example.id for example in examples if example.id in seen), ""):
                 raise BadRow("id", f"{repeated!r} is already the id of row {seen[repeated]}")

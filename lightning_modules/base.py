@@ -316,24 +316,25 @@ class FunctionCallingModule(LightningModule):
     on_predict_end = on_validation_end
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
-        """Generate one completion per prompt, score it, and count it in the metrics."""
+        """Generate one completion per prompt, score it, and count it in the metrics; of a row without answer neither."""
         rollouts = []
         ids = [example.id for example in batch.examples]
         completions = self.generator(self.generating[0], batch.prompt_ids, ids, stop_ids=self.stop_ids)
         for example, prompt, (completion, *_) in zip(batch.examples, batch.prompt_ids, completions, strict=True):
             rollout = self.judge(example, prompt, completion)
-            self.accuracy.update(rollout)
+            if rollout.result is not None:
+                self.accuracy.update(rollout)
             rollouts.append(rollout)
         return rollouts
 
     def judge(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
-        """A completion as text, taken apart and scored with `reward`."""
+        """A completion as text, taken apart and, where the right answer is known, scored with `reward`."""
         text = self.decode(completion)
-        result = self.reward(text, example.tools, example.answers)
+        result = self.reward(text, example.tools, example.answers) if example.answers else None
         return Rollout(
             example=example,
             text=text,
-            parsed=result.parsed or self.reward.parse(text),
+            parsed=(result and result.parsed) or self.reward.parse(text),
             result=result,
             prompt_tokens=len(prompt),
             completion_tokens=len(completion.token_ids),

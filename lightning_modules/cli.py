@@ -1,7 +1,8 @@
 """The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`.
 
 `funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
-`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
+`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`). `funreason ask` puts one request to a model,
+`funreason serve` puts it behind an OpenAI server.
 """
 
 import operator
@@ -34,7 +35,7 @@ from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
-from lightning_modules.commands import data
+from lightning_modules.commands import ask, data, serve
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
@@ -337,6 +338,10 @@ def run(words: list[str]) -> None:
             export.main(words[1:])
         elif words[:1] == ["data"]:
             data.main(words[1:])
+        elif words[:1] == ["ask"]:
+            ask.main(words[1:])
+        elif words[:1] == ["serve"]:
+            serve.main(words[1:])
         else:
             FunReasonCLI(words)
         if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit

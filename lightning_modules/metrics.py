@@ -37,7 +37,7 @@ class Rollout:
         example: The row that was asked.
         text: The completion, without the token that ended it.
         parsed: Its chain of thought and calls.
-        result: Score and parts, from the reward.
+        result: Score and parts, from the reward; None where the row has no answer to judge by.
         prompt_tokens: Length of the prompt.
         completion_tokens: Length of the completion, its end token included.
         finish_reason: "stop", or "length" if it was cut.
@@ -46,16 +46,17 @@ class Rollout:
     example: Example
     text: str
     parsed: ParsedCompletion
-    result: RewardResult
+    result: RewardResult | None
     prompt_tokens: int
     completion_tokens: int
     finish_reason: Literal["stop", "length"]
 
     @property
     def category(self) -> str:
-        """One of `CATEGORIES`: the row's own if it has one, else counted from its tools and reference calls."""
-        known = self.example.category in CATEGORIES
-        return self.example.category if known else category_of(self.example.answers, self.example.tools)
+        """One of `CATEGORIES`: the row's own if it has one, else counted from its tools and reference calls, if any."""
+        if self.example.category in CATEGORIES or not self.example.answers:
+            return self.example.category
+        return category_of(self.example.answers, self.example.tools)
 
     def as_row(self) -> dict[str, Any]:
         """A JSON row: the example's columns with the generated `cot`, then completion, calls, score and lengths."""
@@ -65,8 +66,8 @@ class Rollout:
             "category": self.category,
             "completion": self.text,
             "calls": calls,
-            "score": self.result.score,
-            "parts": self.result.parts,
+            "score": self.result and self.result.score,
+            "parts": self.result and self.result.parts,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,

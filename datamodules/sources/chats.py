@@ -106,7 +106,13 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
 
 
 def read_chat(
-    name: str, messages: list[Message], columns: Columns, plain: dict[str, str], which: Turns, notes: Counter[str]
+    name: str,
+    messages: list[Message],
+    columns: Columns,
+    plain: dict[str, str],
+    which: Turns,
+    notes: Counter[str],
+    unanswered: bool = False,
 ) -> list[Example]:
     """Reads a chat.
 
@@ -117,6 +123,7 @@ def read_chat(
         plain: Its `id`, `category` and `source`.
         which: Which turns become targets; see `targets.examples_of`.
         notes: Counts what was read otherwise than it is written.
+        unanswered: Whether a chat may end with a request, whose answer is then nobody's yet.
 
     Returns:
         The examples, one or more.
@@ -142,7 +149,7 @@ def read_chat(
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*THOUGHTS)
-    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes)
+    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
         columns.used.discard(columns.name(THOUGHTS))
     other = next(

@@ -16,7 +16,9 @@ from datamodules.sources.turns import read_turns
 from rewards import as_calls
 
 
-def read_columns(columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str]) -> Example:
+def read_columns(
+    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool = False
+) -> Example:
     """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
 
     Args:
@@ -24,6 +26,7 @@ def read_columns(columns: Columns, plain: dict[str, str], keep_answers: bool, no
         plain: Its `id`, `category` and `source`.
         keep_answers: Leave the text of an `answers` column as it is.
         notes: Counts what was read otherwise than it is written.
+        unanswered: Whether there may be no answer.
 
     Raises:
         BadRow: Something is missing or cannot be read.
@@ -34,7 +37,7 @@ def read_columns(columns: Columns, plain: dict[str, str], keep_answers: bool, no
     if keep_answers and isinstance(columns.given.get("answers"), str):
         found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
     for column, name in found.items():
-        if not name:
+        if not name and not (unanswered and column == "answers"):
             blank = any(columns.given.get(other) is not None for other in given[column])
             raise BadRow(
                 column, "is empty" if blank else f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
@@ -44,7 +47,7 @@ def read_columns(columns: Columns, plain: dict[str, str], keep_answers: bool, no
     tools = _read("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
     cot, response = columns.text(*THOUGHTS), columns.text("response") if found["answers"] != "response" else ""
-    if keep_answers and (answers is None or isinstance(answers, str)):
+    if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
         answers_text = answers or ""
     else:
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)

@@ -25,13 +25,16 @@ class Reading:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def read_row(row: Mapping[str, Any], turns: Turns = "last", keep_answers: bool = False) -> Reading:
+def read_row(
+    row: Mapping[str, Any], turns: Turns = "last", keep_answers: bool = False, unanswered: bool = False
+) -> Reading:
     """Reads a row of any known form.
 
     Args:
         row: The row.
         turns: Which turns of a chat become targets; see `targets.examples_of`.
         keep_answers: Leave the text of an `answers` column as it is, whatever it says.
+        unanswered: Take a row without an answer, and a chat that ends with a request; `answers` of its example is "".
 
     Returns:
         Its examples, which are not checked yet.
@@ -44,8 +47,8 @@ def read_row(row: Mapping[str, Any], turns: Turns = "last", keep_answers: bool =
         raise BadRow(refused, "is not read by this project, which is about text alone")
     plain = {name: label(columns, name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
-        examples = read_chat(*chat, columns, plain, turns, notes)
+        examples = read_chat(*chat, columns, plain, turns, notes, unanswered)
     else:
-        examples = [read_columns(columns, plain, keep_answers, notes)]
+        examples = [read_columns(columns, plain, keep_answers, notes, unanswered)]
     notes.update({f"unused/{name}": 1 for name in columns.row if name not in columns.used})
     return Reading(examples, notes)

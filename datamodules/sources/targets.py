@@ -14,7 +14,13 @@ TURNS = get_args(Turns)
 
 
 def examples_of(
-    turns: list[Turn], tools: str, which: Turns, column: str, columns: dict[str, str], notes: Counter[str]
+    turns: list[Turn],
+    tools: str,
+    which: Turns,
+    column: str,
+    columns: dict[str, str],
+    notes: Counter[str],
+    unanswered: bool = False,
 ) -> list[Example]:
     """Makes the examples of a chat.
 
@@ -26,10 +32,15 @@ def examples_of(
         column: The column the turns come from.
         columns: What else the examples are given: `id`, `category`, `source`; `cot` is the last one's, if it has none.
         notes: Counts what was read in another sense than the obvious, and what was left out.
+        unanswered: Whether turns that end with a request, or with what a tool gave back, make one example of that, of
+            which nobody has said the answer.
 
     Raises:
         BadRow: There is no such turn, or calls cannot be written.
     """
+    if unanswered and _answered(turns):
+        asked = _example([*turns, Turn("assistant")], len(turns), tools, column, columns, False, notes)
+        return [replace(asked, answers="")]
     answered = {i: _answered(turns[:i]) for i, turn in enumerate(turns) if turn.role == "assistant"}
     asked = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
     trained = [i for i in asked if turns[i].trained]

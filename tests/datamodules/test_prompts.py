@@ -1,5 +1,6 @@
 """Batches of prompts to sample from: what is in them, how they are dealt and repeated, and how a run resumes."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -150,6 +151,29 @@ def test_bad_rows_stop_the_run_or_are_counted(make_prompts, write_rows, make_row
     module = make_prompts(path, on_bad_row="skip", val_fraction=0)
     module.setup("fit")
     assert len(module.train_indices) == 2 and "3 rows read, 1 bad" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer_form", ["python", "hermes"])
+def test_rows_to_predict_need_no_answer(make_prompts, write_rows, make_row, capsys, answer_form):
+    tools = json.loads(make_row(0)["tools"])
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    unasked = {"id": "3", "tools": tools, "messages": chat[:2]}
+    path = write_rows([make_row(0, answers=None), make_row(1), {"id": "2", "tools": tools, "messages": chat}, unasked])
+    module = make_prompts(path, answer_form=answer_form)
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert "4 rows read, 0 bad" in capsys.readouterr().out and [len(e.answers) > 0 for e in batch.examples] == [
+        0,
+        1,
+        0,
+        1,
+    ]
+    same = to_example(make_row(0))  # the prompt of the row is the one that it has with its answer
+    assert batch.prompt_ids[0] == encode_prompt(module.tokenizer, same, module.form)
+    assert batch.examples[2].query == "c" and json.loads(batch.examples[2].history) == chat[:2]
+    assert module.form.think  # nothing says that there is no chain of thought
+    with pytest.raises(ValueError, match="row 1, column 'answers': is missing"):  # and no cache lets it through
+        module.setup("test")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ def test_a_folder_that_another_run_is_writing(refine, tmp_path):
     with Stub() as stub:
         said = refine(stub.url)
     journal.close()
-    assert said.startswith(f"error: another run is writing to {tmp_path / 'run'}: wait for it, or choose another output")
+    assert said.startswith(
+        f"error: another run is writing to {tmp_path / 'run'}: wait for it, or choose another output"
+    )
     assert not stub.asked and not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -1,0 +1,238 @@
+"""`funreason ask`: put one request to a model in the form that it was trained in, and see what it answers."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from datamodules.command_line import SentenceParser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from datamodules.form import ChatForm
+    from lightning_modules.models import ScoredCausalLM
+    from rewards import Call
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer.
+
+    Attributes:
+        completion: What the model wrote, without the token that ended it.
+        cot: Its chain of thought; "" if it has none that is well formed.
+        answer: What follows the chain of thought.
+        calls: The calls, read as the reward reads them; None if it cannot.
+        error: Why there are no calls, or None.
+        misfit: Where the calls contradict the tools, or None.
+        cot_entropy: Mean entropy in nats of the distributions that the tokens of the chain of thought were drawn from,
+            at the temperature of the sampling (at 1 where it is 0); None without a chain of thought.
+        cot_tokens: Tokens strictly between the think tags.
+        prompt_tokens: Length of the prompt.
+        completion_tokens: Length of the completion, its end token included.
+        finish_reason: "stop", or "length" if it was cut.
+    """
+
+    completion: str
+    cot: str
+    answer: str
+    calls: list["Call"] | None
+    error: str | None
+    misfit: str | None
+    cot_entropy: float | None
+    cot_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+def load_model(run: str) -> tuple["ScoredCausalLM", "PreTrainedTokenizerFast", "ChatForm"]:
+    """Load what `ask` asks, on the accelerator if there is one, in the dtype that its weights were saved in.
+
+    Args:
+        run: A run folder (its `hf/`), a Hugging Face folder or a hub id.
+
+    Returns:
+        Model, tokenizer, and the form that the model was trained in; the papers' where it does not say.
+
+    Raises:
+        FileNotFoundError: There is no model of that name.
+        ValueError: It cannot be loaded.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from datamodules.chat import load_tokenizer, resolve_model_folder
+    from datamodules.form import settle_form
+    from lightning_modules.models import build_policy
+
+    tokenizer = load_tokenizer(run)
+    dtype = AutoConfig.from_pretrained(resolve_model_folder(run)).dtype or torch.float32
+    policy = build_policy(run, dtype=dtype).eval()
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settle_form(tokenizer)
+
+
+def ask(
+    policy: "ScoredCausalLM",
+    tokenizer: "PreTrainedTokenizerFast",
+    form: "ChatForm",
+    query: str,
+    tools: Any = (),
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+) -> list[Answer]:
+    """Sample answers to one request, and say of each what it is made of.
+
+    Args:
+        policy: The model.
+        tokenizer: Its tokenizer.
+        form: How the request is put and the answer read; see `load_model`.
+        query: The request.
+        tools: The tools on offer, in any form that `sources.tools.read_tools` takes.
+        samples: Answers to draw.
+        temperature: Divides the logits; 0 takes the most likely token.
+        max_new_tokens: Tokens after which an answer is cut.
+        seed: Of the sampling.
+
+    Returns:
+        The answers, as many as `samples`.
+
+    Raises:
+        ValueError: The tools cannot be read, the request is empty or holds a special token of the tokenizer, or a
+            setting is out of its range.
+    """
+    from datamodules.chat import encode_prompt
+    from datamodules.example import Example
+    from datamodules.form import reads
+    from datamodules.refinement.schema import find_misfit
+    from datamodules.rows import check_request
+    from datamodules.sources.tools import read_tools
+    from lightning_modules.policy.generation_config import stop_ids
+    from lightning_modules.rollout import HFGenerator
+    from lightning_modules.rollout.batching import cot_mask
+    from rewards import parse_completion
+
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; give at least 1")
+    offered = read_tools(tools if isinstance(tools, str | dict) else list(tools), Counter())
+    example = Example(id="", query=query, tools=json.dumps(offered, ensure_ascii=False), answers="[]")
+    check_request(example)
+    prompt = encode_prompt(tokenizer, example, form)
+    generator = HFGenerator(max_new_tokens, temperature, seed=seed)
+    stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
+    answers = []
+    for completion in generator(policy, [prompt], n=samples, stop_ids=stops)[0]:
+        ids = completion.token_ids
+        text = tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+        parsed = parse_completion(text, form=reads(form, tokenizer), think=form.think)
+        thought = cot_mask(tokenizer, ids, bool(parsed.cot))
+        misfit = find_misfit(parsed.calls, offered) if parsed.calls else None
+        answers.append(
+            Answer(
+                completion=text,
+                cot=parsed.cot,
+                answer=parsed.answer,
+                calls=parsed.calls,
+                error=parsed.error,
+                misfit=misfit.reason if misfit else None,
+                cot_entropy=mean_entropy(policy, prompt, ids, thought, temperature or 1.0) if any(thought) else None,
+                cot_tokens=sum(thought),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(ids),
+                finish_reason=completion.finish_reason,
+            )
+        )
+    return answers
+
+
+def mean_entropy(
+    policy: "ScoredCausalLM", prompt: list[int], completion: list[int], chosen: list[bool], temperature: float
+) -> float:
+    """Mean entropy in nats of the distributions that the chosen tokens of a completion were drawn from."""
+    import torch
+
+    from datamodules.packing import IGNORED
+
+    ids = torch.tensor([prompt + completion], device=policy.causal_lm.device)
+    scored = torch.tensor([[False] * (len(prompt) - 1) + chosen], device=ids.device)  # of what is predicted next
+    targets = ids[:, 1:].where(scored, IGNORED)
+    with torch.no_grad():
+        scores = policy(
+            ids[:, :-1], torch.arange(ids.shape[1] - 1, device=ids.device)[None], targets, temperature, True
+        )
+    return float(scores.entropy.mean())
+
+
+def described(answer: Answer) -> str:
+    """An answer in lines for the terminal."""
+    if answer.error is not None:
+        verdict = f"not read as calls: {answer.error}"
+    elif not answer.calls:
+        verdict = "no call"
+    elif answer.misfit is not None:
+        verdict = f"read as calls, which do not fit the tools: {answer.misfit}"
+    else:
+        verdict = "read as calls, which fit the tools"
+    entropy = "" if answer.cot_entropy is None else f", mean entropy {answer.cot_entropy:.4f} nats"
+    written = answer.cot or answer.answer
+    lines = [
+        f"CoT     {answer.cot or '(none)'}",
+        f"calls   {answer.answer if written else answer.completion}",
+        f"        {verdict}",
+        f"tokens  {answer.prompt_tokens} of the prompt, {answer.completion_tokens} written, {answer.cot_tokens} of them "
+        f"CoT{entropy}{'; cut at max_new_tokens' if answer.finish_reason == 'length' else ''}",
+    ]
+    return "\n".join(line.replace("\n", "\n        ") for line in lines)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `funreason ask`."""
+    parser = SentenceParser(prog="funreason ask", description="Put one request to a model and see what it answers.")
+    parser.add_argument("run", help="a run folder (its hf/ is meant), a Hugging Face folder or a hub id")
+    parser.add_argument(
+        "query", nargs="?", default="-", help="the request; read from the standard input if - or absent"
+    )
+    parser.add_argument("--tools", help="a file with the tools on offer, in any common form; none when left out")
+    parser.add_argument("--samples", type=int, default=1, help="answers to draw")
+    parser.add_argument("--temperature", type=float, help="0 (the most likely token) for one answer, 1 for several")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens after which an answer is cut")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    options = parser.parse_args(args)
+    tools = _read_tools_file(options.tools) if options.tools else []
+    query = sys.stdin.read().strip() if options.query == "-" else options.query
+    if not query:
+        raise ValueError("the request is empty: give it as the second argument or on the standard input")
+    warm = options.samples > 1 if options.temperature is None else options.temperature
+
+    from datamodules.form import recorded_form
+
+    policy, tokenizer, form = load_model(options.run)
+    if recorded_form(tokenizer) is None:
+        print(f"{options.run} does not say how it was trained. {form.described()}", file=sys.stderr)
+    answers = ask(
+        policy, tokenizer, form, query, tools, options.samples, float(warm), options.max_new_tokens, options.seed
+    )
+    for number, answer in enumerate(answers, start=1):
+        if options.json:
+            print(json.dumps(asdict(answer), ensure_ascii=False))
+            continue
+        if len(answers) > 1:
+            print(f"{'' if number == 1 else chr(10)}answer {number} of {len(answers)}")
+        print(described(answer))
+
+
+def _read_tools_file(file: str) -> list[dict[str, Any]]:
+    """The tools of a file, read before the model loads."""
+    from datamodules.sources.tools import read_tools
+
+    try:
+        return read_tools(Path(file).expanduser().read_text(encoding="utf-8"), Counter())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--tools {file}: {reason}; give a file with a list of tools") from error

@@ -1,0 +1,131 @@
+import io
+import json
+import math
+
+import pytest
+import torch
+
+from datamodules.chat import encode_example
+from datamodules.example import Example
+from datamodules.form import ChatForm
+from lightning_modules.cli import main
+from lightning_modules.commands.ask import ask, load_model
+from lightning_modules.export import export_hf
+from lightning_modules.models import build_policy
+
+TOOL = {
+    "name": "get_weather",
+    "description": "Weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+}
+QUERY = "Weather in Oslo?"
+COT = "Oslo is a city."
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, tiny_model_dir, tiny_tokenizer):
+    """Makes a folder, exported as a run exports it, of a model that has learnt one answer by heart."""
+
+    def teach(form, arguments, name="get_weather"):
+        policy, folder = build_policy(str(tiny_model_dir)), tmp_path_factory.mktemp("run")
+        answers = json.dumps([{"name": name, "arguments": arguments}])
+        row = encode_example(tiny_tokenizer, Example("1", QUERY, json.dumps([TOOL]), answers, COT), form)
+        ids, segments = torch.tensor([row.input_ids]), torch.tensor([row.segments])
+        targets = ids[:, 1:].where(segments[:, 1:] > 0, -100)
+        places = torch.arange(ids.shape[1] - 1)[None]
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+        for _ in range(60):
+            policy(ids[:, :-1], places, targets).logprobs.mean().neg().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        export_hf(policy, tiny_tokenizer, folder / "hf", form=form)
+        return folder
+
+    return teach
+
+
+@pytest.mark.parametrize("form", [ChatForm(), ChatForm(answer_form="hermes"), ChatForm(think=False)], ids=str)
+def test_what_was_learnt_is_answered(taught, form):
+    run = taught(form, {"city": "Oslo", "days": 2})
+    policy, tokenizer, found = load_model(str(run))
+    (answer,) = ask(policy, tokenizer, found, QUERY, [TOOL])
+    assert found == form and answer.error is None and answer.misfit is None
+    assert [(call.name, call.arguments) for call in answer.calls] == [("get_weather", {"city": "Oslo", "days": 2})]
+    assert answer.cot == (COT if form.think else "") and answer.finish_reason == "stop"
+    assert answer.completion.startswith("<think>") == form.think
+    assert answer.completion_tokens == len(tokenizer(answer.completion)["input_ids"]) + 1  # and what ended it
+    assert (answer.cot_entropy is None) == (answer.cot_tokens == 0) == (not form.think)
+
+
+def test_entropy_is_that_of_the_tokens_between_the_tags(taught):
+    policy, tokenizer, form = load_model(str(taught(ChatForm(), {"city": "Oslo"})))
+    (answer,) = ask(policy, tokenizer, form, QUERY, [TOOL], temperature=1e-9, max_new_tokens=60)  # as good as greedy
+    (greedy,) = ask(policy, tokenizer, form, QUERY, [TOOL])
+    assert answer.completion == greedy.completion and answer.cot_entropy == pytest.approx(0.0, abs=1e-6)
+    # The oracle: transformers alone, on the prompt of the exported template; offsets say which tokens are the thought's.
+    chat, tools = [{"role": "user", "content": QUERY}], [{"type": "function", "function": TOOL}]
+    served = tokenizer.__class__.from_pretrained(tokenizer.name_or_path)
+    prompt = served.apply_chat_template(chat, tools=tools, add_generation_prompt=True, return_dict=False)
+    written = served(greedy.completion, return_offsets_mapping=True)
+    start, end = len("<think>"), greedy.completion.index("</think>")
+    thought = [i for i, (first, last) in enumerate(written["offset_mapping"]) if start <= first and last <= end]
+    ids = torch.tensor([prompt + written["input_ids"]])
+    with torch.no_grad():
+        logits = policy.causal_lm(ids).logits[0, [len(prompt) - 1 + i for i in thought]].double()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert greedy.cot_tokens == len(thought) and greedy.cot_entropy == pytest.approx(float(entropy), rel=1e-4)
+    assert 0 < greedy.cot_entropy < math.log(len(served))
+
+
+def test_samples_are_those_of_their_seed(tiny_model_dir):
+    policy, tokenizer, form = load_model(str(tiny_model_dir))
+
+    def texts(seed, samples=3):
+        drawn = ask(policy, tokenizer, form, QUERY, [TOOL], samples, 1.0, 8, seed)
+        assert {answer.finish_reason for answer in drawn} == {"length"} and drawn[0].calls is None
+        return [answer.completion for answer in drawn]
+
+    assert len(set(texts(0))) == 3 and texts(0, 2) == texts(0)[:2] and texts(1) != texts(0)
+
+
+def test_calls_that_contradict_the_tools_are_told(taught):
+    policy, tokenizer, form = load_model(str(taught(ChatForm(), {"city": "Oslo", "days": "two"})))
+    (answer,) = ask(policy, tokenizer, form, QUERY, [TOOL])
+    assert answer.calls[0].arguments["days"] == "two" and "'days' of 'get_weather' is declared" in answer.misfit
+
+
+def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monkeypatch):
+    run, tools = taught(ChatForm(), {"city": "Oslo"}), tmp_path / "tools.json"
+    tools.write_text(json.dumps({"tools": [{"type": "function", "function": TOOL}]}))
+    main(["ask", str(run), QUERY, "--tools", str(tools)])
+    printed = capsys.readouterr().out
+    assert f"CoT     {COT}\ncalls   [get_weather(city='Oslo')]\n        read as calls, which fit the tools\n" in printed
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUERY + "\n"))
+    main(["ask", str(run / "hf"), "--tools", str(tools), "--samples", "2", "--temperature", "0", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 2 and rows[0] == rows[1]
+    assert rows[0]["calls"] == [{"name": "get_weather", "arguments": {"city": "Oslo"}}] and rows[0]["cot"] == COT
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere/at/all", QUERY], "no folder nowhere/at/all"),
+        (["MODEL", QUERY, "--tools", "none.json"], "--tools none.json: No such file or directory"),
+        (["MODEL", QUERY, "--tools", "CALLS"], "every tool must be an object with a string 'name'"),
+        (["MODEL", "-"], "the request is empty"),
+        (["MODEL", QUERY, "--samples", "0"], "samples is 0"),
+        (["MODEL", "end<|im_end|>"], "column 'query': holds '<|im_end|>', a special token"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(tiny_model_dir, tmp_path, monkeypatch, words, message):
+    calls = tmp_path / "calls.json"
+    calls.write_text('[{"arguments": {}}]')
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(SystemExit) as stop:
+        main(["ask", *({"MODEL": str(tiny_model_dir), "CALLS": str(calls)}.get(word, word) for word in words)])
+    assert str(stop.value).startswith("error: ") and message in str(stop.value)
