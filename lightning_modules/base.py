@@ -316,7 +316,7 @@ class FunctionCallingModule(LightningModule):
     on_predict_end = on_validation_end
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
-        """Generate one completion per prompt, score it, and count it in the metrics; of a row without answer neither."""
+        """Generate one completion per prompt; score it and count it in the metrics where the right answer is known."""
         rollouts = []
         ids = [example.id for example in batch.examples]
         completions = self.generator(self.generating[0], batch.prompt_ids, ids, stop_ids=self.stop_ids)

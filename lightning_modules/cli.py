@@ -1,8 +1,8 @@
 """The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`.
 
 `funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
-`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`). `funreason ask` puts one request to a model,
-`funreason serve` puts it behind an OpenAI server.
+`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
+`funreason ask RUN "request"` puts one request to a model, `funreason serve RUN` the model behind vLLM's OpenAI server.
 """
 
 import operator

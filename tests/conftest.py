@@ -9,6 +9,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from datamodules.example import Example
+from datamodules.form import ChatForm
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -81,3 +84,29 @@ def make_model_dir(
 def tiny_model_dir(make_model_dir: Callable[..., Path]) -> Path:
     """The model of most tests."""
     return make_model_dir(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="session")
+def teach(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a run folder, exported as a run exports it, of a model that knows the answers of a few rows by heart."""
+    from datamodules.chat import encode_example, load_tokenizer
+    from lightning_modules.export import export_hf
+    from lightning_modules.models import build_policy
+
+    def learn(model_dir: Path, form: ChatForm, rows: list[Example], steps: int = 60) -> Path:
+        policy, tokenizer = build_policy(str(model_dir)), load_tokenizer(str(model_dir))
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+        documents = [encode_example(tokenizer, row, form) for row in rows]
+        for _ in range(steps):
+            for row in documents:
+                ids, segments = torch.tensor([row.input_ids]), torch.tensor([row.segments])
+                targets = ids[:, 1:].where(segments[:, 1:] > 0, -100)
+                places = torch.arange(ids.shape[1] - 1)[None]
+                policy(ids[:, :-1], places, targets).logprobs.mean().neg().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        folder = tmp_path_factory.mktemp("run")
+        export_hf(policy, tokenizer, folder / "hf", form=form)
+        return folder
+
+    return learn

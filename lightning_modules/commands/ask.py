@@ -178,14 +178,15 @@ def described(answer: Answer) -> str:
         verdict = f"read as calls, which do not fit the tools: {answer.misfit}"
     else:
         verdict = "read as calls, which fit the tools"
+    cut = "; cut at max_new_tokens" if answer.finish_reason == "length" else ""
     entropy = "" if answer.cot_entropy is None else f", mean entropy {answer.cot_entropy:.4f} nats"
     written = answer.cot or answer.answer
     lines = [
         f"CoT     {answer.cot or '(none)'}",
         f"calls   {answer.answer if written else answer.completion}",
         f"        {verdict}",
-        f"tokens  {answer.prompt_tokens} of the prompt, {answer.completion_tokens} written, {answer.cot_tokens} of them "
-        f"CoT{entropy}{'; cut at max_new_tokens' if answer.finish_reason == 'length' else ''}",
+        f"tokens  {answer.prompt_tokens} of the prompt, {answer.completion_tokens} written, "
+        f"{answer.cot_tokens} of them CoT{entropy}{cut}",
     ]
     return "\n".join(line.replace("\n", "\n        ") for line in lines)
 
@@ -195,7 +196,7 @@ def main(args: list[str] | None = None) -> None:
     parser = SentenceParser(prog="funreason ask", description="Put one request to a model and see what it answers.")
     parser.add_argument("run", help="a run folder (its hf/ is meant), a Hugging Face folder or a hub id")
     parser.add_argument(
-        "query", nargs="?", default="-", help="the request; read from the standard input if - or absent"
+        "query", nargs="?", default="-", help="the request; - or nothing reads it from the standard input"
     )
     parser.add_argument("--tools", help="a file with the tools on offer, in any common form; none when left out")
     parser.add_argument("--samples", type=int, default=1, help="answers to draw")

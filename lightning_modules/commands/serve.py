@@ -5,6 +5,11 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewards import CallFrame
 
 PLUGIN = "lightning_modules.generators.vllm_parsers"
 """The module that vLLM imports for what its own parsers do not read."""
@@ -40,7 +45,8 @@ def server_arguments(model: str) -> list[str]:
             f"{model} does not say in which form it was trained: serve what `funreason fit` or `funreason export` has "
             "written, and any other model with vLLM itself"
         )
-    hermes = frame_of(form, tokenizer) == FRAMES["hermes"]
+    frame = frame_of(form, tokenizer)
+    hermes = frame is not None and _marks(frame) == _marks(FRAMES["hermes"])
     arguments = ["--model", folder, "--served-model-name", model, "--host", "127.0.0.1"]
     arguments += ["--generation-config", "vllm", "--override-generation-config", json.dumps({"temperature": 0.0})]
     arguments += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes" if hermes else OURS]
@@ -48,6 +54,11 @@ def server_arguments(model: str) -> list[str]:
     if form.think:
         arguments += ["--reasoning-parser", OURS, "--reasoning-parser-plugin", PLUGIN]
     return arguments
+
+
+def _marks(frame: "CallFrame") -> list[list[str]]:
+    """The parts of a frame without their white space, which no reader minds."""
+    return [part.split() for part in astuple(frame)]
 
 
 def main(args: list[str] | None = None) -> None:

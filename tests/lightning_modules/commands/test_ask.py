@@ -5,13 +5,10 @@ import math
 import pytest
 import torch
 
-from datamodules.chat import encode_example
 from datamodules.example import Example
 from datamodules.form import ChatForm
 from lightning_modules.cli import main
 from lightning_modules.commands.ask import ask, load_model
-from lightning_modules.export import export_hf
-from lightning_modules.models import build_policy
 
 TOOL = {
     "name": "get_weather",
@@ -27,25 +24,14 @@ COT = "Oslo is a city."
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory, tiny_model_dir, tiny_tokenizer):
-    """Makes a folder, exported as a run exports it, of a model that has learnt one answer by heart."""
+def taught(teach, tiny_model_dir):
+    """Makes a run folder of a model that has learnt one answer by heart."""
 
-    def teach(form, arguments, name="get_weather"):
-        policy, folder = build_policy(str(tiny_model_dir)), tmp_path_factory.mktemp("run")
-        answers = json.dumps([{"name": name, "arguments": arguments}])
-        row = encode_example(tiny_tokenizer, Example("1", QUERY, json.dumps([TOOL]), answers, COT), form)
-        ids, segments = torch.tensor([row.input_ids]), torch.tensor([row.segments])
-        targets = ids[:, 1:].where(segments[:, 1:] > 0, -100)
-        places = torch.arange(ids.shape[1] - 1)[None]
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-        for _ in range(60):
-            policy(ids[:, :-1], places, targets).logprobs.mean().neg().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        export_hf(policy, tiny_tokenizer, folder / "hf", form=form)
-        return folder
+    def make(form, arguments):
+        answers = json.dumps([{"name": "get_weather", "arguments": arguments}])
+        return teach(tiny_model_dir, form, [Example("1", QUERY, json.dumps([TOOL]), answers, COT)])
 
-    return teach
+    return make
 
 
 @pytest.mark.parametrize("form", [ChatForm(), ChatForm(answer_form="hermes"), ChatForm(think=False)], ids=str)
@@ -66,7 +52,7 @@ def test_entropy_is_that_of_the_tokens_between_the_tags(taught):
     (answer,) = ask(policy, tokenizer, form, QUERY, [TOOL], temperature=1e-9, max_new_tokens=60)  # as good as greedy
     (greedy,) = ask(policy, tokenizer, form, QUERY, [TOOL])
     assert answer.completion == greedy.completion and answer.cot_entropy == pytest.approx(0.0, abs=1e-6)
-    # The oracle: transformers alone, on the prompt of the exported template; offsets say which tokens are the thought's.
+    # The oracle: transformers alone, on the exported template's prompt; offsets say which tokens are the thought's.
     chat, tools = [{"role": "user", "content": QUERY}], [{"type": "function", "function": TOOL}]
     served = tokenizer.__class__.from_pretrained(tokenizer.name_or_path)
     prompt = served.apply_chat_template(chat, tools=tools, add_generation_prompt=True, return_dict=False)
