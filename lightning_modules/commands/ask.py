@@ -211,8 +211,11 @@ def main(args: list[str] | None = None) -> None:
         raise ValueError("the request is empty: give it as the second argument or on the standard input")
     warm = options.samples > 1 if options.temperature is None else options.temperature
 
+    from transformers.utils.logging import disable_progress_bar
+
     from datamodules.form import recorded_form
 
+    disable_progress_bar()
     policy, tokenizer, form = load_model(options.run)
     if recorded_form(tokenizer) is None:
         print(f"{options.run} does not say how it was trained. {form.described()}", file=sys.stderr)

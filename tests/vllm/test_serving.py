@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 from openai import APIConnectionError, OpenAI
 
+from datamodules.chat import encode_prompt
 from datamodules.example import Example
 from datamodules.form import ChatForm, reads
+from datamodules.rows import read_raw
 from datamodules.serving import served_tokenizer
 from lightning_modules.commands.ask import ask, load_model
 from rewards import Call, parse_completion, write_calls
@@ -120,6 +122,25 @@ def test_an_openai_client_gets_what_ask_prints(run, client):
         thought, content, calls, reason = streamed(client.chat.completions.create(stream=True, **request))
         assert (thought, calls, reason) == (asked.cot, asked.calls, choice.finish_reason)
         assert content.strip() == ("" if answers else "[]")
+
+
+@pytest.mark.slow
+def test_the_server_prompts_as_training_did(run, client):
+    _, tokenizer, form = load_model(str(run))
+    called = {"name": "weather.now", "arguments": json.dumps(ARGUMENTS)}
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Oslo now?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": called}]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "user", "content": "And in Ålesund?"},
+    ]
+    for messages in (chat[1:2], chat[:4], chat):
+        row = read_raw({"messages": messages, "tools": openai_tools()}, unanswered=True).examples[0]
+        options = {"max_tokens": 1, "extra_body": {"return_token_ids": True}}
+        answer = client.chat.completions.create(model=str(run), messages=messages, tools=openai_tools(), **options)
+        assert answer.prompt_token_ids == encode_prompt(tokenizer, row, form)
 
 
 CALLS = [Call("get weather", ARGUMENTS), Call("weather.now", {"city": "]</tool_call>{"})]
