@@ -99,7 +99,7 @@ def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypa
     (tmp_path / "out.jsonl").mkdir()
     with pytest.raises(SystemExit, match=r"error: --out .*out\.jsonl is a folder: name a file"):
         convert(source, tmp_path / "out.jsonl")
-    with pytest.raises(SystemExit, match=r"error: --out /proc/out\.jsonl cannot be written: "):
+    with pytest.raises(SystemExit, match=r"error: --out: '/proc' cannot be written"):
         convert(source, "/proc/out.jsonl", "--on_bad_row", "skip")
 
 
