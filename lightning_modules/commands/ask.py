@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
 from datamodules.command_line import SentenceParser
 
 if TYPE_CHECKING:
@@ -183,7 +185,7 @@ def described(answer: Answer) -> str:
     written = answer.cot or answer.answer
     lines = [
         f"CoT     {answer.cot or '(none)'}",
-        f"calls   {answer.answer if written else answer.completion}",
+        f"answer  {answer.answer if written else answer.completion}",
         f"        {verdict}",
         f"tokens  {answer.prompt_tokens} of the prompt, {answer.completion_tokens} written, "
         f"{answer.cot_tokens} of them CoT{entropy}{cut}",
@@ -199,9 +201,11 @@ def main(args: list[str] | None = None) -> None:
         "query", nargs="?", default="-", help="the request; - or nothing reads it from the standard input"
     )
     parser.add_argument("--tools", help="a file with the tools on offer, in any common form; none when left out")
-    parser.add_argument("--samples", type=int, default=1, help="answers to draw")
-    parser.add_argument("--temperature", type=float, help="0 (the most likely token) for one answer, 1 for several")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens after which an answer is cut")
+    parser.add_argument("--samples", type=PositiveInt, default=1, help="answers to draw")
+    parser.add_argument(
+        "--temperature", type=NonNegativeFloat, help="0 (the most likely token) for one answer, 1 for several"
+    )
+    parser.add_argument("--max_new_tokens", type=PositiveInt, default=512, help="tokens after which an answer is cut")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object per answer")
     options = parser.parse_args(args)

@@ -1,5 +1,6 @@
 """A real server on what was trained: an ordinary OpenAI client gets the thoughts and calls that `ask` prints."""
 
+import copy
 import json
 import os
 import signal
@@ -14,12 +15,11 @@ from openai import APIConnectionError, OpenAI
 
 from datamodules.chat import encode_prompt
 from datamodules.example import Example
-from datamodules.form import ChatForm, reads
+from datamodules.form import ChatForm, frame_of, reads
 from datamodules.rows import read_raw
 from datamodules.serving import served_tokenizer
 from lightning_modules.commands.ask import ask, load_model
 from rewards import Call, parse_completion, write_calls
-from rewards.forms import FRAMES
 
 START = 500.0  # seconds that the server may take; half a minute where nothing else runs
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "at": {}}, "required": ["city"]}
@@ -147,26 +147,41 @@ CALLS = [Call("get weather", ARGUMENTS), Call("weather.now", {"city": "]</tool_c
 ANSWERS = ["[]", "Hello, I cannot.", "f", "{odd", "[f(", "<tool_call>\n{}", "A <think> tag", ""]
 
 
+TEMPLATE = (  # with calls of its own: a frame that no parser of vLLM's has
+    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+    "{%- for c in m.tool_calls or [] %}{{ '; ' if not loop.first else '<|call|>' }}"
+    "{{- '{\"name\": ' + c.function.name | tojson + ', \"parameters\": ' + c.function.arguments | tojson + '}' }}"
+    "{%- endfor %}{{ '<|im_end|>\n' }}{%- endfor %}{{ tools | tojson if tools else '' }}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+
 @pytest.mark.parametrize("thought", ["Why not?", "  a < b\n\n</thin ", None, "cut"])
 @pytest.mark.parametrize("size", [1, 3, 1000])
-@pytest.mark.parametrize("form", ["python", "json", "hermes"])
-def test_our_parsers_read_whole_and_in_pieces_as_the_reward_does(tiny_tokenizer, form, size, thought):
+@pytest.mark.parametrize("answer_form", ["python", "json", "hermes", "template"])
+def test_our_parsers_read_whole_and_in_pieces_as_the_reward_does(tiny_tokenizer, answer_form, size, thought):
     """Through vLLM's own parser of streams, the text cut anywhere."""
     from vllm.parser.parser_manager import ParserManager
 
     from lightning_modules.generators import vllm_parsers  # noqa: F401  (registers them)
 
-    tokenizer = served_tokenizer(tiny_tokenizer, ChatForm(answer_form=form))
+    form, own = (
+        ChatForm("template" if answer_form == "template" else "paper", answer_form),
+        copy.deepcopy(tiny_tokenizer),
+    )
+    own.chat_template = TEMPLATE
+    tokenizer, frame = served_tokenizer(own, form), frame_of(form, own)
     parser = ParserManager.get_parser("funreason", "funreason", True, tokenizer=tokenizer)
     request = SimpleNamespace(
         tools=[1], tool_choice="auto", skip_special_tokens=True, include_reasoning=True, messages=[]
     )
-    written = [write_calls(calls, FRAMES.get(form)) for calls in (CALLS[:1], CALLS[1:], CALLS)]
+    written = [write_calls(calls, frame) for calls in (CALLS[:1], CALLS[1:], CALLS)]
+    assert answer_form != "template" or (written[2].startswith("<|call|>") and "; " in written[2])
     for answer in written + ANSWERS:
         text = answer if thought is None else f"<think>{thought}</think>\n\n{answer}"
         text = "<think>Nobody knows what" if thought == "cut" else text
         prompt = tokenizer("Answer in <think></think>.")["input_ids"]
-        expected = parse_completion(text, form=reads(ChatForm(answer_form=form), tokenizer), think=thought is not None)
+        expected = parse_completion(text, form=reads(form, own), think=thought is not None)
         reasoning, content, calls = parser(tokenizer).parse(text, request, enable_auto_tools=True)
         found = [Call(call.name, json.loads(call.arguments)) for call in calls or []]
         assert found == (expected.calls or [])

@@ -89,7 +89,7 @@ def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monke
     tools.write_text(json.dumps({"tools": [{"type": "function", "function": TOOL}]}))
     main(["ask", str(run), QUERY, "--tools", str(tools)])
     printed = capsys.readouterr().out
-    assert f"CoT     {COT}\ncalls   [get_weather(city='Oslo')]\n        read as calls, which fit the tools\n" in printed
+    assert f"CoT     {COT}\nanswer  [get_weather(city='Oslo')]\n        read as calls, which fit the tools\n" in printed
     monkeypatch.setattr("sys.stdin", io.StringIO(QUERY + "\n"))
     main(["ask", str(run / "hf"), "--tools", str(tools), "--samples", "2", "--temperature", "0", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -104,7 +104,6 @@ def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monke
         (["MODEL", QUERY, "--tools", "none.json"], "--tools none.json: No such file or directory"),
         (["MODEL", QUERY, "--tools", "CALLS"], "every tool must be an object with a string 'name'"),
         (["MODEL", "-"], "the request is empty"),
-        (["MODEL", QUERY, "--samples", "0"], "samples is 0"),
         (["MODEL", "end<|im_end|>"], "column 'query': holds '<|im_end|>', a special token"),
     ],
 )
@@ -115,3 +114,10 @@ def test_what_cannot_be_asked_is_one_sentence(tiny_model_dir, tmp_path, monkeypa
     with pytest.raises(SystemExit) as stop:
         main(["ask", *({"MODEL": str(tiny_model_dir), "CALLS": str(calls)}.get(word, word) for word in words)])
     assert str(stop.value).startswith("error: ") and message in str(stop.value)
+
+
+@pytest.mark.parametrize("words", [["--samples", "0"], ["--temperature", "-1"], ["--max_new_tokens", "0"]])
+def test_impossible_settings_are_refused_before_the_model_loads(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["ask", "nowhere/at/all", QUERY, *words])
+    assert stop.value.code == 2 and words[0].strip("-") in capsys.readouterr().err.splitlines()[-1]
