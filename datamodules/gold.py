@@ -80,12 +80,17 @@ def _in_order(rows: EncodedRows, path: str, found: dict[int, BadRow]) -> Iterato
     return merge(rows.bad, ours, key=lambda row: row["row"])
 
 
-def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:
-    """Whether a reward takes a target for right, once it is framed as that reward asks for."""
+def framed(reward: FunctionCallReward, example: Example, target: str) -> str:
+    """A target as a reward asks for it: after a thought, if only a dash, and inside answer tags, or without them."""
     split = reward.think and example.cot
     thought, answer = target.split("</think>", 1) if split else ("", target)
     thought = f"{thought or '<think>-'}</think>\n\n" if reward.think else ""
     if reward.answer_tags == "answer":
         answer = f"<answer>{answer.strip()}</answer>"
-    result = reward(thought + answer.lstrip(), example.tools, example.answers)
+    return thought + answer.lstrip()
+
+
+def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:
+    """Whether a reward takes a target for right, once it is framed as that reward asks for."""
+    result = reward(framed(reward, example, target), example.tools, example.answers)
     return result.parts["exact_match"] == 1

@@ -3,6 +3,7 @@
 `funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
 `funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
 `funreason ask RUN "request"` puts one request to a model, `funreason serve RUN` the model behind vLLM's OpenAI server.
+`funreason show` says what a `fit` of the same options would train (`lightning_modules.commands.show`).
 """
 
 import operator
@@ -35,7 +36,7 @@ from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
-from lightning_modules.commands import ask, data, serve
+from lightning_modules.commands import ask, data, serve, show
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
@@ -104,6 +105,8 @@ class FunReasonCLI(LightningCLI):
         args: Command line; `sys.argv` when None.
         run: Whether to run a subcommand; False only builds model, data and trainer, as a notebook wants them.
     """
+
+    starts = True  # whether a subcommand begins a run, which takes a folder
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         for message in BESIDE_THE_POINT:
@@ -187,7 +190,7 @@ class FunReasonCLI(LightningCLI):
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-        runs = self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
+        runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
         place = version_folder(place, tables, claim=runs)
         if ours and not trainer.fast_dev_run:
             trainer.loggers = [place]
@@ -342,6 +345,8 @@ def run(words: list[str]) -> None:
             ask.main(words[1:])
         elif words[:1] == ["serve"]:
             serve.main(words[1:])
+        elif words[:1] == ["show"]:
+            show.main(words[1:])
         else:
             FunReasonCLI(words)
         if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit

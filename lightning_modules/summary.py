@@ -200,7 +200,7 @@ def shards_of(trainer: Trainer) -> int:
     """Ranks that share one copy of the weights."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDP2):
-        return strategy.mesh.size(-1)
+        return strategy.shard_size or trainer.world_size
     if isinstance(strategy, FSDP1):
         return strategy.num_processes if "HYBRID" in strategy.sharding_strategy.name else trainer.world_size
     return 1

@@ -1,0 +1,200 @@
+"""What a run is going to train, found without its weights: rows, lengths, one row, its rewards, steps, memory."""
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from datamodules.base import SHOWN, XLAMDataModule, segment_tokens
+from datamodules.chat import target_text
+from datamodules.command_line import sentence
+from datamodules.form import frame_of
+from datamodules.xlam import complaint
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.cli import FunReasonCLI
+from lightning_modules.commands.answers import Earned, earned
+from lightning_modules.commands.page import Line, Section, plain
+from lightning_modules.commands.sections import decoded, demo_values, earnings, histogram, table
+from lightning_modules.grpo import GRPOModule
+from lightning_modules.models import build_policy
+from lightning_modules.reference import frozen_copy
+from lightning_modules.rollout.scoring import same_reward
+from lightning_modules.summary import cheaper, device_memory, memory_rows, plan_of, rate_of, tokens_of_step
+
+
+class Preview(FunReasonCLI):
+    """The settings of `fit`, read and checked as they are there; no run begins, and none has a folder."""
+
+    starts = False
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Add what `show` knows beside the options of `fit`."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--row", type=int | None, default=None)
+        parser.add_argument("--html", type=str | None, default=None)
+        parser.add_argument("--color", action="store_true")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train nothing."""
+
+    @property
+    def options(self) -> Any:
+        """The settings, `row`, `html` and `color` among them."""
+        return self.config[self.subcommand]
+
+
+def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule) -> None:
+    """Read the rows, and build the model without its weights, as the start of `fit` does with them.
+
+    Raises:
+        ValueError: What `fit` would refuse, too, or data that have no rows of calls.
+    """
+    if not isinstance(data, XLAMDataModule):
+        raise ValueError(f"data.class_path {type(data).__name__} has no rows with calls: there is nothing to show")
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.training = True
+    trainer._data_connector.attach_data(module, datamodule=data)
+    trainer.strategy.connect(module)
+    data.prepare_data()
+    module.setup("fit")
+    module.to(trainer.strategy.root_device)  # the empty model could not move
+    policy = build_policy(
+        module.init_from,
+        lora=module.lora,
+        gradient_checkpointing=module.gradient_checkpointing,
+        attn_implementation=module.attn_implementation,
+        empty=True,
+    )
+    module.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
+    module.packed, module.why_not_packed = data.hparams.packing != "off", "data.packing is off"
+    module.policy = policy
+    if getattr(module, "frozen", False):
+        module.reference = frozen_copy(policy)
+
+
+def preview(
+    trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule, number: int | None = None
+) -> list[Section]:
+    """All there is to say of a run that `prepare` has made ready.
+
+    Args:
+        trainer: The run's.
+        module: Its module.
+        data: Its rows.
+        number: Of the row to show, as it is counted in the source; the first one trained on when None.
+
+    Raises:
+        ValueError: There is no such row, or it was left out.
+    """
+    place = place_of(data, number)
+    answers, totals = answers_of(module, data, place)
+    sections = [
+        Section("Rows", rows_read(data)),
+        Section("Lengths", histogram(data.lengths, data.hparams[data.LIMIT], f"data.{data.LIMIT}")),
+        Section(f"Row {data.rows.table[place]['row']}", row_lines(data, place)),
+        Section("What answers to it earn", earnings(answers, totals)),
+        Section("Steps", table(steps(trainer, module, data))),
+        Section("Memory", table(memory(trainer, module))),
+    ]
+    demo = demo_values(settings_of(trainer, module, data))
+    return [*sections, Section("Still as in the demo", table(demo))] if demo else sections
+
+
+def rows_read(data: XLAMDataModule) -> list[Line]:
+    """What the rows were read as, in which form they are put, what was left out, and why."""
+    lines = [plain(line.strip()) for line in data.summary().splitlines()]
+    bad = [data.rows.bad, *([data.val_rows.bad] if data.val_rows is not data.rows else [])]
+    for rows in bad:
+        lines += [plain(f"left out: {reason_of(row)}", "bad") for row in islice(rows, SHOWN)]
+        if len(rows) > SHOWN:
+            lines.append(plain(f"and {len(rows) - SHOWN:,} more, which a run lists in its bad_rows.jsonl", "bad"))
+    return lines
+
+
+def reason_of(bad: dict[str, Any]) -> str:
+    """Which row is bad, and why, in a sentence without advice."""
+    return sentence(complaint(bad)).rpartition(";")[0]
+
+
+def place_of(data: XLAMDataModule, number: int | None) -> int:
+    """The place among the good rows of the one with a number; of several that were cut from it, the first.
+
+    Raises:
+        ValueError: There is no such row, or it was left out.
+    """
+    if number is None:
+        return int(data.train_indices[0])
+    numbers = np.array(data.rows.table["row"])
+    if len(found := np.flatnonzero(numbers == number)):
+        return int(found[0])
+    reason = next((reason_of(row) for row in data.rows.bad if row["row"] == number), "")
+    last = max([int(numbers.max()), *(row["row"] for row in data.rows.bad)])
+    raise ValueError(f"--row {number}: {reason or f'the rows of {data.hparams.path} are numbered from 1 to {last:,}'}")
+
+
+def row_lines(data: XLAMDataModule, place: int) -> list[Line]:
+    """A row as the model is trained on it, and what becomes of it."""
+    row, (document,) = data.rows.table[place], data.rows.documents([place])
+    if place in data.train_indices:
+        use = "trained on" if not data.REWARDED else "sampled from"
+    elif data.lengths[place] > data.hparams[data.LIMIT]:
+        use = f"longer than data.{data.LIMIT}, and not trained on"
+    else:
+        use = "held out to validate on"
+    of_it = sum(number == row["row"] for number in data.rows.table["row"])
+    kind = f", the first of {of_it} answers that were cut from it" if of_it > 1 else ""
+    json_form = data.form.answer_form == "python" and row["json_form"]
+    kind += "; its calls are JSON, for a name in them is no Python identifier" if json_form else ""
+    return [
+        plain(f"id {row['id']}, {use}: {len(document.input_ids):,} tokens{kind}"),
+        *decoded(data.tokenizer, document),
+    ]
+
+
+def answers_of(
+    module: FunctionCallingModule, data: XLAMDataModule, place: int
+) -> tuple[list[Earned], list[float | None] | None]:
+    """What answers to a row earn under `model.reward`, and in sum under `model.rewards` where those are others."""
+    (example,) = data.rows.examples([place])
+    target, frame = target_text(example, data.form, data.tokenizer), frame_of(data.form, data.tokenizer)
+    answers = earned(module.reward, example, target, frame, learnt=not data.REWARDED)
+    rewards = getattr(module, "rewards", None)
+    if rewards is None or all(same_reward(function, module.reward) for function in rewards.functions.values()):
+        return answers, None
+    inputs = [(answer.text, example.tools, example.answers) for answer in answers]
+    scores = rewards(inputs, [answer.result for answer in answers])
+    columns = zip(*([answer.value for answer in scores[name]] for name in rewards.weights), strict=True)
+    return answers, [rewards.total(dict(zip(rewards.weights, column, strict=True))) for column in columns]
+
+
+def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule) -> dict[str, str]:
+    """Steps and tokens of an epoch and of the run, and what a step is."""
+    total, each = int(trainer.estimated_stepping_batches), len(data.train_dataloader())
+    prompt, cot, call = segment_tokens(data.rows)[:, data.train_indices].sum(axis=1).tolist()
+    tokens = f"{prompt + cot + call:,} tokens: prompts {prompt:,}, chains of thought {cot:,}, calls {call:,}"
+    if isinstance(module, GRPOModule):
+        rollouts = len(data.train_indices) * module.group_size
+        most = module.group_size * prompt + rollouts * module.generator.max_new_tokens
+        tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
+    learning = {"learning rate": rate_of(trainer, module)} | module.sizes()
+    return {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} epochs"} | (
+        tokens_of_step(trainer, module) | learning
+    )
+
+
+def memory(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:
+    """The estimate of a device's memory, as a run prints it."""
+    plan = plan_of(trainer, module)
+    if plan is None:
+        return {"memory": "no estimate for such data"}
+    return memory_rows(plan, device_memory(trainer, module.device), cheaper(trainer, module, plan))
+
+
+def settings_of(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule) -> dict[str, Any]:
+    """The settings that a demo has values of its own for."""
+    names = ("init_from", "learning_rate", "epsilon", *(("temperature",) if isinstance(module, GRPOModule) else ()))
+    found = {f"model.{name}": getattr(module, name) for name in names}
+    found |= {f"data.{name}": data.hparams[name] for name in ("path", "val_path")}
+    return found | {"trainer.max_steps": trainer.max_steps}

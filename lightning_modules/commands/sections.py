@@ -1,0 +1,133 @@
+"""Parts of the report on a run to come, from facts alone: a histogram, a row in its segments, rewards, demo values."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.packing import CALL, COT, PROMPT, Encoded
+from datamodules.readers import TOOLBOX
+from lightning_modules.commands.answers import Earned
+from lightning_modules.commands.page import Line, Span, plain
+
+BINS, WIDTH = 10, 40  # of a histogram: how many at most, and characters of its longest bar
+SHOWN = 160  # characters of an answer that was altered
+SEGMENTS = {PROMPT: ("prompt", "prompt"), COT: ("chain of thought", "cot"), CALL: ("call", "call")}
+TINY = "tiny-base"
+TUNED = "is tuned to the tiny base model; configs/finetune.yaml and configs/rl.yaml have what to start from"
+OF_THE_DEMO = {
+    "model.learning_rate": ((2e-3, 1e-4), TUNED),
+    "model.epsilon": ((1e-4,), f"{TUNED}, or leave it out"),
+    "model.temperature": ((1.0,), "is that of the demo; EGPO samples at 0.7, the default"),
+    "trainer.max_steps": ((20,), "ends the run as early as the demo"),
+}
+"""Values of `configs/srml.yaml` and `configs/grpo.yaml` that other models and rows should not have by accident."""
+
+
+def table(rows: Mapping[str, str]) -> list[Line]:
+    """Names and what is said of them, one below the other."""
+    width = max(map(len, rows), default=0) + 2
+    return [(Span(f"{name:<{width}}", "bad" if name.isupper() else "title"), Span(text)) for name, text in rows.items()]
+
+
+def histogram(lengths: np.ndarray, limit: int, key: str) -> list[Line]:
+    """How long rows are, a line for each range of lengths, and how many are longer than the limit.
+
+    Args:
+        lengths: Tokens of each row, [rows].
+        limit: The most that is trained on.
+        key: Of the limit.
+    """
+    inside, longer = lengths[lengths <= limit], int((lengths > limit).sum())
+    bars = [(f"{low:,} to {high:,}", count, "") for low, high, count in ranges(inside, BINS)]
+    bars += [(f"over {limit:,}", longer, "bad")] if longer else []
+    most, width = max(count for _, count, _ in bars), max(len(name) for name, *_ in bars)
+    lines: list[Line] = [plain("tokens of a row, and rows")]
+    for name, count, kind in bars:
+        bar = "█" * -(-WIDTH * count // most)
+        lines.append((Span(f"{name:>{width}}  "), Span(bar, kind), Span(f"{' ' if bar else ''}{count:,}")))
+    said = f"{longer:,} rows are longer and not trained on" if longer else "no row is longer"
+    lines.append(plain(f"{key} is {limit:,}: {said}; the longest has {int(lengths.max()):,}", "bad" if longer else ""))
+    return lines
+
+
+def ranges(values: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Ranges of equal width over values, at round numbers.
+
+    Args:
+        values: Whole numbers from 0 up, [n].
+        most: Ranges at most.
+
+    Returns:
+        Least and greatest value of each range, and how many values lie in it.
+    """
+    if not len(values):
+        return []
+    low, high = int(values.min()), int(values.max())
+    widths = (factor * 10**power for power in range(19) for factor in (1, 2, 5))
+    width = next(width for width in widths if high // width - low // width < most)
+    counts = np.bincount(values // width - low // width)
+    return [(start, start + width - 1, int(n)) for start, n in zip(range(low // width * width, high + 1, width), counts)]
+
+
+def decoded(tokenizer: PreTrainedTokenizerFast, document: Encoded) -> list[Line]:
+    """The tokens of a row as text, segment by segment, special tokens and all.
+
+    Args:
+        tokenizer: The model's.
+        document: The row.
+    """
+    lines: list[Line] = []
+    for segment, (title, kind) in SEGMENTS.items():
+        places = [i for i, of in enumerate(document.segments) if of == segment]
+        lines.append(plain(f"{title}, {len(places):,} tokens", "title"))
+        if places:
+            lines.append(plain(tokenizer.decode(document.input_ids[places[0] : places[-1] + 1]), kind))
+    return lines
+
+
+def earnings(answers: Sequence[Earned], totals: Sequence[float | None] | None = None) -> list[Line]:
+    """What each answer earns, what of the reward it fails, and how it ends.
+
+    Args:
+        answers: The row's own answer first.
+        totals: What each earns in sum under `model.rewards`, None where one of them fails; None where those are no
+            others than the reward.
+    """
+    lines: list[Line] = []
+    for i, answer in enumerate(answers):
+        right = answer.result.parts["exact_match"] == 1
+        said = answer.name if right else f"{answer.name}: fails {answer.fails}"
+        if totals is not None:
+            said += f"; model.rewards pay {'nothing, for one of them fails' if totals[i] is None else f'{totals[i]:g}'}"
+        lines.append((Span(f"{answer.result.score:g}", "good" if right else "bad"), Span(f"  {said}")))
+        lines.append(plain(f"   {shortened(answer.text)}", "faint"))
+    return lines
+
+
+def shortened(text: str) -> str:
+    """A completion in one line, without the middle of one that is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 4]} … {line[-SHOWN * 3 // 4 :]}"
+
+
+def demo_values(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that are still those of the demo, each with what is wrong with that for rows or a model of one's own.
+
+    Args:
+        settings: Values by their keys.
+    """
+    tiny = str(settings["model.init_from"]).rstrip("/").endswith(TINY)
+    toolbox = {key: str(settings[key]).split(":")[0] == TOOLBOX for key in ("data.path", "data.val_path")}
+    found = {}
+    if tiny and not toolbox["data.path"]:
+        found["model.init_from"] = "knows the words of the shipped corpus alone: give a model of your own"
+    if toolbox["data.path"]:
+        found["data.path"] = "is the shipped corpus: give rows of your own"
+    elif toolbox["data.val_path"]:
+        found["data.val_path"] = "is the shipped corpus: leave it out, and a part of data.path is held out"
+    for key, (values, why) in OF_THE_DEMO.items():
+        if settings.get(key) in values and not (toolbox["data.path"] or (tiny and why.startswith(TUNED))):
+            found[key] = why
+    return {key: f"{settings[key]} {why}" for key, why in found.items()}

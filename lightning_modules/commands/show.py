@@ -1,0 +1,54 @@
+"""`funreason show`: what a run is going to train, before it does; no weights are loaded and no run begins."""
+
+import os
+import sys
+from pathlib import Path
+
+HELP = """usage: funreason show --config FILE [any option of funreason fit] [--row N] [--html FILE] [--color]
+
+What `funreason fit` would train with these options: the form found, rows used and left out, their lengths, one row as
+the model sees it, what answers to it earn, steps, tokens and memory, and values that still are the demo's. No weights
+are loaded, and nothing is written but the cache of encoded rows.
+
+  --row N      the row to show, by its number in the source; the first one trained on unless given
+  --html FILE  write the same as a page that stands alone
+  --color      colour the text though it goes to no terminal
+  --debug      print the traceback of an error above its sentence
+
+The options of a run: funreason fit --help"""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `funreason show`.
+
+    Raises:
+        ValueError: What `fit` would refuse, too; or `--row` or `--html` cannot be used.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if {"-h", "--help"} & set(words):
+        print(HELP)
+        return
+    from datamodules.command_line import check_writable
+    from datamodules.files import atomic_write
+    from lightning_modules.commands.page import as_html, as_text
+    from lightning_modules.commands.preview import Preview, prepare, preview
+
+    run = Preview(["fit", *words])
+    page = run.options.html and Path(run.options.html).expanduser()
+    if page:
+        check_writable("--html", page.parent)
+        if page.is_dir():
+            raise ValueError(f"--html {page} is a folder: name a file in it")
+    prepare(run.trainer, run.model, run.datamodule)
+    sections = preview(run.trainer, run.model, run.datamodule, run.options.row)
+    print(as_text(sections, run.options.color or in_color()))
+    if page:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(page) as unfinished:
+            unfinished.write_text(as_html(f"What is trained on {run.datamodule.hparams.path}", sections), "utf-8")
+        print(f"\nThe same as a page: {page}")
+
+
+def in_color() -> bool:
+    """Whether what is printed goes to a terminal that shows colours; see no-color.org."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
