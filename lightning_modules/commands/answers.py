@@ -52,7 +52,7 @@ def earned(
     answers: dict[str, str] = {}
     if pays or learnt:
         answers[f"{own}, as it is trained on" if learnt else own] = target
-    if not pays:
+    if not pays and asked != target:
         how = " after any thought" if reward.think and not example.cot else ""
         answers[own + (how or " as the reward asks for it")] = asked
     answers |= altered(reward, example, target if pays else asked, frame)
@@ -141,4 +141,3 @@ def other_value(value: Any) -> Any:
     if isinstance(value, list):
         return value[:-1] if value else ["x"]
     return {} if value else "x"
-

@@ -79,7 +79,7 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
 
 
 def _ansi(span: Span, color: bool) -> str:
-    text = visible(span.text)
+    text = visible(span.text).replace("\n", "\n  ")
     return f"\x1b[{ANSI[span.kind]}m{text}\x1b[0m" if color and span.kind and text else text
 
 

@@ -21,7 +21,15 @@ from lightning_modules.grpo import GRPOModule
 from lightning_modules.models import build_policy
 from lightning_modules.reference import frozen_copy
 from lightning_modules.rollout.scoring import same_reward
-from lightning_modules.summary import cheaper, device_memory, memory_rows, plan_of, rate_of, tokens_of_step
+from lightning_modules.summary import (
+    cheaper,
+    device_memory,
+    memory_rows,
+    parameter_counts,
+    plan_of,
+    rate_of,
+    tokens_of_step,
+)
 
 
 class Preview(FunReasonCLI):
@@ -93,12 +101,12 @@ def preview(
     sections = [
         Section("Rows", rows_read(data)),
         Section("Lengths", histogram(data.lengths, data.hparams[data.LIMIT], f"data.{data.LIMIT}")),
-        Section(f"Row {data.rows.table[place]['row']}", row_lines(data, place)),
+        Section(f"Row {data.rows.table[place]['row']:,} of {data.hparams.path}", row_lines(data, place)),
         Section("What answers to it earn", earnings(answers, totals)),
         Section("Steps", table(steps(trainer, module, data))),
         Section("Memory", table(memory(trainer, module))),
     ]
-    demo = demo_values(settings_of(trainer, module, data))
+    demo = demo_values(settings_of(trainer, module, data), sum(parameter_counts(module)))
     return [*sections, Section("Still as in the demo", table(demo))] if demo else sections
 
 
@@ -178,10 +186,11 @@ def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule)
         rollouts = len(data.train_indices) * module.group_size
         most = module.group_size * prompt + rollouts * module.generator.max_new_tokens
         tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
-    learning = {"learning rate": rate_of(trainer, module)} | module.sizes()
-    return {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} epochs"} | (
-        tokens_of_step(trainer, module) | learning
-    )
+    rows = {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} of an epoch's"}
+    rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.sizes()
+    if data.hparams.packing == "auto":
+        rows["packing"] = "taken for granted here; whether the model keeps documents apart is tried with its weights"
+    return rows
 
 
 def memory(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:

@@ -12,17 +12,16 @@ from lightning_modules.commands.answers import Earned
 from lightning_modules.commands.page import Line, Span, plain
 
 BINS, WIDTH = 10, 40  # of a histogram: how many at most, and characters of its longest bar
-SHOWN = 160  # characters of an answer that was altered
+SHOWN, THOUGHT = 160, 30  # characters of an answer that was altered, and of a chain of thought in it
 SEGMENTS = {PROMPT: ("prompt", "prompt"), COT: ("chain of thought", "cot"), CALL: ("call", "call")}
+SMALL = 10_000_000  # parameters; the demo's models have fewer
 TINY = "tiny-base"
-TUNED = "is tuned to the tiny base model; configs/finetune.yaml and configs/rl.yaml have what to start from"
-OF_THE_DEMO = {
-    "model.learning_rate": ((2e-3, 1e-4), TUNED),
-    "model.epsilon": ((1e-4,), f"{TUNED}, or leave it out"),
-    "model.temperature": ((1.0,), "is that of the demo; EGPO samples at 0.7, the default"),
-    "trainer.max_steps": ((20,), "ends the run as early as the demo"),
+ANOTHER_MODEL = {"model.learning_rate": (2e-3, 1e-4), "model.epsilon": (1e-4,)}
+OTHER_ROWS = {
+    "model.temperature": (1.0, "is what the demo samples at; EGPO and the default have 0.7"),
+    "trainer.max_steps": (20, "ends the run as early as the demo; trainer.max_epochs goes by the rows"),
 }
-"""Values of `configs/srml.yaml` and `configs/grpo.yaml` that other models and rows should not have by accident."""
+"""Values of `configs/srml.yaml` and `configs/grpo.yaml` that no other model or rows should have by accident."""
 
 
 def table(rows: Mapping[str, str]) -> list[Line]:
@@ -68,7 +67,8 @@ def ranges(values: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     widths = (factor * 10**power for power in range(19) for factor in (1, 2, 5))
     width = next(width for width in widths if high // width - low // width < most)
     counts = np.bincount(values // width - low // width)
-    return [(start, start + width - 1, int(n)) for start, n in zip(range(low // width * width, high + 1, width), counts)]
+    starts = range(low // width * width, high + 1, width)
+    return [(start, start + width - 1, int(count)) for start, count in zip(starts, counts, strict=True)]
 
 
 def decoded(tokenizer: PreTrainedTokenizerFast, document: Encoded) -> list[Line]:
@@ -107,27 +107,31 @@ def earnings(answers: Sequence[Earned], totals: Sequence[float | None] | None = 
 
 
 def shortened(text: str) -> str:
-    """A completion in one line, without the middle of one that is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN // 4]} … {line[-SHOWN * 3 // 4 :]}"
+    """A completion in one line, without the chain of thought and the middle of those that are long."""
+    thought, tag, answer = text.rpartition("</think>")
+    line = " ".join(f"{thought if len(thought) < THOUGHT else '<think>…'}{tag} {answer}".split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
 
 
-def demo_values(settings: Mapping[str, Any]) -> dict[str, str]:
+def demo_values(settings: Mapping[str, Any], parameters: int) -> dict[str, str]:
     """Settings that are still those of the demo, each with what is wrong with that for rows or a model of one's own.
 
     Args:
         settings: Values by their keys.
+        parameters: Of the model.
     """
-    tiny = str(settings["model.init_from"]).rstrip("/").endswith(TINY)
-    toolbox = {key: str(settings[key]).split(":")[0] == TOOLBOX for key in ("data.path", "data.val_path")}
+    path, val_path = (str(settings[key]).split(":")[0] == TOOLBOX for key in ("data.path", "data.val_path"))
     found = {}
-    if tiny and not toolbox["data.path"]:
-        found["model.init_from"] = "knows the words of the shipped corpus alone: give a model of your own"
-    if toolbox["data.path"]:
+    if path:
         found["data.path"] = "is the shipped corpus: give rows of your own"
-    elif toolbox["data.val_path"]:
-        found["data.val_path"] = "is the shipped corpus: leave it out, and a part of data.path is held out"
-    for key, (values, why) in OF_THE_DEMO.items():
-        if settings.get(key) in values and not (toolbox["data.path"] or (tiny and why.startswith(TUNED))):
+    elif val_path:
+        found["data.val_path"] = "is the shipped corpus: set it to null, and a part of data.path is held out"
+    if not path and str(settings["model.init_from"]).rstrip("/").endswith(TINY):
+        found["model.init_from"] = "knows the words of the shipped corpus alone: give a model of your own"
+    for key, values in ANOTHER_MODEL.items():
+        if parameters > SMALL and settings[key] in values:
+            found[key] = "is tuned to the tiny base model: take that of configs/finetune.yaml or configs/rl.yaml"
+    for key, (value, why) in OTHER_ROWS.items():
+        if not path and settings.get(key) == value:
             found[key] = why
     return {key: f"{settings[key]} {why}" for key, why in found.items()}
