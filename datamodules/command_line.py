@@ -1,14 +1,17 @@
 """What the commands share: whatever goes wrong, they end with one sentence that says so, and `--debug` shows where."""
 
+import argparse
 import os
 import re
 import shutil
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -38,6 +41,9 @@ HERE = Path(__file__).resolve().parents[1]
 OURS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards")
 SPEAK = (*OURS, Path(jsonargparse.__file__).parent)
 """Code whose ValueErrors, OSErrors and RuntimeErrors are sentences for the user."""
+MAY_END = (*SPEAK, Path(argparse.__file__), *map(Path, find_spec("lightning").submodule_search_locations))
+"""Code that ends a command on purpose: the parsers' and Lightning's, never a module that a setting names."""
+EXIT = "<frozen _sitebuiltins>"  # where the built-in `exit` lies
 OF_PYTHON = (LookupError, AssertionError, AttributeError, TypeError, NameError, ArithmeticError, NotImplementedError)
 """Errors that are slips of code rather than of its input."""
 
@@ -90,6 +96,10 @@ def one_sentence(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     except SystemExit as end:
         if debug and end.__context__:  # what a parser, or a command within this one, has said in its own sentence
             traceback.print_exception(end.__context__)
+        if stranger := _stranger(end):
+            refuse(
+                ValueError(f"{stranger} ends the process with sys.exit({end.code!r}); let it raise an error instead")
+            )
         raise
     except Exception as error:
         if debug:
@@ -166,7 +176,35 @@ def _fault_of_yaml(file: str) -> str:
         return f"{file} is not YAML of settings: it is nested too deeply"
     if not isinstance(node, yaml.MappingNode):
         return f"{file} holds no settings: give lines of the form `key: value`"
+    if key := _twice(node):
+        return f"{file}, line {key.start_mark.line + 1}: {key.value} is set twice in one place: leave one of them"
     return ""
+
+
+def _twice(root: yaml.Node) -> yaml.ScalarNode | None:
+    """The first key found that stands twice in one mapping: of its values, one would silently win."""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.ScalarNode) or id(node) in seen:  # an alias stands for the same node again
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            counts = Counter(key.value for key in keys)
+            if repeated := [key for key in keys if counts[key.value] > 1]:
+                return repeated[-1]
+        nodes += [child for _, child in node.value] if isinstance(node, yaml.MappingNode) else node.value
+    return None
+
+
+def _stranger(end: SystemExit) -> str:
+    """The file and line of foreign code that has ended the process; nothing where it may."""
+    frames = traceback.extract_tb(end.__traceback__)
+    last = next((frame for frame in reversed(frames) if frame.filename != EXIT), None)
+    if last is None or any(place in (Path(last.filename), *Path(last.filename).parents) for place in MAY_END):
+        return ""
+    return f"{last.filename}, line {last.lineno},"
 
 
 def _is_sentence(error: Exception) -> bool:

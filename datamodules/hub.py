@@ -1,9 +1,11 @@
 """Whether the hub can be asked at all: its clients try for most of a minute before they say no."""
 
+import re
 import ssl
 import urllib.error
 import urllib.request
 from functools import cache
+from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -11,7 +13,6 @@ from huggingface_hub.errors import HFValidationError
 SECONDS = 10  # for an answer of any kind
 
 
-@cache
 def refuse_unreachable(model: str) -> None:
     """Refuse a model that is neither in the hub's cache here nor on a hub that answers.
 
@@ -25,17 +26,48 @@ def refuse_unreachable(model: str) -> None:
         cached = isinstance(try_to_load_from_cache(model, "config.json"), str)
     except HFValidationError as error:
         raise FileNotFoundError(f"init_from: there is no folder {model} here, and it is no hub id: {error}") from error
-    if cached or constants.HF_HUB_OFFLINE:
+    if not cached:
+        _ask(f"init_from: there is no folder {model} here")
+
+
+def refuse_unreachable_rows(name: str) -> None:
+    """Refuse a data set that is neither in the cache of `datasets` here nor on a hub that answers.
+
+    Args:
+        name: Its hub id.
+
+    Raises:
+        FileNotFoundError: The hub cannot be reached.
+    """
+    from datasets.config import HF_DATASETS_CACHE  # slow to import, and most runs read a file
+
+    folder = Path(HF_DATASETS_CACHE)
+    wanted = re.sub("[_/]", "", name).lower()  # the cache writes a/MyRows as a___my_rows
+    if not (folder.is_dir() and any(found.name.replace("_", "").lower() == wanted for found in folder.iterdir())):
+        _ask(f"there is no file, folder or cached data set {name} here")
+
+
+def _ask(lacking: str) -> None:
+    try:
+        ask_hub()
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise FileNotFoundError(f"{lacking}, and the hub ({constants.ENDPOINT}) cannot be reached: {reason}") from error
+
+
+@cache
+def ask_hub() -> None:
+    """Wait for an answer of any kind, unless the hub's clients know not to ask it; once that one has come, no more.
+
+    Raises:
+        OSError: There is none.
+    """
+    if constants.HF_HUB_OFFLINE:
         return
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=SECONDS).close()
     except urllib.error.HTTPError:
-        return  # an answer: whether it has the model is for its client to find out
+        return  # whether it has what is wanted is for its client to find out
     except OSError as error:
-        if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            return  # the client brings certificates of its own
-        reason = getattr(error, "reason", error)
-        raise FileNotFoundError(
-            f"init_from: there is no folder {model} here, and the hub ({constants.ENDPOINT}) cannot be reached: "
-            f"{reason}"
-        ) from error
+        if not isinstance(getattr(error, "reason", None), ssl.SSLError):  # the client brings certificates of its own
+            raise

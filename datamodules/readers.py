@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pyarrow as pa
 
 from datamodules.example import BadRow as BadRow
+from datamodules.hub import refuse_unreachable_rows
 from datamodules.parquet import parquet_rows
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _LINES, _SUFFIXES = (".json", ".jsonl", ".ndjson"), (".json", ".jsonl", ".ndjson
 _READ = "rows are read from .json, .jsonl and .parquet files, from folders of them and from saved data sets"
 _SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TOOLBOX_FORM = re.compile(r"toolbox(?::([^:]*)(?::([0-9]{0,7})(?::([0-9]{0,18}))?)?)?")
 _CHUNK = 1 << 18  # characters read at a time from a JSON array
 MAX_ROW = 1 << 24  # characters of a row of JSON; a context of a million tokens is a quarter of that
 MAX_OBJECT = 1 << 30  # characters of a file that is read as a whole, because it is one object that holds the rows
@@ -218,6 +220,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
         except (pa.ArrowException, ValueError, KeyError) as error:
             raise ValueError(f"the saved data set {folder} is damaged: {error}") from error
     elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
+        refuse_unreachable_rows(name)
         try:
             data = datasets.load_dataset(name)
         except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
@@ -276,7 +279,7 @@ def fingerprint(path: str) -> str:
 def _toolbox_rows(path: str) -> Iterator[tuple[int, Any]]:
     from datamodules.toolbox import make_corpus
 
-    _, split, rows, seed = [*path.split(":"), "", "", ""][:4]
-    if path.count(":") > 3 or not (rows or "1").isdigit() or not (seed or "1").isdigit():
-        raise ValueError(f"{path} is not of the form toolbox[:split[:rows[:seed]]]")
+    if not (form := _TOOLBOX_FORM.fullmatch(path)):
+        raise ValueError(f"{path} is not of the form toolbox[:split[:rows[:seed]]], with at most 9,999,999 rows")
+    split, rows, seed = form.groups()
     yield from enumerate(make_corpus(split or "train", int(rows or 1000), int(seed or 0)), start=1)

@@ -1,7 +1,9 @@
 """The parser and the sentences that all commands share."""
 
 import errno
+import importlib
 import os
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -97,6 +99,17 @@ def test_the_traceback_goes_to_the_run_folder_by_rank_and_to_the_screen_under_de
     assert run_folder.get() is None  # the next command has a folder of its own
 
 
+@pytest.mark.parametrize("end", ["import sys; sys.exit(0)", "exit(3)", "raise SystemExit"])
+def test_a_module_of_the_user_cannot_end_a_command_in_silence(tmp_path, monkeypatch, end):
+    (tmp_path / "leaves_early.py").write_text(f"\n{end}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "leaves_early", raising=False)
+    with pytest.raises(SystemExit) as exit_, one_sentence([]):
+        importlib.import_module("leaves_early")
+    said = exit_.value.code
+    assert said.startswith(f"error: {tmp_path / 'leaves_early.py'}, line 2, ends the process") and "sys.exit" in said
+
+
 def test_debug_is_no_option_of_a_parser_and_shows_what_one_has_refused(capsys):
     parser = SentenceParser(prog="command")
     parser.add_argument("--rows", type=int)
@@ -118,6 +131,9 @@ def test_a_long_message_is_cut():
         (b"- 1", ["c.yaml", "key: value"]),
         (b"x: " + b"[" * 3000, ["c.yaml", "deeply"]),
         (b"a: \x00", ["c.yaml", "not YAML"]),
+        (b"a:\n- rows: 1\nb: *x\n", ["c.yaml", "not YAML"]),
+        (b"rows: 1\nlist: [{x: &a {y: 1}, z: *a}]\nrows: 2\n", ["c.yaml, line 3", "rows is set twice"]),
+        (b"a:\n- {x: 1, y: 2, x: 1}\n", ["c.yaml, line 2", "x is set twice"]),
     ],
 )
 def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, words):

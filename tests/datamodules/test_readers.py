@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datamodules import readers
+from datamodules import hub, readers
 from datamodules.readers import fingerprint, read_rows
 
 
@@ -153,8 +153,31 @@ def test_fingerprint_follows_the_content(tmp_path):
 
 def test_generated_corpus_by_name():
     assert [n for n, _ in read_rows("toolbox:heldout:3:7")] == [1, 2, 3]
-    with pytest.raises(ValueError, match="not of the form"):
-        rows_of("toolbox:train:many")
+    assert len(rows_of("toolbox")) == len(rows_of("toolbox::")) == 1000
+    for path in (
+        "toolbox:train:many",
+        "toolbox:train:²",
+        "toolbox:train:-5",
+        f"toolbox:train:{10**7}",
+        "toolbox:a:1:1:1",
+    ):
+        with pytest.raises(ValueError, match=f"{path} is not of the form"):
+            rows_of(path)
+
+
+def test_a_data_set_of_a_hub_that_does_not_answer_is_refused_before_its_client_tries_for_long(monkeypatch, tmp_path):
+    def no_answer():
+        raise OSError("no route")
+
+    monkeypatch.setattr(hub, "ask_hub", no_answer)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.Dataset.from_list([{"query": name}]))
+    with pytest.raises(
+        FileNotFoundError, match="data set some/MyRows here, and the hub .* cannot be reached: no route"
+    ):
+        rows_of("some/MyRows")
+    (tmp_path / "some___my_rows").mkdir()
+    assert rows_of("some/MyRows") == [(1, {"query": "some/MyRows"})]
 
 
 def test_rows_that_are_too_long_are_named(tmp_path, monkeypatch):
