@@ -101,6 +101,11 @@ def one_sentence(args: Sequence[str] | None = None) -> Iterator[list[str]]:
                 ValueError(f"{stranger} ends the process with sys.exit({end.code!r}); let it raise an error instead")
             )
         raise
+    except BrokenPipeError as error:
+        if error.filename or run_folder.get():
+            refuse(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
+        sys.exit(141)  # as the shell says of a command that `head` has ended
     except Exception as error:
         if debug:
             traceback.print_exception(error)

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -158,3 +159,13 @@ def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_noth
     for folder in ("file", "file/a", "loop/a", "a" * 300, "a\0b", "/proc/absent"):
         with pytest.raises(ValueError, match=r"^key: .* cannot be written"):
             check_writable("key", tmp_path / folder)
+
+
+def test_a_reader_that_has_left_is_no_error():
+    """`funreason show … | head`: the rest has no reader, which is no fault of anybody's."""
+    code = (
+        "from datamodules.command_line import one_sentence\nwith one_sentence([]):\n    print('x' * 10**6, flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == b""
