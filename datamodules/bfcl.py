@@ -23,6 +23,7 @@ class BFCLDataModule(LightningDataModule):
         categories: The categories to evaluate; all single-turn ones when None.
         limit: Evaluate the first so many rows of each category, for a quick look.
         eval_batch_size: Prompts generated together, over all ranks; results are saved after each such batch.
+        chat_template: A file with a chat template, or "chatml", for a model that has none.
 
     Raises:
         FileNotFoundError: There is no such package.
@@ -36,6 +37,7 @@ class BFCLDataModule(LightningDataModule):
         categories: list[str] | None = None,
         limit: int | None = None,
         eval_batch_size: int = 64,
+        chat_template: str | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("limit", limit), ("eval_batch_size", eval_batch_size)):
@@ -44,6 +46,7 @@ class BFCLDataModule(LightningDataModule):
         self.tokenizer = tokenizer
         self.limit = limit
         self.eval_batch_size = eval_batch_size
+        self.chat_template = chat_template
         self.package = find_package(path)
         self.categories = list(CATEGORIES[self.package.version] if categories is None else categories)
         check_categories(self.categories, self.package.version)
@@ -61,7 +64,7 @@ class BFCLDataModule(LightningDataModule):
         every = {category: read_category(self.package, category) for category in CATEGORIES[self.package.version]}
         self.ids = {category: [row.id for row in rows] for category, rows in every.items()}  # of all, asked for or not
         self.rows = [row for category in self.categories for row in every[category][: self.limit]]
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer, self.chat_template)
         texts = [turns_text(tokenizer, chat(self.package, row)) for row in self.rows]
         self.prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         self._say()

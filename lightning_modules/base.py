@@ -150,7 +150,8 @@ class FunctionCallingModule(LightningModule):
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of the model, with the chat template of the run's data."""
         data = getattr(self._trainer, "datamodule", None)
-        return load_tokenizer(self.init_from, getattr(data, "hparams", {}).get("chat_template"))
+        own = getattr(data, "chat_template", None)  # of data that save no hyperparameters
+        return load_tokenizer(self.init_from, getattr(data, "hparams", {}).get("chat_template", own))
 
     @property
     def form(self) -> ChatForm | None:

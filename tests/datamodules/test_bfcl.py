@@ -148,7 +148,7 @@ def test_a_model_without_a_chat_template(data, tiny_model_dir, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     module = data()
     module.tokenizer = str(tmp_path)
-    with pytest.raises(ValueError, match=r"has no chat template; add a chat_template.jinja to it"):
+    with pytest.raises(ValueError, match=r"has no chat template.*set data.chat_template to chatml"):
         module.setup("test")
 
 

@@ -173,7 +173,7 @@ def test_a_data_set_of_a_hub_that_does_not_answer_is_refused_before_its_client_t
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.Dataset.from_list([{"query": name}]))
     with pytest.raises(
-        FileNotFoundError, match="data set some/MyRows here, and the hub .* cannot be reached: no route"
+        FileNotFoundError, match=r"data set some/MyRows here, and the hub .* cannot be reached: no route"
     ):
         rows_of("some/MyRows")
     (tmp_path / "some___my_rows").mkdir()
