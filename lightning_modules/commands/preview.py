@@ -65,6 +65,8 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     trainer.training = True
     trainer._data_connector.attach_data(module, datamodule=data)
     trainer.strategy.connect(module)
+    if trainer.max_epochs is None:  # as `fit` does
+        trainer.fit_loop.max_epochs = 1000 if trainer.max_steps == -1 else -1
     data.prepare_data()
     module.setup("fit")
     module.to(trainer.strategy.root_device)  # the empty model could not move
@@ -80,6 +82,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     module.policy = policy
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(policy)
+    module.configure_optimizers()  # refuses a run without steps, or without an end
 
 
 def preview(
