@@ -62,9 +62,16 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:
-    """Write a checkpoint of one file; it takes its place when all of it is written."""
-    with atomic_write(path, fsync) as unfinished:
-        torch.save(checkpoint, unfinished)
+    """Write a checkpoint of one file; it takes its place when all of it is written.
+
+    Raises:
+        OSError: Naming the file, if it cannot be written.
+    """
+    try:
+        with atomic_write(path, fsync) as unfinished:
+            torch.save(checkpoint, unfinished)
+    except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
+        raise OSError(f"{path} cannot be written; is its disk full? ({error})") from error
 
 
 def load(path: str | Path) -> State:

@@ -308,12 +308,14 @@ def settle(trainer: Namespace) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one command. Whatever goes wrong is one sentence and exit code 1; SIGTERM a checkpoint and 143."""
+    """Run one command. Whatever goes wrong is one sentence and exit code 1; SIGTERM ends with 143, Ctrl-C with 130."""
     try:
         with one_sentence(args) as words:
             run(words)
     except SIGTERMException:
         sys.exit(143)
+    except KeyboardInterrupt:  # before a training, which Lightning ends with a checkpoint
+        sys.exit(130)
     except SystemExit as end:
         if isinstance(end.code, str) and not first_to_speak():
             sys.exit(1)

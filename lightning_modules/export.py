@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
@@ -46,20 +47,26 @@ def export_hf(
         folder: Where to write.
         write: Whether this rank writes; the others only help to gather.
         form: How requests were put and answered in training; the chat template then puts them so.
+
+    Raises:
+        OSError: Naming the folder, if it cannot be written.
     """
     device = torch.device("cpu")  # one weight at a time leaves the accelerator
     weights = {name: weight.to(device) for name, weight in merged_weights(policy) if write}
     adapter = {name: whole(weight) for name, weight in named_state(policy).items() if ".lora_" in name}
     if not write:
         return
-    with atomic_write(folder) as unfinished:
-        policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
-        write_settings(policy, tokenizer, unfinished, form)
-        if isinstance(policy.model, PeftModel):
-            state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
-            policy.model.save_pretrained(unfinished / "adapter", state_dict=state, save_embedding_layers=False)
-        for file in unfinished.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes them for their owner alone
+    try:
+        with atomic_write(folder) as unfinished:
+            policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
+            write_settings(policy, tokenizer, unfinished, form)
+            if isinstance(policy.model, PeftModel):
+                state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
+                policy.model.save_pretrained(unfinished / "adapter", state_dict=state, save_embedding_layers=False)
+            for file in unfinished.rglob("*.safetensors"):
+                file.chmod(0o644)  # safetensors writes them for their owner alone
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the export to {folder} cannot be written: {error}") from error
 
 
 def write_settings(
@@ -150,7 +157,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
         raise FileNotFoundError(
             f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."
         )
-    if output_dir:
+    if output_dir is not None:
         check_writable("--output_dir", output_dir)
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

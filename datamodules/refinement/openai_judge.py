@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import math
 import os
 import re
 import zlib
@@ -82,11 +83,14 @@ class OpenAIJudge:
                 raise ValueError(
                     f"servers must be base URLs such as http://localhost:8000/v1, not {shown} ({error})"
                 ) from error
-        if min(per_server, max_tokens) < 1 or retries < 0 or min(timeout, patience, rate_limit or 1) <= 0:
+        above = (timeout, patience, *([] if rate_limit is None else [rate_limit]))
+        if min(per_server, max_tokens) < 1 or retries < 0 or not all(value > 0 for value in above):  # NaN is not
             raise ValueError(
                 "per_server and max_tokens must be at least 1, retries at least 0, timeout, patience and rate_limit "
                 f"above 0, not {per_server}, {max_tokens}, {retries}, {timeout}, {patience} and {rate_limit}"
             )
+        if temperature is not None and not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0, or null to send none, not {temperature}")
         if taken := {"model", "messages", "stream"} & set(extra_body or {}):
             raise ValueError(f"extra_body must not hold {', '.join(sorted(taken))}: these are the judge's own")
         self.model, self.urls, self.per_server = model, list(servers), per_server

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ DAMAGED = (
 """What torch and pickle raise for bytes that are none of theirs."""
 
 
+class WrittenPath(PurePosixPath):
+    """Where a table of contents was written; a file may set attributes of the classes that it is given, not of ours."""
+
+
 class ContentsUnpickler(pickle.Unpickler):
     """Reads a table of contents."""
 
@@ -55,7 +59,7 @@ class ContentsUnpickler(pickle.Unpickler):
             UnpicklingError: For any other.
         """
         if module.startswith("pathlib") and name.endswith("Path"):
-            return PurePath
+            return WrittenPath
         known = name in METADATA_CLASSES.get(module, ())
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
@@ -175,5 +179,5 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
     return ValueError(f"{path} is cut, damaged or no checkpoint of this project ({words[:200]}): copy it again.")
 
 
-def _is_name(path: str) -> bool:
-    return PurePath(path).name == path
+def _is_name(path: object) -> bool:
+    return type(path) is str and PurePath(path).name == path

@@ -253,6 +253,13 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
+def test_ctrl_c_before_a_training_ends_without_a_traceback(base_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(FunReasonCLI, "instantiate_classes", lambda self: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as exit_:
+        main(CONFIG + base_args(tmp_path))
+    assert exit_.value.code == 130  # as a shell says it of a process that SIGINT has ended
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_modules import SRMLModule, export
@@ -184,6 +185,19 @@ def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path):
     export.check_replaceable(tmp_path, "hub/model")
     with pytest.raises(ValueError, match=f"--output_dir {tmp_path} is the model that the run started from"):
         export.check_replaceable(tmp_path, str(tmp_path / "." / "new" / ".."))
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError("no room")])
+def test_a_folder_that_the_export_does_not_fit_into_is_named(tiny_model_dir, tmp_path, monkeypatch, error):
+    policy = build_policy(str(tiny_model_dir))
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(policy.causal_lm, "save_pretrained", full)
+    with pytest.raises(OSError, match=rf"the export to {tmp_path / 'hf'} cannot be written: {error}"):
+        export_hf(policy, AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_exports_into_one_folder_at_once_leave_a_whole_one(tiny_model_dir, tmp_path):

@@ -301,6 +301,11 @@ def test_the_reasoning_is_no_verdict():
         {"servers": ["http://[a/v1"]},
         {"retries": -1},
         {"timeout": 0},
+        {"patience": float("nan")},
+        {"rate_limit": 0},
+        {"rate_limit": float("nan")},
+        {"temperature": -1},
+        {"temperature": float("nan")},
     ],
 )
 def test_impossible_settings(settings):

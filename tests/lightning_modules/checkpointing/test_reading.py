@@ -117,6 +117,21 @@ def test_a_table_of_contents_reaches_no_name_beside_its_classes(shards, module, 
         check_shards(folder)
 
 
+def pickled(word):
+    return pickle.SHORT_BINUNICODE + bytes([len(word)]) + word.encode()
+
+
+def test_a_table_of_contents_changes_no_class_of_the_program(shards):
+    """Of a class as of an instance, pickle's BUILD sets the attributes that the second of two states names."""
+    folder, name = shards(), Path.name
+    named = pickled("pathlib") + pickled("PurePath") + pickle.STACK_GLOBAL
+    change = pickle.NONE + pickle.EMPTY_DICT + pickled("name") + pickled("../x") + pickle.SETITEM + pickle.TUPLE2
+    (folder / ".metadata").write_bytes(pickle.PROTO + b"\x04" + named + change + pickle.BUILD + pickle.STOP)
+    with pytest.raises(ValueError, match=r"/\.metadata is cut, damaged"):
+        check_shards(folder)
+    assert Path.name is name and Path("a/b").name == "b"
+
+
 def test_an_entry_of_the_shards_runs_nothing(shards, payload):
     folder = shards(OPTIMIZER | {"param_groups": [GROUP | {"lr": payload}]})
     refused = pytest.raises(ValueError, match=NAMED.format(file="__0_0.distcp"))
