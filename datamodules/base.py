@@ -140,7 +140,7 @@ class XLAMDataModule(LightningDataModule):
             ChatForm(answer_form="template").check()
 
     def prepare_data(self) -> None:
-        """Fill the cache, on one process per machine, and refuse what cannot work before anything is written."""
+        """Fill the cache, on one process per machine, and validate the settings before anything is written."""
         self._load(self.trainer.state.fn if self.trainer else "fit")
 
     def setup(self, stage: str) -> None:

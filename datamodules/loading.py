@@ -20,7 +20,7 @@ def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
 
 
 class ResumableLoader:
-    """Yields batches made from the row numbers of each global batch, and goes on where a checkpoint left off.
+    """Yields batches made from the row numbers of each global batch, and resumes where a checkpoint left off.
 
     Lightning saves and restores the state of a loader that has `state_dict` and `load_state_dict`. Iterating never
     starts over: it goes on from the position, which moves into the next epoch after the last batch. So it does not

@@ -120,7 +120,7 @@ class FunctionCallingModule(LightningModule):
         self.throughput = Throughput()
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before any weight is loaded.
+        """Validate the settings before any weight is loaded.
 
         Raises:
             ValueError: See `check_precision`.

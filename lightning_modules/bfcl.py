@@ -34,7 +34,7 @@ class BFCLModule(FunctionCallingModule):
     """Answers the rows of a `BFCLDataModule`, writes the answers in the official layout, and scores them officially.
 
     Answers that an earlier run below the same `trainer.default_root_dir` gave are taken over, if model, prompts and
-    settings are the same: an evaluation that was interrupted goes on where it stopped.
+    settings are the same: an evaluation that was interrupted resumes where it stopped.
 
     Args:
         init_from: The model: a run folder (its `hf/`), a Hugging Face folder or a hub id.
@@ -72,7 +72,7 @@ class BFCLModule(FunctionCallingModule):
         self.registered_name = registered_name
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before any weight is loaded, and take over the answers of earlier runs.
+        """Validate the settings before any weight is loaded, and take over the answers of earlier runs.
 
         Raises:
             ValueError: The command, the data or the registered name is not one that this works with, or a file of

@@ -1,4 +1,4 @@
-"""What a run leaves in its version folder besides events and checkpoints: figures, samples, rollouts, weights."""
+"""What a run leaves in its version folder besides events and checkpoints: metrics, samples, rollouts, weights."""
 
 import csv
 import json
@@ -17,19 +17,19 @@ from lightning_modules.metrics import Rollout
 
 
 class MetricsCSV(Callback):
-    """Appends every logged figure to `metrics.csv` as step, name, value, so that nothing depends on TensorBoard."""
+    """Appends every logged metric to `metrics.csv` as step, name, value, so that nothing depends on TensorBoard."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the file."""
         self.path = Path(trainer.log_dir or ".") / "metrics.csv"  # `log_dir` is a collective: every rank asks
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any) -> None:
-        """Write the figures of a training step, as often as Lightning logs them."""
+        """Write the metrics of a training step, as often as Lightning logs them."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             self._append(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
-        """Write the figures of a validation or test."""
+        """Write the metrics of a validation or test."""
         if not trainer.sanity_checking:
             self._append(trainer, pl_module)
 

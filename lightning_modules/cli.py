@@ -55,7 +55,7 @@ BESIDE_THE_POINT = (
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
     "The dirpath has changed from",  # a resumed run writes its own version folder
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
-    "It is recommended to use `self.log.*sync_dist=True",  # figures are reduced before they are logged
+    "It is recommended to use `self.log.*sync_dist=True",  # metrics are reduced before they are logged
     "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
     "Found .* module.s. in eval mode at the start of training",  # the frozen reference
     "Total length of `list` across ranks is zero",  # there is nothing to validate on
@@ -159,7 +159,7 @@ class FunReasonCLI(LightningCLI):
         """Leave a checkpoint to who loads it: Lightning would read it here, and take settings that a file holds."""
 
     def before_instantiate_classes(self) -> None:
-        """Find folder and checkpoint before anything loads; predictions go to disk, and we print the figures."""
+        """Find folder and checkpoint before anything loads; predictions go to disk, and we print the metrics."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         refuse_masked(config)
         keep_secrets_of(config)
@@ -240,7 +240,7 @@ def made(folder: str) -> bool:
 
 
 def check_reads_safely(strategy: Strategy) -> None:
-    """Refuse to go on from a checkpoint with a strategy that reads it in a way of its own.
+    """Refuse to resume a checkpoint with a strategy that reads it in a way of its own.
 
     Raises:
         ValueError: Lightning's FSDP and DeepSpeed would run code that a checkpoint holds.

@@ -1,4 +1,4 @@
-"""Weights that strategies keep in shards, whole again: to export them, to sync a rollout engine, to generate."""
+"""Unshard the weights that strategies keep in shards: to export them, to sync a rollout engine, to generate."""
 
 from collections.abc import Iterator
 from copy import deepcopy

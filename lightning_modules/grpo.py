@@ -165,7 +165,7 @@ class GRPOModule(FunctionCallingModule):
         self.sample_advantages = torch.zeros(0, dtype=torch.float32)
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before any weight is loaded.
+        """Validate the settings before any weight is loaded.
 
         Raises:
             ValueError: If the sizes of the data and of the step do not go together.

@@ -1,4 +1,4 @@
-"""Figures from sums and counts: how well tokens are predicted, how often calls are right, how fast a run goes."""
+"""Metrics from sums and counts: how well tokens are predicted, how often calls are right, how fast a run goes."""
 
 import json
 import time
@@ -77,7 +77,7 @@ class Rollout:
 class CallAccuracy(Metric):
     """Mean of every part of the reward, over all completions and by category.
 
-    The state is two tables of sums, so that the figures do not depend on how completions fall on batches and ranks.
+    The state is two tables of sums, so that the metrics do not depend on how completions fall on batches and ranks.
     """
 
     full_state_update = False
@@ -104,7 +104,7 @@ class CallAccuracy(Metric):
         super().reset()
 
     def compute(self) -> dict[str, float]:
-        """All figures under their TensorBoard names; what has no completion is left out, so nothing is ever NaN."""
+        """All metrics under their TensorBoard names; what has no completion is left out, so nothing is ever NaN."""
         counts = self.counts.tolist()
         total = sum(counts)
         if total == 0:
@@ -125,7 +125,7 @@ class CallAccuracy(Metric):
 
 
 def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[str, float]:
-    """TensorBoard figures of one optimizer step; a segment without tokens has none.
+    """TensorBoard metrics of one optimizer step; a segment without tokens has none.
 
     Args:
         sums: `SEGMENT_SUMS` over the whole step.

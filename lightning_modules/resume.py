@@ -1,4 +1,4 @@
-"""Going on where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
+"""Resume where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
 
 import random
 import signal
@@ -29,7 +29,7 @@ def resolve_checkpoint(path: str) -> str:
         FileNotFoundError: If there is no checkpoint at `path`.
     """
     if path in ("last", "best", "hpc"):
-        raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to go on from.")
+        raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to resume.")
     found = Path(path)
     for folder in (found.parent, found, found / "checkpoints"):
         clear_unfinished(folder)

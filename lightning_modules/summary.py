@@ -1,4 +1,4 @@
-"""What is said at the start and end of a run: its size, the grouping of its TensorBoard panels, its figures."""
+"""What is said at the start and end of a run: its size, the grouping of its TensorBoard panels, its metrics."""
 
 import os
 from dataclasses import replace

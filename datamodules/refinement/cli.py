@@ -56,7 +56,7 @@ class Refinement:
     """One refinement: rows in, refined and rejected rows out.
 
     Args:
-        output_dir: Folder of what is written. A run that was stopped goes on from what it finds there.
+        output_dir: Folder of what is written. A run that was stopped resumes from what it finds there.
         recipe: What is done with a row: `datamodules.refinement.fcdr` (FunReason's five stages), `funrl` (FunRL's
             preparation) or `write_cot` (the first judge writes chains of thought for rows that have none).
         judges: Who is asked.
@@ -113,7 +113,7 @@ class Refinement:
         return islice(((n, row) for n, (row, _, _) in enumerate(corrupted_rows(self.corpus), start=1)), self.limit)
 
     def planted(self, outcomes: Any) -> dict[str, Any]:
-        """Figures about the planted defects of `corpus`."""
+        """Metrics of the planted defects of `corpus`."""
         return planted_figures(outcomes, islice(corrupted_rows(self.corpus), self.limit))
 
     def source(self) -> str:
@@ -147,7 +147,7 @@ class Refinement:
             planted = self.planted if self.corpus else None
             report = write_results(self.folder, journal, self.val_fraction, planted)
         except BaseException as error:
-            print(f"{len(journal):,} of {total:,} rows are decided and kept; the same command goes on from there")
+            print(f"{len(journal):,} of {total:,} rows are decided and kept; the same command resumes there")
             journal.close()
             if isinstance(error, OSError) and error.strerror and not error.filename:  # of a write, which names no file
                 raise OSError(f"{self.folder} cannot be written: {error.strerror}") from error

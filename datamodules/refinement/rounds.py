@@ -5,7 +5,7 @@ re-sampling of hard data (eq. 5-10): a query leaves the pool with its first acce
 pool is empty. What the papers leave open: the next round starts from the round before, on the new samples alone.
 
 Each step of a round is a command with files between them, printed as it is run, and is not run again once its file is
-there: a loop that was stopped goes on where it was. One rule is ours: a sample without a call counts only where the
+there: a loop that was stopped resumes where it was. One rule is ours: a sample without a call counts only where the
 query's own answer has none, or every refusal would pass as a statement.
 """
 
@@ -196,7 +196,7 @@ def run_module(module: str, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
     print("$", redact(" ".join(command)), flush=True)
     if code := guard.run(command).returncode:
-        raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}; the same command goes on from here")
+        raise RuntimeError(f"{module} {arguments[0]} ended with exit code {code}; the same command resumes here")
 
 
 def _newest(folder: Path, pattern: str) -> Path | None:

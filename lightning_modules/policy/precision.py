@@ -16,7 +16,7 @@ AdamW's movement (the projection of what was done on what float32 does) that is 
 
 
 def check_precision(precision: str, lora: bool, learning_rate: float | None, flattens: bool = False) -> None:
-    """Refuse what cannot work.
+    """Validate the precision.
 
     Args:
         precision: As Lightning has it, such as "bf16-mixed".

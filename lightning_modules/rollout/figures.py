@@ -1,4 +1,4 @@
-"""TensorBoard figures of rollouts and of updates, from sums and peaks that have been reduced over ranks.
+"""TensorBoard metrics of rollouts and of updates, from sums and peaks that have been reduced over ranks.
 
 A peak is a greatest value; a least value is the peak of the negative. Nothing here is ever NaN: what has no rollout or
 token behind it is left out.
@@ -78,7 +78,7 @@ def length_sums(completions: Sequence[Completion], stop_ids: Collection[int]) ->
 
 
 def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
-    """Figures of one batch of rollouts over all ranks.
+    """Metrics of one batch of rollouts over all ranks.
 
     `reward/errors` counts failures, each function's own; `reward/NAME/mean` is over the completions on which that
     function did not fail. `reward/mean`, `reward/std`, `advantage/...` and `entropy_bonus/...` are over those on which
@@ -137,7 +137,7 @@ def sampling_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
 
 
 def update_figures(sums: Sums, peaks: Peaks, has_reference: bool) -> dict[str, float]:
-    """Figures of one optimizer step over all ranks; without a token in it there are none but the loss."""
+    """Metrics of one optimizer step over all ranks; without a token in it there are none but the loss."""
     figures = {"policy/loss": sums["loss"]}
     tokens = sums["tokens"]
     if tokens:

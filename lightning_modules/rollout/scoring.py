@@ -44,7 +44,7 @@ class Rewards:
         own: The reward whose results are known already when completions are scored.
 
     Raises:
-        ValueError: If there is no function, a limit or weight is impossible, or a name is one of our own figures.
+        ValueError: If there is no function, a limit or weight is impossible, or a name is one of our own metrics.
     """
 
     RESERVED = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")

@@ -1,4 +1,4 @@
-"""Sizes and settings of GRPO: what cannot work, and what follows from what can."""
+"""Sizes and settings of GRPO: validated, and described."""
 
 import inspect
 import math

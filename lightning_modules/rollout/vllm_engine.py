@@ -15,7 +15,7 @@ from datamodules.guard import kill_at_exit
 
 NOT_INHERITED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 """Variables of a distributed run, to which the processes of an engine do not belong."""
-AFTERWARDS = "go on from the last checkpoint with --ckpt_path."
+AFTERWARDS = "resume from the last checkpoint with --ckpt_path."
 
 
 class Engine:
