@@ -2,8 +2,8 @@
 
 `funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
 `funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
-`funreason ask RUN "request"` puts one request to a model, `funreason serve RUN` the model behind vLLM's OpenAI server.
-`funreason show` says what a `fit` of the same options would train (`lightning_modules.commands.show`).
+`funreason ask RUN "request"` puts one request to a model, `funreason serve RUN` the model behind vLLM's OpenAI server,
+`funreason play RUN` on a page. `funreason show` says what a `fit` of the same options would train.
 """
 
 import operator
@@ -36,7 +36,7 @@ from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
-from lightning_modules.commands import ask, data, serve, show
+from lightning_modules.commands import ask, data, play, serve, show
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
@@ -349,6 +349,8 @@ def run(words: list[str]) -> None:
             serve.main(words[1:])
         elif words[:1] == ["show"]:
             show.main(words[1:])
+        elif words[:1] == ["play"]:
+            play.main(words[1:])
         else:
             FunReasonCLI(words)
         if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit

@@ -21,11 +21,13 @@ class EntropyBonus(NamedTuple):
     Attributes:
         bonus: The smaller of the two terms below.
         raw: lambda E, before the cap.
-        capped: Whether the cap |A| / alpha is the smaller one, bool; never where A is 0, whose cap says nothing.
+        cap: |A| / alpha.
+        capped: Whether the cap is the smaller one, bool; never where A is 0, whose cap says nothing.
     """
 
     bonus: Tensor
     raw: Tensor
+    cap: Tensor
     capped: Tensor
 
 
@@ -107,7 +109,7 @@ def entropy_bonus(
     if entropy_scale == 0:
         raw = torch.zeros_like(advantages)
     cap = advantages.abs() / clip_divisor
-    return EntropyBonus(torch.minimum(raw, cap), raw, (advantages != 0) & (raw > cap))
+    return EntropyBonus(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
 
 
 def entropy_shaped_advantages(

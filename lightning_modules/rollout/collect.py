@@ -192,21 +192,34 @@ def score_tokens(module: "GRPOModule", buffer: RolloutBuffer, clock: dict[str, f
     corrected = module.generator.reports_logprobs and module.importance_cap is not None
     if module.entropy_scale > 0 or module.repeats > 1 or corrected:
         with timed(clock, "time/old_logprob"):
-            buffer.old_logprobs, entropy = score(module, module.policy, micros, rounds, entropy=True)
+            buffer.old_logprobs, entropy = score(module.policy, micros, rounds, module.device, module.temperature, True)
     if module.kl_coef > 0:
         with timed(clock, "time/ref_logprob"), reference_policy(module.policy, module.reference) as reference:
-            buffer.ref_logprobs, _ = score(module, reference, micros, rounds, entropy=False)
+            buffer.ref_logprobs, _ = score(reference, micros, rounds, module.device, module.temperature, False)
     return entropy
 
 
 @torch.no_grad()
 def score(
-    module: "GRPOModule", model: ScoredCausalLM, micros: Sequence[PackedBatch], rounds: int, entropy: bool
+    model: ScoredCausalLM,
+    micros: Sequence[PackedBatch],
+    rounds: int,
+    device: torch.device,
+    temperature: float,
+    entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities, and entropies if asked for, of all completion tokens, at the sampling temperature.
 
     Every rank runs as many rounds as the rank with most micro-batches, because forwards are collectives where the model
     is sharded.
+
+    Args:
+        model: The policy, or the reference.
+        micros: All rollouts, as `pack_rollouts` packs them.
+        rounds: Forwards; at least as many as there are micro-batches.
+        device: Where the model computes.
+        temperature: Divides the logits.
+        entropy: Whether to return entropies as well.
 
     Returns:
         Both [N], float32 at least, on the CPU; None for entropies not asked for.
@@ -215,8 +228,8 @@ def score(
     training = model.training
     model.eval()  # without dropout, as when the tokens were sampled
     for i in range(rounds):
-        micro = module.on_device(micros[i]) if i < len(micros) else idle_batch(module.device)
-        scored = model(micro["input_ids"], micro["position_ids"], micro["targets"], module.temperature, entropy)
+        micro = {name: x.to(device) for name, x in micros[i].items()} if i < len(micros) else idle_batch(device)
+        scored = model(micro["input_ids"], micro["position_ids"], micro["targets"], temperature, entropy)
         if i < len(micros):
             places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
             logprobs.append(scored.logprobs.cpu())

@@ -294,7 +294,7 @@ def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_token
     options = {"inner_epochs": inner_epochs, "micro_batch_tokens": 90}
     egpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0, **options)
     fit(egpo, steps=2)
-    nothing = lambda advantages, *_: EntropyBonus(*[torch.zeros_like(advantages)] * 3)  # noqa: E731
+    nothing = lambda advantages, *_: EntropyBonus(*[torch.zeros_like(advantages)] * 4)  # noqa: E731
     monkeypatch.setattr(collect, "entropy_bonus", nothing)
     grpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.4, **options)
     fit(grpo, steps=2)

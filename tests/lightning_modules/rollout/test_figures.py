@@ -91,7 +91,7 @@ def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
     def halved(advantages, entropy, *_):  # a cap of |A| / 4 where the equation has |A| / 2
         cap = advantages.abs() / 4
         raw = 0.4 * entropy
-        return EntropyBonus(torch.minimum(raw, cap), raw, (advantages != 0) & (raw > cap))
+        return EntropyBonus(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
 
     monkeypatch.setattr("lightning_modules.objectives.advantages.entropy_bonus", halved)
     monkeypatch.setattr("lightning_modules.rollout.collect.entropy_bonus", halved)

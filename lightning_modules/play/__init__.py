@@ -1,0 +1,1 @@
+"""The page of `funreason play`, and what it shows."""

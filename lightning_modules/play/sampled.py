@@ -1,0 +1,224 @@
+"""A group of answers to one request, with all that GRPO and EGPO would make of it."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.chat import encode_prompt, prompt_text, target_segments
+from datamodules.example import Example
+from datamodules.form import ChatForm, reads
+from datamodules.refinement.schema import find_misfit
+from datamodules.rows import check_example, check_request
+from datamodules.sources.tools import read_tools
+from lightning_modules.models import ScoredCausalLM
+from lightning_modules.objectives import entropy_bonus, group_advantages, mean_cot_entropy
+from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.rollout import HFGenerator
+from lightning_modules.rollout.batching import CLOSE, cot_mask
+from lightning_modules.rollout.buffer import RolloutBuffer
+from lightning_modules.rollout.collect import score
+from rewards import FunctionCallReward, RewardResult, parse_calls, write_calls
+from rewards.forms import FRAMES
+
+SCORED_TOGETHER = 8192  # tokens of a forward that scores answers
+_one_at_a_time = threading.Lock()  # a model that generates has its own settings put away meanwhile
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of an answer.
+
+    Attributes:
+        text: What it adds to the text; "" for the first bytes of a character that later tokens complete.
+        segment: 1 for the chain of thought with its tags, 2 for what follows, as the targets of SRML are divided.
+        entropy: Of the distribution that it was drawn from, in nats.
+        reasoned: Whether it lies strictly between the think tags, so that its entropy counts for EGPO.
+    """
+
+    text: str
+    segment: int
+    entropy: float
+    reasoned: bool
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """One answer of a group.
+
+    Attributes:
+        tokens: What was written, the token that ended it included.
+        result: What the reward says of it; without a reference only how it was read.
+        misfit: Where its calls contradict the tools, or None.
+        cot_entropy: E, the mean entropy of the chain of thought in nats; 0 without one.
+        finish_reason: "stop", or "length" if it was cut.
+        advantage: A, relative to the group; None without a reference, and so for the others below.
+        bonus: EGPO's min(lambda E, |A| / alpha).
+        raw_bonus: lambda E.
+        cap: |A| / alpha.
+        capped: Whether the cap is the smaller one.
+        shaped: A with the bonus.
+    """
+
+    tokens: list[ShownToken]
+    result: RewardResult
+    misfit: str | None
+    cot_entropy: float
+    finish_reason: Literal["stop", "length"]
+    advantage: float | None = None
+    bonus: float | None = None
+    raw_bonus: float | None = None
+    cap: float | None = None
+    capped: bool | None = None
+    shaped: float | None = None
+
+
+@dataclass(frozen=True)
+class SampledGroup:
+    """The answers to one request: its prompt as text, the number of its tokens, and the answers."""
+
+    prompt: str
+    prompt_tokens: int
+    answers: list[SampledAnswer]
+
+
+def request(query: str, tools: str, reference: str = "", history: str = "") -> Example:
+    """A request as a row.
+
+    Args:
+        query: What is asked.
+        tools: The tools on offer as JSON, in any form that `read_tools` takes; "" for none.
+        reference: The right calls, in any form that the reward reads; "" where nobody knows them.
+        history: Earlier turns as JSON; "" for none.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: One of them cannot be read, or the calls are of tools that are not offered.
+    """
+    try:
+        offered = read_tools(tools, Counter()) if tools.strip() else []
+    except ValueError as error:
+        raise ValueError(f"the tools cannot be read: {error}") from error
+    answers = ""
+    if reference.strip():
+        calls, fault = parse_calls(reference)
+        if calls is None:
+            raise ValueError(f"the reference cannot be read as calls: {fault}")
+        answers = write_calls(calls, FRAMES["json"])
+    example = Example("", query, json.dumps(offered, ensure_ascii=False), answers, history=history.strip() or "[]")
+    (check_example if answers else check_request)(example)
+    return example
+
+
+def sample_group(
+    policy: ScoredCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    form: ChatForm,
+    example: Example,
+    samples: int = 4,
+    temperature: float = 0.7,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    advantage_scale: Literal["std", "none"] = "std",
+    entropy_scale: float = 0.4,
+    clip_divisor: float = 2.0,
+) -> SampledGroup:
+    """Sample answers to one request, and compare them as a training step would.
+
+    Args:
+        policy: The model.
+        tokenizer: Its tokenizer.
+        form: How the request is put and the answer read.
+        example: The request, with the reference if there is one.
+        samples: G, answers to draw.
+        temperature: Divides the logits; 0 takes the most likely token, and entropies are then those at 1.
+        max_new_tokens: Tokens after which an answer is cut.
+        seed: Of the sampling.
+        advantage_scale: See `group_advantages`.
+        entropy_scale: lambda, see `entropy_bonus`.
+        clip_divisor: alpha, see `entropy_bonus`.
+
+    Returns:
+        The group.
+
+    Raises:
+        ValueError: A setting is out of its range, or the request holds a special token of the tokenizer.
+    """
+    prompt = encode_prompt(tokenizer, example, form)
+    generator = HFGenerator(max_new_tokens, temperature, seed=seed)
+    stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
+    with _one_at_a_time:
+        completions = generator(policy, [prompt], n=samples, stop_ids=stops)[0]
+    reward = FunctionCallReward()
+    reward.form, reward.think = reads(form, tokenizer), form.think
+    texts = [tokenizer.decode(c.token_ids[:-1] if c.finish_reason == "stop" else c.token_ids) for c in completions]
+    results = [reward(text, example.tools, example.answers) for text in texts]
+    buffer = RolloutBuffer(
+        rows=[example.id],
+        prompts=[prompt] * samples,
+        completions=[completion.token_ids for completion in completions],
+        cot=[cot_mask(tokenizer, c.token_ids, bool(r.parsed.cot)) for c, r in zip(completions, results, strict=True)],
+        groups=[0] * samples,
+        masked=[False] * samples,
+        advantages=torch.zeros(0),
+    )
+    micros = buffer.pack(SCORED_TOGETHER, packed=False)
+    with _one_at_a_time:
+        _, entropy = score(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
+    inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
+    level = mean_cot_entropy(entropy, inside, buffer.samples, samples)
+    compared = [{}] * samples
+    if example.answers:
+        rewards = torch.tensor([[result.score for result in results]], dtype=torch.float64)
+        plain = group_advantages(rewards, advantage_scale).flatten()
+        bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
+        columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
+        columns |= {"capped": bonus.capped, "shaped": plain + bonus.bonus}
+        compared = [{name: column[i].item() for name, column in columns.items()} for i in range(samples)]
+    offered = json.loads(example.tools)
+    answers = []
+    for i, (completion, result) in enumerate(zip(completions, results, strict=True)):
+        misfit = find_misfit(result.parsed.calls, offered) if result.parsed.calls else None
+        answers.append(
+            SampledAnswer(
+                tokens=shown_tokens(tokenizer, completion.token_ids, entropy[buffer.samples == i], buffer.cot[i]),
+                result=result,
+                misfit=misfit.reason if misfit else None,
+                cot_entropy=level[i].item(),
+                finish_reason=completion.finish_reason,
+                **compared[i],
+            )
+        )
+    return SampledGroup(prompt_text(tokenizer, example, form), len(prompt), answers)
+
+
+def shown_tokens(
+    tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], entropy: torch.Tensor, reasoned: Sequence[bool]
+) -> list[ShownToken]:
+    """The tokens of an answer as they are shown.
+
+    Args:
+        tokenizer: Made them.
+        ids: The answer, n of them.
+        entropy: Of each, in nats, [n].
+        reasoned: The `cot_mask` of the answer.
+    """
+    ids, texts, written = list(ids), [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        text = text if end == len(ids) else text.rstrip("\ufffd")
+        texts.append(text[len(written) :])
+        written += texts[-1]
+    starts = [0]
+    for text in texts[:-1]:
+        starts.append(starts[-1] + len(text))
+    closed = written if CLOSE in written else written + CLOSE  # one that is never closed is all chain of thought
+    segments = target_segments(closed, [(start, start) for start in starts])[: len(ids)]
+    return [ShownToken(*columns) for columns in zip(texts, segments, entropy.tolist(), reasoned, strict=True)]
