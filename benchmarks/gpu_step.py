@@ -57,7 +57,7 @@ def run(model: Path, overlay: str, options: list[str], root: Path) -> tuple[dict
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     size, unit = re.search(r"memory +about ([\d.,]+) (GiB|MiB)", done.stdout).groups()
-    with (root / "version_0" / "metrics.csv").open(encoding="utf-8") as file:
+    with next(root.glob("*/metrics.csv")).open(encoding="utf-8") as file:
         figures = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
     return figures, float(size.replace(",", "")) / (1 if unit == "GiB" else 1024)
 

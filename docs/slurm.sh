@@ -18,7 +18,7 @@
 set -uo pipefail
 
 runs=${RUNS:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID} # a requeued job keeps its id
-newest=$(ls -td "$runs"/version_*/checkpoints/last-* 2>/dev/null | head -n 1)
+newest=$(ls -td "$runs"/*/checkpoints/last-* 2>/dev/null | head -n 1)
 resume=()
 if [ -n "$newest" ]; then
     resume=(--ckpt_path "${newest%/checkpoints/*}")

@@ -119,6 +119,11 @@ class FunctionCallingModule(LightningModule):
         self.figures: dict[str, float] = {}  # what was logged last, for callbacks
         self.throughput = Throughput()
 
+    @property
+    def method(self) -> str:
+        """What the module does, as its runs' folders and TensorBoard name it."""
+        return type(self).__name__.removesuffix("Module").lower()
+
     def setup(self, stage: str) -> None:
         """Validate the settings before any weight is loaded.
 

@@ -195,4 +195,4 @@ class BFCLModule(FunctionCallingModule):
         print(f"{table}\n\nAnswers: {result_folder(self.run, 0)}; what was wrong: {self.run / 'wrong.jsonl'}")
         if isinstance(self.trainer.logger, TensorBoardLogger):
             text = "\n".join(f"    {line}" for line in table.splitlines())  # a block of code in Markdown
-            self.trainer.logger.experiment.add_text("bfcl/table", text)
+            self.trainer.logger.experiment.add_text("bfcl/table", text, self.global_step)

@@ -77,7 +77,7 @@ def earlier_results(
     """Find the answers that earlier runs gave under the same settings.
 
     Args:
-        root: The folder of the runs' version folders.
+        root: The folder of the runs' folders.
         settings: What the answers depend on; `samples` of them a row.
         package: Where the rows are from.
         model_name: Name of the model in the official layout.
@@ -90,7 +90,7 @@ def earlier_results(
         ValueError: A result file is damaged.
     """
     every: list[Results] = [{} for _ in range(settings["samples"])]
-    runs = [file.parent for file in root.glob(f"version_*/{SETTINGS}") if json.loads(file.read_text()) == settings]
+    runs = [file.parent for file in root.glob(f"*/{SETTINGS}") if json.loads(file.read_text()) == settings]
     for run in runs:
         for sample, results in enumerate(every):
             for category, known in ids.items():

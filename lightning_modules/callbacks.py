@@ -1,4 +1,4 @@
-"""What a run leaves in its version folder besides events and checkpoints: metrics, samples, rollouts, weights."""
+"""What a run leaves in its folder besides events and checkpoints: metrics, samples, rollouts, weights."""
 
 import csv
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from datamodules.escaping import markdown_text
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.board import sample_block
 from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.metrics import Rollout
 
@@ -51,7 +51,7 @@ class SampleTable(Callback):
 
     Args:
         rows: Completions per validation; 0 shows none.
-        max_chars: Longest text of a cell in TensorBoard; `samples.jsonl` holds the whole text.
+        max_chars: Longest text of a part in TensorBoard; `samples.jsonl` holds the whole text.
     """
 
     def __init__(self, rows: int = 8, max_chars: int = 600) -> None:
@@ -77,8 +77,8 @@ class SampleTable(Callback):
         append_jsonl(Path(log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
         if isinstance(trainer.logger, TensorBoardLogger):
             stage = "test" if trainer.testing else "val"
-            table = markdown_table([cells(sample) for sample in samples], self.max_chars)
-            trainer.logger.experiment.add_text(f"samples/{stage}", table, step)
+            blocks = "\n\n".join(sample_block(sample, self.max_chars) for sample in samples)
+            trainer.logger.experiment.add_text(f"samples/{stage}", blocks, step)
 
     on_test_end = on_validation_end
 
@@ -138,39 +138,7 @@ class ExportHF(Callback):
             print(f"Exported model: {folder}")
 
 
-def cells(rollout: Rollout) -> dict[str, str]:
-    """One row of a table of samples; chain of thought and call apart, so that a cut leaves something of both."""
-    cot, closing, call = rollout.text.partition("</think>")
-    return {
-        "id": rollout.example.id,
-        "query": rollout.example.query,
-        "chain of thought": cot + closing,
-        "call": call.strip(),
-        "reference": rollout.example.answers,
-        "score": f"{rollout.result.score:g}",
-        "right": ", ".join(name for name, value in rollout.result.parts.items() if value),
-    }
-
-
 def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append rows to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def markdown_table(rows: Sequence[dict[str, str]], max_chars: int) -> str:
-    """A Markdown table of untrusted text: nothing in a cell acts as HTML or as Markdown.
-
-    Args:
-        rows: Cells by column; all rows have the columns of the first.
-        max_chars: Longer cells are cut and end in an ellipsis.
-    """
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header)]
-    lines += [[escape_cell(cell, max_chars) for cell in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def escape_cell(text: str, max_chars: int) -> str:
-    """Cut a text and turn every character that HTML or Markdown gives a meaning into an entity; line feeds stay."""
-    return markdown_text(text.replace("\r\n", "\n"), max_chars).replace("\n", "<br>")

@@ -22,7 +22,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -34,10 +33,11 @@ from datamodules.files import clear_unfinished
 from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.board import RunLogger
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
 from lightning_modules.commands import ask, data, play, serve, show
-from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint
+from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
 from lightning_modules.summary import RunSummary
@@ -53,7 +53,7 @@ PER_CORE = 8  # processes that share a core without being a slip
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
-    "The dirpath has changed from",  # a resumed run writes its own version folder
+    "The dirpath has changed from",  # a resumed run writes a folder of its own
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
     "It is recommended to use `self.log.*sync_dist=True",  # metrics are reduced before they are logged
     "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
@@ -84,9 +84,10 @@ class SaveRedactedConfig(SaveConfigCallback):
 
 
 class RunTrainer(Trainer):
-    """Lightning's trainer, whose `log_dir` is the run's version folder, whatever its loggers make of theirs."""
+    """Lightning's trainer, whose `log_dir` is the run's folder, whatever its loggers make of theirs."""
 
-    place: TensorBoardLogger | None = None  # knows the folder; of loggers it is one only where no other is set
+    step_of_model = 0  # of what a validation or test is of, which is where its scores belong
+    place: RunLogger | None = None  # knows the folder; of loggers it is one only where no other is set
 
     @property
     def log_dir(self) -> str | None:
@@ -96,6 +97,11 @@ class RunTrainer(Trainer):
         folder = self.strategy.broadcast(self.place.log_dir)
         run_folder.set(Path(folder))  # where the traceback of what may go wrong is written
         return folder
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken; of a mere validation or test, by the run that the model is of."""
+        return super().global_step or self.step_of_model
 
 
 class FunReasonCLI(LightningCLI):
@@ -174,12 +180,9 @@ class FunReasonCLI(LightningCLI):
             config["verbose"] = False
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Give the run a new version folder under `trainer.default_root_dir`; `trainer.logger` may log elsewhere."""
+        """Give the run a new folder under `trainer.default_root_dir`; `trainer.logger` may log elsewhere."""
         config = self._get(self.config_init, "trainer")
-        place = TensorBoardLogger(config["default_root_dir"], name="", default_hp_metric=False)
         ours = config["logger"] in (None, True)
-        if ours:
-            kwargs["logger"] = place
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
@@ -189,9 +192,12 @@ class FunReasonCLI(LightningCLI):
             raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
-        tables = [os.path.abspath(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
-        place = version_folder(place, tables, claim=runs)
+        kind = f"{self.model.method}-{self.subcommand or 'fit'}"
+        root = config["default_root_dir"]
+        place = RunLogger(root, name="", version=new_folder(Path(root), kind, runs), default_hp_metric=False)
+        if self.subcommand in ("validate", "test"):
+            trainer.step_of_model = step_of(self._get(self.config_init, "ckpt_path") or self.model.init_from)
         if ours and not trainer.fast_dev_run:
             trainer.loggers = [place]
         elif not ours:
@@ -208,32 +214,31 @@ class FunReasonCLI(LightningCLI):
                 callback.save_on_exception = False
 
 
-def version_folder(place: TensorBoardLogger, tables: list[str], claim: bool) -> TensorBoardLogger:
-    """Find the folder of a run: of the versions from `place` on the first that is nobody's.
+def new_folder(root: Path, kind: str, claim: bool) -> str:
+    """Name the folder of a run: `srml-fit-0`, or what number follows those that there are.
 
     Args:
-        place: A logger with the root and the first version to try.
-        tables: Absolute paths of folders that hold a `metrics.csv` of the run's other loggers.
+        root: Where the folders of runs are.
+        kind: What is done, and by which command.
         claim: Whether to make it, so that of runs that start at once each has its own, and to clear from the earlier
             ones what a kill has left half-written.
-
-    Returns:
-        A logger with the version found.
     """
     if claim:
-        os.makedirs(place.root_dir, exist_ok=True)
-        for run in Path(place.root_dir).glob("version_*"):
+        root.mkdir(parents=True, exist_ok=True)
+        for run in (*root.glob("*-*"), *root.glob("version_*")):  # so they were called once
             clear_unfinished(run)
             clear_unfinished(run / "checkpoints")
-    while os.path.abspath(place.log_dir) in tables or (claim and not made(place.log_dir)):
-        place = TensorBoardLogger(place.save_dir, name="", version=place.version + 1, default_hp_metric=False)
-    return place
+    numbers = [run.name.removeprefix(f"{kind}-") for run in root.glob(f"{kind}-*")]
+    number = max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)
+    while claim and not made(root / f"{kind}-{number}"):
+        number += 1
+    return f"{kind}-{number}"
 
 
-def made(folder: str) -> bool:
+def made(folder: Path) -> bool:
     """Make a folder; False if somebody else has."""
     try:
-        os.mkdir(folder)
+        folder.mkdir()
     except FileExistsError:
         return False
     return True

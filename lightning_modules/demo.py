@@ -137,7 +137,7 @@ def show() -> None:
     print(f"Refinement {refined:.0f} s; training and evaluation: SRML {supervised:.0f} s, EGPO {egpo['seconds']:.0f} s")
     print(f"The metrics: {path}. The refined and the rejected rows: {ROOT / 'refined'}")
     print(f"The models, as Hugging Face folders: {srml_run / 'hf'} and {egpo_run / 'hf'}")
-    print(f"What they answered: {ROOT}/version_*/samples.jsonl")
+    print(f"What they answered: {ROOT}/*/samples.jsonl")
     print(f"Curves and samples: .venv/bin/tensorboard --logdir {ROOT}, then open the address it prints")
 
 

@@ -164,6 +164,11 @@ class GRPOModule(FunctionCallingModule):
         self.samples: list[Sample] = []  # of this step, if it sampled any, for callbacks; so are the next
         self.sample_advantages = torch.zeros(0, dtype=torch.float32)
 
+    @property
+    def method(self) -> str:
+        """See `FunctionCallingModule.method`."""
+        return "egpo" if self.entropy_scale else "grpo"
+
     def setup(self, stage: str) -> None:
         """Validate the settings before any weight is loaded.
 

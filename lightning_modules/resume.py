@@ -41,6 +41,21 @@ def resolve_checkpoint(path: str) -> str:
     return str(max(checkpoints, key=lambda file: (_step(file), file.stat().st_mtime)))
 
 
+def step_of(model: str) -> int:
+    """The optimizer step that a model is of, as its checkpoints' names say.
+
+    Args:
+        model: A checkpoint, a run folder or its `hf/`, or any other model.
+
+    Returns:
+        The step of the checkpoint, or of the run's newest; 0 where no name tells.
+    """
+    path = Path(model)
+    run = path.parent if path.name == "hf" else path
+    named = [path] if path.suffix == ".ckpt" else run.glob("checkpoints/*.ckpt")
+    return max(0, 0, *map(_step, named))
+
+
 def _step(checkpoint: Path) -> int:
     """The step in a name like `last-000120.ckpt`; -1 for other names."""
     digits = checkpoint.stem.rpartition("-")[2]

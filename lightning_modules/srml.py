@@ -65,6 +65,11 @@ class SRMLModule(FunctionCallingModule):
             self.alpha_logit = torch.nn.Parameter(torch.tensor([_logit(cot_weight)], dtype=torch.float32))
             self._ddp_params_and_buffers_to_ignore = ["alpha_logit"]
 
+    @property
+    def method(self) -> str:
+        """See `FunctionCallingModule.method`."""
+        return "sft" if self.balance == "sft" else "srml"
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The policy's groups and, if alpha is learnable, its own: without decay, which would pull it towards 0.5."""
         groups = super().parameter_groups()

@@ -1,4 +1,4 @@
-"""What is said at the start and end of a run: its size, the grouping of its TensorBoard panels, its metrics."""
+"""What is said at the start and end of a run: its size, its settings, its metrics."""
 
 import os
 from dataclasses import replace
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -15,6 +14,7 @@ from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.templates import DATE_FIXED, PROMPT_DATE
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.board import RunLogger, settings_of
 from lightning_modules.gathering import FSDP1_PREFIX
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.memory import Plan, adapters, derived, estimate
@@ -24,54 +24,6 @@ from lightning_modules.reference import PREFIX
 from lightning_modules.rollout import VLLMGenerator
 from lightning_modules.rollout.settings import time_left
 from lightning_modules.strategies import FSDP1, FSDP2
-
-
-def _panel(*tags: str) -> list[object]:
-    return ["Multiline", [f"^{tag}$" for tag in tags]]
-
-
-LAYOUT = {
-    "Loss": {
-        "loss": _panel("train/loss", "train/loss_cot", "train/loss_call"),
-        "weights of the two segments": _panel("train/weight_cot", "train/weight_call"),
-        "token accuracy": _panel("train/token_acc_cot", "train/token_acc_call"),
-        "entropy": _panel("train/entropy_cot", "train/entropy_call"),
-    },
-    "Tool calls": {
-        "how far the calls are right": _panel(*(f"tool/{rate}" for rate in RATES.values())),
-        "exact match by category": _panel(*(f"tool/{category}/exact_match" for category in CATEGORIES)),
-        "completions": _panel("completion/mean_length", "completion/truncated_frac"),
-    },
-    "Rollouts": {
-        "mean reward": _panel("reward/mean", "reward/mean_first"),
-        "KL with the reference": _panel("policy/kl"),
-        "groups whose rewards are all equal": _panel("reward/frac_zero_std"),
-        "entropy": _panel("policy/entropy", "entropy_bonus/cot_entropy"),
-        "length": _panel("completion/mean_length", "completion/min_length", "completion/max_length"),
-    },
-    "Entropy bonus": {
-        "mean": _panel("entropy_bonus/mean", "entropy_bonus/raw_mean"),
-        "share that the cap holds back": _panel("entropy_bonus/clipped_frac"),
-        "share of the advantage": _panel("entropy_bonus/share_of_advantage"),
-    },
-    "Policy update": {
-        "loss": _panel("policy/loss"),
-        "clipped tokens": _panel("policy/clip_low", "policy/clip_high", "policy/clip_dual"),
-        "ratio": _panel("policy/ratio_mean", "policy/ratio_max"),
-        "importance ratio": _panel("sampling/is_ratio_raw_mean", "sampling/is_ratio_raw_max"),
-    },
-    "Optimizer": {"gradient norm": _panel("train/grad_norm"), "learning rate": _panel("train/lr")},
-    "Speed": {
-        "tokens per second": _panel("perf/tokens_per_s"),
-        "samples per second": _panel("perf/samples_per_s"),
-        "seconds per step": _panel("time/step", "time/generate", "time/update"),
-        "supervised tokens per step": _panel("train/tokens_cot", "train/tokens_call"),
-        "padding": _panel("perf/pad_frac"),
-    },
-}
-"""Custom-scalar layout of TensorBoard: category -> chart -> tags."""
-ROLLOUTS = ("Rollouts", "Entropy bonus", "Policy update")
-EVERY_RUN = ("Tool calls", "Optimizer", "Speed")
 
 
 class RunSummary(Callback):
@@ -100,10 +52,13 @@ class RunSummary(Callback):
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
         if trainer.is_global_zero:
             print(visible("\n".join(f"  {name:<14}{value}" for name, value in rows.items())))
-            if isinstance(trainer.logger, TensorBoardLogger):
-                groups = ROLLOUTS if isinstance(pl_module, GRPOModule) else ("Loss",)
-                shown = {k: v for k, v in LAYOUT.items() if k in (*groups, *EVERY_RUN)}
-                trainer.logger.experiment.add_custom_scalars(shown)
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.begin(settings_of(trainer, pl_module), rollouts=isinstance(pl_module, GRPOModule))
+
+    def on_test_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Name the settings beside the scores."""
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.begin(settings_of(trainer, pl_module), rollouts=False)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Say, once the first batch of rollouts has served, how long the run will take."""

@@ -5,7 +5,7 @@ from rewards.bfcl_decode import decode_bfcl
 from rewards.calls import Call, as_calls, as_tools, category_of
 from rewards.forms import FRAMES, CallFrame, write_calls
 from rewards.function_call import FunctionCallReward, RewardResult
-from rewards.matcher import MatchResult, match_calls
+from rewards.matcher import MatchResult, differences, match_calls
 from rewards.parser import ParsedCompletion, parse_calls, parse_completion
 from rewards.render import render_calls
 
@@ -21,6 +21,7 @@ __all__ = [
     "as_tools",
     "category_of",
     "decode_bfcl",
+    "differences",
     "match_bfcl",
     "match_calls",
     "parse_calls",

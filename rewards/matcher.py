@@ -55,6 +55,47 @@ def match_calls(predicted: Any, expected: Any, tools: Any) -> MatchResult:
     return MatchResult(agreement.arguments, "" if agreement.arguments else "an argument differs in value or type")
 
 
+def differences(predicted: Any, expected: Any, tools: Any) -> list[str]:
+    """Says for people what `match_calls` minds: the calls that have no equal, and of those that share a function, why.
+
+    Args:
+        predicted: As for `match_calls`.
+        expected: As for `match_calls`.
+        tools: As for `match_calls`.
+
+    Returns:
+        One sentence for each thing that differs; none if the calls match.
+    """
+    try:
+        ours, theirs = as_calls(predicted), as_calls(expected)
+        floats = float_places(as_tools(tools))
+    except ValueError as error:
+        return [str(error)]
+    for call in list(ours):
+        if twin := next((other for other in theirs if agree([call], [other], floats).arguments), None):
+            ours = [other for other in ours if other is not call]  # `==` takes True for 1
+            theirs = [other for other in theirs if other is not twin]
+    found = []
+    for wanted in theirs:
+        call = next((call for call in ours if call.name == wanted.name), None)
+        if call is None:
+            found.append(f"{wanted.name} is not called")
+            continue
+        ours = [other for other in ours if other is not call]
+        found += _argument_differences(call, wanted, floats.get(call.name, NOWHERE))
+    return found + [f"{call.name} is called, and should not be" for call in ours]
+
+
+def _argument_differences(call: Call, wanted: Call, floats: FloatPlaces) -> list[str]:
+    found = [f"{call.name}: {name} is missing" for name in wanted.arguments if name not in call.arguments]
+    for name, value in call.arguments.items():
+        if name not in wanted.arguments:
+            found.append(f"{call.name}: {name} is one too many")
+        elif _key({name: value}, floats) != _key({name: wanted.arguments[name]}, floats):
+            found.append(f"{call.name}: {name} is {value!r}, not {wanted.arguments[name]!r}")
+    return found
+
+
 def agree(predicted: Sequence[Call], expected: Sequence[Call], floats: dict[str, FloatPlaces]) -> Agreement:
     """Compares two multisets of calls; `floats` is `float_places(tools)`.
 

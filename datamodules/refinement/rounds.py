@@ -105,12 +105,12 @@ class SelfRefinement:
         """Roll out and refine: the figures of the round, and its accepted samples, one of each query."""
         queries = [replace(row, id=f"{row.id}#{k}") for row in pool for k in range(self.samples)]
         write_jsonl(folder / "queries.jsonl", (_askable(query) for query in queries))
-        rollouts = _newest(folder, "predict/version_*/rollouts.jsonl")
+        rollouts = _newest(folder, "predict/*/rollouts.jsonl")
         if rollouts is None:
             options = ["--model.init_from", model, "--data.path", str(folder / "queries.jsonl")]
             options += ["--model.generator.seed", str(number), "--trainer.default_root_dir", str(folder / "predict")]
             funreason("predict", *self.sample, *options)
-            rollouts = _newest(folder, "predict/version_*/rollouts.jsonl")
+            rollouts = _newest(folder, "predict/*/rollouts.jsonl")
         calls_wanted = {query.id: _wants_call(query) for query in queries}
         candidates = [c for c in map(candidate, _json_lines(rollouts)) if c and _wants_call(c) == calls_wanted[c.id]]
         figures: dict[str, Any] = {"sampled": len(queries), "well_formed": len(candidates)}
@@ -127,20 +127,20 @@ class SelfRefinement:
 
     def _fit(self, model: str, folder: Path) -> str:
         """Train, or go on training; gives the run folder."""
-        if _newest(folder, "fit/version_*/hf/config.json") is None:
+        if _newest(folder, "fit/*/hf/config.json") is None:
             options = ["--model.init_from", model, "--data.path", str(folder / "train.jsonl")]
             options += ["--trainer.default_root_dir", str(folder / "fit")]
-            checkpoint = _newest(folder, "fit/version_*/checkpoints/last-*.ckpt")
+            checkpoint = _newest(folder, "fit/*/checkpoints/last-*.ckpt")
             funreason("fit", *self.fit, *options, *(["--ckpt_path", str(checkpoint)] if checkpoint else []))
-        return str(_newest(folder, "fit/version_*/hf/config.json").parents[1])
+        return str(_newest(folder, "fit/*/hf/config.json").parents[1])
 
     def _score(self, model: str, name: str) -> float:
         """The model's share of exact matches on `val_path`."""
         folder = self.folder / "test" / name
         options = ["--model.init_from", model, "--data.path", self.val_path, "--trainer.default_root_dir", str(folder)]
-        if _newest(folder, "version_*/metrics.csv") is None:
+        if _newest(folder, "*/metrics.csv") is None:
             funreason("test", *self.fit, *options)
-        lines = _newest(folder, "version_*/metrics.csv").read_text(encoding="utf-8").splitlines()
+        lines = _newest(folder, "*/metrics.csv").read_text(encoding="utf-8").splitlines()
         score = next(line.split(",")[2] for line in lines if line.split(",")[1] == "tool/exact_match")
         return round(float(score), 4)
 

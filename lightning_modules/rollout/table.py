@@ -1,4 +1,4 @@
-"""Rollouts of the training as one sees them: a table in TensorBoard, a file, a histogram of their advantages."""
+"""Rollouts of the training as one sees them: blocks in TensorBoard, a file, a histogram of their advantages."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_modules.callbacks import append_jsonl, cells, markdown_table
+from lightning_modules.board import sample_block
+from lightning_modules.callbacks import append_jsonl
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.rollout.groups import Sample
 
@@ -17,7 +18,7 @@ class RolloutTable(Callback):
     Args:
         every_n_steps: Optimizer steps between two tables, or as soon afterwards as something is sampled.
         rows: Rollouts per table; 0 shows none.
-        max_chars: Longest text of a cell in TensorBoard; the file holds the whole text.
+        max_chars: Longest text of a part in TensorBoard; the file holds the whole text.
     """
 
     def __init__(self, every_n_steps: int = 10, rows: int = 8, max_chars: int = 600) -> None:
@@ -48,7 +49,7 @@ class RolloutTable(Callback):
         ]
         append_jsonl(Path(log_dir) / "train_samples.jsonl", rows)
         if board:
-            board.add_text("samples/train", markdown_table([scored(*pair) for pair in pairs], self.max_chars), step)
+            board.add_text("samples/train", "\n\n".join(scored(*pair, self.max_chars) for pair in pairs), step)
 
     def state_dict(self) -> dict[str, Any]:
         """The step of the last table."""
@@ -59,11 +60,8 @@ class RolloutTable(Callback):
         self.shown = state_dict["shown"]
 
 
-def scored(sample: Sample, advantage: float) -> dict[str, str]:
-    """One row of the table: what any sample shows, and what the training makes of it."""
+def scored(sample: Sample, advantage: float, max_chars: int) -> str:
+    """One sample as Markdown: what any shows, and what the training makes of it."""
     scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in sample.scores.items())
-    return cells(sample.rollout) | {
-        "scores": scores,
-        "reward": "failed" if sample.failed else f"{sample.total:g}",
-        "advantage": f"{advantage:.3f}",
-    }
+    reward = "failed" if sample.failed else f"{sample.total:g}"
+    return sample_block(sample.rollout, max_chars, f", reward {reward} ({scores}), advantage {advantage:.3f}")

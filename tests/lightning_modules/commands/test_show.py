@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from training_runs import rewards_module
 from transformers import AutoModelForCausalLM
 
 from datamodules.chat import target_text
@@ -16,7 +17,6 @@ from lightning_modules.commands.page import Section, Span, as_html, as_text, pla
 from lightning_modules.commands.sections import demo_values, histogram, ranges, shortened
 from lightning_modules.commands.show import in_color
 from rewards import FRAMES, FunctionCallReward
-from training_runs import rewards_module
 
 PARAMETERS = {"city": {"type": "str"}, "days": {"type": "int"}}
 TOOLS = [{"name": name, "description": "", "parameters": PARAMETERS} for name in "fg"]
