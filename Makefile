@@ -15,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm serve bfcl-official code-eval lint format clean
+.PHONY: help setup demo tensorboard test test-vllm serve bfcl-official code-eval lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -32,6 +32,12 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 demo: setup  ## Refine a spoiled corpus, train the tiny base model on it with SRML, then EGPO, and show before and after
 	$(BIN)/python -m lightning_modules.demo
+
+# The newest folder of runs below runs/: a configuration's, with all its runs, so that a test lies beside its training.
+LOGDIR ?= $(or $(shell ls -td runs/*/ 2>/dev/null | head -1),runs)
+
+tensorboard: setup  ## Curves and samples of LOGDIR=... (the newest folder below runs/): open the address it prints
+	$(BIN)/tensorboard --logdir '$(LOGDIR)' --samples_per_plugin text=100
 
 test: setup  ## Run every test
 	$(BIN)/pytest
@@ -53,7 +59,7 @@ serve: $(VLLM_VENV)/installed  ## Serve MODEL=... (a run folder or an hf/) by vL
 	@test -n '$(MODEL)' || { echo "which model? make serve MODEL=FOLDER [ARGS='--port 8000']"; exit 1; }
 	$(VLLM_VENV)/bin/funreason serve '$(MODEL)' $(ARGS)
 
-RUN ?= $(shell ls -td runs/bfcl/version_*/ 2>/dev/null | head -1)
+RUN ?= $(patsubst %/bfcl.json,%,$(shell ls -t runs/bfcl/*/bfcl.json 2>/dev/null | head -1))
 RELEASE = $(or $(shell sed -n 's/.*"bfcl-eval": "\(.*\)".*/\1/p' $(RUN)/bfcl.json 2>/dev/null),2025.8.6.2)
 BFCL_VENV = .venv-bfcl-$(RELEASE)
 

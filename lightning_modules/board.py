@@ -1,13 +1,13 @@
 """What TensorBoard shows of a run: its charts, the two segments in colours of their own, settings, samples.
 
 TensorBoard colours a line by its run, never by its tag, and that in custom charts, too. What is to be told apart within
-one chart therefore has to be a run: `cot` and `call`, folders within that of the run, hold the segments' curves under the
-tags of the whole (`train/loss_cot` is `train/loss` there).
+one chart therefore has to be a run: `cot` and `call`, folders within that of the run, hold the segments' curves under
+the tags of the whole (`train/loss_cot` is `train/loss` there).
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,9 +31,9 @@ def _panel(*tags: str) -> list[object]:
 
 
 LAYOUT = {
+    "Reward": {"mean reward": _panel("reward/mean", "reward/mean_first")},
     "Scores": {
         "exact match": _panel("tool/exact_match"),
-        "mean reward": _panel("reward/mean", "reward/mean_first"),
         "how far the calls are right": _panel(*(f"tool/{rate}" for rate in RATES.values())),
         "exact match by category": _panel(*(f"tool/{category}/exact_match" for category in CATEGORIES)),
         "completions": _panel("completion/mean_length", "completion/truncated_frac"),
@@ -72,7 +72,7 @@ LAYOUT = {
     },
 }
 """Custom-scalar layout of TensorBoard: category -> chart -> tags."""
-ROLLOUTS = ("Rollouts", "Entropy bonus", "Policy update")
+ROLLOUTS = ("Reward", "Rollouts", "Entropy bonus", "Policy update")
 SETTINGS = {"method": "", "model": "", "data": "", "precision": "", "devices": 0, "steps": 0, "learning_rate": 0.0}
 SETTINGS |= {"rows_per_step": 0, "lora_r": 0, "cot_weight": 0.0, "group_size": 0, "entropy_scale": 0.0, "kl_coef": 0.0}
 """The settings that TensorBoard lists, and their kinds; the whole is in `config.yaml`."""
@@ -98,15 +98,15 @@ class RunLogger(TensorBoardLogger):
                 self.segments[segment].add_scalar(tag, value, step)
 
     @rank_zero_only
-    def begin(self, settings: dict[str, Any], rollouts: bool) -> None:
+    def begin(self, settings: dict[str, Any], hidden: Collection[str]) -> None:
         """Group the charts, and write the settings, which TensorBoard lists beside the last value of `METRICS`.
 
         Args:
             settings: Values by their names in `SETTINGS`.
-            rollouts: Whether the run learns from rollouts, and not from targets.
+            hidden: Categories of `LAYOUT` that the run has nothing for.
         """
-        hidden = ("Loss",) if rollouts else ROLLOUTS
-        self.experiment.add_custom_scalars({name: charts for name, charts in LAYOUT.items() if name not in hidden})
+        if layout := {name: charts for name, charts in LAYOUT.items() if name not in hidden}:
+            self.experiment.add_custom_scalars(layout)
         # TensorBoard takes the columns of one run for those of all, so that every run has to name the same ones.
         columns, *_ = hparams(SETTINGS, dict.fromkeys(METRICS, 0.0))
         _, values, _ = hparams(settings, {})
@@ -157,13 +157,10 @@ def sample_block(rollout: Rollout, max_chars: int, remarks: str = "") -> str:
     """
     example, right = rollout.example, bool(rollout.result.parts["exact_match"])
     cot, closing, call = rollout.text.partition("</think>")
-    if not closing:
-        cot, call = "", rollout.text
     heading = f"{'✓' if right else '✗'} {markdown_text(example.id, 80)}: score {rollout.result.score:g}{remarks}"
     parts = {
         "Query": example.query,
-        "Chain of thought": cot + closing,
-        "Call": call.strip(),
+        **({"Chain of thought": cot + closing, "Call": call.strip()} if closing else {"Completion": rollout.text}),
         "Reference": reference_text(example.answers),
     }
     lines = [f"### {heading}"]
@@ -200,9 +197,9 @@ def quotation(text: str, max_chars: int) -> str:
         text: Any text.
         max_chars: A longer text is cut and ends in an ellipsis.
     """
-    return "  \n".join(
-        f"> {_literal(line)}" for line in markdown_text(text.replace("\r\n", "\n"), max_chars).split("\n")
-    )
+    # TensorBoard keeps line feeds within a paragraph, so that two spaces before them would make them two.
+    lines = markdown_text(text.replace("\r\n", "\n"), max_chars).split("\n")
+    return "\n".join(f"> {_literal(line)}" for line in lines)
 
 
 def _literal(line: str) -> str:

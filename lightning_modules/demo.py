@@ -138,7 +138,7 @@ def show() -> None:
     print(f"The metrics: {path}. The refined and the rejected rows: {ROOT / 'refined'}")
     print(f"The models, as Hugging Face folders: {srml_run / 'hf'} and {egpo_run / 'hf'}")
     print(f"What they answered: {ROOT}/*/samples.jsonl")
-    print(f"Curves and samples: .venv/bin/tensorboard --logdir {ROOT}, then open the address it prints")
+    print(f"Curves and samples: make tensorboard LOGDIR={ROOT}, then open the address it prints")
 
 
 if __name__ == "__main__":

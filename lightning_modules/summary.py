@@ -14,7 +14,7 @@ from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.templates import DATE_FIXED, PROMPT_DATE
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.board import RunLogger, settings_of
+from lightning_modules.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
 from lightning_modules.gathering import FSDP1_PREFIX
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.memory import Plan, adapters, derived, estimate
@@ -53,12 +53,13 @@ class RunSummary(Callback):
         if trainer.is_global_zero:
             print(visible("\n".join(f"  {name:<14}{value}" for name, value in rows.items())))
         if isinstance(trainer.logger, RunLogger):
-            trainer.logger.begin(settings_of(trainer, pl_module), rollouts=isinstance(pl_module, GRPOModule))
+            hidden = ("Loss",) if isinstance(pl_module, GRPOModule) else ROLLOUTS
+            trainer.logger.begin(settings_of(trainer, pl_module), hidden)
 
     def on_test_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Name the settings beside the scores."""
         if isinstance(trainer.logger, RunLogger):
-            trainer.logger.begin(settings_of(trainer, pl_module), rollouts=False)
+            trainer.logger.begin(settings_of(trainer, pl_module), LAYOUT)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Say, once the first batch of rollouts has served, how long the run will take."""

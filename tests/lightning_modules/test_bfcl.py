@@ -106,7 +106,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(evaluate, capsys):
     asked, second, module = evaluate()
     assert asked == ["parallel_0", "parallel_1", "irrelevance_0", "irrelevance_1"]
     assert "4 of 8 rows were answered by earlier runs" in capsys.readouterr().out
-    assert (first.name, second.name) == ("version_0", "version_1")
+    assert (first.name, second.name) == ("bfcl-test-0", "bfcl-test-1")
     assert lines(first, "java") == lines(second, "java")  # the new folder is complete
     assert module.scores["simple"].accuracy == 1.0
     assert evaluate()[0] == []
@@ -209,8 +209,8 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("this model (PARTIAL)") == 1
     assert ["irrelevance", "100.00", "first", "3", "of", "240"] in [line.split() for line in done.stdout.splitlines()]
-    assert [line["id"] for line in lines(tmp_path / "version_0", "irrelevance")] == [
+    assert [line["id"] for line in lines(tmp_path / "bfcl-test-0", "irrelevance")] == [
         f"irrelevance_{i}" for i in range(3)
     ]
-    wrong = [json.loads(line)["id"] for line in (tmp_path / "version_0" / "wrong.jsonl").read_text().splitlines()]
+    wrong = [json.loads(line)["id"] for line in (tmp_path / "bfcl-test-0" / "wrong.jsonl").read_text().splitlines()]
     assert sorted(wrong) == ["live_relevance_0-0-0", "live_relevance_1-1-0", "live_relevance_2-2-0"]

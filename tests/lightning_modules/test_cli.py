@@ -37,14 +37,14 @@ CONFIG = ["fit", "--config", "configs/srml.yaml"]
 def run(tmp_path_factory, base_args):
     root = tmp_path_factory.mktemp("runs")
     main(CONFIG + base_args(root, **RUN))
-    return root / "version_0"
+    return root / "srml-fit-0"
 
 
 def test_run_folder(run):
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "samples.jsonl", "metrics.csv", "hf"}
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert "last-000006.ckpt" in names and len(names) == 2
-    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert [path.name for path in run.parent.iterdir()] == ["srml-fit-0"]
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [3, 6]  # one row is held out, and validated on after each epoch
 
@@ -81,7 +81,7 @@ def test_exported_folder_loads_and_starts_the_next_run(run, base_args, tmp_path)
 
 def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
-    again = tmp_path / "version_0"
+    again = tmp_path / "srml-fit-0"
     assert figures(again) == figures(run)
     assert_same(saved_state(again, 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
@@ -89,7 +89,7 @@ def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
 def test_another_order_of_sets_gives_the_same_run(run, base_args, tmp_path):
     command = [sys.executable, "-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **RUN)]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
-    again = tmp_path / "version_0"
+    again = tmp_path / "srml-fit-0"
     assert figures(again) == figures(run)
     for name in ("samples.jsonl", "hf/model.safetensors"):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
@@ -112,10 +112,10 @@ def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monk
         patch.setattr(SRMLModule, hook, kill)
         with pytest.raises(Killed):
             main(CONFIG + base_args(tmp_path, **RUN))
-    killed = tmp_path / "version_0"
+    killed = tmp_path / "srml-fit-0"
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
     main([*CONFIG, *base_args(tmp_path, **RUN), "--ckpt_path", str(killed)])
-    resumed = tmp_path / "version_1"
+    resumed = tmp_path / "srml-fit-1"
     assert {s for s, name in figures(resumed, ("train/",))} == set(range(step + 1, 7))
     whole = figures(run)
     assert {key: whole[key] for key in figures(resumed)} == figures(resumed)
@@ -139,23 +139,23 @@ def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as exit_:
             main(CONFIG + base_args(tmp_path, **options))
     assert exit_.value.code == 143
-    assert [path.name for path in (tmp_path / "version_0" / "checkpoints").iterdir()] == ["last-000002.ckpt"]
-    assert not (tmp_path / "version_0" / "hf").exists()
-    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(tmp_path / "version_0")])
-    assert_same(saved_state(tmp_path / "version_1", 6)["state_dict"], saved_state(run, 6)["state_dict"])
+    assert [path.name for path in (tmp_path / "srml-fit-0" / "checkpoints").iterdir()] == ["last-000002.ckpt"]
+    assert not (tmp_path / "srml-fit-0" / "hf").exists()
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    assert_same(saved_state(tmp_path / "srml-fit-1", 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
 def test_more_epochs_after_the_end(run, base_args, tmp_path):
     main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_epochs": 3}), "--ckpt_path", str(run)])
-    assert {step for step, _ in figures(tmp_path / "version_0", ("train/",))} == {7, 8, 9}
+    assert {step for step, _ in figures(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
 
 
 def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
     once = RUN | {"last_checkpoint.every_n_train_steps": 50}
     main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": 1}))
     more = base_args(tmp_path, **once, **{"trainer.max_steps": 5})
-    main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "version_0")])
-    trained = [figures(tmp_path / f"version_{i}", ("train/tokens",)) for i in (0, 1)]
+    main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    trained = [figures(tmp_path / f"srml-fit-{i}", ("train/tokens",)) for i in (0, 1)]
     assert trained[0] | trained[1] == {k: n for k, n in figures(run, ("train/tokens",)).items() if k[0] <= 5}
 
 
@@ -182,7 +182,7 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
     from datamodules import read_examples
 
     main(["predict", "--config", "configs/sample.yaml", *base_args(tmp_path, **{"model.init_args.init_from": run})])
-    file = tmp_path / "version_0" / "rollouts.jsonl"
+    file = tmp_path / "srml-predict-0" / "rollouts.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["id"] for row in rows] == [str(i) for i in range(24)]
     keys = {"query", "completion", "cot", "calls", "score", "parts", "prompt_tokens", "completion_tokens"}
@@ -288,7 +288,7 @@ def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_fol
     failing = json.dumps({"class_path": f"{__name__}.Failing"})
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path, **RUN), f"--trainer.callbacks+={failing}"])
-    file = tmp_path / "version_0" / "traceback.txt"
+    file = tmp_path / "srml-fit-0" / "traceback.txt"
     assert exit_.value.code == f"error: KeyError: 'x'; this is likely a bug of the program (traceback: {file})"
     assert "in on_train_start" in file.read_text() and "Traceback" not in capsys.readouterr().err
 

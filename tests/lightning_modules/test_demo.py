@@ -39,13 +39,14 @@ def test_the_demo_runs_every_stage_and_writes_what_it_prints(tmp_path, monkeypat
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert min(min(kind["precision"], kind["recall"]) for kind in summary["refinement"].values()) >= 0.95
-    assert str(tmp_path / "demo" / "refined" / "refined.jsonl") in (tmp_path / "demo/version_1/config.yaml").read_text()
+    refined = tmp_path / "demo" / "refined" / "refined.jsonl"
+    assert str(refined) in (tmp_path / "demo" / "srml-fit-0" / "config.yaml").read_text()
     for stage in ("before", "srml", "egpo", "unseen"):
         assert {"exact_match", "format_rate", "simple", "irrelevance"} <= set(summary[stage])
         assert f"{summary[stage]['exact_match']:.3f}" in printed
     assert summary["seconds"] > summary["srml"]["seconds"] + summary["egpo"]["seconds"]
     assert f"{summary['egpo']['reward_first']:.3f} in the first fifth" in printed
-    for folder in sorted((tmp_path / "demo").glob("version_*/hf")):
+    for folder in sorted((tmp_path / "demo").glob("*/hf")):
         assert (folder / "model.safetensors").is_file() and str(folder) in printed
 
 

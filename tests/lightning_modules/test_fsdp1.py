@@ -40,11 +40,11 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
     command = ["-m", "lightning_modules", *srml, *base_args(tmp_path / "fsdp", **options), *shards]
     done = run_ranks(*command, ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
-    half = tmp_path / "fsdp" / "version_0" / "checkpoints" / "best-000002.ckpt"
+    half = tmp_path / "fsdp" / "srml-fit-0" / "checkpoints" / "best-000002.ckpt"
     assert half.is_dir() == (sharded == "true")
     done = run_ranks(*command, "--ckpt_path", str(half), ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
-    plain, *others = tmp_path / "plain" / "version_0", *(tmp_path / "fsdp" / f"version_{i}" for i in (0, 1))
+    plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in (0, 1))
     assert figures(plain)[1, "train/grad_norm"] > 0.5
     for run in others:
         logged = figures(run)

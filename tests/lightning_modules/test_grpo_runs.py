@@ -73,7 +73,7 @@ def toy(tmp_path_factory):
 def run(tmp_path_factory, base_args):
     root = tmp_path_factory.mktemp("runs")
     main(CONFIG + base_args(root, **RUN | LORA))
-    return root / "version_0"
+    return root / "egpo-fit-0"
 
 
 def test_figures_of_a_run(run):
@@ -141,7 +141,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
     together, fewest, turns, steps = map(int, re.match(ROWS_TOGETHER, table["generation"]).groups())
     assert 1 < fewest <= together < 16 and turns == -(-16 // together) and steps == turns * 8
     (said,) = [line for line in lines if line.startswith("The first batch of rollouts took")]
-    seconds = sum(value for (step, name), value in figures(tmp_path / "version_0", ("time/step",)).items() if step < 5)
+    seconds = sum(value for (step, name), value in figures(tmp_path / "egpo-fit-0", ("time/step",)).items() if step < 5)
     first, each, rest = map(
         float, re.search(r"took ([\d.]+) s, ([\d.]+) s an .* the (\d) steps to come", said).groups()
     )
@@ -156,8 +156,8 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
 def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     AutoModelForCausalLM.from_pretrained(run / "hf")
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
-    assert figures(tmp_path / "version_0") == figures(run)
-    assert_same(saved_state(tmp_path / "version_0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
+    assert figures(tmp_path / "egpo-fit-0") == figures(run)
+    assert_same(saved_state(tmp_path / "egpo-fit-0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
 
 
 def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unless_they_have_their_own(
@@ -168,9 +168,9 @@ def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unles
     options = RUN | {"trainer.max_steps": 2, "trainer.limit_val_batches": 0}
     for i, seeds in enumerate(runs):
         main(CONFIG + base_args(tmp_path / str(i), **options | seeds))
-    states = [saved_state(tmp_path / str(i) / "version_0", 2)["state_dict"] for i in range(len(runs))]
+    states = [saved_state(tmp_path / str(i) / "egpo-fit-0", 2)["state_dict"] for i in range(len(runs))]
     prompts = [
-        [json.loads(line)["id"] for line in (tmp_path / str(i) / "version_0/train_samples.jsonl").open()]
+        [json.loads(line)["id"] for line in (tmp_path / str(i) / "egpo-fit-0/train_samples.jsonl").open()]
         for i in range(len(runs))
     ]
     assert_same(states[1], states[0])
@@ -200,12 +200,12 @@ def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp
     command = [sys.executable, str(HERE / "killed.py"), "SIGKILL", f"GRPOModule.{method}", str(step), *CONFIG, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-    killed = tmp_path / "version_0"
+    killed = tmp_path / "egpo-fit-0"
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
     (buffer,) = saved_state(killed, step)["rollouts"]
     assert (buffer and buffer["served"]) == (step % 4 or None)
     main([*CONFIG, *args, "--ckpt_path", str(killed)])
-    assert_went_on(run, tmp_path / "version_1", step)
+    assert_went_on(run, tmp_path / "egpo-fit-1", step)
 
 
 def terminate():
@@ -243,11 +243,11 @@ def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
         patch.setattr(GRPOModule, method, end)
         main(CONFIG + args)
     assert code is None or error.value.code == code
-    ended = tmp_path / "version_0"
+    ended = tmp_path / "egpo-fit-0"
     assert [path.name for path in (ended / "checkpoints").glob("last-*")] == [f"last-{saved:06d}.ckpt"]
     assert not (ended / "hf").exists()
     main([*CONFIG, *args, "--ckpt_path", str(ended)])
-    assert_went_on(run, tmp_path / "version_1", saved)
+    assert_went_on(run, tmp_path / "egpo-fit-1", saved)
 
 
 class Killed(BaseException):
@@ -267,7 +267,7 @@ def test_full_fine_tuning_resumes_beside_a_frozen_copy(base_args, tmp_path, tiny
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(GRPOModule, "update", kill)
         main(CONFIG + base_args(tmp_path, **options))
-    whole, killed, resumed = (tmp_path / f"version_{i}" for i in range(3))
+    whole, killed, resumed = (tmp_path / f"egpo-fit-{i}" for i in range(3))
     saved = saved_state(killed, 3)
     assert not any(name.startswith("reference.") for name in saved["state_dict"])
     assert saved["derived"]["init_from"] == str(tiny_model_dir)
@@ -313,22 +313,22 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
     _, two, root = one_and_two
     done = run_ranks("-m", "lightning_modules", *two)
     assert done.returncode == 0, done.stderr[-4000:]
-    one = root / "one" / "version_0"
-    assert_close(one, root / "two" / "version_0")
+    one = root / "one" / "egpo-fit-0"
+    assert_close(one, root / "two" / "egpo-fit-0")
     logged = figures(one)
-    assert logged.keys() == figures(root / "two" / "version_0").keys()
+    assert logged.keys() == figures(root / "two" / "egpo-fit-0").keys()
     assert 0 < logged[1, "reward/errors"] < 44 and logged[1, "reward/mean"] != logged[1, "reward/mean_first"]
     assert (3, "reward/frac_zero_std") in logged and logged[1, "policy/loss"] != 0 and (4, "policy/kl") not in logged
 
 
 def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
-    before = set((root / "two").glob("version_*"))
+    before = set((root / "two").glob("egpo-fit-*"))
     done = run_ranks(
         HERE / "killed.py", "SIGTERM", "GRPOModule.clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
     )
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
-    (ended,) = set((root / "two").glob("version_*")) - before
+    (ended,) = set((root / "two").glob("egpo-fit-*")) - before
     assert [path.name for path in (ended / "checkpoints").iterdir()] == ["last-000001.ckpt"]
     half = saved_state(ended, 1)["rollouts"]
     assert [buffer["groups"][::2] for buffer in half] == [list(range(0, 22, 2)), list(range(1, 22, 2))]
@@ -338,8 +338,8 @@ def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     before |= {ended}
     done = run_ranks("-m", "lightning_modules", *two, "--ckpt_path", str(ended))
     assert done.returncode == 0, done.stderr[-4000:]
-    (resumed,) = set((root / "two").glob("version_*")) - before
-    assert_close(root / "one" / "version_0", resumed)
+    (resumed,) = set((root / "two").glob("egpo-fit-*")) - before
+    assert_close(root / "one" / "egpo-fit-0", resumed)
 
 
 def function(name, **more):
@@ -353,7 +353,7 @@ def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
     options = {"trainer.max_steps": 1, "model.init_args.rewards": json.dumps(terms)}
     options |= {"model.init_args.max_reward_errors": 1.0, "model.init_args.reward_timeout": 20}
     main(CONFIG + base_args(tmp_path, **RUN | options))
-    logged = figures(tmp_path / "version_0")
+    logged = figures(tmp_path / "egpo-fit-0")
     total = 2 * logged[1, "reward/vowels/mean"] + logged[1, "reward/strict/mean"]
     assert logged[1, "reward/mean"] == pytest.approx(total) and logged[1, "reward/vowels/mean"] > 0
     assert 0 < logged[1, "reward/errors"] < 16 and logged[1, "reward/moody/mean"] == 1 and total > 0

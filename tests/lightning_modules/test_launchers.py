@@ -64,8 +64,8 @@ def test_two_nodes_by_torchrun_and_by_slurm_where_a_job_is_ended_and_requeued(ba
     nodes = [start("torchrun.sh", base_args(by_torchrun, **RUN), node | {"NODE": rank}) for rank in "01"]
     said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    assert [run.name for run in by_torchrun.iterdir()] == ["version_0"]
-    assert_steps(by_torchrun / "version_0", {1, 2, 3})
+    assert [run.name for run in by_torchrun.iterdir()] == ["srml-fit-0"]
+    assert_steps(by_torchrun / "srml-fit-0", {1, 2, 3})
 
     python, job = sys.executable, environment | JOB | {"RUNS": str(by_slurm)}
     write_program(tmp_path, "srun", SRUN)
@@ -76,16 +76,16 @@ def test_two_nodes_by_torchrun_and_by_slurm_where_a_job_is_ended_and_requeued(ba
     said = ended.communicate(timeout=300)[0]
     assert ended.returncode == 143, said
     assert (tmp_path / "scontrol").read_text() == "requeue 4242\n"
-    assert_steps(by_slurm / "version_0", {1, 2})  # the step of the signal is finished
+    assert_steps(by_slurm / "srml-fit-0", {1, 2})  # the step of the signal is finished
 
     (tmp_path / "scontrol").unlink()
     write_program(tmp_path, "funreason", f'exec {python} -m lightning_modules "$@"')
     requeued = start("slurm.sh", base_args(tmp_path, **RUN), job)
     said = requeued.communicate(timeout=300)[0]
     assert requeued.returncode == 0 and not (tmp_path / "scontrol").exists(), said
-    assert_steps(by_slurm / "version_1", {3})
-    expected = saved_state(by_torchrun / "version_0", 3)["state_dict"]
-    for name, weight in saved_state(by_slurm / "version_1", 3)["state_dict"].items():
+    assert_steps(by_slurm / "srml-fit-1", {3})
+    expected = saved_state(by_torchrun / "srml-fit-0", 3)["state_dict"]
+    for name, weight in saved_state(by_slurm / "srml-fit-1", 3)["state_dict"].items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7, msg=name)
 
 

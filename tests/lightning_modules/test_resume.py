@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.resume import ExactResume, random_states, resolve_checkpoint, set_random_states
+from lightning_modules.resume import ExactResume, random_states, resolve_checkpoint, set_random_states, step_of
 
 
 def test_newest_checkpoint_of_a_run_is_the_one_of_the_last_step(tmp_path):
@@ -18,6 +18,16 @@ def test_newest_checkpoint_of_a_run_is_the_one_of_the_last_step(tmp_path):
     assert resolve_checkpoint(str(tmp_path / "version_0")) == newest
     assert resolve_checkpoint(str(folder)) == newest
     assert resolve_checkpoint(newest) == newest
+
+
+def test_the_step_of_a_model_is_that_of_its_checkpoints_name(tmp_path):
+    checkpoints = tmp_path / "srml-fit-0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for name in ("best-000010.ckpt", "last-000100.ckpt"):
+        (checkpoints / name).touch()
+    run = checkpoints.parent
+    models = (run, run / "hf", checkpoints / "best-000010.ckpt", checkpoints / "mine.ckpt", "Qwen/Qwen2.5-7", tmp_path)
+    assert [step_of(str(model)) for model in models] == [100, 100, 10, 0, 0, 0]
 
 
 def test_sharded_folder_is_taken_as_it_is(tmp_path):

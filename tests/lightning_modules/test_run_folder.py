@@ -1,18 +1,18 @@
-"""Each run has a version folder under `trainer.default_root_dir`, whatever it logs to."""
+"""Each run has a folder that says what it is under `trainer.default_root_dir`, whatever it logs to."""
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from training_runs import figures
 
 from datamodules import redaction
 from datamodules.files import atomic_write
-from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, version_folder
+from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, new_folder
 from lightning_modules.strategies import FSDP1, FSDP2
 
 CONFIG = ["--config", "configs/srml.yaml"]
@@ -48,8 +48,8 @@ def csv_logger(root, name):
 def test_a_run_leaves_everything_in_its_folder(base_args, tmp_path):
     loggers = [REMOTE, csv_logger(tmp_path, "csv")]
     main(["fit", *CONFIG, *base_args(tmp_path, **SMALL), f"--trainer.logger={json.dumps(loggers)}"])
-    assert {path.name for path in tmp_path.iterdir()} == {"version_0", "csv"}
-    run = tmp_path / "version_0"
+    assert {path.name for path in tmp_path.iterdir()} == {"srml-fit-0", "csv"}
+    run = tmp_path / "srml-fit-0"
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "metrics.csv", "hf"}
     assert any((run / "checkpoints").iterdir()) and (1, "train/loss") in figures(run)
     theirs, ours = (path / "metrics.csv" for path in (tmp_path / "csv" / "version_0", run))
@@ -61,27 +61,24 @@ def trainer_of(args):
     return FunReasonCLI([*CONFIG, *args], run=False).trainer
 
 
-@pytest.mark.parametrize(
-    ("logger", "folder"),
-    [(REMOTE, "version_0"), (False, "version_0"), (True, "version_0"), ("csv", "version_1")],
-    ids=["remote", "none", "ours", "csv"],
-)
-def test_the_folder_is_the_runs_own(base_args, tmp_path, logger, folder):
-    if logger == "csv":  # without a name it writes metrics.csv into version_0 itself
+@pytest.mark.parametrize("logger", [REMOTE, False, True, "csv"], ids=["remote", "none", "ours", "csv"])
+def test_the_folder_is_the_runs_own(base_args, tmp_path, logger):
+    if logger == "csv":  # without a name it writes metrics.csv into version_0
         logger = csv_logger(tmp_path, "")
     quick = [] if logger is not False else ["--last_checkpoint.fsync=false"]
     trainer = trainer_of([*base_args(tmp_path), f"--trainer.logger={json.dumps(logger)}", *quick])
-    assert trainer.log_dir == str(tmp_path / folder)
+    assert trainer.log_dir == str(tmp_path / "srml-fit-0")
     assert not list(tmp_path.iterdir())
     assert trainer.strategy.checkpoint_io.fsync == (logger is not False)
 
 
 def test_the_next_run_has_the_next_folder_below_home(base_args, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "runs" / "version_0").mkdir(parents=True)
+    for other in ("srml-fit-9", "srml-fit-old", "srml-test-12", "egpo-fit-30", "version_40"):
+        (tmp_path / "runs" / other).mkdir(parents=True)
     for logger in ("true", json.dumps(REMOTE)):
         trainer = trainer_of([*base_args("~/runs"), f"--trainer.logger={logger}"])
-        assert trainer.log_dir == str(tmp_path / "runs" / "version_1")
+        assert trainer.log_dir == str(tmp_path / "runs" / "srml-fit-10")
         assert os.path.normpath(trainer.default_root_dir) == str(tmp_path / "runs")
 
 
@@ -102,17 +99,18 @@ def test_a_setting_that_cannot_be_used_is_answered_before_anything_loads(base_ar
     assert said.startswith("error: ") and "\n" not in said and all(word in said for word in words), said
 
 
-def test_runs_that_start_at_once_have_a_folder_each_and_clear_what_kills_have_left(tmp_path):
-    first = [TensorBoardLogger(tmp_path, name="") for _ in range(3)]
-    assert {logger.version for logger in first} == {0}  # all have looked before any has made its folder
-    places = [version_folder(logger, [str(tmp_path / "version_1")], claim=True) for logger in first]
-    assert [place.version for place in places] == [0, 2, 3]
-    saving, leftover = (tmp_path / "version_0" / "checkpoints" / name for name in ("last.ckpt", f".a.{'0' * 32}.lock"))
+@pytest.mark.parametrize("earlier", ["srml-fit-0", "egpo-fit-3", "version_0"])  # the last as they were called once
+def test_runs_that_start_at_once_have_a_folder_each_and_clear_what_kills_have_left(tmp_path, monkeypatch, earlier):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda *_: [])  # all have looked before any has made its folder
+        assert [new_folder(tmp_path, "srml-fit", claim=True) for _ in range(3)] == [f"srml-fit-{i}" for i in range(3)]
+    assert new_folder(tmp_path, "srml-fit", claim=False) == new_folder(tmp_path, "srml-fit", claim=True) == "srml-fit-3"
+    saving, leftover = (tmp_path / earlier / "checkpoints" / name for name in ("last.ckpt", f".a.{'0' * 32}.lock"))
     with atomic_write(saving) as unfinished:
         unfinished.touch()
         leftover.touch()
         leftover.with_suffix(".partial").mkdir()
-        version_folder(first[0], [], claim=True)
+        new_folder(tmp_path, "srml-fit", claim=True)
     assert [path.name for path in saving.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -132,7 +130,7 @@ def test_the_saved_config_holds_no_secret_and_asks_for_it_again(base_args, tmp_p
     (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
     args = base_args(tmp_path, **SMALL)
     main(["fit", *CONFIG, "--config", str(tmp_path / "logger.yaml"), *args])
-    run = tmp_path / "version_0"
+    run = tmp_path / "srml-fit-0"
     files = [path for path in run.rglob("*") if path.is_file()]
     for secret in (b"key-of-a-logger", b"pass-word", b"signed", b"of-the-environment"):
         assert [path for path in files if secret in path.read_bytes()] == []

@@ -61,14 +61,14 @@ def assert_close(states):
 def one(base_args, tmp_path_factory):
     root = tmp_path_factory.mktemp("one")
     main(SRML + base_args(root, **OPTIONS | ALPHA))
-    return root / "version_0"
+    return root / "srml-fit-0"
 
 
 @pytest.fixture(scope="module")
 def two(base_args, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     on_ranks(2, SRML + base_args(root, **OPTIONS | ALPHA))
-    return root / "version_0"
+    return root / "srml-fit-0"
 
 
 def test_two_ranks_take_the_steps_of_one(one, two):
@@ -92,7 +92,7 @@ def test_the_exported_model_is_that_of_one_process(one, two, tiny_model_dir):
 
 def test_four_ranks_in_two_replicas_that_write_one_file(one, base_args, tmp_path):
     on_ranks(4, SRML + base_args(tmp_path, **OPTIONS | ALPHA), shard_size=2, save_sharded="false")
-    run = tmp_path / "version_0"
+    run = tmp_path / "srml-fit-0"
     assert (run / "checkpoints" / "last-000003.ckpt").is_file()
     assert_close([saved_state(which, 3)["state_dict"] for which in (one, run)])
     assert figures(run) == pytest.approx(figures(one), rel=1e-5, abs=1e-6)
@@ -109,7 +109,7 @@ def adapters(base_args, tmp_path_factory):
 
 def test_a_run_moves_from_one_process_to_two_ranks_and_back(adapters, base_args, tmp_path_factory):
     root, options = adapters
-    here, there = root / "one" / "version_0", root / "two" / "version_0"
+    here, there = root / "one" / "srml-fit-0", root / "two" / "srml-fit-0"
     go_on = ["--ckpt_path", str(at(here, 2))]
     on_ranks(2, [*SRML, *base_args(root / "two", **options), *go_on], accumulate_unsharded="true")
     assert all(".lora_" in name for name in saved_state(there, 6)["state_dict"])
@@ -117,7 +117,7 @@ def test_a_run_moves_from_one_process_to_two_ranks_and_back(adapters, base_args,
     assert_close([saved_state(run, 6)["state_dict"] for run in (here, there)])
     go_on[1] = str(at(there, 4))
     main([*SRML, *base_args(root / "back", **options), *go_on])
-    back = root / "back" / "version_0"
+    back = root / "back" / "srml-fit-0"
     assert_close([saved_state(run, 6)["state_dict"] for run in (here, back)])
     assert_close([load_file(run / "hf" / "model.safetensors") for run in (here, back)])
     assert_close([load_file(run / "hf" / "adapter" / "adapter_model.safetensors") for run in (here, there)])
@@ -128,7 +128,7 @@ def test_two_ranks_go_on_in_the_middle_of_an_epoch_as_if_they_had_not_stopped(ad
     root, options = adapters
     options = options | {"model.init_args.lora.dropout": 0.2}  # draws random numbers, other ones on each rank
     on_ranks(2, SRML + base_args(root / "dropout", **options))
-    whole, resumed = (root / "dropout" / f"version_{i}" for i in range(2))
+    whole, resumed = (root / "dropout" / f"srml-fit-{i}" for i in range(2))
     on_ranks(2, [*SRML, *base_args(root / "dropout", **options), "--ckpt_path", str(at(whole, 2))])
     for part in ("state_dict", "optimizer_states", "callbacks"):
         states = [saved_state(run, 6)[part] for run in (whole, resumed)]
@@ -145,7 +145,7 @@ def test_export_of_a_checkpoint_of_shards(two, tmp_path, capsys):
 
 def test_adapters_need_the_weights_that_they_sit_on(adapters, one, base_args, tmp_path):
     root, options = adapters
-    run = root / "one" / "version_0"
+    run = root / "one" / "srml-fit-0"
     main(["export", "--ckpt_path", str(at(run, 6))])
     assert_close([load_file(run / folder / "model.safetensors") for folder in ("hf", "hf-best-000006")])
     other = base_args(tmp_path, **options | {"model.init_args.init_from": one / "hf"})

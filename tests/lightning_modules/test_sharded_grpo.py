@@ -65,7 +65,7 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
     command = ["-m", "lightning_modules", *CONFIG, *base_args(tmp_path / "two", **options), *SHARDED]
     done = run_ranks(*command)
     assert done.returncode == 0, done.stderr[-4000:]
-    one, two = (tmp_path / which / "version_0" for which in ("one", "two"))
+    one, two = (tmp_path / which / "egpo-fit-0" for which in ("one", "two"))
     states = [load(at(run, 4))["state_dict"] for run in (one, two)]
     assert states[0].keys() == states[1].keys()
     for name, weight in states[0].items():
@@ -82,12 +82,12 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
         return
     done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
     assert done.returncode == 0, done.stderr[-4000:]
-    assert_same(load(at(two.with_name("version_1"), 4))["state_dict"], states[1])
+    assert_same(load(at(two.with_name("egpo-fit-1"), 4))["state_dict"], states[1])
 
 
 def test_one_of_two_ranks_receives_sigterm_and_both_save_their_shards(base_args, tmp_path):
     command = [*CONFIG, *base_args(tmp_path, **RUN), *SHARDED]
     done = run_ranks(Path(__file__).with_name("killed.py"), "SIGTERM", "GRPOModule.clip_gradients", 0, *command)
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
-    saved = tmp_path / "version_0" / "checkpoints" / "last-000001.ckpt"
+    saved = tmp_path / "egpo-fit-0" / "checkpoints" / "last-000001.ckpt"
     assert saved.is_dir() and len(load(saved)["rollouts"]) == 2

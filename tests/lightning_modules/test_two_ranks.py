@@ -31,7 +31,7 @@ def runs(tmp_path_factory, base_args):
     ranks = {"trainer.devices": 2, "trainer.strategy": "ddp"}
     done = run_ranks("-m", "lightning_modules", *command, *base_args(two, **OPTIONS | ranks))
     assert done.returncode == 0, done.stderr[-4000:]
-    return one / "version_0", two / "version_0"
+    return one / "srml-fit-0", two / "srml-fit-0"
 
 
 def test_weights_and_alpha_are_the_same(runs):
@@ -48,7 +48,7 @@ def test_figures_are_the_same(runs):
 
 
 def test_one_folder_with_the_random_states_of_both(runs):
-    assert [path.name for path in runs[1].parent.iterdir()] == ["version_0"]
+    assert [path.name for path in runs[1].parent.iterdir()] == ["srml-fit-0"]
     assert len(saved_state(runs[1], 3)["callbacks"]["ExactResume"]["ranks"]) == 2
     samples = (runs[1] / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in samples] == [3]

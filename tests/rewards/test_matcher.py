@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rewards import Call, MatchResult, category_of, match_calls
+from rewards import Call, MatchResult, category_of, differences, match_calls
 
 
 def matched(predicted, expected, declared="Any"):
@@ -344,3 +344,21 @@ def test_category_of():
     assert (category_of([A], one), category_of([A], json.dumps(two))) == ("simple", "multiple")
     assert (category_of([A, B], one), category_of([A, B], two)) == ("parallel", "parallel")
     assert category_of([A, G], two) == "parallel_multiple"
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected", "found"),
+    [
+        ([Call("f", {"a": 1}), Call("g", {})], [Call("g", {}), Call("f", {"a": 1.0})], []),  # `a` is a float
+        ([Call("f", {"a": 2, "x": 1})], [Call("f", {"a": 1, "b": 1})],
+         ["f: b is missing", "f: a is 2, not 1", "f: x is one too many"]),
+        ([Call("f", {"b": True}), Call("f", {"b": 1})], [Call("f", {"b": 1}), Call("f", {"b": "1"})],
+         ["f: b is True, not '1'"]),  # the call that is right is no other's pair, though Python has True == 1
+        ([Call("g", {})], [Call("f", {}), Call("f", {})], ["f is not called"] * 2 + ["g is called, and should not be"]),
+        (None, [], ["calls must be a list of name/arguments objects, not NoneType"]),
+    ],
+)  # fmt: skip
+def test_differences_name_what_is_wrong(predicted, expected, found):
+    tools = [{"name": "f", "parameters": {"a": {"type": "float"}}}]
+    assert differences(predicted, expected, tools) == found
+    assert match_calls(predicted, expected, tools).matched is not bool(found)

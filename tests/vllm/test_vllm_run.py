@@ -56,12 +56,12 @@ def test_a_run_learns_from_its_own_samples_and_goes_on_after_its_engine_has_died
     with pytest.raises(SystemExit) as end:
         main(command)
     assert str(end.value).startswith("error: The vLLM engine died while generating 8 completions: ")
-    died = tmp_path / "run" / "version_0"
+    died = tmp_path / "run" / "egpo-fit-0"
     assert [path.name for path in (died / "checkpoints").glob("last-*")] == ["last-000003.ckpt"]
 
     monkeypatch.setattr(Engine, "generate", generate)
     main([*command, f"--ckpt_path={died}"])
-    resumed = tmp_path / "run" / "version_1"
+    resumed = tmp_path / "run" / "egpo-fit-1"
     assert (resumed / "hf" / "model.safetensors").exists()
     figures = figures_of(died) | figures_of(resumed)
     for step in (1, 2, 3, 4, 5):  # all but the first sample from a policy that has been updated

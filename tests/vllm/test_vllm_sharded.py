@@ -42,7 +42,7 @@ def test_a_sharded_policy_learns_from_samples_of_its_own(tmp_path, monkeypatch, 
     command = ["fit", "--config", "configs/grpo_vllm.yaml", *(f"--{key}={value}" for key, value in options.items())]
     done = run_ranks("-m", "lightning_modules", *command)
     assert done.returncode == 0, done.stderr[-4000:]
-    run = tmp_path / "run" / "version_0"
+    run = tmp_path / "run" / "egpo-fit-0"
     with (run / "metrics.csv").open() as file:
         figures = {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
     for step in (1, 2, 3):  # all but the first sample from a policy that has been updated

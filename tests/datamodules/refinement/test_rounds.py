@@ -38,7 +38,7 @@ class Commands:
             else:
                 answer = "I would rather not."
             row["completion"] = f"<think>{row['cot']}</think>\n\n{answer}"
-        folder = Path(option(arguments, "--trainer.default_root_dir")) / "version_0"
+        folder = Path(option(arguments, "--trainer.default_root_dir")) / "srml-predict-0"
         write_jsonl(folder / "rollouts.jsonl", rows)
 
     def refine(self, arguments):
@@ -47,7 +47,7 @@ class Commands:
         main([*arguments])
 
     def fit(self, arguments):
-        run = Path(option(arguments, "--trainer.default_root_dir")) / "version_0"
+        run = Path(option(arguments, "--trainer.default_root_dir")) / "srml-fit-0"
         (run / "hf").mkdir(parents=True)
         (run / "hf" / "config.json").write_text("{}")
 
