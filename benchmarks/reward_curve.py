@@ -1,6 +1,6 @@
 """The mean reward of EGPO's rollouts over the steps, for several seeds, with and without the entropy bonus.
 
-Command: python -m benchmarks.reward_curve --init_from runs/demo/version_1
+Command: python -m benchmarks.reward_curve --init_from runs/demo/srml-fit-0
 """
 
 import argparse

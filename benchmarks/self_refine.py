@@ -1,6 +1,6 @@
 """Rounds of self-refinement on the tiny model: how much is accepted, and what training on it does to the score.
 
-Command: python -m benchmarks.self_refine --init_from runs/demo/version_1
+Command: python -m benchmarks.self_refine --init_from runs/demo/srml-fit-0
 """
 
 import argparse

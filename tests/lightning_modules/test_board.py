@@ -58,11 +58,10 @@ def test_text_comes_out_of_the_rendered_block_as_it_went_in(text):
     ("text", "heading", "wrong", "parts"),
     [
         ("<think>x</think>\n\n[f(days=5)]", "✓ row-1: score 1", None, ALL),
-        ("<think>x</think>\n\n[f(days=3)]", "✗ row-1: score 0", "f: days is 3, not 5",
-         ALL),
-        ("<think>x</think>\n\n[f()]", "✗ row-1: score 0", "f: days is missing",
-         ALL),
-        ("[f(days=5)]", "✗ row-1: score 0", "the text does not start with <think>", ["Query", "Completion", "Reference"]),
+        ("<think>x</think>\n\n[f(days=3)]", "✗ row-1: score 0", "f: days is 3, not 5", ALL),
+        ("<think>x</think>\n\n[f()]", "✗ row-1: score 0", "f: days is missing", ALL),
+        ("[f(days=5)]", "✗ row-1: score 0", "the text does not start with <think>",
+         ["Query", "Completion", "Reference"]),
     ],
 )  # fmt: skip
 def test_a_block_marks_right_and_wrong_and_names_the_argument(text, heading, wrong, parts):
