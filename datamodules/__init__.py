@@ -1,11 +1,18 @@
 """Everything that reads or makes data."""
 
-from datamodules.bfcl import BFCLDataModule
-from datamodules.pretraining import PretrainingDataModule
-from datamodules.prompts import PromptBatch, XLAMPromptDataModule
-from datamodules.sft import XLAMSFTDataModule
-from datamodules.xlam import Example, read_examples, write_jsonl
+from importlib import import_module
+from typing import Any
 
+_WHERE = {
+    "BFCLDataModule": "datamodules.bfcl",
+    "Example": "datamodules.xlam",
+    "PretrainingDataModule": "datamodules.pretraining",
+    "PromptBatch": "datamodules.prompts",
+    "XLAMPromptDataModule": "datamodules.prompts",
+    "XLAMSFTDataModule": "datamodules.sft",
+    "read_examples": "datamodules.xlam",
+    "write_jsonl": "datamodules.xlam",
+}
 __all__ = [
     "BFCLDataModule",
     "Example",
@@ -16,3 +23,14 @@ __all__ = [
     "read_examples",
     "write_jsonl",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: torch and Lightning take seconds, which not every command needs."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ from datamodules.escaping import visible
 from datamodules.form import ChatForm, reads, recorded_form, settle_form
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
-from datamodules.packing import PROMPT
+from datamodules.packing import PROMPT, Encoded
 from datamodules.reports import describe
 from datamodules.sources.targets import TURNS
 from datamodules.xlam import Example, complaint, settle, write_jsonl
@@ -37,6 +37,7 @@ class PromptBatch:
         prompt_ids: Token ids of their prompts.
         further: Gives this rank's share of other prompts, as many as the whole batch has, for the first, second, ...
             draw of them; None on every rank where there are none left. None where nothing can be drawn.
+        documents: The rows with their targets, where these are to be scored.
     """
 
     def __init__(
@@ -44,10 +45,17 @@ class PromptBatch:
         examples: list[Example],
         prompt_ids: list[list[int]],
         further: "Callable[[int], PromptBatch | None] | None" = None,
+        documents: list[Encoded] | None = None,
     ) -> None:
         self.examples = examples
         self.prompt_ids = prompt_ids
         self.further = further
+        self.documents = documents
+
+    def first(self, rows: int) -> "PromptBatch":
+        """A batch of the first rows of this one."""
+        documents = None if self.documents is None else self.documents[:rows]
+        return PromptBatch(self.examples[:rows], self.prompt_ids[:rows], documents=documents)
 
 
 class PromptLoader:
@@ -62,6 +70,7 @@ class PromptLoader:
         batch_size: Prompts per batch over all ranks.
         rank: This rank.
         world_size: Number of ranks.
+        documents: The rows with their targets, where these are to be scored.
     """
 
     def __init__(
@@ -71,7 +80,9 @@ class PromptLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        documents: Sequence[Encoded] | None = None,
     ) -> None:
+        self.documents = documents
         self.examples = examples
         self.prompt_ids = prompt_ids
         self.batch_size = batch_size
@@ -86,7 +97,9 @@ class PromptLoader:
         """One pass over the rows."""
         for start in range(0, len(self.examples), self.batch_size):
             mine = range(start, min(start + self.batch_size, len(self.examples)))[self.rank :: self.world_size]
-            yield PromptBatch([self.examples[i] for i in mine], [self.prompt_ids[i] for i in mine])
+            documents = None if self.documents is None else [self.documents[i] for i in mine]
+            prompts = [self.prompt_ids[i] for i in mine]
+            yield PromptBatch([self.examples[i] for i in mine], prompts, documents=documents)
 
 
 class XLAMDataModule(LightningDataModule):
@@ -151,8 +164,12 @@ class XLAMDataModule(LightningDataModule):
         _report(self.summary(), bad, log_dir)
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
-        """Loader of prompts; none where nothing is held out."""
-        return self.test_dataloader() if len(self.val_indices) else []
+        """Loader of prompts, and of the targets to score; none where nothing is held out."""
+        if not len(self.val_indices):
+            return []
+        loader = self.test_dataloader()
+        loader.documents = self.val_rows.documents(self.val_indices)
+        return loader
 
     def test_dataloader(self) -> PromptLoader:
         """Loader of the prompts of `path`."""

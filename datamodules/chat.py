@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.example import BadRow, Example, answers_tool
+from datamodules.files import shipped
 from datamodules.form import ChatForm
 from datamodules.hub import refuse_unreachable
 from datamodules.packing import CALL, COT, PROMPT, Encoded
@@ -46,11 +47,16 @@ def resolve_model_folder(init_from: str) -> str:
         raise FileNotFoundError(
             f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
         )
-    folder = Path(init_from).expanduser()
+    folder = Path(shipped(str(init_from))).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "hf"):
             if (candidate / "config.json").is_file():
                 return str(candidate)
+        if any(folder.glob("checkpoints/*.ckpt")):
+            raise FileNotFoundError(
+                f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
+                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
+            )
         raise FileNotFoundError(f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one")
     if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
         raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")

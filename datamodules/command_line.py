@@ -21,6 +21,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.escaping import visible
+from datamodules.files import shipped
 from datamodules.redaction import redact
 
 SAYS_NOTHING = re.compile(
@@ -31,7 +32,7 @@ SAYS_NOTHING = re.compile(
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
 """What jsonargparse says of a class whose argument has no default and no value."""
 DEBUG = "--debug"
-HULLS = ("cli.py", "command_line.py", "__main__.py")  # what every command runs inside
+HULLS = ("cli.py", "command_line.py", "main.py", "__main__.py")  # what every command runs inside
 NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
 """What torch, safetensors, Arrow and Python say of a full disk."""
 NEARLY_NOTHING = 1 << 16  # bytes
@@ -60,7 +61,7 @@ class SentenceParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Parse as jsonargparse does, once every YAML is known to be one."""
-        words = list(sys.argv[1:] if args is None else args)
+        words = _shipped_configs(sys.argv[1:] if args is None else args)
         named = [
             (word.partition("=")[2] if "=" in word else after)
             for word, after in pairwise([*words, ""])
@@ -164,6 +165,18 @@ def sentence(message: str) -> str:
     kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
     said = visible(redact(LACKS.sub(_ask, " ".join(kept) or message)))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+
+
+def _shipped_configs(args: Sequence[str]) -> list[str]:
+    """The words of a command line, with shipped YAMLs found from any directory."""
+    words: list[str] = []
+    for word in args:
+        option, equals, value = word.partition("=")
+        if words and CONFIG.fullmatch(words[-1]):
+            words.append(shipped(word))
+        else:
+            words.append(f"{option}={shipped(value)}" if equals and CONFIG.match(word) else word)
+    return words
 
 
 def _fault_of_yaml(file: str) -> str:

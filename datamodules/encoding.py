@@ -232,7 +232,7 @@ def _texts(
 ) -> Iterator[tuple[int, Example, str, str]]:
     """Good rows with number, prompt and target; the bad ones are noted, one by one."""
     rows = check_rows(read_rows(path), how.turns, counts, how.unanswered)
-    for number, outcome, raw in tqdm(rows, desc=f"encoding {path}", unit=" rows"):
+    for number, outcome, raw in tqdm(rows, desc=f"encoding {path}", unit=" rows", disable=None):  # but on a terminal
         try:
             if isinstance(outcome, BadRow):
                 raise outcome

@@ -1,5 +1,5 @@
 """`python -m lightning_modules` is `funreason`."""
 
-from lightning_modules.cli import main
+from lightning_modules.commands.main import main
 
 main()

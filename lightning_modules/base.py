@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
 from datamodules.form import ChatForm
-from datamodules.packing import PackedBatch, idle_batch
+from datamodules.packing import IGNORED, Encoded, PackedBatch, collate_packed, idle_batch, micro_batches
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
 from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint, fingerprint_of, group_names
 from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
-from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
+from lightning_modules.metrics import CallAccuracy, Rollout, TargetLoss, Throughput
 from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.precision import check_precision
@@ -29,6 +29,9 @@ from lightning_modules.policy.probe import failing_together, probe_everywhere
 from lightning_modules.rollout import Completion, Generator, HFGenerator
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
+
+SANITY_ROWS = 2  # validated on, over all ranks, before the first step
+SCORED_TOKENS = 8192  # of a forward pass that scores references, padding included
 
 
 def check_numbers(**settings: tuple[Any, bool, str]) -> None:
@@ -111,6 +114,7 @@ class FunctionCallingModule(LightningModule):
         self.reward = reward or FunctionCallReward()
         self.paying: list[Callable[..., Any]] = [self.reward]  # all that completions earn rewards from
         self.accuracy = CallAccuracy()
+        self.target_loss = TargetLoss()
         self.policy: ScoredCausalLM | None = None
         self.packed, self.why_not_packed = True, ""  # whether documents share a row; set when the model is loaded
         self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
@@ -309,6 +313,7 @@ class FunctionCallingModule(LightningModule):
     def on_validation_start(self) -> None:
         """Gather weights that are sharded, once for all batches."""
         self.generating = (self.generating_policy(),)
+        self.generating[0].packed = self.packed
 
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
@@ -353,16 +358,43 @@ class FunctionCallingModule(LightningModule):
         return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Rollout]:
+        """Generate for and score one batch of prompts, and score its references; callbacks receive the rollouts."""
+        if self.trainer.sanity_checking:
+            batch = batch.first(len(range(self.global_rank, SANITY_ROWS, self.trainer.world_size)))
+        if batch.documents is not None:
+            self.score_references(batch.documents)
+        return self.evaluate_prompts(batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Rollout]:
         """Generate for and score one batch of prompts; callbacks receive the rollouts."""
         return self.evaluate_prompts(batch)
 
-    test_step = validation_step
-    predict_step = validation_step
+    predict_step = test_step
+
+    def score_references(self, documents: Sequence[Encoded]) -> None:
+        """Count how likely the references are, each token given all before it; draws no random number."""
+        lengths = [len(document.input_ids) for document in documents]
+        longest = max(lengths, default=0)
+        for rows in micro_batches(lengths, longest, max(SCORED_TOKENS, longest), self.packed):
+            micro = {name: tensor.to(self.device) for name, tensor in collate_packed(documents, rows).items()}
+            scored = self.generating[0](micro["input_ids"], micro["position_ids"], micro["targets"])
+            supervised = micro["targets"] != IGNORED
+            self.target_loss.update(-scored.logprobs, micro["segments"][supervised], micro["samples"][supervised])
+        if not documents:  # on every rank, so that all reduce
+            self.target_loss.update(*torch.zeros(3, 0, dtype=torch.long, device=self.device))
+
+    def evaluated(self) -> dict[str, float]:
+        """What an evaluation has found, over all ranks; the next one begins anew."""
+        figures = self.accuracy.compute()
+        self.accuracy.reset()
+        if self.target_loss.update_called:
+            figures |= self.target_loss.compute()
+            self.target_loss.reset()
+        return figures
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of `CallAccuracy` over all ranks."""
-        self.log_figures(self.accuracy.compute())
-        self.accuracy.reset()
+        """Log the figures of `CallAccuracy` and `TargetLoss` over all ranks."""
+        self.log_figures(self.evaluated())
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -14,6 +14,7 @@ from lightning_modules.base import FunctionCallingModule
 from lightning_modules.board import sample_block
 from lightning_modules.export import export_hf, rehearse_export
 from lightning_modules.metrics import Rollout
+from lightning_modules.progress import say
 
 
 class MetricsCSV(Callback):
@@ -135,7 +136,7 @@ class ExportHF(Callback):
         folder = Path(log_dir or ".") / "hf"
         export_hf(pl_module.policy, pl_module.tokenizer, folder, trainer.is_global_zero, pl_module.form)
         if trainer.is_global_zero:
-            print(f"Exported model: {folder}")
+            say(f"Exported model: {folder}")
 
 
 def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:

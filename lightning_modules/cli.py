@@ -1,42 +1,48 @@
-"""The command line: `funreason fit|validate|test|predict --config FILE [--config OVERLAY] [--model.x y]`.
+"""The commands that train or evaluate: `funreason fit|validate|test|predict --config FILE [--config OVERLAY]`.
 
-`funreason export --ckpt_path PATH` writes the Hugging Face folder of a checkpoint (`lightning_modules.export`), and
-`funreason data --path ANY --out FILE` the rows that are read of a source (`lightning_modules.commands.data`).
-`funreason ask RUN "request"` puts one request to a model, `funreason serve RUN` the model behind vLLM's OpenAI server,
-`funreason play RUN` on a page. `funreason show` says what a `fit` of the same options would train.
+All commands are listed in `lightning_modules.commands.main`.
 """
 
+import logging
 import operator
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import datasets
 import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
+from transformers.utils import logging as transformers_logging
 
-import datamodules  # noqa: F401  (YAML may then use bare class names)
-from datamodules.command_line import SentenceParser, check_writable, one_sentence, run_folder
+import datamodules.bfcl  # YAML may then use bare class names
+import datamodules.pretraining
+import datamodules.prompts
+import datamodules.sft  # noqa: F401
+import lightning_modules.bfcl
+import lightning_modules.grpo
+import lightning_modules.srml  # noqa: F401
+from datamodules.command_line import SentenceParser, check_writable, run_folder
 from datamodules.files import clear_unfinished
 from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
-from lightning_modules import export
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.board import RunLogger
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
-from lightning_modules.commands import ask, data, play, serve, show
+from lightning_modules.commands.main import main as main
+from lightning_modules.ending import interrupted
+from lightning_modules.progress import Progress
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.rollout.table import RolloutTable
 from lightning_modules.sharded_checkpoints import MovingCheckpoints
@@ -62,6 +68,13 @@ BESIDE_THE_POINT = (
     "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
 )
 """Starts of warnings that a user can do nothing about."""
+CHATTER = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.rank_zero",
+)
+CHATTER += ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerators.cuda")
+"""Loggers of Lightning that tell of devices, seeds and other products; the table says what of it matters."""
 
 
 class Parser(SentenceParser, LightningArgumentParser):
@@ -115,8 +128,7 @@ class FunReasonCLI(LightningCLI):
     starts = True  # whether a subcommand begins a run, which takes a folder
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
-        for message in BESIDE_THE_POINT:
-            warnings.filterwarnings("ignore", message=message)
+        be_quiet()
         super().__init__(
             FunctionCallingModule,
             LightningDataModule,
@@ -129,11 +141,12 @@ class FunReasonCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "use_distributed_sampler": False,  # the DataModules deal rows to ranks themselves
                 "enable_model_summary": False,  # RunSummary says it
+                "num_sanity_val_steps": 1,  # and of that batch SANITY_ROWS alone
                 "callbacks": [ExactResume(), RunSummary(), MetricsCSV(), RolloutWriter(), ExportHF()],
             },
             seed_everything_default=42,
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf", "prog": "funreason"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -144,6 +157,7 @@ class FunReasonCLI(LightningCLI):
         """Add the callbacks that a YAML may set but no overlay can drop, and give the data the model's tokenizer."""
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(RolloutTable, "rollouts")
         best = {"filename": "best-{step:06d}", "auto_insert_metric_name": False, "enable_version_counter": False}
@@ -183,6 +197,9 @@ class FunReasonCLI(LightningCLI):
         """Give the run a new folder under `trainer.default_root_dir`; `trainer.logger` may log elsewhere."""
         config = self._get(self.config_init, "trainer")
         ours = config["logger"] in (None, True)
+        if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"] or []):
+            kwargs["enable_progress_bar"] = False  # Lightning's counts batches, not optimizer steps
+            self._get(self.config_init, "progress").bars = config["enable_progress_bar"] in (None, True)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
@@ -212,6 +229,16 @@ class FunReasonCLI(LightningCLI):
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
+
+
+def be_quiet() -> None:
+    """Silence what other libraries say of themselves: advice, devices, bars; their warnings stay."""
+    for message in BESIDE_THE_POINT:
+        warnings.filterwarnings("ignore", message=message)
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def new_folder(root: Path, kind: str, claim: bool) -> str:
@@ -312,54 +339,24 @@ def settle(trainer: Namespace) -> None:
         )
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run one command. Whatever goes wrong is one sentence and exit code 1; SIGTERM ends with 143, Ctrl-C with 130."""
-    try:
-        with one_sentence(args) as words:
-            run(words)
-    except SIGTERMException:
-        sys.exit(143)
-    except KeyboardInterrupt:  # before a training, which Lightning ends with a checkpoint
-        sys.exit(130)
-    except SystemExit as end:
-        if isinstance(end.code, str) and not first_to_speak():
-            sys.exit(1)
-        raise
-
-
-def first_to_speak() -> bool:
-    """Whether no other rank has said yet why the run ends; a rank that cannot ask says it, too."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return True
-    try:
-        return dist.distributed_c10d._get_default_store().add("said why the run ends", 1) == 1
-    except RuntimeError:  # the rank that keeps the store has ended
-        return True
-
-
 def run(words: list[str]) -> None:
-    """Run the command that the first word names.
+    """Run `fit`, `validate`, `test` or `predict`; SIGTERM ends it with a checkpoint and exit code 143.
 
     Raises:
         ValueError: Lightning finds that settings do not fit together, or not this machine.
     """
     try:
-        if words[:1] == ["export"]:
-            export.main(words[1:])
-        elif words[:1] == ["data"]:
-            data.main(words[1:])
-        elif words[:1] == ["ask"]:
-            ask.main(words[1:])
-        elif words[:1] == ["serve"]:
-            serve.main(words[1:])
-        elif words[:1] == ["show"]:
-            show.main(words[1:])
-        elif words[:1] == ["play"]:
-            play.main(words[1:])
-        else:
-            FunReasonCLI(words)
+        FunReasonCLI(words)
         if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit
             # Gloo's threads let go of a collective's tensors under the interpreter's lock; one that ends first aborts.
             dist.destroy_process_group()
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+    except SystemExit as end:
+        stopped = isinstance(end.__context__, KeyboardInterrupt)  # Lightning has made an exit of it
+        if (stopped or isinstance(end, SIGTERMException)) and (advice := interrupted(run_folder.get())):
+            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+                print(advice, flush=True)
+        if isinstance(end, SIGTERMException):
+            sys.exit(143)
+        raise

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat import load_tokenizer
-from datamodules.command_line import SentenceParser, check_writable
+from datamodules.command_line import check_writable
 from datamodules.files import atomic_write
 from datamodules.form import ChatForm
 from datamodules.serving import served_tokenizer
@@ -199,11 +199,3 @@ def check_replaceable(folder: Path, source: str) -> None:
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
     if files and "config.json" not in files:
         raise ValueError(f"--output_dir {folder} holds {min(files)} and no exported model: give a new or empty folder.")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run `funreason export`."""
-    parser = SentenceParser(prog="funreason export", description="Write the Hugging Face folder of a checkpoint.")
-    parser.add_function_arguments(export_checkpoint)
-    options = parser.parse_args(args)
-    print(f"Exported model: {export_checkpoint(**options.as_dict())}")

@@ -283,11 +283,10 @@ class GRPOModule(FunctionCallingModule):
         return dict(zip(sums, total, strict=False)), dict(zip(peaks, greatest[len(sums) :], strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of `CallAccuracy`; in training what the rollouts log, too, has `val/` before its name."""
-        figures = self.accuracy.compute()
-        self.accuracy.reset()
+        """Log what was found; in training what the rollouts log, too, has `val/` before its name."""
         prefix = "val/" if self.trainer.state.fn == TrainerFn.FITTING else ""
-        self.log_figures({name if name.startswith("tool/") else prefix + name: v for name, v in figures.items()})
+        figures = self.evaluated().items()
+        self.log_figures({n if n.startswith(("tool/", "val/")) else prefix + n: v for n, v in figures})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every rank's half-used rollouts (those of a step that was broken off are sampled again)."""

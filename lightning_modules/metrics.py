@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.xlam import Example
@@ -122,6 +123,53 @@ class CallAccuracy(Metric):
             "completion/truncated_frac": truncated / total,
             "completion/mean_length": tokens / total,
         }
+
+
+class TargetLoss(Metric):
+    """Mean negative log-likelihood of reference chains of thought and calls, given prompt and all before (no sampling).
+
+    The state is sums and counts, so that the figures do not depend on how documents fall on batches and ranks.
+
+    Args:
+        by_token: Pool the tokens of all documents; else take the mean of each document's mean, as `reduction: sample`.
+    """
+
+    full_state_update = False
+
+    def __init__(self, by_token: bool = False) -> None:
+        super().__init__()
+        self.by_token = by_token
+        for name in ("sums", "counts"):  # of the chain of thought and of the call
+            self.add_state(name, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, segments: Tensor, samples: Tensor) -> None:
+        """Add the supervised tokens of whole documents.
+
+        Args:
+            nll: Negative log-likelihoods, [N], floating.
+            segments: 1 chain of thought, 2 call, [N], long.
+            samples: Which document each token is of, from 0 up, [N], long.
+        """
+        documents = int(samples.max()) + 1 if len(samples) else 0
+        for place, segment in enumerate((1, 2)):
+            mask = segments == segment
+            sums, counts = torch.zeros(2, documents, dtype=torch.float64, device=nll.device)
+            sums = sums.index_add(0, samples[mask], nll[mask].double())
+            counts = counts.index_add(0, samples[mask], torch.ones_like(nll[mask], dtype=torch.float64))
+            if not self.by_token:
+                sums, counts = sums / counts.clamp(min=1), (counts > 0).double()
+            self.sums[place] += sums.sum()
+            self.counts[place] += counts.sum()
+
+    @torch.inference_mode(False)
+    def reset(self) -> None:
+        """Start anew; see `CallAccuracy.reset`."""
+        super().reset()
+
+    def compute(self) -> dict[str, float]:
+        """Both means; that of a segment that no document has is left out."""
+        means = zip(("val/loss_cot", "val/loss_call"), self.sums.tolist(), self.counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in means if count}
 
 
 def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[str, float]:

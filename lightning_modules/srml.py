@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.packing import PackedBatch
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
-from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
+from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_figures
 from lightning_modules.objectives import Totals, multiscale_loss
 
 
@@ -58,6 +58,7 @@ class SRMLModule(FunctionCallingModule):
         self.balance = balance
         self.cot_weight = cot_weight
         self.reduction = reduction or ("token" if balance == "sft" else "sample")
+        self.target_loss = TargetLoss(by_token=self.reduction == "token")
         self.alpha_lr_mult = alpha_lr_mult
         self.alpha_bounds = alpha_bounds
         if balance == "learnable":

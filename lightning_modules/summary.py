@@ -13,13 +13,14 @@ from datamodules.escaping import visible
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.templates import DATE_FIXED, PROMPT_DATE
-from lightning_modules.base import FunctionCallingModule
+from lightning_modules.base import SANITY_ROWS, FunctionCallingModule
 from lightning_modules.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
 from lightning_modules.gathering import FSDP1_PREFIX
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.memory import Plan, adapters, derived, estimate
 from lightning_modules.metrics import CATEGORIES, RATES
 from lightning_modules.models import LoRA
+from lightning_modules.progress import say
 from lightning_modules.reference import PREFIX
 from lightning_modules.rollout import VLLMGenerator
 from lightning_modules.rollout.settings import time_left
@@ -31,10 +32,23 @@ class RunSummary(Callback):
 
     def __init__(self) -> None:
         self.spent: list[float] | None = []  # seconds of the steps of the first batch of rollouts; None afterwards
+        self.begun = False  # whether the size was printed
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Print the size before anything is waited for, and then what is."""
+        self.begin(trainer, pl_module)
+        if trainer.is_global_zero:
+            print(f"validating {SANITY_ROWS} rows before the first step, to see that it works", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Print the size where nothing was validated before."""
+        if not self.begun:
+            self.begin(trainer, pl_module)
+        self.spent, self.begun = [], False
+
+    def begin(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size of the run, and group the panels."""
-        self.spent = []
+        self.begun = True
         trained, frozen = parameter_counts(pl_module)
         total = trained + frozen
         rows = {
@@ -70,7 +84,7 @@ class RunSummary(Callback):
         if self.spent and pl_module.buffer is None:
             if trainer.is_global_zero:
                 remaining = int(trainer.estimated_stepping_batches) - trainer.global_step
-                print("\n" + time_left(sum(self.spent), len(self.spent), remaining))
+                say(time_left(sum(self.spent), len(self.spent), remaining))
             self.spent = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -77,12 +77,12 @@ def differences(predicted: Any, expected: Any, tools: Any) -> list[str]:
             theirs = [other for other in theirs if other is not twin]
     found = []
     for wanted in theirs:
-        call = next((call for call in ours if call.name == wanted.name), None)
-        if call is None:
+        same = next((call for call in ours if call.name == wanted.name), None)
+        if same is None:
             found.append(f"{wanted.name} is not called")
             continue
-        ours = [other for other in ours if other is not call]
-        found += _argument_differences(call, wanted, floats.get(call.name, NOWHERE))
+        ours = [other for other in ours if other is not same]
+        found += _argument_differences(same, wanted, floats.get(same.name, NOWHERE))
     return found + [f"{call.name} is called, and should not be" for call in ours]
 
 
