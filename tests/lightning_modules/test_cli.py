@@ -197,7 +197,7 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"data.init_args.path": tmp_path / "rows.jsonl"}
     main(["predict", "--config", "configs/sample.yaml", *base_args(tmp_path, **options)])
-    lines = (tmp_path / "version_0" / "rollouts.jsonl").read_text().splitlines()
+    lines = (tmp_path / "srml-predict-0" / "rollouts.jsonl").read_text().splitlines()
     unknown, known = map(json.loads, lines)
     assert unknown["answers"] == "" and unknown["score"] is None and unknown["parts"] is None and unknown["completion"]
     assert unknown["category"] == "" and known["score"] == 0.0 and known["category"] == "multiple"
