@@ -39,7 +39,7 @@ def find_way(model: PreTrainedModel) -> Way:
         The fastest way whose distributions are the plain ones.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or the model has room for no completion.
     """
     longer = _ids(model)
     prompt, following = longer[:PROMPT], longer[PROMPT : PROMPT + NEW]
@@ -73,6 +73,8 @@ def _said(model: PreTrainedModel, way: Way, why: str) -> str:
 def _ids(model: PreTrainedModel) -> list[int]:
     """Ids from all over the vocabulary but not the padding's, fewer than the model has positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or LONGER + NEW
+    if limit <= NEW:
+        raise ValueError(f"init_from: {model.name_or_path} has {limit} max_position_embeddings: nothing fits into them")
     size = model.get_input_embeddings().num_embeddings
     ids = torch.linspace(size - 1, 0, min(LONGER, limit - NEW) + 1, dtype=torch.float64).long().tolist()
     return [token for token in ids if token != getattr(model.config, "pad_token_id", None)]

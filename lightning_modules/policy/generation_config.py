@@ -22,7 +22,7 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
         mended, or "".
 
     Raises:
-        ValueError: If transformers cannot read it.
+        ValueError: If transformers cannot read it, or an end token is none of the model's.
     """
     try:
         config = GenerationConfig.from_pretrained(source)
@@ -36,8 +36,12 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
         config.eos_token_id = getattr(model.config.get_text_config(), "eos_token_id", None)
     if config.pad_token_id is not None and config.pad_token_id < 0:  # "none" in early Llama checkpoints
         config.pad_token_id = None
-    if odd := [i for i in ids_of(config.eos_token_id) if not isinstance(i, int)]:
-        raise ValueError(f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id")
+    tokens = model.get_input_embeddings().num_embeddings
+    if odd := [i for i in ids_of(config.eos_token_id) if not isinstance(i, int) or not 0 <= i < tokens]:
+        raise ValueError(
+            f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id of its "
+            f"{tokens:,} tokens"
+        )
     fault = _fault(config)
     if not fault:
         return config, ""
@@ -45,8 +49,8 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     mended.do_sample = True  # what a temperature means; checkpoints of Llama 2 have one and do not say so
     if not _fault(mended):
         return mended, f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
-    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(**tokens), (
+    special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GenerationConfig(**special), (
         f"The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
     )
 
@@ -68,7 +72,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, config: GenerationConfig) -> li
 
 def ids_of(value: int | list[int] | None) -> list[int]:
     """Token ids as a list, whether a config gives one, several or none."""
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _fault(config: GenerationConfig) -> str:

@@ -27,7 +27,10 @@ BESIDE_THE_TEXT = re.compile(
 sees, hears, predicts further tokens or estimates a value, and tables that are computed nowadays."""
 CONVERTED = re.compile(r"^(.+?) +\| +\S*CONVERSION", re.MULTILINE)
 """A weight in transformers' report that it could not make of several of a file, such as those of the experts."""
-ODD_CONFIG = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+ODD_CONFIG = (
+    *(RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    StrictDataclassError,
+)
 """What transformers meets in a config with values that it does not expect, beside the errors that it raises itself."""
 
 
@@ -116,12 +119,12 @@ def check_values(source: str, model: PreTrainedModel) -> None:
     Raises:
         ValueError: Naming the file and the tensor.
     """
-    for name, weight in model.named_parameters():
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"init_from: {source} holds quantized weights ({name} is {weight.dtype}), which nothing here can train "
-                "or export: give the model they were made from"
-            )
+    kinds = {name: weight.dtype for name, weight in model.named_parameters() if not weight.is_floating_point()}
+    for name, kind in [*kinds.items(), *_whole_numbers(source, {name for name, _ in model.named_parameters()})]:
+        raise ValueError(
+            f"init_from: {source} holds quantized weights ({name} is {kind}), which nothing here can train or export: "
+            "give the model they were made from"
+        )
     for name, weight in model.state_dict().items():
         if not _finite(weight):
             file, tensor = next(_not_finite(source), (source, name))
@@ -134,6 +137,14 @@ def check_values(source: str, model: PreTrainedModel) -> None:
 def _finite(weight: Tensor) -> bool:
     """Whether no value is NaN or infinite, which the least or the greatest one would be."""
     return not weight.is_floating_point() or not weight.numel() or bool(torch.stack(weight.aminmax()).isfinite().all())
+
+
+def _whole_numbers(source: str, parameters: set[str]) -> Iterator[tuple[str, str]]:
+    """Names and kinds of parameters that are no floating-point numbers in the files; loading would cast them."""
+    for path in _files(source):
+        with safe_open(path, framework="pt") as file:
+            kinds = ((name, file.get_slice(name).get_dtype()) for name in file.keys() if name in parameters)
+            yield from ((name, kind) for name, kind in kinds if "F" not in kind)  # of F32, BF16, F8_E4M3
 
 
 def _not_finite(source: str) -> Iterator[tuple[Path, str]]:

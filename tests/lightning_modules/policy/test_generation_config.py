@@ -72,3 +72,9 @@ def test_what_transformers_would_not_save_is_mended_and_said(with_config, tmp_pa
 def test_one_that_cannot_be_read_is_named_in_a_sentence(with_config):
     with pytest.raises(ValueError, match=r"init_from: .*`early_stopping` must be"):
         build_policy(str(with_config(early_stopping="soon")), empty=True)
+
+
+@pytest.mark.parametrize("end", [10**9, [2, -1], 1.5, [END, "x"]])
+def test_an_end_that_is_no_token_of_the_model_is_refused(with_config, end):
+    with pytest.raises(ValueError, match="eos_token_id .* is no id of its 320 tokens"):
+        build_policy(str(with_config(eos_token_id=end)), empty=True)

@@ -145,6 +145,7 @@ def test_damaged_files_are_named(folder, damage, error, words):
         ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
         ({"num_attention_heads": 0, "head_dim": None}, "could not be loaded: ZeroDivisionError"),
         ({"hidden_act": "nope"}, "could not be loaded: KeyError: 'nope'"),
+        ({"pad_token_id": 10**9}, "could not be loaded: AssertionError: Padding_idx must be within"),
     ],
     ids=str,
 )
@@ -157,3 +158,12 @@ def test_weights_left_quantized_are_refused(folder):
     model.model.norm.weight = torch.nn.Parameter(torch.ones(32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"holds quantized weights \(model.norm.weight is torch.int8\)"):
         check_values("folder", model)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool])
+def test_weights_that_loading_would_turn_into_floats_are_refused(folder, kind):
+    place = folder()
+    tensors = load_file(place / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(32, dtype=kind)
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    assert "holds quantized weights (model.norm.weight is" in refusal(place)
