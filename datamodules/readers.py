@@ -217,7 +217,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
     if folder.is_dir():
         try:
             data = datasets.load_from_disk(str(folder))
-        except (pa.ArrowException, ValueError, KeyError) as error:
+        except (pa.ArrowException, FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the saved data set {folder} is damaged: {error}") from error
     elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
         refuse_unreachable_rows(name)

@@ -8,6 +8,7 @@ import operator
 import os
 import pkgutil
 import sys
+import traceback
 import warnings
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ import datamodules.sft  # noqa: F401
 import lightning_modules.bfcl
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.command_line import SentenceParser, check_writable, run_folder
+from datamodules.command_line import OF_PYTHON, SentenceParser, check_writable, run_folder
 from datamodules.files import clear_unfinished
 from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.base import FunctionCallingModule
@@ -55,6 +56,8 @@ SHARES = {
     "val_check_interval": "give a share of an epoch or a number of steps",
     "limit_train_batches": "nothing would be trained on",
 }
+SECTIONS = ("model", "data", "trainer", "last_checkpoint", "best_checkpoint", "samples", "rollouts")
+RESTORES = "checkpoint_connector.py"  # of Lightning
 PER_CORE = 8  # processes that share a core without being a slip
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
@@ -181,6 +184,9 @@ class FunReasonCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the metrics."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        for name in SECTIONS:
+            if not isinstance(config[name], Namespace):
+                raise ValueError(f"{name} must hold settings, and is {config[name]}: leave it out for its defaults")
         refuse_masked(config)
         keep_secrets_of(config)
         settle(config["trainer"])
@@ -223,6 +229,20 @@ class FunReasonCLI(LightningCLI):
         trainer.place = place
         trainer.strategy.checkpoint_io = EitherKind(self._get(self.config_init, "last_checkpoint").fsync)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command, and blame a checkpoint for what fails while a run is put back to it."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OF_PYTHON as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if not any(Path(frame.filename).name == RESTORES and "restore" in frame.name for frame in frames):
+                raise
+            path, words = self._get(self.config_init, "ckpt_path"), " ".join(str(error).split())
+            raise ValueError(
+                f"--ckpt_path {path} is no checkpoint of such a run, or is damaged: what is read of it ends in "
+                f"{type(error).__name__}: {words}"
+            ) from error
 
     def before_fit(self) -> None:
         """A rank that fails alone must not wait for the others to save with it."""

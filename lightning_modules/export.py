@@ -3,6 +3,7 @@
 import tempfile
 from copy import deepcopy
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.chat import load_tokenizer
 from datamodules.command_line import check_writable
 from datamodules.files import atomic_write
-from datamodules.form import ChatForm
+from datamodules.form import AnswerForm, ChatForm, Prompt
 from datamodules.serving import served_tokenizer
 from lightning_modules.checkpoints import check_same_model, load
 from lightning_modules.gathering import merged_weights, named_state, whole
@@ -172,7 +173,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     check_replaceable(folder, source)
     saved = load(checkpoint)
-    state, form = saved["state_dict"], saved.get("form")
+    state, form = saved["state_dict"], form_of(saved, checkpoint)
     weights = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
     policy = build_policy(source, lora, attn_implementation=EVERYWHERE, dtype=dtype)
     kept = {name: w for name, w in policy.state_dict().items() if lora is None or ".lora_" in name}
@@ -180,8 +181,24 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
     check_same_model(theirs, ours, source)
     policy.load_state_dict(weights, strict=lora is None)  # what adapters sit on is as `init_from` has it
     tokenizer = load_tokenizer(source, chat_template)
-    export_hf(policy, tokenizer, folder, form=ChatForm(**form) if form else None)
+    export_hf(policy, tokenizer, folder, form=form)
     return folder
+
+
+def form_of(saved: dict[str, Any], checkpoint: Path) -> ChatForm | None:
+    """How requests were put and answered in the run of a checkpoint; None where it does not say.
+
+    Raises:
+        ValueError: It is none that is known here.
+    """
+    try:
+        form = ChatForm(**saved["form"]) if saved.get("form") else None
+        known = form is None or (form.prompt in get_args(Prompt) and form.answer_form in get_args(AnswerForm))
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"--ckpt_path {checkpoint} is damaged or of a later version: its form is {saved['form']}")
+    return form
 
 
 def check_replaceable(folder: Path, source: str) -> None:

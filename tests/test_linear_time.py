@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datamodules.refinement.declared import type_schema
 
 from datamodules import readers
 from datamodules.chat import without_present_date
@@ -23,6 +22,7 @@ from datamodules.refinement.loose import read_loosely
 from datamodules.refinement.prompts import _between
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import read_raw
+from datamodules.sources.declared import type_schema
 from datamodules.sources.messages import Message, read_messages
 from datamodules.sources.nulls import types_of
 from datamodules.sources.prompts import glaive_chat, split_request, split_system

@@ -53,6 +53,8 @@ def convert(
     if not path:
         raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
     file = Path(out).expanduser()
+    if "\0" in out:
+        raise ValueError(f"--out {out!r} is no name of a file")
     if file.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
     check_writable("--out", file.parent)

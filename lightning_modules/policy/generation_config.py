@@ -22,7 +22,7 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
         mended, or "".
 
     Raises:
-        ValueError: If transformers cannot read it, or an end token is none of the model's.
+        ValueError: If transformers cannot read it, or an end token is no number.
     """
     try:
         config = GenerationConfig.from_pretrained(source)
@@ -32,26 +32,25 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
         config = deepcopy(model.generation_config)  # there is none
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"init_from: {source} has an impossible generation config: {_line(error)}") from error
-    if config.eos_token_id is None:
-        config.eos_token_id = getattr(model.config.get_text_config(), "eos_token_id", None)
     if config.pad_token_id is not None and config.pad_token_id < 0:  # "none" in early Llama checkpoints
         config.pad_token_id = None
-    tokens = model.get_input_embeddings().num_embeddings
-    if odd := [i for i in ids_of(config.eos_token_id) if not isinstance(i, int) or not 0 <= i < tokens]:
-        raise ValueError(
-            f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id of its "
-            f"{tokens:,} tokens"
-        )
+    named = [*ids_of(config.eos_token_id), *ids_of(getattr(model.config.get_text_config(), "eos_token_id", None))]
+    if odd := [i for i in named if not isinstance(i, int)]:
+        raise ValueError(f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id")
+    config.eos_token_id, said = _of_the_model(config, model)
     fault = _fault(config)
     if not fault:
-        return config, ""
+        return config, said
     mended = deepcopy(config)
     mended.do_sample = True  # what a temperature means; checkpoints of Llama 2 have one and do not say so
     if not _fault(mended):
-        return mended, f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
+        return (
+            mended,
+            f"{said}The generation config of {source} samples without saying so: hf/ will have do_sample true.",
+        )
     special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(**special), (
-        f"The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
+        f"{said}The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
     )
 
 
@@ -73,6 +72,18 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, config: GenerationConfig) -> li
 def ids_of(value: int | list[int] | None) -> list[int]:
     """Token ids as a list, whether a config gives one, several or none."""
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _of_the_model(config: GenerationConfig, model: PreTrainedModel) -> tuple[int | list[int] | None, str]:
+    """The end tokens that a model has, and a sentence on those that it has not: none of them could end anything."""
+    tokens, missing = model.get_input_embeddings().num_embeddings, []
+    for ends in (config.eos_token_id, getattr(model.config.get_text_config(), "eos_token_id", None)):
+        kept = [i for i in ids_of(ends) if 0 <= i < tokens]
+        missing += [i for i in ids_of(ends) if i not in (*kept, *missing)]
+        if kept:
+            break
+    said = f"eos_token_id {', '.join(map(str, missing))} is none of the {tokens:,} tokens and is left out. "
+    return (kept if isinstance(ends, list) else kept[0]) if kept else None, said if missing else ""
 
 
 def _fault(config: GenerationConfig) -> str:

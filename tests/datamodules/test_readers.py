@@ -243,6 +243,12 @@ def test_a_damaged_saved_data_set_is_named(tmp_path, make_row):
     with pytest.raises(ValueError, match=f"{tmp_path / 'saved'}"):
         rows_of(tmp_path / "saved")
     file.write_bytes(content)
-    (tmp_path / "saved" / "state.json").write_text("{")
-    with pytest.raises(ValueError, match=f"the saved data set {tmp_path / 'saved'} is damaged"):
-        rows_of(tmp_path / "saved")
+    for text in ("{", "[]", "3", "null", "{}"):
+        (tmp_path / "saved" / "state.json").write_text(text)
+        with pytest.raises(ValueError, match=f"the saved data set {tmp_path / 'saved'} is damaged"):
+            rows_of(tmp_path / "saved")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "splits")
+    for text in ("{}", "3", '{"splits": ["absent"]}'):
+        (tmp_path / "splits" / "dataset_dict.json").write_text(text)
+        with pytest.raises(ValueError, match=f"the saved data set {tmp_path / 'splits'} is damaged"):
+            rows_of(tmp_path / "splits")

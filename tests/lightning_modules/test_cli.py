@@ -253,6 +253,13 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
+@pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint"])
+def test_a_section_without_settings_is_named(base_args, tmp_path, section):
+    (tmp_path / "c.yaml").write_text(f"{section}: null\n")
+    with pytest.raises(SystemExit, match=f"^error: {section} must hold settings, and is None"):
+        main([*CONFIG, "--config", str(tmp_path / "c.yaml"), *(a for a in base_args(tmp_path) if section not in a)])
+
+
 def test_ctrl_c_before_a_training_ends_without_a_traceback(base_args, tmp_path, monkeypatch):
     monkeypatch.setattr(FunReasonCLI, "instantiate_classes", lambda self: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as exit_:
@@ -301,6 +308,11 @@ def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_fol
         (lambda state: state | {"state_dict": {"a": 1}}, "weights"),
         (lambda state: state | {"pytorch-lightning_version": "new"}, "pytorch-lightning_version"),
         (lambda state: {name: part for name, part in state.items() if name != "optimizer_states"}, "weights alone"),
+        (lambda state: state | {"loops": {"fit_loop": 3}}, "odd.ckpt is no checkpoint of such a run"),
+        (lambda state: state | {"optimizer_states": [3]}, "odd.ckpt is no checkpoint of such a run"),
+        (lambda state: state | {"lr_schedulers": [{"a": 1}]}, "odd.ckpt is no checkpoint of such a run"),
+        (lambda state: state | {"callbacks": [1]}, "odd.ckpt is no checkpoint of such a run"),
+        (lambda state: state | {"form": {"x": 1}}, "odd.ckpt is no checkpoint of such a run"),
     ],
 )
 def test_what_is_no_checkpoint_of_a_run_is_refused_by_the_part_that_it_lacks(run, base_args, tmp_path, change, word):

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 
 from lightning_modules import SRMLModule, export
 from lightning_modules.cli import main
-from lightning_modules.export import export_hf, rehearse_export
+from lightning_modules.export import export_hf, form_of, rehearse_export
 from lightning_modules.models import LoRA, build_policy
 from lightning_modules.policy import weights
 
@@ -198,6 +198,13 @@ def test_a_folder_that_the_export_does_not_fit_into_is_named(tiny_model_dir, tmp
     with pytest.raises(OSError, match=rf"the export to {tmp_path / 'hf'} cannot be written: {error}"):
         export_hf(policy, AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path / "hf")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", [3, [1], {"x": 1}, {"answer_form": "verse"}])
+def test_a_form_that_is_none_is_blamed_on_its_checkpoint(tmp_path, form):
+    with pytest.raises(ValueError, match=f"--ckpt_path {tmp_path} is damaged"):
+        form_of({"form": form}, tmp_path)
+    assert form_of({}, tmp_path) is None and form_of({"form": {"think": False}}, tmp_path).think is False
 
 
 def test_exports_into_one_folder_at_once_leave_a_whole_one(tiny_model_dir, tmp_path):

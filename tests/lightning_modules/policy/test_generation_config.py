@@ -74,7 +74,16 @@ def test_one_that_cannot_be_read_is_named_in_a_sentence(with_config):
         build_policy(str(with_config(early_stopping="soon")), empty=True)
 
 
-@pytest.mark.parametrize("end", [10**9, [2, -1], 1.5, [END, "x"]])
-def test_an_end_that_is_no_token_of_the_model_is_refused(with_config, end):
-    with pytest.raises(ValueError, match="eos_token_id .* is no id of its 320 tokens"):
+@pytest.mark.parametrize("end", [1.5, [END, "x"]])
+def test_an_end_that_is_no_number_is_refused(with_config, end):
+    with pytest.raises(ValueError, match=r"eos_token_id .* is no id"):
         build_policy(str(with_config(eos_token_id=end)), empty=True)
+
+
+@pytest.mark.parametrize(("end", "kept"), [(10**9, END), (2**70, END), (-1, END), ([TEXT, 320], [TEXT]), (319, 319)])
+def test_ends_that_the_model_has_not_are_left_out_and_said(with_config, caplog, end, kept):
+    """The tiny model has 320 tokens and ends with END; GPT-2's config says 50256 of a model of any size."""
+    policy = build_policy(str(with_config(eos_token_id=end)))
+    assert policy.causal_lm.generation_config.eos_token_id == kept
+    said = [line for record in caplog.records if "is none of the 320 tokens" in (line := record.getMessage())]
+    assert len(said) == (end != kept) and all(str(end if isinstance(end, int) else 320) in line for line in said)
