@@ -8,6 +8,7 @@ from typing import Any
 from datamodules.example import BadRow, Example
 from datamodules.readers import read_rows
 from datamodules.rows import read_raw
+from rewards import as_calls, write_calls
 
 MOST = 500  # rows of a source on offer
 RECORDED = ("step", "completion", "score", "reward", "advantage")
@@ -60,10 +61,10 @@ def open_rows(path: str, most: int = MOST) -> tuple[list[OpenedRow], int]:
 
 
 def reference_of(example: Example) -> str:
-    """The right calls of a row as they are edited: indented JSON, "" where the row has none."""
-    return indented(example.answers) if example.answers else ""
+    """The right calls of a row as they are edited: as Python writes them, "" where the row has none."""
+    return write_calls(as_calls(example.answers)) if example.answers else ""
 
 
 def indented(text: str) -> str:
-    """JSON with a line for each key, for a text area; nested schemas stay on one line where they are short."""
+    """JSON with a line for each key, for a text area."""
     return json.dumps(json.loads(text), ensure_ascii=False, indent=2)

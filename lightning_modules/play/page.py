@@ -11,7 +11,7 @@ from lightning_modules.commands.ask import load_model
 from lightning_modules.commands.play import DEMO_QUERY, DEMO_TOOLS, page_options
 from lightning_modules.play.opened import OpenedRow, indented, open_rows, reference_of
 from lightning_modules.play.sampled import SampledGroup, request, sample_group
-from lightning_modules.play.shading import answer_html, legend_html
+from lightning_modules.play.shading import STYLE, answer_html, legend_html
 
 models = st.cache_resource(show_spinner="Loading the model…")(load_model)
 rows_of = st.cache_data(ttl=30, show_spinner="Reading rows…")(open_rows)
@@ -25,7 +25,8 @@ def page(runs: list[str], data: str | None) -> None:
         data: Rows to open, or None.
     """
     st.set_page_config("funreason play", layout="wide")
-    st.title("funreason play", anchor=False)
+    st.html(STYLE)
+    st.header("funreason play", anchor=False)
     chosen, settings = choose(runs)
     sources = {"the data": data} if data else {}
     sources |= {f"samples of {run}": str(Path(run) / "samples.jsonl") for run in runs if has_samples(run)}
@@ -35,14 +36,14 @@ def page(runs: list[str], data: str | None) -> None:
     st.session_state.setdefault("tools", DEMO_TOOLS)
     left, right = st.columns([2, 3])
     with left:
-        query = st.text_area("Query", key="query", height=110)
+        query = st.text_area("Query", key="query", height=80)
         reference = st.text_area(
             "Reference (optional)",
             key="reference",
-            height=110,
+            height=80,
             help="The right calls, as JSON or as Python writes them. With one there are rewards and advantages.",
         )
-    tools = right.text_area("Tools (JSON)", key="tools", height=270)
+    tools = right.text_area("Tools (JSON)", key="tools", height=206)
     with st.expander("Earlier turns (JSON)", expanded=bool(st.session_state.get("history"))):
         history = st.text_area("Earlier turns", key="history", label_visibility="collapsed", height=110)
     if st.button("Sample a group", type="primary"):
@@ -73,8 +74,8 @@ def choose(runs: list[str]) -> tuple[list[str], dict[str, Any]]:
             "seed": st.number_input("Seed", 0, 2**31, 0),
         }
         st.subheader("EGPO", anchor=False)
-        settings["entropy_scale"] = st.number_input(r"$\lambda$, weight of the entropy", 0.0, 10.0, 0.4, 0.1)
-        settings["clip_divisor"] = st.number_input(r"$\alpha$, divisor of the cap", 1.01, 100.0, 2.0, 0.5)
+        settings["entropy_scale"] = st.number_input("Lambda, weight of the entropy", 0.0, 10.0, 0.4, 0.1)
+        settings["clip_divisor"] = st.number_input("Alpha, divisor of the cap", 1.01, 100.0, 2.0, 0.5)
         settings["advantage_scale"] = st.selectbox("Advantages divided by", ["std", "none"])
         st.caption(r"$A=(r-\bar r)/\sigma$; EGPO adds $\min(\lambda E,|A|/\alpha)$, $E$ the mean entropy of the CoT.")
     return chosen, settings
@@ -137,8 +138,7 @@ def show(run: str, group: SampledGroup) -> None:
     if answers[0].advantage is not None:
         figures = {"mean reward": f"{sum(answer.result.score for answer in answers) / count:.3f}"} | figures
         figures["capped"] = f"{sum(bool(answer.capped) for answer in answers)} of {count}"
-    for place, (name, value) in zip(st.columns(len(figures)), figures.items(), strict=True):
-        place.metric(name, value)
+    st.markdown(", ".join(f"{name} **{value}**" for name, value in figures.items()))
     with st.expander(f"Prompt ({group.prompt_tokens:,} tokens)"):
         st.code(visible(group.prompt), language=None, wrap_lines=True)
     for number, answer in enumerate(answers, start=1):

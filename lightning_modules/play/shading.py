@@ -10,7 +10,8 @@ from rewards import render_calls
 COLOURS = {"cot": "245, 158, 11", "call": "14, 165, 233"}  # amber and sky, of which there are light and dark shades
 FULL = 1.5  # nats at which the shade is deepest: as between four or five words that are equally likely
 STYLE = (
-    "<style>.fr-card{border:1px solid rgba(128,128,128,.28);border-radius:.6rem;padding:.7rem .9rem;margin:0 0 .2rem}"
+    "<style>.stMainBlockContainer{padding-top:2.6rem;padding-bottom:2rem}"
+    ".fr-card{border:1px solid rgba(128,128,128,.28);border-radius:.6rem;padding:.7rem .9rem;margin:0 0 .2rem}"
     ".fr-head{display:flex;flex-wrap:wrap;gap:.35rem .9rem;align-items:baseline;font-size:.82rem;margin-bottom:.5rem}"
     ".fr-text{font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:.8rem;line-height:1.75;"
     "white-space:pre-wrap;overflow-wrap:anywhere}"
@@ -84,4 +85,4 @@ def legend_html() -> str:
         for kind, name in (("cot", "chain of thought"), ("call", "call"))
     ]
     words = f'<span class="fr-dim">shade: entropy from 0 to {FULL:g} nats and more</span>'
-    return f'{STYLE}<div class="fr-head">{"".join(f"<span>{part}</span>" for part in [*scales, words])}</div>'
+    return f'<div class="fr-head">{"".join(f"<span>{part}</span>" for part in [*scales, words])}</div>'

@@ -64,7 +64,7 @@ def test_a_group_is_sampled_in_a_real_browser(served, tmp_path):
         shades = page.js(
             "[...document.querySelectorAll('.fr-t')].map(t => [getComputedStyle(t).backgroundColor, t.title])"
         )
-        assert len(shades) == 4 * 5  # random weights end no answer
+        assert 4 <= len(shades) <= 4 * 5  # bytes within a character show nothing
         assert all(colour.startswith("rgba(14, 165, 233") and title.endswith(" nats") for colour, title in shades)
         assert "Rain in Oslo?" in page.js("document.body.textContent")  # the prompt, folded away
         assert page.js("window.stolen === undefined")

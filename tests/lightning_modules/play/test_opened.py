@@ -25,7 +25,7 @@ def test_samples_of_a_run_are_opened_with_what_was_answered(tmp_path):
     assert bad == 0 and [row.example.query for row in opened] == ["Do f.", "Rain?"] * 2
     assert opened[2].recorded == {"step": 20, "completion": samples[0].text, "score": 1.0} and opened[2].number == 3
     assert json.loads(opened[0].example.answers) == json.loads(CALLS) and opened[1].example.answers == "[]"
-    assert json.loads(reference_of(opened[0].example)) == json.loads(CALLS) and reference_of(opened[1].example) == "[]"
+    assert [reference_of(row.example) for row in opened[:2]] == ["[f()]", "[]"]
 
 
 def test_rows_of_any_form_are_opened_and_bad_ones_counted(tmp_path):
