@@ -1,0 +1,243 @@
+"""README and docs: every command parses, every path, link, key and metric that they name exists, their Python runs."""
+
+import ast
+import csv
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+
+from datamodules import BFCLDataModule, XLAMPromptDataModule, XLAMSFTDataModule, toolbox
+from datamodules.command_line import SentenceParser
+from datamodules.refinement import cli as refine
+from datamodules.refinement import rounds
+from datamodules.xlam import read_examples
+from lightning_modules import BFCLModule, GRPOModule, SRMLModule
+from lightning_modules.cli import FunReasonCLI
+from lightning_modules.commands.main import main
+from rewards import FunctionCallReward
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("lightning_modules", "datamodules", "rewards", "configs", "docs", "notebooks", "benchmarks", "assets", "tests")
+COMMANDS = {"funreason": main, "funreason-refine": refine.main, "funreason-self-refine": rounds.main}
+
+
+class ParsedError(BaseException):
+    """Raised in the place of what a command does once it has read its command line; no command catches it."""
+
+
+def blocks(page, kind):
+    """The fenced blocks of a kind in a page."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """The command lines of all pages, without comments, each once: words -> page."""
+    lines = {}
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in shlex.join(shlex.split(line, comments=True)).split(" '&&' "):
+                    lines.setdefault(part, page.name)
+    return lines
+
+
+def test_every_page_with_commands_is_read():
+    pages = {name for name in commands().values()}
+    assert {"README.md", "commands.md", "configuration.md", "refinement.md", "bfcl.md", "vllm.md"} <= pages
+
+
+@pytest.fixture
+def own(tmp_path, tiny_model_dir, monkeypatch):
+    """What the pages call MODEL, RUN, rows.jsonl, ...; the working directory is the repository's root."""
+    monkeypatch.chdir(ROOT)
+    (row,) = blocks(ROOT / "README.md", "json")
+    for name in ("rows.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(json.dumps(json.loads(row)) + "\n")
+    (tmp_path / "tools.json").write_text(json.dumps(json.loads(row)["tools"]))
+    files = {name: tmp_path / name for name in ("rows.jsonl", "test.jsonl", "tools.json")}
+    return {"MODEL": tiny_model_dir, "RUN": tiny_model_dir, **files}
+
+
+def targets():
+    return re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.split()[:1] != ["source"]])
+def test_command_is_understood(line, own, monkeypatch):
+    """As far as reading the command line goes; what the commands do is tested where they are."""
+    program, *words = (str(own.get(word, word)) for word in shlex.split(line))
+    if program == "make":
+        assert words[0] in targets() and all("=" in word for word in words[1:])
+        return
+    if program == "pip":
+        extra = re.search(r"\[(\w+)\]", line)[1]
+        assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+        return
+    if program == "python":
+        assert words[:2] == ["-m", "datamodules.toolbox"]
+        toolbox.main(words[2:])
+        return
+    helps = [word for word in words if word.endswith(".help") or word == "--print_config"]
+    parse_args, depth = SentenceParser.parse_args, []
+
+    def parse(parser, *args, **kwargs):
+        depth.append(parser)
+        options = parse_args(parser, *args, **kwargs)
+        depth.pop()
+        if not depth:
+            raise ParsedError
+        return options
+
+    def stop(model):
+        raise ParsedError
+
+    monkeypatch.setattr(SentenceParser, "parse_args", parse)
+    monkeypatch.setattr("lightning_modules.commands.serve.server_arguments", stop)  # who reads the rest is vLLM
+    monkeypatch.setattr("sys.argv", [program, *words])
+    with pytest.raises((ParsedError, SystemExit)) as end:
+        COMMANDS[program](words)
+    assert isinstance(end.value, ParsedError) or (helps and end.value.code in (0, None)), end.value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith(("http://", "https://")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_and_the_names_in_it_exist(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for path, names in re.findall(rf"`((?:{'|'.join(TOP)})/[\w./-]*)(?:: ([\w, ]+))?`", text):
+        assert (ROOT / path).exists(), path
+        for name in filter(None, names.split(", ")):
+            assert re.search(rf"^(?:async )?(?:def|class) {name}\b", (ROOT / path).read_text(), re.MULTILINE), name
+
+
+def parameters(*classes):
+    return {name for cls in classes for base in cls.__mro__[:-1] for name in inspect.signature(base).parameters}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_is_one(page):
+    known = {
+        "model": parameters(SRMLModule, GRPOModule, BFCLModule),
+        "data": parameters(XLAMSFTDataModule, XLAMPromptDataModule, BFCLDataModule),
+        "trainer": parameters(Trainer),
+    }
+    for section, key in re.findall(r"`-{0,2}(model|data|trainer)\.(?!init_args)(\w+)", page.read_text("utf-8")):
+        assert key in known[section] | {"help"}, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "configuration.md", "yaml"))
+def test_yaml_of_the_configuration_page_builds_a_run(block, own, tmp_path):
+    (tmp_path / "mine.yaml").write_text(block)
+    files = ["--config=configs/finetune.yaml", f"--config={tmp_path / 'mine.yaml'}"]
+    given = [f"--model.init_from={own['MODEL']}", f"--data.path={own['rows.jsonl']}", "--trainer.accelerator=cpu"]
+    cli = FunReasonCLI([*files, *given, f"--trainer.default_root_dir={tmp_path}"], run=False)
+    for key, value in yaml.safe_load(block).items():
+        assert cli.config[key] is not None and value
+
+
+def test_row_of_the_readme_is_what_its_picture_shows(own):
+    (example,), bad = read_examples(own["rows.jsonl"])
+    picture = (ROOT / "docs" / "images" / "row.svg").read_text(encoding="utf-8")
+    assert not bad and all(text in picture for text in (example.query, example.cot, *json.loads(example.answers)[0]))
+    plain = re.sub(r"<[^>]*>", " ", picture).replace("&lt;", "<").replace("&gt;", ">").replace("<|im_end|>", "")
+    answers = [line.strip() for line in plain.split("3  The reward")[1].splitlines() if "get_weather(" in line]
+    scores = [int(line) for line in plain.split("3  The reward")[1].splitlines() if line.strip() in ("0", "1")]
+    assert len(answers) == len(scores) == 4
+    for answer, score in zip(answers, scores, strict=True):
+        assert FunctionCallReward()(answer, example.tools, example.answers).score == score, answer
+
+
+def test_python_of_the_readme_trains(own, tmp_path):
+    _, train = blocks(ROOT / "README.md", "python")
+    small = {"max_steps=100": "max_steps=1, enable_progress_bar=False", "assets/tiny-base": str(own["MODEL"])}
+    small |= {"toolbox:train:400": str(own["rows.jsonl"]), "limit_val=32": f"val_fraction=0, cache_dir='{tmp_path}'"}
+    small |= {"runs/python": str(tmp_path)}
+    for given, instead in small.items():
+        assert given in train
+        train = train.replace(given, instead)
+    space = {}
+    exec(train, space)
+    assert space["trainer"].global_step == 1
+
+
+def test_python_of_the_client_is_python():
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            ast.parse(block)
+
+
+def test_examples_of_extending_work(own, tmp_path, monkeypatch):
+    objective, reward = blocks(ROOT / "docs" / "extending.md", "python")
+    (tmp_path / "my_objective.py").write_text(objective)
+    (tmp_path / "my_rewards.py").write_text(reward)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = [f"--model.init_from={own['MODEL']}", f"--data.path={own['rows.jsonl']}", "--trainer.accelerator=cpu"]
+    clis = []
+    for base, block in zip(("finetune", "rl"), blocks(ROOT / "docs" / "extending.md", "yaml"), strict=True):
+        (tmp_path / f"{base}.yaml").write_text(block)
+        files = [f"--config=configs/{base}.yaml", f"--config={tmp_path / base}.yaml"]
+        clis.append(FunReasonCLI([*files, *given, f"--trainer.default_root_dir={tmp_path}"], run=False))
+    falling, rewarded = (cli.model for cli in clis)
+    falling._trainer = type("Half", (), {"estimated_stepping_batches": 10, "global_step": 5})()
+    assert falling.alpha() == pytest.approx(0.6)  # 0.7 + 5 / 10 (0.5 - 0.7)
+    row = [f"<think>{'so ' * words}</think>\n\n[]" for words in (60, 61)]
+    assert [rewarded.rewards.functions["short"](text, "[]", "[]") for text in row] == [1.0, 0.0]
+    assert rewarded.rewards.weights == {"function_call": 1.0, "short": 0.2}
+
+
+def metrics_of_the_page():
+    """Patterns of the metrics that the first column of docs/metrics.md names."""
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return [re.escape(name).replace("CATEGORY", r"\w+").replace("NAME", r"\w+").replace("…", ".+") for name in names]
+
+
+@pytest.mark.parametrize("config", ["finetune", "rl"])
+def test_every_metric_that_a_run_logs_is_explained(config, own, tmp_path):
+    generator = "lightning_modules.rollout.HFGenerator"
+    small = {"init_from": own["MODEL"], "generator": generator, "generator.max_new_tokens": 4}
+    options = [f"--model.{key}={value}" for key, value in small.items()]
+    options += [f"--data.{key}={own['rows.jsonl']}" for key in ("path", "val_path")]
+    sizes = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.precision=32-true"]
+    sizes += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    sizes += [f"--data.cache_dir={tmp_path / 'cache'}", "--trainer.enable_progress_bar=false"]
+    sizes += ["--data.prompts_per_step=1", "--model.group_size=2"] if config == "rl" else ["--data.batch_size=1"]
+    main(["fit", f"--config=configs/{config}.yaml", *options, *sizes])
+    (log,) = tmp_path.glob("*/metrics.csv")
+    names = {row["name"] for row in csv.DictReader(log.open())} - {"step", "epoch"}
+    known = [*metrics_of_the_page(), r"rollout/.+"]  # `rollout/` is that of the heading
+    assert names and not [name for name in names if not any(re.fullmatch(known_as, name) for known_as in known)]
+
+
+def first_sentence(path):
+    """What a source file or a YAML says of itself first."""
+    text = path.read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(text)) or "" if path.suffix == ".py" else text.lstrip("# ")
+    return text.partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
+def test_the_tree_of_the_layout_page_is_that_of_the_repository():
+    """Where this fails, the message has the lines as they should be."""
+    sources = [path for top in TOP[:3] for path in (ROOT / top).rglob("*.py") if path.name != "__init__.py"]
+    sources += [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "benchmarks").glob("*.py")]
+    told = {f"- `{path.relative_to(ROOT)}`: {first_sentence(path)}" for path in sources}
+    other = [path for top in ("docs", "notebooks") for path in (ROOT / top).glob("*.*")]
+    page = [line for line in (ROOT / "docs" / "layout.md").read_text("utf-8").splitlines() if line.startswith("- `")]
+    named = [line.split("`")[1] for line in page]
+    assert not told - set(page), "missing in docs/layout.md:\n" + "\n".join(sorted(told - set(page)))
+    stale = {line for line, name in zip(page, named, strict=True) if not (ROOT / name).exists()}
+    assert not stale and len(set(named)) == len(named), f"of no file, or twice: {sorted(stale)}"
+    lacking = {str(path.relative_to(ROOT)) for path in other if path.is_file()} - set(named)
+    assert not lacking, f"missing in docs/layout.md: {sorted(lacking)}"
