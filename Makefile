@@ -40,7 +40,7 @@ tensorboard: setup  ## Curves and samples of LOGDIR=... (the newest folder below
 	$(BIN)/tensorboard --logdir '$(LOGDIR)' --samples_per_plugin text=100
 
 test: setup  ## Run every test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-vllm: $(VLLM_VENV)/installed  ## Run the tests of rollouts by vLLM, on the CPU, in an environment of their own
 	$(VLLM_VENV)/bin/pytest --timeout 1800 tests/vllm
