@@ -206,6 +206,8 @@ class FunReasonCLI(LightningCLI):
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"] or []):
             kwargs["enable_progress_bar"] = False  # Lightning's counts batches, not optimizer steps
             self._get(self.config_init, "progress").bars = config["enable_progress_bar"] in (None, True)
+        if ours:
+            kwargs["logger"] = False  # ours takes its place
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given

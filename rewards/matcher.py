@@ -71,9 +71,9 @@ def differences(predicted: Any, expected: Any, tools: Any) -> list[str]:
         floats = float_places(as_tools(tools))
     except ValueError as error:
         return [str(error)]
-    for call in list(ours):
-        if twin := next((other for other in theirs if agree([call], [other], floats).arguments), None):
-            ours = [other for other in ours if other is not call]  # `==` takes True for 1
+    for given in list(ours):
+        if twin := next((other for other in theirs if agree([given], [other], floats).arguments), None):
+            ours = [other for other in ours if other is not given]  # `==` takes True for 1
             theirs = [other for other in theirs if other is not twin]
     found = []
     for wanted in theirs:

@@ -133,7 +133,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
     assert table["updates"] == "2 x 2 mini-batches of 8 rollouts = 4 optimizer steps a batch"
     assert table["whole run"] == "2 batches, 8 prompts, 32 rollouts at most"
     assert (
-        table["rollouts"].endswith("temperature 1 and top-p 1, by seed 42") and "order is that of seed 3." in lines[0]
+        table["rollouts"].endswith("temperature 1 and top-p 1, by seed 42") and "order is that of seed 3." in lines[1]
     )
     assert table["validation"] == "1 prompts, 64 at a time over all ranks"
     # GSPO as published, and rows of at most 2,000 tokens with their 8 new ones.
