@@ -29,7 +29,9 @@ class Earned:
 
     @property
     def fails(self) -> str:
-        """The first part of the reward that it fails, and why where the reader says so; "" where it fails none."""
+        """The first part of the reward that it fails, and why where the reader says so; "" where it is right."""
+        if self.result.parts["exact_match"] == 1:  # words, where those are asked for, are no list of calls
+            return ""
         part = next((name for name in JUDGED if not self.result.parts[name]), "")
         why = self.result.parsed.error if self.result.parsed and part in ("format", "parse") else ""
         return f"{part}: {why}" if why else part

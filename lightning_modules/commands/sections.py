@@ -97,11 +97,10 @@ def earnings(answers: Sequence[Earned], totals: Sequence[float | None] | None = 
     """
     lines: list[Line] = []
     for i, answer in enumerate(answers):
-        right = answer.result.parts["exact_match"] == 1
-        said = answer.name if right else f"{answer.name}: fails {answer.fails}"
+        said = f"{answer.name}: fails {answer.fails}" if answer.fails else answer.name
         if totals is not None:
             said += f"; model.rewards pay {'nothing, for one of them fails' if totals[i] is None else f'{totals[i]:g}'}"
-        lines.append((Span(f"{answer.result.score:g}", "good" if right else "bad"), Span(f"  {said}")))
+        lines.append((Span(f"{answer.result.score:g}", "bad" if answer.fails else "good"), Span(f"  {said}")))
         lines.append(plain(f"   {shortened(answer.text)}", "faint"))
     return lines
 

@@ -68,11 +68,13 @@ def test_answers_of_several_calls_and_of_none():
     )
     none = scores(example([]))
     assert (none["a call where none fits"], none["words instead of []"]) == ("name", "parse")
-    # In words: a default reward pays for [] alone; one that pays for words does not pay for [].
+    # In words: the default reward pays for [] alone; one that pays for what is no call takes both.
     words = example([], response="I cannot.")
-    assert scores(words)["the row's own answer, as it is trained on"] == "parse"
-    paid = scores(words, no_call="text")
-    assert (paid["the row's own answer, as it is trained on"], paid["[] instead of words"]) == ("", "name")
+    asked = scores(words)
+    assert (asked["the row's own answer, as it is trained on"], asked["[] instead of words"]) == ("parse", "")
+    asked = scores(words, no_call="text")
+    assert (asked["the row's own answer, as it is trained on"], asked["[] instead of words"]) == ("", "")
+    assert asked["a call where none fits"] == "name"
 
 
 def test_without_a_chain_of_thought():
@@ -165,11 +167,11 @@ def test_a_long_answer_is_cut_in_its_middle():
 @pytest.fixture
 def show(base_args, tmp_path, capsys, monkeypatch):
     """Runs the command without weights; gives what it prints."""
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-    monkeypatch.delenv("NO_COLOR", raising=False)
 
     def run(experiment, *words, **options):
-        main(["show", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path / "runs", **options), *words])
+        with monkeypatch.context() as patch:
+            patch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+            main(["show", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path / "runs", **options), *words])
         assert not (tmp_path / "runs").exists()
         return capsys.readouterr().out
 
@@ -202,7 +204,7 @@ def test_a_row_and_what_it_earns(show, tmp_path):
     assert "rows read as: xLAM's columns 24" in plain_text
     row = plain_text[plain_text.index("Row 2 of") : plain_text.index("What answers")]
     assert "<|im_start|>user\n  Request 1: weather in" in row
-    assert re.search(r"\x1b\[36m<think>[^\x1b]+get_weather fits.</think>\x1b\[0m", printed)
+    assert re.search(r"\x1b\[36m<think>[^\x1b]+get_weather fits.</think>\s*\x1b\[0m", printed)
     assert re.search(r"\x1b\[32m[^\x1b]*\[get_weather\(city='\w+', days=\d\)\]<\|im_end\|>\x1b\[0m", printed)
     tokens = [int(n) for n in re.findall(r"^  (?:prompt|chain of thought|call), (\d+) tokens$", row, re.M)]
     assert f": {sum(tokens)} tokens" in row and all(tokens)
@@ -226,7 +228,7 @@ def odd_rows(tmp_path):
         "description": "",
         "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
     }
-    turns = [said("First?", '{"a": "1"}'), {"role": "tool", "tool_call_id": "First?", "content": "rain"}]
+    turns = [said("First?", '{"a": "1"}'), {"role": "tool", "tool_call_id": "First?", "content": "snow"}]
     turns = [said("First?"), *turns, said("Second?"), said("Second?", '{"a": "2"}')]
     rows = [
         {"messages": turns, "tools": [{"type": "function", "function": function}]},
@@ -246,7 +248,7 @@ def test_rows_of_conversations_and_names_that_are_no_identifiers(show, odd_rows,
     assert "tokens, the first of 2 answers that were cut from it" in printed
     printed = show("srml", "--row=1", **odd_rows)
     row = printed[printed.index("Row 1 of") : printed.index("What answers")]
-    assert row.index("First?") < row.index("[f(a='1')]") < row.index("rain") < row.index("Second?")
+    assert row.index("First?") < row.index("[f(a='1')]") < row.index("snow") < row.index("Second?")
     assert "chain of thought, 0 tokens" in row and "[f(a='2')]" in row[row.index("  call, ") :]
     assert "0  a <think> block before it: fails format: there is a think tag" in printed
     printed = show("srml", "--row=2", **odd_rows)
@@ -275,7 +277,7 @@ def test_what_other_rewards_pay(show, odd_rows, tmp_path):
 
 
 def test_shards_are_counted_before_there_are_ranks(show):
-    strategy = {"trainer.strategy": "lightning_modules.strategies.FSDP2", "trainer.devices": 2}
+    strategy = {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2", "trainer.devices": 2}
     assert "/ 2 shards" in show("srml", **strategy)
 
 
