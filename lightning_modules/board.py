@@ -36,7 +36,8 @@ LAYOUT = {
         "exact match": _panel("tool/exact_match"),
         "how far the calls are right": _panel(*(f"tool/{rate}" for rate in RATES.values())),
         "exact match by category": _panel(*(f"tool/{category}/exact_match" for category in CATEGORIES)),
-        "completions": _panel("completion/mean_length", "completion/truncated_frac"),
+        "tokens of a completion": _panel("completion/mean_length"),
+        "share of completions cut at the limit": _panel("completion/truncated_frac"),
     },
     "Loss": {
         "loss: all, CoT, call": _panel("train/loss"),
