@@ -106,7 +106,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(evaluate, capsys):
     asked, second, module = evaluate()
     assert asked == ["parallel_0", "parallel_1", "irrelevance_0", "irrelevance_1"]
     assert "4 of 8 rows were answered by earlier runs" in capsys.readouterr().out
-    assert (first.name, second.name) == ("bfcl-test-0", "bfcl-test-1")
+    assert (first.name, second.name) == ("version_0", "version_1")
     assert lines(first, "java") == lines(second, "java")  # the new folder is complete
     assert module.scores["simple"].accuracy == 1.0
     assert evaluate()[0] == []
