@@ -41,7 +41,7 @@ def test_a_base_model_is_trained_and_exported_with_the_end_and_the_prompt_it_was
 ):
     given = {file.name: file.read_bytes() for file in base_model.glob("*.json")}
     main(SRML + base_args(tmp_path / "runs", **SHORT | {"model.init_args.init_from": base_model}))
-    run = tmp_path / "runs" / "version_0"
+    run = tmp_path / "runs" / "srml-fit-0"
     main(["export", "--ckpt_path", str(run)])
     for hf in (run / "hf", run / "hf-last-000001"):
         says = {name: json.loads((hf / f"{name}.json").read_text()) for name in ("config", "generation_config")}
