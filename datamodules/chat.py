@@ -27,6 +27,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+LONGEST_FRAME = 1 << 20  # characters that a template may put around a question
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -104,10 +105,14 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         tokenizer.chat_template = without_present_date(own_template(tokenizer.chat_template))
     question = "a question"
     try:
-        heard = question in turns_text(tokenizer, [{"role": "user", "content": question}])
+        text = turns_text(tokenizer, [{"role": "user", "content": question}])
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-    if not heard:
+    if len(text) > LONGEST_FRAME:
+        raise ValueError(
+            f"init_from: the chat template of {tokenizer.name_or_path} makes {len(text):,} characters of one question"
+        )
+    if question not in text:
         raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
     return tokenizer
 

@@ -168,6 +168,13 @@ def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
         load_tokenizer(str(mute))
 
 
+def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_tokens_of(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ 'x' * 10 ** 7 }}{{ messages[0].content }}")
+    with pytest.raises(ValueError, match=r"the chat template of .*model makes 10,000,010 characters of one question"):
+        load_tokenizer(str(folder))
+
+
 def test_answer_to_a_tool_does_not_repeat_the_request(tiny_tokenizer, make_row):
     history = [
         {"role": "user", "content": "Weather in Oslo?"},
