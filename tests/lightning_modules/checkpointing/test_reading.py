@@ -1,6 +1,7 @@
 """No file of a checkpoint runs code: each is refused by one sentence that names it."""
 
 import io
+import json
 import os
 import pickle
 import random
@@ -20,6 +21,7 @@ GROUP = {"lr": 0.1, "betas": (0.9, 0.99), "foreach": None, "params": ["w", "b"]}
 OPTIMIZER = {"state": {"w": {"step": torch.tensor(2.0)}}, "param_groups": [GROUP]}
 LOADER = {"loops": {"fit_loop": {"state_dict": {"combined_loader": [{"batch": 3, "seed": 1}]}}}}
 FILE = {"state_dict": WEIGHTS, "optimizer_states": [OPTIMIZER], "callbacks": {"LastCheckpoint": {}}, **LOADER}
+FILE |= {"epoch": 0, "global_step": 2, "pytorch-lightning_version": "2.5"}
 NAMED = (
     r"^\S+/{file} asks for posix.mkdir, which is no part of a checkpoint and may be an attack: nothing of it was run;"
 )
@@ -212,7 +214,8 @@ def test_a_damaged_file_is_one_sentence(shards, tmp_path):
 def test_the_commands_run_nothing_and_say_so(shards, payload, base_args, tmp_path):
     folder, run = shards(), tmp_path / "run"
     (folder / ".metadata").write_bytes(pickle.dumps(payload))
-    (tmp_path / "config.yaml").write_text("model:\n  init_args: {init_from: m}\ntrainer: {precision: 32-true}\n")
+    settings = {"model": {"init_args": {"init_from": "m"}}, "data": {"init_args": {}}}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings | {"trainer": {"precision": "32-true"}}))
     fit = ["fit", "--config", "configs/srml.yaml", *base_args(run), "--weights_only", "false"]
     for command in (["export"], fit):
         with pytest.raises(SystemExit) as exit_:

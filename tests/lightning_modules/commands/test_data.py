@@ -99,8 +99,10 @@ def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypa
     (tmp_path / "out.jsonl").mkdir()
     with pytest.raises(SystemExit, match=r"error: --out .*out\.jsonl is a folder: name a file"):
         convert(source, tmp_path / "out.jsonl")
-    with pytest.raises(SystemExit, match=r"error: --out: '/proc' cannot be written"):
+    with pytest.raises(SystemExit, match=r"error: --out: '/proc' cannot be written \("):
         convert(source, "/proc/out.jsonl", "--on_bad_row", "skip")
+    with pytest.raises(SystemExit, match=r"error: --out .* is no name of a file"):
+        convert(source, "a\0.jsonl")
 
 
 def test_half_a_pair_of_surrogates_and_dates_among_the_bad_rows(tmp_path):
