@@ -50,7 +50,7 @@ def page_options(args: list[str]) -> tuple[list[str], str | None]:
     parser.add_argument("--data")
     parser.add_argument("runs", nargs="+")
     options = parser.parse_args(args)
-    return options.runs, options.data
+    return list(dict.fromkeys(options.runs)), options.data
 
 
 def main(args: list[str] | None = None) -> None:

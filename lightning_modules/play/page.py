@@ -49,9 +49,12 @@ def page(runs: list[str], data: str | None) -> None:
     if st.button("Sample a group", type="primary"):
         asked = (query, tools, reference, history)
         st.session_state["groups"] = [(run, group) for run in chosen if (group := sampled(run, asked, settings))]
+        st.session_state["settings"] = settings
     groups = st.session_state.get("groups", [])
     if groups:
         st.html(legend_html())
+        said = [f"{name.replace('_', ' ')} {value}" for name, value in st.session_state["settings"].items()]
+        st.caption(f"Sampled with {', '.join(said)}.")
     for column, (run, group) in zip(st.columns(max(1, len(groups))), groups, strict=False):
         with column:
             show(run, group)
@@ -96,7 +99,8 @@ def opener(sources: dict[str, str]) -> None:
         right.button("Open", on_click=fill, args=(rows[place],), width="stretch")
         recorded = st.session_state.get("recorded")
         if recorded:
-            st.caption(f"It answered at step {recorded.get('step', '?')}, score {recorded.get('score', '?')}:")
+            said = f"It answered at step {recorded.get('step', '?')}, score {recorded.get('score', '?')}:"
+            st.caption(markdown_text(said, 200))
             st.code(visible(str(recorded.get("completion", ""))), language=None, wrap_lines=True)
 
 

@@ -174,14 +174,8 @@ def sample_group(
         _, entropy = score(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
     inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
     level = mean_cot_entropy(entropy, inside, buffer.samples, samples)
-    compared = [{}] * samples
-    if example.answers:
-        rewards = torch.tensor([[result.score for result in results]], dtype=torch.float64)
-        plain = group_advantages(rewards, advantage_scale).flatten()
-        bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
-        columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
-        columns |= {"capped": bonus.capped, "shaped": plain + bonus.bonus}
-        compared = [{name: column[i].item() for name, column in columns.items()} for i in range(samples)]
+    scores = [result.score for result in results]
+    compared = compare(scores, level, advantage_scale, entropy_scale, clip_divisor) if example.answers else {}
     offered = json.loads(example.tools)
     answers = []
     for i, (completion, result) in enumerate(zip(completions, results, strict=True)):
@@ -193,10 +187,32 @@ def sample_group(
                 misfit=misfit.reason if misfit else None,
                 cot_entropy=level[i].item(),
                 finish_reason=completion.finish_reason,
-                **compared[i],
+                **{name: column[i].item() for name, column in compared.items()},
             )
         )
     return SampledGroup(prompt_text(tokenizer, example, form), len(prompt), answers)
+
+
+def compare(
+    scores: list[float],
+    level: torch.Tensor,
+    advantage_scale: Literal["std", "none"],
+    entropy_scale: float,
+    clip_divisor: float,
+) -> dict[str, torch.Tensor]:
+    """What `SampledAnswer` says of each answer of a group; all [G].
+
+    Args:
+        scores: Rewards, G of them.
+        level: E of each, in nats, [G].
+        advantage_scale: See `group_advantages`.
+        entropy_scale: lambda, see `entropy_bonus`.
+        clip_divisor: alpha, see `entropy_bonus`.
+    """
+    plain = group_advantages(torch.tensor([scores], dtype=torch.float64), advantage_scale).flatten()
+    bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
+    columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
+    return columns | {"capped": bonus.capped, "shaped": plain + bonus.bonus}
 
 
 def shown_tokens(

@@ -35,7 +35,7 @@ def test_the_page_is_served_on_the_loopback_and_tells_nobody(started, tiny_model
 def test_the_page_is_handed_what_the_command_was_given():
     arguments = streamlit_arguments(["a/run", "b"], "rows.jsonl", "127.0.0.1", 1)
     mine = arguments[arguments.index("--") + 1 :]
-    assert page_options(mine) == (["a/run", "b"], "rows.jsonl") and page_options(["a"]) == (["a"], None)
+    assert page_options(mine) == (["a/run", "b"], "rows.jsonl") and page_options(["a", "a"]) == (["a"], None)
     assert Path(PAGE).is_file() and arguments[arguments.index("--") - 1] == str(PAGE)
 
 

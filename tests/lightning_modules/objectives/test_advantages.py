@@ -109,12 +109,12 @@ def test_the_bonus_and_its_parts():
     bonus = entropy_bonus(advantages, entropy)
     assert bonus.bonus.tolist() == pytest.approx([0.2, 0.5, 0, 0])
     assert bonus.raw.tolist() == pytest.approx([0.2, 0.8, 0.4, 0])
-    assert bonus.capped.tolist() == [False, True, False, False]
+    assert bonus.cap.tolist() == [0.5, 0.5, 0, 0.5] and bonus.capped.tolist() == [False, True, False, False]
     # A divisor of 10 has caps of 0.1: the first is held back, too.
     tighter = entropy_bonus(advantages, entropy, clip_divisor=10.0)
     assert tighter.bonus.tolist() == pytest.approx([0.1, 0.1, 0, 0]) and tighter.capped.tolist() == [1, 1, 0, 0]
     none = entropy_bonus(advantages, torch.full((4,), math.nan), entropy_scale=0.0)
-    assert not any(part.any() for part in none)
+    assert not any(part.any() for part in (none.bonus, none.raw, none.capped))
 
 
 def test_scale_zero_is_plain_grpo_bit_for_bit():

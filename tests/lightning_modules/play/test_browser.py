@@ -14,6 +14,7 @@ from browser import browser
 from lightning_modules.commands.play import streamlit_arguments
 
 ROOT = Path(__file__).resolve().parents[3]
+IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
 CLICK = "[...document.querySelectorAll('button')].find(b => b.innerText == '{}')?.click() || true"
 
 
@@ -52,11 +53,13 @@ def test_a_group_is_sampled_in_a_real_browser(served, tmp_path):
     profile.mkdir()
     with browser(profile, url) as page:
         page.wait("document.querySelector('textarea[aria-label=Query]')?.value")
+        page.wait(IDLE)
         page.js(CLICK.format("Open"))  # the row of samples.jsonl
         page.wait("document.querySelector('textarea[aria-label=Query]').value.startsWith('<img')")
         assert page.wait("document.body.innerText.includes('window.stolen=1</script>')")
         page.write("textarea[aria-label=Query]", "Rain in Oslo?")
         page.write("input[aria-label='Most tokens']", "5")
+        page.wait(IDLE)
         page.js(CLICK.format("Sample a group"))
         page.wait("document.querySelectorAll('.fr-card').length == 4")
         words = page.js("document.querySelector('.fr-card').innerText")
