@@ -21,7 +21,7 @@ class BFCLDataModule(LightningDataModule):
         path: `bfcl_eval` is the installed package, with BFCL v3; or a folder that another release was unpacked into,
             such as `.venv/bfcl-v4`.
         categories: The categories to evaluate; all single-turn ones when None.
-        limit: Evaluate the first so many rows of each category, for a quick look.
+        limit: Evaluate so many rows, the first of each category and as many of each as can be, for a quick look.
         eval_batch_size: Prompts generated together, over all ranks; results are saved after each such batch.
         chat_template: A file with a chat template, or "chatml", for a model that has none.
 
@@ -63,7 +63,9 @@ class BFCLDataModule(LightningDataModule):
             decoder(self.package, language_of(category))  # a parser that is missing shows before anything is generated
         every = {category: read_category(self.package, category) for category in CATEGORIES[self.package.version]}
         self.ids = {category: [row.id for row in rows] for category, rows in every.items()}  # of all, asked for or not
-        self.rows = [row for category in self.categories for row in every[category][: self.limit]]
+        sizes = {category: len(every[category]) for category in self.categories}
+        shares = sizes if self.limit is None else shared_out(sizes, self.limit)
+        self.rows = [row for category in self.categories for row in every[category][: shares[category]]]
         tokenizer = load_tokenizer(self.tokenizer, self.chat_template)
         texts = [turns_text(tokenizer, chat(self.package, row)) for row in self.rows]
         self.prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -82,3 +84,13 @@ class BFCLDataModule(LightningDataModule):
             f"{sum(map(len, self.ids.values())):,} single-turn rows, {len(self.categories)} categories; tokens of a "
             f"prompt: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}."
         )
+
+
+def shared_out(sizes: dict[str, int], limit: int) -> dict[str, int]:
+    """Rows of each category that make `limit` in all: one of each in turn, of those that still have some."""
+    shares, left = dict.fromkeys(sizes, 0), limit
+    while left and (open_ := [name for name in sizes if shares[name] < sizes[name]]):
+        for name in open_[:left]:
+            shares[name] += 1
+        left -= len(open_[:left])
+    return shares

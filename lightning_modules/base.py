@@ -163,6 +163,11 @@ class FunctionCallingModule(LightningModule):
         return load_tokenizer(self.init_from, getattr(data, "hparams", {}).get("chat_template", own))
 
     @property
+    def fitting(self) -> bool:
+        """Whether a trainer is training it."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
+    @property
     def form(self) -> ChatForm | None:
         """How the run's data put requests and want them answered; None for data that have no such form."""
         return getattr(getattr(self._trainer, "datamodule", None), "form", None)
@@ -439,14 +444,14 @@ class FunctionCallingModule(LightningModule):
         if isinstance(self.strategy, FSDP1 | FSDP2):
             return  # it has checked and loaded them
         self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
-        if self.trainer.state.fn == TrainerFn.FITTING and not {"optimizer_states", "callbacks"} <= checkpoint.keys():
+        if self.fitting and not {"optimizer_states", "callbacks"} <= checkpoint.keys():
             raise ValueError(
                 "The checkpoint holds weights alone, from which no run can go on (save_weights_only): export it, and "
                 "give the folder to model.init_from."
             )
         checkpoint["state_dict"] |= self.derived_weights()
         states = checkpoint.get("optimizer_states")
-        if states and self.trainer.state.fn == TrainerFn.FITTING:
+        if states and self.fitting:
             checkpoint["optimizer_states"] = [by_place(states[0], group_names(self, self.parameter_groups()))]
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -42,6 +42,7 @@ from lightning_modules.board import RunLogger
 from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 from lightning_modules.checkpoints import EitherKind
 from lightning_modules.commands.main import main as main
+from lightning_modules.commands.options import help_on
 from lightning_modules.ending import interrupted
 from lightning_modules.progress import Progress
 from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
@@ -80,11 +81,21 @@ CHATTER += ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerator
 """Loggers of Lightning that tell of devices, seeds and other products; the table says what of it matters."""
 
 
+ROOTS = {"model": FunctionCallingModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
+ROOTS |= {"last_checkpoint": LastCheckpoint, "best_checkpoint": ModelCheckpoint, "rollouts": RolloutTable}
+ROOTS |= {"progress": Progress}
+"""Classes of the groups of settings, for their help."""
+
+
 class Parser(SentenceParser, LightningArgumentParser):
     """Lightning's parser, whose errors are one sentence."""
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
-        """Parse, and name the key of a `${…}` that cannot be resolved."""
+        """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
+        words = list(args[0] if args and args[0] is not None else sys.argv[1:])
+        if all(isinstance(word, str) for word in words) and (text := help_on(words, ROOTS)):
+            print(text)
+            sys.exit(0)
         try:
             return super().parse_args(*args, **options)
         except OmegaConfBaseException as error:

@@ -8,6 +8,7 @@ nothing is ever dropped out, by adapters or by the model itself, so that the rat
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -54,8 +55,9 @@ class GRPOModule(FunctionCallingModule):
         mini_batches: Optimizer steps per pass over a batch of rollouts.
         inner_epochs: Passes over a batch of rollouts.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
-        rewards: Reward functions by name, and their weights; `reward` alone when None. `reward` judges the
-            validation and the `rollout/...` figures in any case.
+        rewards: Reward functions by name, each a function or a `RewardTerm` of a function and its weight (1 for a bare
+            function); `reward` alone when None. `reward` judges the validation and the `rollout/...` figures in any
+            case.
         reward_timeout: Seconds that a function of the user's may take over a completion; None is no limit, and the
             functions then run in this process, one completion after the other.
         reward_workers: Processes of each function of the user's on each rank, as many completions as it judges at a
@@ -100,7 +102,7 @@ class GRPOModule(FunctionCallingModule):
         mini_batches: int = 1,
         inner_epochs: int = 1,
         micro_batch_tokens: int = 8192,
-        rewards: dict[str, RewardTerm] | None = None,
+        rewards: dict[str, RewardTerm | Callable[[str, str, str], Any]] | None = None,
         reward_timeout: float | None = 10.0,
         reward_workers: int = 8,
         max_reward_errors: float = 0.25,
@@ -152,7 +154,8 @@ class GRPOModule(FunctionCallingModule):
             kl_coef=kl_coef,
         )
         check_settings(self)
-        terms = rewards or {"function_call": RewardTerm(self.reward)}
+        given = rewards or {"function_call": self.reward}
+        terms = {name: term if isinstance(term, RewardTerm) else RewardTerm(term) for name, term in given.items()}
         for name, term in terms.items():
             check_reward(name, term.function)
         self.paying = [term.function for term in terms.values()]
@@ -301,7 +304,7 @@ class GRPOModule(FunctionCallingModule):
             ValueError: See `check_checkpoint` and `buffer_of_rank`.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self.fitting:
             ranks = self.trainer.world_size
             self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, ranks, self.repeats)
 
@@ -311,7 +314,7 @@ class GRPOModule(FunctionCallingModule):
         Raises:
             ValueError: Saying what differs.
         """
-        if self.trainer.state.fn == TrainerFn.FITTING and "rollouts" not in checkpoint:
+        if self.fitting and "rollouts" not in checkpoint:
             raise ValueError(
                 "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
             )

@@ -32,7 +32,7 @@ def data(v3, tiny_model_dir):
     """Makes a DataModule of a few rows."""
 
     def make(**options):
-        return BFCLDataModule(str(tiny_model_dir), **{"limit": 2} | options)
+        return BFCLDataModule(str(tiny_model_dir), **{"limit": 4} | options)
 
     return make
 
@@ -76,6 +76,12 @@ def test_java_and_javascript_are_decoded_by_the_official_parsers(v3):
     for decode, text in ((java, "[f(a=1"), (javascript, "no call"), (java, "[f(a=1, a=2)]"), (java, "[f(a='\ud800')]")):
         calls, error = decode(text)
         assert calls is None and error.startswith("the answer cannot be read as a call: ")
+
+
+def test_a_limit_is_the_number_of_rows_and_is_spread_over_the_categories():
+    assert shared_out({"a": 9, "b": 1, "c": 9}, 8) == {"a": 4, "b": 1, "c": 3}  # b has no more to give
+    assert shared_out({"a": 9, "b": 9}, 1) == {"a": 1, "b": 0}
+    assert shared_out({"a": 2, "b": 1}, 50) == {"a": 2, "b": 1}
 
 
 def test_registered_names(v3, v4):

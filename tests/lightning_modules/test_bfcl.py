@@ -58,7 +58,7 @@ def evaluate(tiny_model_dir, tiny_tokenizer, tmp_path):
         generator = Scripted(tiny_tokenizer, answer, fail_after)
         module = BFCLModule(str(tiny_model_dir), generator=generator, **options)
         rows = BFCLDataModule(
-            str(tiny_model_dir), **{"categories": CATEGORIES, "limit": 2, "eval_batch_size": 2} | (data or {})
+            str(tiny_model_dir), **{"categories": CATEGORIES, "limit": 8, "eval_batch_size": 2} | (data or {})
         )
         logger = TensorBoardLogger(tmp_path, name="")
         trainer = Trainer(accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False)
@@ -115,8 +115,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(evaluate, capsys):
 
 
 def test_other_settings_start_afresh(evaluate):
-    evaluate(data={"categories": ["simple"]})
-    asked, _, _ = evaluate(data={"categories": ["simple"]}, temperature=0.7)
+    evaluate(data={"categories": ["simple"], "limit": 2})
+    asked, _, _ = evaluate(data={"categories": ["simple"], "limit": 2}, temperature=0.7)
     assert asked == ["simple_0", "simple_1"]
 
 
@@ -124,7 +124,7 @@ def test_several_samples_are_averaged_and_kept_apart(evaluate):
     answers = {("simple_0", 0): GOLD["simple_0"], ("simple_1", 1): GOLD["simple_1"], ("simple_1", 2): GOLD["simple_1"]}
     _, run, module = evaluate(
         lambda row, sample: answers.get((row, sample), "[]"),
-        data={"categories": ["simple"]},
+        data={"categories": ["simple"], "limit": 2},
         samples=3,
         temperature=1.0,
     )
@@ -137,18 +137,18 @@ def test_several_samples_are_averaged_and_kept_apart(evaluate):
 def test_answer_tags_are_taken_off(evaluate):
     _, run, module = evaluate(
         lambda row, sample: f"<think>x</think><answer>{GOLD[row]}</answer>",
-        data={"categories": ["simple"]},
+        data={"categories": ["simple"], "limit": 2},
         answer_tags="answer",
     )
     assert module.scores["simple"].accuracy == 1.0 and lines(run, "simple")[0]["result"] == GOLD["simple_0"]
 
 
 def test_damaged_answers_stop_the_run_before_it_asks(evaluate):
-    _, run, _ = evaluate(data={"categories": ["simple"]})
+    _, run, _ = evaluate(data={"categories": ["simple"], "limit": 2})
     file = run / "result" / "Qwen_Qwen3-8B" / "BFCL_v3_simple_result.json"
     file.write_text(file.read_text()[:-20])
     with pytest.raises(ValueError, match=r"BFCL_v3_simple_result.json, line 2 is not a whole result"):
-        evaluate(data={"categories": ["simple"]})
+        evaluate(data={"categories": ["simple"], "limit": 2})
 
 
 def test_through_the_command_line_with_the_tiny_model(tiny_model_dir, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_through_the_command_line_with_the_tiny_model(tiny_model_dir, tmp_path, 
         "model.generator": "lightning_modules.rollout.HFGenerator",
         "model.generator.max_new_tokens": 4,
         "data.categories": "[irrelevance,live_relevance]",
-        "data.limit": 1,
+        "data.limit": 2,
         "trainer.default_root_dir": tmp_path,
         "trainer.enable_progress_bar": "false",
     }
@@ -197,7 +197,7 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
         "model.generator": "lightning_modules.rollout.HFGenerator",
         "model.generator.max_new_tokens": 4,
         "data.categories": "[irrelevance,live_relevance]",
-        "data.limit": 3,
+        "data.limit": 6,
         "data.eval_batch_size": 3,
         "trainer.default_root_dir": tmp_path,
         "trainer.accelerator": "cpu",

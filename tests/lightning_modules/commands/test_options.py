@@ -1,0 +1,28 @@
+"""Help on every group of settings and on what is nested in it."""
+
+import pytest
+
+from lightning_modules.cli import ROOTS, main
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--model.lora.help"], ["--model.lora.r", "--model.lora.alpha", "Rank."]),
+        (["--model.init_args.lora.help"], ["--model.lora.dropout"]),
+        (["--model.lora.r.help"], ["--model.lora.r", "default: 16"]),
+        (["--model.help=GRPOModule"], ["--model.group_size", "--model.learning_rate"]),
+        (["--model", "GRPOModule", "--model.rewards.help"], ["--model.rewards.function", "--model.rewards.weight"]),
+        (["--model.generator.help"], ["HFGenerator", "VLLMGenerator"]),
+        (["--model.generator.help", "HFGenerator"], ["--model.generator.max_new_tokens"]),
+        (["--data.help"], ["XLAMSFTDataModule", "XLAMPromptDataModule"]),
+        (["--trainer.callbacks.help"], ["EarlyStopping"]),
+        (["--trainer.callbacks.help=EarlyStopping"], ["--trainer.callbacks.patience"]),
+        *(([f"--{group}.help"], [group]) for group in ROOTS),
+    ],
+)
+def test_help_on_settings(words, shown, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", "configs/srml.yaml", *words])
+    printed = capsys.readouterr().out
+    assert exit_.value.code == 0 and all(word in printed for word in shown), printed
