@@ -1,4 +1,4 @@
-"""What a YAML, a model folder or a chat template of somebody else cannot do; docs/configuration.md says what a YAML can."""
+"""What a YAML, a model folder or a chat template of somebody else cannot do; docs/configuration.md says what it can."""
 
 import copy
 import json

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import BFCLDataModule
+from datamodules.bfcl import shared_out
 from datamodules.bfcl_package import decoder, find_package, registered
 from datamodules.bfcl_rows import CATEGORIES, SIMPLE, chat, check_categories, language_of, read_category
 
