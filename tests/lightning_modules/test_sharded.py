@@ -86,8 +86,9 @@ def test_the_exported_model_is_that_of_one_process(one, two, tiny_model_dir):
     with torch.no_grad():
         ours, theirs = (AutoModelForCausalLM.from_pretrained(run / "hf")(ids) for run in (one, two))
     torch.testing.assert_close(theirs.logits, ours.logits, rtol=1e-5, atol=1e-5)
-    template = AutoTokenizer.from_pretrained(tiny_model_dir).chat_template
-    assert AutoTokenizer.from_pretrained(two / "hf").chat_template == template
+    template, of_one = (AutoTokenizer.from_pretrained(place).chat_template for place in (tiny_model_dir, one / "hf"))
+    exported = AutoTokenizer.from_pretrained(two / "hf").chat_template
+    assert exported == of_one and exported.endswith(template)  # below what puts requests in the form of training
 
 
 def test_four_ranks_in_two_replicas_that_write_one_file(one, base_args, tmp_path):
