@@ -56,7 +56,7 @@ class Page:
 @contextmanager
 def browser(folder, url, width=1400, height=1000):
     """Open a URL; skips where there is no chromium, and fails there with CI=true."""
-    program = shutil.which("chromium")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("chromium is not installed: apt-get install chromium")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
