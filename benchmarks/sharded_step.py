@@ -158,11 +158,11 @@ def scored_loss(
     policy: ScoredCausalLM, reference: ScoredCausalLM | None, micros: list[PackedBatch], device: torch.device
 ) -> Callable[[PackedBatch], Any]:
     """Score as EGPO does with the policy and the reference, and give the loss that learns from it."""
-    egpo = SimpleNamespace(policy=policy, temperature=0.7, device=device, on_device=lambda micro: micro)
+    egpo = SimpleNamespace(policy=policy, temperature=0.7, device=device)
     egpo.objective = partial(policy_loss, clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.001)
-    old, _ = score(egpo, policy, micros, len(micros), entropy=True)
+    old, _ = score(policy, micros, len(micros), device, egpo.temperature, entropy=True)
     with reference_policy(policy, reference) as frozen:
-        ref, _ = score(egpo, frozen, micros, len(micros), entropy=False)
+        ref, _ = score(frozen, micros, len(micros), device, egpo.temperature, entropy=False)
     buffer = SimpleNamespace(old_logprobs=old, ref_logprobs=ref, weights=None, advantages=torch.zeros_like(old))
     return partial(GRPOModule.loss, egpo, buffer=buffer, totals=PolicyTotals(8.0, 8192.0))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -137,7 +138,7 @@ def settings_of(trainer: Trainer, module: FunctionCallingModule) -> dict[str, An
     data = getattr(trainer.datamodule, "hparams", {})
     found = {"method": module.method, "model": redact(module.init_from), "data": redact(str(data.get("path", "")))}
     found |= {"precision": str(trainer.precision), "devices": trainer.world_size}
-    if trainer.training:
+    if trainer.state.fn == TrainerFn.FITTING:  # also while the sanity check runs
         rows = data.get("batch_size", data.get("prompts_per_step"))
         found |= {"steps": int(trainer.estimated_stepping_batches), "learning_rate": module.learning_rate}
         found |= {"rows_per_step": rows, "lora_r": module.lora.r if module.lora else 0}

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 )
 def test_runs_and_draws(name, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # where encoded rows are kept
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Streamlit sets one that draws nothing in a notebook
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     resources = {"metadata": {"path": str(ROOT / folder)}}

@@ -260,8 +260,12 @@ def test_a_section_without_settings_is_named(base_args, tmp_path, section):
         main([*CONFIG, "--config", str(tmp_path / "c.yaml"), *(a for a in base_args(tmp_path) if section not in a)])
 
 
+def press_ctrl_c(cli):
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_before_a_training_ends_without_a_traceback(base_args, tmp_path, monkeypatch):
-    monkeypatch.setattr(FunReasonCLI, "instantiate_classes", lambda self: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(FunReasonCLI, "instantiate_classes", press_ctrl_c)
     with pytest.raises(SystemExit) as exit_:
         main(CONFIG + base_args(tmp_path))
     assert exit_.value.code == 130  # as a shell says it of a process that SIGINT has ended

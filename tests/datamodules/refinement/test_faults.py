@@ -73,7 +73,7 @@ def test_a_server_that_goes_wrong(fault, refine, tmp_path, capsys):
     assert said.startswith("error: ") and "\n" not in said and all(text in said for text in sentences)
     kept = decided(tmp_path / "run")
     assert 5 <= kept <= WELL  # three questions to a row that calls, none to one that does not
-    assert f"{kept} of {ROWS} rows are decided and kept; the same command goes on" in capsys.readouterr().out
+    assert f"{kept} of {ROWS} rows are decided and kept; the same command resumes there" in capsys.readouterr().out
     with Stub() as stub:
         assert refine(stub.url) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["rows"] == ROWS

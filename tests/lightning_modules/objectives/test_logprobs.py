@@ -187,9 +187,10 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made():
 
 
 MEASURE = """
-import json, resource, torch
+import json, re, torch
 from lightning_modules.objectives import linear_logprobs
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # in MiB; `ru_maxrss` begins with what the parent held when it forked
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 v, d = 50_000, 16
 weight = torch.randn(v, d, requires_grad=True)
 def chunked(n):
@@ -200,7 +201,7 @@ def plain(n):
     hidden, targets = torch.randn(n, d, requires_grad=True), torch.randint(v, (n,))
     torch.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None]).sum().backward()
 marks = [peak()]
-for job, n in [(chunked, 64), (chunked, 1536), (plain, 1536)]:
+for job, n in [(chunked, 1536), (chunked, 3072), (plain, 1536)]:
     job(n)
     marks.append(peak())
 print(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
@@ -208,11 +209,12 @@ print(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
 
 
 def test_peak_memory_of_the_process_does_not_grow_with_tokens():
-    # All logits of 1,536 tokens: 1536 * 50,000 * 4 bytes = 293 MiB; one chunk of 64 tokens: 12 MiB.
+    # All logits of 1,536 tokens: 1536 * 50,000 * 4 bytes = 293 MiB; one chunk of 64 tokens: 12 MiB, of which there are
+    # several at a time, and what the allocator keeps of them.
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(MEASURE)], capture_output=True, text=True, check=True)
-    one_chunk, more_by_24_chunks, more_by_plain = json.loads(run.stdout)
-    assert one_chunk < 100
-    assert more_by_24_chunks < 30
+    chunks, more_by_as_many_again, more_by_plain = json.loads(run.stdout)
+    assert chunks < 200
+    assert more_by_as_many_again < 30
     assert more_by_plain > 293  # the measure sees the plain computation
 
 
