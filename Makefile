@@ -15,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tensorboard test test-vllm serve bfcl-official code-eval lint format clean
+.PHONY: help setup demo notebooks tensorboard test test-vllm serve bfcl-official code-eval lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -32,6 +32,9 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 demo: setup  ## Refine a spoiled corpus, train the tiny base model on it with SRML, then EGPO, and show before and after
 	$(BIN)/python -m lightning_modules.demo
+
+notebooks: setup  ## Run the notebooks and keep their outputs in them
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 # The newest folder of runs below runs/: a configuration's, with all its runs, so that a test lies beside its training.
 LOGDIR ?= $(or $(shell ls -td runs/*/ 2>/dev/null | head -1),runs)
