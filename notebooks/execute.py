@@ -5,6 +5,7 @@ stands the hash of the cells that they come from, by which a test sees that they
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ COLOURS = 128  # of a figure: a third of its size, and no difference to the eye
 def hash_of_sources(notebook: NotebookNode) -> str:
     """SHA-256 of the code cells."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256("\0".join(cells).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
 def execute(notebook: NotebookNode, folder: str | Path) -> None:
