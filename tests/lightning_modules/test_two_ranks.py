@@ -42,9 +42,10 @@ def test_weights_and_alpha_are_the_same(runs):
 
 
 def test_figures_are_the_same(runs):
-    one, two = (figures(run, ("train/", "tool/")) for run in runs)
+    one, two = (figures(run, ("train/", "tool/", "val/")) for run in runs)
     assert one == pytest.approx(two, rel=1e-6)
     assert (3, "train/grad_norm") in one and (3, "tool/exact_match") in one
+    assert {(3, "val/loss_cot"), (3, "val/loss_call")} <= one.keys()
 
 
 def test_one_folder_with_the_random_states_of_both(runs):
