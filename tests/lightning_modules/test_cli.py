@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
 from lightning_modules.cli import FunReasonCLI, main
+from lightning_modules.models import LoRA
 
 # 23 rows to train on and 8 a step: steps 1-3 are the first epoch, 4-6 the second; dropout draws random numbers.
 RUN = {
@@ -258,6 +259,13 @@ def test_a_section_without_settings_is_named(base_args, tmp_path, section):
     (tmp_path / "c.yaml").write_text(f"{section}: null\n")
     with pytest.raises(SystemExit, match=f"^error: {section} must hold settings, and is None"):
         main([*CONFIG, "--config", str(tmp_path / "c.yaml"), *(a for a in base_args(tmp_path) if section not in a)])
+
+
+def test_a_module_is_loaded_from_a_checkpoint_and_what_its_model_was_made_of(run, tiny_model_dir):
+    made_of = {"init_from": str(tiny_model_dir), "lora": LoRA(dropout=0.2), "balance": "learnable"}
+    module = SRMLModule.load_from_checkpoint(run / "checkpoints" / "last-000006.ckpt", **made_of)
+    saved, loaded = saved_state(run, 6)["state_dict"], module.state_dict()
+    assert saved and all(torch.equal(loaded[name], weight) for name, weight in saved.items())
 
 
 def press_ctrl_c(cli):
