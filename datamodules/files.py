@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 LOCK = re.compile(r"\.(.+)\.[0-9a-f]{32}\.lock")
@@ -42,17 +43,17 @@ def atomic_write(path: str | Path, fsync: bool = True) -> Iterator[Path]:
     path = Path(os.path.abspath(path))  # "." has no name of its own
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_unfinished(path.parent)
-    lock = path.with_name(f".{path.name}.{uuid4().hex}.lock")
+    lock, held = _claim(path)
     unfinished, previous = _beside(lock)
-    with lock.open("w") as held:
+    with held:
         try:
-            _lock(held.fileno())
             yield unfinished
             if fsync:
                 sync(unfinished)
             _replace(unfinished, path, previous)
             if fsync:
                 _fsync(path.parent)
+            remove(previous)  # here, for another writer may have put ours aside by now: nothing is to be put back
         finally:
             _clear(lock)
 
@@ -92,6 +93,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _claim(path: Path) -> tuple[Path, IO[str]]:
+    """A lock beside a path, locked. One that is cleared before it is locked is lost, and another takes its place."""
+    while True:
+        lock = path.with_name(f".{path.name}.{uuid4().hex}.lock")
+        held = lock.open("w")
+        try:
+            fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody takes it for that of a killed writer
+            held.close()
+            continue
+        except OSError:  # the file system has no locks
+            return lock, held
+        if lock.exists():
+            return lock, held
+        held.close()
+
+
 def _beside(lock: Path) -> tuple[Path, Path]:
     return lock.with_suffix(".partial"), lock.with_suffix(".previous")
 
@@ -122,7 +140,11 @@ def _clear(lock: Path) -> None:
     path = lock.with_name(LOCK.sub(r"\1", lock.name))
     unfinished, previous = _beside(lock)
     if previous.exists() and not path.exists():
-        previous.rename(path)
+        try:
+            previous.rename(path)
+        except OSError as error:  # another writer has just put its own there
+            if error.errno not in IN_THE_WAY:
+                raise
     remove(unfinished)
     remove(previous)
     lock.unlink(missing_ok=True)
