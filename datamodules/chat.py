@@ -19,7 +19,7 @@ from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.serving import own_template
 from datamodules.sources.openai import chat_turns, said
 from datamodules.sources.tools import openai_tool, shown_tool
-from datamodules.templates import answer_by_template, end_of_turn_id, turns_text, without_present_date
+from datamodules.templates import answer_by_template, end_of_turn_id, one_template, turns_text, without_present_date
 from rewards import FRAMES, as_calls, write_calls
 
 PAPER = ChatForm()
@@ -101,10 +101,9 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
             f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "
             "data.chat_template to chatml or to a file with one"
         )
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = without_present_date(own_template(tokenizer.chat_template))
     question = "a question"
     try:
+        tokenizer.chat_template = without_present_date(own_template(one_template(tokenizer.chat_template)))
         text = turns_text(tokenizer, [{"role": "user", "content": question}])
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error

