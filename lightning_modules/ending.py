@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.escaping import visible
+from lightning_modules.resume import step_of
 
 COMMANDS = 3  # shown at most
 LONGEST_QUERY = 160  # characters of a request in a command
@@ -104,9 +105,3 @@ def box(title: str, rows: dict[str, str]) -> str:
     head = f"{edge} {title} ".ljust(width + 2, edge)
     framed = [f"{side} {line:<{width}} {side}" for line in lines]
     return "\n".join([f"{top[0]}{head}{top[1]}", *framed, f"{bottom[0]}{edge * (width + 2)}{bottom[1]}"])
-
-
-def step_of(checkpoint: str) -> int:
-    """The step in a name like `best-000120.ckpt`; 0 for other names."""
-    digits = Path(checkpoint).stem.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else 0

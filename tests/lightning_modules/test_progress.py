@@ -1,7 +1,6 @@
 """What a run says: its table first, steps and validations in lines or in a bar, and at its end how to go on."""
 
 import io
-import math
 import re
 import sys
 
@@ -10,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_modules.cli import main
-from lightning_modules.ending import box, interrupted, step_of
+from lightning_modules.ending import box, interrupted
 from lightning_modules.metrics import TargetLoss
 from lightning_modules.progress import clock
 from lightning_modules.srml import SRMLModule
@@ -127,4 +126,3 @@ def test_the_box_is_as_wide_as_its_longest_line():
 
 def test_clock_and_step():
     assert [clock(5.4), clock(119), clock(600), clock(9000)] == ["5 s", "119 s", "10 min", "2.5 h"]
-    assert step_of("a/best-000120.ckpt") == 120 and step_of("own.ckpt") == 0 and not math.isnan(step_of(""))
