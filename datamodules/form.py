@@ -118,4 +118,4 @@ def frame_of(form: ChatForm, tokenizer: PreTrainedTokenizerFast) -> CallFrame | 
 
 def reads(form: ChatForm, tokenizer: PreTrainedTokenizerFast) -> str | CallFrame:
     """The `form` of a reward (`rewards.parse_calls`) that accepts this form only."""
-    return template_frame(tokenizer) if form.answer_form == "template" else form.answer_form
+    return frame_of(form, tokenizer) or "python"
