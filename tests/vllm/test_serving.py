@@ -148,10 +148,11 @@ ANSWERS = ["[]", "Hello, I cannot.", "f", "{odd", "[f(", "<tool_call>\n{}", "A <
 
 
 TEMPLATE = (  # with calls of its own: a frame that no parser of vLLM's has
+    "{{ tools | tojson if tools else '' }}"
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
     "{%- for c in m.tool_calls or [] %}{{ '; ' if not loop.first else '<|call|>' }}"
     "{{- '{\"name\": ' + c.function.name | tojson + ', \"parameters\": ' + c.function.arguments | tojson + '}' }}"
-    "{%- endfor %}{{ '<|im_end|>\n' }}{%- endfor %}{{ tools | tojson if tools else '' }}"
+    "{%- endfor %}{{ '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
 
