@@ -69,7 +69,7 @@ BFCL_VENV = .venv-bfcl-$(RELEASE)
 bfcl-official: setup  ## Hold the BFCL scores of RUN=... (the newest in runs/bfcl) against the official scorer's
 	@test -f '$(RUN)/bfcl.json' || { echo "no BFCL evaluation in '$(RUN)': make bfcl-official RUN=FOLDER"; exit 1; }
 	@$(MAKE) --no-print-directory $(BFCL_VENV)/installed
-	$(BIN)/python -m lightning_modules.bfcl_official '$(RUN)' $(BFCL_VENV)
+	$(BIN)/python -m lightning_modules.bfcl.official '$(RUN)' $(BFCL_VENV)
 
 # soundfile: one of the SDKs imports it without asking for it. torch: BFCL v4 asks for any.
 .venv-bfcl-%/installed:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import record
-from lightning_modules.checkpoints import save_file
+from lightning_modules.checkpointing.formats import save_file
 
 
 def seconds(path: Path, checkpoint: dict[str, torch.Tensor], fsync: bool) -> float:

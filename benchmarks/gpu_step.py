@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.record import record
 from benchmarks.sharded_step import Case
-from lightning_modules.memory import adapters
+from lightning_modules.callbacks.memory import adapters
 from lightning_modules.policy.precision import LEAST_RATE
 
 STEPS, WARM = 25, 5  # the rates are those of the last 20

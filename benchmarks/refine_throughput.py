@@ -17,7 +17,7 @@ from datamodules.refinement import OpenAIJudge, Panel, Question, fcdr
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.run import refine_rows
 from datamodules.rows import to_example
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 DELAY = 0.05  # seconds, as the stub has it
 STUB = "tests/datamodules/refinement/stub_server.py"

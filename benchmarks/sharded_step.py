@@ -25,9 +25,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.alive import Alive, Selected, allocator_peak
 from datamodules.packing import IGNORED, PackedBatch
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, Totals, logprobs, policy_loss
-from lightning_modules.reference import reference_policy
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.reference import reference_policy
 from lightning_modules.rollout.collect import score
 from lightning_modules.srml import SRMLModule
 from lightning_modules.strategies import FSDP2

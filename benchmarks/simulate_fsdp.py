@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.record import record
 from benchmarks.sharded_step import MICRO_BATCHES, Case, Figures, measure, simulate
-from lightning_modules.memory import Plan, estimate
+from lightning_modules.callbacks.memory import Plan, estimate
 
 GIB = 2**30
 LAYOUTS = ((8, 8), (64, 64), (64, 8), (512, 512), (512, 8))  # GPUs, of which so many share one copy of the weights

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "BFCLDataModule": "datamodules.bfcl",
+    "BFCLDataModule": "datamodules.bfcl.prompts",
     "Example": "datamodules.xlam",
-    "PretrainingDataModule": "datamodules.pretraining",
+    "PretrainingDataModule": "datamodules.toolbox.pretraining",
     "PromptBatch": "datamodules.prompts",
     "XLAMPromptDataModule": "datamodules.prompts",
     "XLAMSFTDataModule": "datamodules.sft",

@@ -11,16 +11,16 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.chat import load_tokenizer
-from datamodules.command_line import check_writable, sentence
+from datamodules.chat.form import ChatForm, reads, recorded_form, settle_form
+from datamodules.chat.segments import load_tokenizer
 from datamodules.encoding import BadRows, EncodedRows, encode_rows
-from datamodules.escaping import visible
-from datamodules.form import ChatForm, reads, recorded_form, settle_form
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
 from datamodules.packing import PROMPT, Encoded
 from datamodules.reports import describe
 from datamodules.sources.targets import TURNS
+from datamodules.system.command_line import check_writable, sentence
+from datamodules.system.escaping import visible
 from datamodules.xlam import Example, complaint, settle, write_jsonl
 from rewards import FunctionCallReward
 

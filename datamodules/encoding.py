@@ -15,16 +15,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 import rewards
-from datamodules.chat import PAPER, checked_target, encode_texts, prompt_text
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import PAPER, checked_target, encode_texts, prompt_text
+from datamodules.chat.templates import end_of_turn_id
 from datamodules.example import BadRow
-from datamodules.files import atomic_write, remove
-from datamodules.form import ChatForm
-from datamodules.locks import sole_writer
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
-from datamodules.templates import end_of_turn_id
+from datamodules.system.files import atomic_write, remove
+from datamodules.system.locks import sole_writer
 from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
@@ -281,16 +281,16 @@ def _code(with_toolbox: bool) -> bytes:
     """Digest of the sources that what is cached depends on."""
     here = Path(__file__).parent
     names = (
-        "chat",
+        "chat/form",
+        "chat/segments",
+        "chat/templates",
         "encoding",
         "example",
-        "form",
         "packing",
         "parquet",
         "readers",
         "reports",
         "rows",
-        "templates",
         "xlam",
     )
     sources = (
@@ -298,5 +298,5 @@ def _code(with_toolbox: bool) -> bytes:
         + sorted((here / "sources").glob("*.py"))
         + sorted(Path(rewards.__file__).parent.glob("*.py"))
     )
-    sources += sorted(here.glob(f"{TOOLBOX}*.py")) if with_toolbox else []
+    sources += sorted((here / TOOLBOX).glob("*.py")) if with_toolbox else []
     return hashlib.blake2b(b"".join(source.read_bytes() for source in sources)).digest()

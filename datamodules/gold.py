@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat import PAPER, target_text
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import PAPER, target_text
 from datamodules.encoding import BadRows, EncodedRows
 from datamodules.example import BadRow, Example
-from datamodules.form import ChatForm
 from datamodules.xlam import bad_row
 from rewards import FunctionCallReward
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
+from datamodules.chat.form import AnswerForm, Prompt, Think
 from datamodules.encoding import EncodedRows
-from datamodules.form import AnswerForm, Prompt, Think
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.packing import Packing
 from datamodules.sources.targets import Turns

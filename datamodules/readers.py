@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pyarrow as pa
 
 from datamodules.example import BadRow as BadRow
-from datamodules.hub import refuse_unreachable_rows
 from datamodules.parquet import parquet_rows
+from datamodules.system.hub import refuse_unreachable_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -277,7 +277,7 @@ def fingerprint(path: str) -> str:
 
 
 def _toolbox_rows(path: str) -> Iterator[tuple[int, Any]]:
-    from datamodules.toolbox import make_corpus
+    from datamodules.toolbox.rows import make_corpus
 
     if not (form := _TOOLBOX_FORM.fullmatch(path)):
         raise ValueError(f"{path} is not of the form toolbox[:split[:rows[:seed]]], with at most 9,999,999 rows")

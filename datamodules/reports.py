@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from datamodules.escaping import visible
 from datamodules.example import Example
+from datamodules.system.escaping import visible
 from rewards import as_calls
 
 _TITLES = {

@@ -3,8 +3,8 @@
 import numpy as np
 
 from datamodules.base import XLAMDataModule, total_tokens
+from datamodules.chat.form import AnswerForm, Prompt, Think
 from datamodules.encoding import EncodedRows
-from datamodules.form import AnswerForm, Prompt, Think
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
 from datamodules.packing import PackedBatch, Packing, collate_packed, micro_batches, spread
 from datamodules.sources.targets import Turns

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from datamodules.example import BadRow, Example
-from datamodules.files import atomic_write
 from datamodules.readers import read_rows
 from datamodules.rows import read_raw
 from datamodules.sources.targets import Turns
+from datamodules.system.files import atomic_write
 
 OnBadRow = Literal["raise", "skip"]
 

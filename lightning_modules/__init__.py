@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "BFCLModule": "lightning_modules.bfcl",
+    "BFCLModule": "lightning_modules.bfcl.module",
     "GRPOModule": "lightning_modules.grpo",
     "SRMLModule": "lightning_modules.srml",
 }

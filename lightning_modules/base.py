@@ -14,19 +14,26 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat import load_tokenizer
-from datamodules.form import ChatForm
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import load_tokenizer
 from datamodules.packing import IGNORED, Encoded, PackedBatch, collate_packed, idle_batch, micro_batches
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
-from lightning_modules.checkpoints import by_name, by_place, check_same_model, fingerprint, fingerprint_of, group_names
-from lightning_modules.gathering import FSDP1_PREFIX, is_sharded, whole, whole_copy
+from lightning_modules.checkpointing.formats import (
+    by_name,
+    by_place,
+    check_same_model,
+    fingerprint,
+    fingerprint_of,
+    group_names,
+)
+from lightning_modules.generators import Completion, Generator, HFGenerator
 from lightning_modules.metrics import CallAccuracy, Rollout, TargetLoss, Throughput
-from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import failing_together, probe_everywhere
-from lightning_modules.rollout import Completion, Generator, HFGenerator
+from lightning_modules.policy.unshard import FSDP1_PREFIX, is_sharded, whole, whole_copy
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 

@@ -27,28 +27,24 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-import datamodules.bfcl  # YAML may then use bare class names
-import datamodules.pretraining
-import datamodules.prompts
-import datamodules.sft  # noqa: F401
-import lightning_modules.bfcl
+import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.command_line import OF_PYTHON, SentenceParser, check_writable, run_folder
-from datamodules.files import clear_unfinished
-from datamodules.redaction import keep_secrets_of, redact_settings, refuse_masked
+from datamodules.system.command_line import OF_PYTHON, SentenceParser, check_writable, run_folder
+from datamodules.system.files import clear_unfinished
+from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.board import RunLogger
-from lightning_modules.callbacks import ExportHF, MetricsCSV, RolloutWriter, SampleTable
-from lightning_modules.checkpoints import EitherKind
+from lightning_modules.callbacks.board import RunLogger
+from lightning_modules.callbacks.ending import interrupted
+from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+from lightning_modules.callbacks.progress import Progress
+from lightning_modules.callbacks.summary import RunSummary
+from lightning_modules.callbacks.tables import RolloutTable
+from lightning_modules.checkpointing.formats import EitherKind
+from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
+from lightning_modules.checkpointing.sharded import MovingCheckpoints
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.options import help_on
-from lightning_modules.ending import interrupted
-from lightning_modules.progress import Progress
-from lightning_modules.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
-from lightning_modules.rollout.table import RolloutTable
-from lightning_modules.sharded_checkpoints import MovingCheckpoints
-from lightning_modules.summary import RunSummary
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
 LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}

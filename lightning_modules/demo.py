@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datamodules.command_line import one_sentence
 from datamodules.refinement import cli as refinement
+from datamodules.system.command_line import one_sentence
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.metrics import CATEGORIES, RATES
 
@@ -27,7 +27,7 @@ SEEDS = (
     "--data.seed",
     "0",
     "--model.generator",
-    "lightning_modules.rollout.HFGenerator",
+    "lightning_modules.generators.HFGenerator",
     "--model.generator.seed",
     "0",
 )

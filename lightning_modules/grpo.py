@@ -20,18 +20,18 @@ from torch import Tensor
 from datamodules.packing import IGNORED, PackedBatch
 from datamodules.prompts import PromptBatch
 from lightning_modules.base import FunctionCallingModule, check_numbers
+from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.metrics import CallAccuracy
-from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import PolicyTotals, overlong_penalty, policy_loss
 from lightning_modules.objectives.advantages import EntropyLevel
 from lightning_modules.objectives.policy import Aggregation, RatioLevel, settled
 from lightning_modules.policy.dropout import drop_nothing
-from lightning_modules.reference import PREFIX, frozen_copy
-from lightning_modules.resume import of_every_rank
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.reference import PREFIX, frozen_copy
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
 from lightning_modules.rollout.collect import roll_out
-from lightning_modules.rollout.figures import update_figures
 from lightning_modules.rollout.groups import Sample
+from lightning_modules.rollout.metrics import update_figures
 from lightning_modules.rollout.scoring import Rewards, RewardTerm
 from lightning_modules.rollout.settings import check_reward, check_settings, check_sizes, described
 

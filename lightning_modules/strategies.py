@@ -27,8 +27,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 
-from lightning_modules.models import ScoredCausalLM
-from lightning_modules.sharded_checkpoints import MovingCheckpoints
+from lightning_modules.checkpointing.sharded import MovingCheckpoints
+from lightning_modules.policy.model import ScoredCausalLM
 
 
 def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:

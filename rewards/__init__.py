@@ -1,7 +1,7 @@
 """Everything that decides whether a function call is right; standard library only."""
 
-from rewards.bfcl import match_bfcl
-from rewards.bfcl_decode import decode_bfcl
+from rewards.bfcl.checker import match_bfcl
+from rewards.bfcl.decode import decode_bfcl
 from rewards.calls import Call, as_calls, as_tools, category_of
 from rewards.forms import FRAMES, CallFrame, write_calls
 from rewards.function_call import FunctionCallReward, RewardResult

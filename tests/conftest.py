@@ -9,8 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from datamodules.chat.form import ChatForm
 from datamodules.example import Example
-from datamodules.form import ChatForm
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -89,9 +89,9 @@ def tiny_model_dir(make_model_dir: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def teach(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a run folder, exported as a run exports it, of a model that knows the answers of a few rows by heart."""
-    from datamodules.chat import encode_example, load_tokenizer
-    from lightning_modules.export import export_hf
-    from lightning_modules.models import build_policy
+    from datamodules.chat.segments import encode_example, load_tokenizer
+    from lightning_modules.checkpointing.export import export_hf
+    from lightning_modules.policy.model import build_policy
 
     def learn(model_dir: Path, form: ChatForm, rows: list[Example], steps: int = 60) -> Path:
         policy, tokenizer = build_policy(str(model_dir)), load_tokenizer(str(model_dir))

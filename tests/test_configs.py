@@ -15,7 +15,7 @@ from lightning_modules.cli import FunReasonCLI, main
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = {"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}
 ROWS = {"data.path": "{rows}", "data.cache_dir": "{tmp}/cache"}
-GENERATE = {"model.generator": "lightning_modules.rollout.HFGenerator", "model.generator.max_new_tokens": 4}
+GENERATE = {"model.generator": "lightning_modules.generators.HFGenerator", "model.generator.max_new_tokens": 4}
 FIT = ROWS | GENERATE | {"trainer.max_steps": 2, "data.batch_size": 4, "data.val_fraction": 0.1}
 SAMPLE = (
     ROWS | GENERATE | {"trainer.max_steps": 2, "data.val_path": "null", "data.val_fraction": 0.1, "model.group_size": 2}

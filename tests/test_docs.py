@@ -12,10 +12,11 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from datamodules import BFCLDataModule, XLAMPromptDataModule, XLAMSFTDataModule, toolbox
-from datamodules.command_line import SentenceParser
+from datamodules import BFCLDataModule, XLAMPromptDataModule, XLAMSFTDataModule
 from datamodules.refinement import cli as refine
 from datamodules.refinement import rounds
+from datamodules.system.command_line import SentenceParser
+from datamodules.toolbox import __main__ as toolbox
 from datamodules.xlam import read_examples
 from lightning_modules import BFCLModule, GRPOModule, SRMLModule
 from lightning_modules.cli import FunReasonCLI
@@ -206,7 +207,7 @@ def metrics_of_the_page():
 
 @pytest.mark.parametrize("config", ["finetune", "rl"])
 def test_every_metric_that_a_run_logs_is_explained(config, own, tmp_path):
-    generator = "lightning_modules.rollout.HFGenerator"
+    generator = "lightning_modules.generators.HFGenerator"
     small = {"init_from": own["MODEL"], "generator": generator, "generator.max_new_tokens": 4}
     options = [f"--model.{key}={value}" for key, value in small.items()]
     options += [f"--data.{key}={own['rows.jsonl']}" for key in ("path", "val_path")]

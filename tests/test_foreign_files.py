@@ -8,10 +8,10 @@ import sys
 import pytest
 from omegaconf.basecontainer import BaseContainer
 
-from datamodules.chat import load_tokenizer, turns_text
+from datamodules.chat.segments import load_tokenizer, turns_text
 from datamodules.refinement.cli import parse
 from lightning_modules.cli import FunReasonCLI
-from lightning_modules.models import build_policy
+from lightning_modules.policy.model import build_policy
 
 USER = [{"role": "user", "content": "hello"}]
 

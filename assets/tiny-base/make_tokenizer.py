@@ -14,9 +14,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2Tokenizer
 
-from datamodules.pretraining import make_document
-from datamodules.toolbox import make_corpus
-from datamodules.toolbox_values import BANKS
+from datamodules.toolbox.pretraining import make_document
+from datamodules.toolbox.rows import make_corpus
+from datamodules.toolbox.values import BANKS
 
 VOCABULARY = 2304
 CHAT_TEMPLATE = (

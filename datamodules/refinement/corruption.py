@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
-from datamodules.toolbox import FUNCTIONS, WORDINGS, Function, cot_text, make_corpus, request_text, sample_arguments
-from datamodules.toolbox_values import sample_value
+from datamodules.toolbox.rows import (
+    FUNCTIONS,
+    WORDINGS,
+    Function,
+    cot_text,
+    make_corpus,
+    request_text,
+    sample_arguments,
+)
+from datamodules.toolbox.values import sample_value
 from rewards import Call, as_calls, as_tools, match_calls, parse_calls, render_calls
 
 Row = dict[str, Any]
@@ -29,7 +37,7 @@ class Corpus:
         rows: How many.
         seed: Of rows and defects.
         share: Of rows that are given a defect; the kinds take turns. Only rows with calls can have one.
-        split: Of the corpus; see `datamodules.toolbox`.
+        split: Of the corpus; see `datamodules.toolbox.rows`.
 
     Raises:
         ValueError: There are no rows, or the share is none.

@@ -16,9 +16,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from datamodules.redaction import keep_secret, redact
 from datamodules.refinement.judging import whole_reply
 from datamodules.refinement.servers import Server
+from datamodules.system.redaction import keep_secret, redact
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession

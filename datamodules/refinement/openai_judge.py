@@ -8,10 +8,10 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.redaction import keep_secret
 from datamodules.refinement.exchange import Failed, exchange, open_session, read_completion, server_at, waiting_time
 from datamodules.refinement.judging import JudgesLost, Question, Unanswered, Unfinished
 from datamodules.refinement.servers import Server, ServerPool
+from datamodules.system.redaction import keep_secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

@@ -10,7 +10,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
-from datamodules.chat import messages as training_messages
+from datamodules.chat.segments import messages as training_messages
 from datamodules.rows import Example
 from rewards import parse_calls, render_calls
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from datamodules.escaping import markdown_text
-from datamodules.redaction import redact
 from datamodules.refinement.judging import Outcome
+from datamodules.system.escaping import markdown_text
+from datamodules.system.redaction import redact
 
 STAGES = ("response", "query", "cot", "call", "format", "evaluate", "ast", "write_cot", "row")
 SHOWN = 3  # examples of each stage in the report

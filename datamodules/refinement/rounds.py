@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules import guard
-from datamodules.command_line import SentenceParser, check_writable, one_sentence, run_folder
-from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
-from datamodules.redaction import redact
 from datamodules.refinement.run import write_text
 from datamodules.rows import Example, unchecked_example
+from datamodules.system import guard
+from datamodules.system.command_line import SentenceParser, check_writable, one_sentence, run_folder
+from datamodules.system.locks import sole_writer
+from datamodules.system.redaction import redact
 from datamodules.xlam import write_jsonl
 from rewards import parse_calls
 from rewards.parser import split_completion

@@ -14,13 +14,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datamodules.example import BadRow
-from datamodules.files import atomic_write
 from datamodules.holdout import opening, query_places
-from datamodules.redaction import redact
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
 from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
 from datamodules.rows import Example, check_request, unchecked_example
+from datamodules.system.files import atomic_write
+from datamodules.system.redaction import redact
 from datamodules.xlam import write_jsonl
 
 Recipe = Callable[[Example, Panel], Awaitable[Outcome]]

@@ -6,8 +6,8 @@ import os
 import zlib
 from typing import Any
 
-from datamodules.guard import kill_at_exit
 from datamodules.refinement.judging import JudgesLost, Question, whole_reply
+from datamodules.system.guard import kill_at_exit
 
 
 class VLLMJudge:

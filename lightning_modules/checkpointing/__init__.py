@@ -1,1 +1,1 @@
-"""Checkpoints: how they are read."""
+"""Checkpoints: what they hold, how they are written and read, resumed from and exported."""

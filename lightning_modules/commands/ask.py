@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from datamodules.command_line import SentenceParser
+from datamodules.system.command_line import SentenceParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from datamodules.form import ChatForm
-    from lightning_modules.models import ScoredCausalLM
+    from datamodules.chat.form import ChatForm
+    from lightning_modules.policy.model import ScoredCausalLM
     from rewards import Call
 
 
@@ -67,9 +67,9 @@ def load_model(run: str) -> tuple["ScoredCausalLM", "PreTrainedTokenizerFast", "
     import torch
     from transformers import AutoConfig
 
-    from datamodules.chat import load_tokenizer, resolve_model_folder
-    from datamodules.form import settle_form
-    from lightning_modules.models import build_policy
+    from datamodules.chat.form import settle_form
+    from datamodules.chat.segments import load_tokenizer, resolve_model_folder
+    from lightning_modules.policy.model import build_policy
 
     tokenizer = load_tokenizer(run)
     dtype = AutoConfig.from_pretrained(resolve_model_folder(run)).dtype or torch.float32
@@ -108,14 +108,14 @@ def ask(
         ValueError: The tools cannot be read, the request is empty or holds a special token of the tokenizer, or a
             setting is out of its range.
     """
-    from datamodules.chat import encode_prompt
+    from datamodules.chat.form import reads
+    from datamodules.chat.segments import encode_prompt
     from datamodules.example import Example
-    from datamodules.form import reads
     from datamodules.refinement.schema import find_misfit
     from datamodules.rows import check_request
     from datamodules.sources.tools import read_tools
+    from lightning_modules.generators import HFGenerator
     from lightning_modules.policy.generation_config import stop_ids
-    from lightning_modules.rollout import HFGenerator
     from lightning_modules.rollout.batching import cot_mask
     from rewards import parse_completion
 
@@ -217,7 +217,7 @@ def main(args: list[str] | None = None) -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from datamodules.form import recorded_form
+    from datamodules.chat.form import recorded_form
 
     disable_progress_bar()
     policy, tokenizer, form = load_model(options.run)

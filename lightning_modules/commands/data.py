@@ -11,15 +11,15 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.command_line import SentenceParser, check_writable
-from datamodules.escaping import visible
 from datamodules.example import BadRow
-from datamodules.files import atomic_write, remove
-from datamodules.locks import sole_writer
 from datamodules.readers import read_rows
 from datamodules.reports import count_example, describe
 from datamodules.sources.openai import openai_row
 from datamodules.sources.targets import Turns
+from datamodules.system.command_line import SentenceParser, check_writable
+from datamodules.system.escaping import visible
+from datamodules.system.files import atomic_write, remove
+from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_jsonl, write_row
 
 CHUNK = 1000  # rows of a row group

@@ -1,6 +1,6 @@
 """`funreason export`: the Hugging Face folder of a checkpoint."""
 
-from datamodules.command_line import SentenceParser
+from datamodules.system.command_line import SentenceParser
 
 
 def main(args: list[str] | None = None) -> None:
@@ -16,6 +16,6 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--init_from", help="where the run's model came from, if not where its config.yaml says")
     options = parser.parse_args(args)
 
-    from lightning_modules.export import export_checkpoint
+    from lightning_modules.checkpointing.export import export_checkpoint
 
     print(f"Exported model: {export_checkpoint(**options.as_dict())}")

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from datamodules.escaping import visible
+from datamodules.system.escaping import visible
 
 ANSI = {"title": "1", "faint": "2", "prompt": "2", "cot": "36", "call": "32", "good": "32", "bad": "31"}
 """Kinds of text, and how a terminal shows them."""

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from datamodules.command_line import SentenceParser
+from datamodules.system.command_line import SentenceParser
 
 PAGE = Path(__file__).resolve().parents[1] / "play" / "page.py"
 DEMO_QUERY = "What will the weather be like in Oslo over the next 3 days?"
@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
     if importlib.util.find_spec("streamlit") is None:
         raise ValueError("Streamlit is not installed: pip install 'funreason-lightning[play]' brings it")
 
-    from datamodules.chat import load_tokenizer
+    from datamodules.chat.segments import load_tokenizer
     from datamodules.readers import read_rows
 
     for run in options.runs:

@@ -8,20 +8,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.base import SHOWN, XLAMDataModule, segment_tokens
-from datamodules.chat import target_text
-from datamodules.command_line import sentence
-from datamodules.form import frame_of
+from datamodules.chat.form import frame_of
+from datamodules.chat.segments import target_text
+from datamodules.system.command_line import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.cli import FunReasonCLI
-from lightning_modules.commands.answers import Earned, earned
-from lightning_modules.commands.page import Line, Section, plain
-from lightning_modules.commands.sections import decoded, demo_values, earnings, histogram, table
-from lightning_modules.grpo import GRPOModule
-from lightning_modules.models import build_policy
-from lightning_modules.reference import frozen_copy
-from lightning_modules.rollout.scoring import same_reward
-from lightning_modules.summary import (
+from lightning_modules.callbacks.summary import (
     cheaper,
     device_memory,
     memory_rows,
@@ -30,6 +22,14 @@ from lightning_modules.summary import (
     rate_of,
     tokens_of_step,
 )
+from lightning_modules.cli import FunReasonCLI
+from lightning_modules.commands.answers import Earned, earned
+from lightning_modules.commands.page import Line, Section, plain
+from lightning_modules.commands.sections import decoded, demo_values, earnings, histogram, table
+from lightning_modules.grpo import GRPOModule
+from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.reference import frozen_copy
+from lightning_modules.rollout.scoring import same_reward
 
 
 class Preview(FunReasonCLI):

@@ -34,8 +34,8 @@ def server_arguments(model: str) -> list[str]:
         FileNotFoundError: There is no model of that name.
         ValueError: The model does not say in which form it was trained.
     """
-    from datamodules.chat import load_tokenizer, resolve_model_folder
-    from datamodules.form import frame_of, recorded_form
+    from datamodules.chat.form import frame_of, recorded_form
+    from datamodules.chat.segments import load_tokenizer, resolve_model_folder
     from rewards import FRAMES
 
     folder, tokenizer = resolve_model_folder(model), load_tokenizer(model)

@@ -28,8 +28,8 @@ def main(args: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(HELP)
         return
-    from datamodules.command_line import check_writable
-    from datamodules.files import atomic_write
+    from datamodules.system.command_line import check_writable
+    from datamodules.system.files import atomic_write
     from lightning_modules.commands.page import as_html, as_text
     from lightning_modules.commands.preview import Preview, prepare, preview
 

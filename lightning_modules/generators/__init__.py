@@ -1,1 +1,7 @@
-"""What samples completions: see `lightning_modules.rollout` for the generators themselves."""
+"""Sampling completions from the policy: token ids in, token ids out."""
+
+from lightning_modules.generators.base import Completion, Generator
+from lightning_modules.generators.hf import HFGenerator
+from lightning_modules.generators.vllm import VLLMGenerator
+
+__all__ = ["Completion", "Generator", "HFGenerator", "VLLMGenerator"]

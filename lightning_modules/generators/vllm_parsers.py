@@ -21,7 +21,7 @@ from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.tool_parsers.abstract_tool_parser import ToolParser, ToolParserManager
 
-from datamodules.form import ChatForm, reads, recorded_form
+from datamodules.chat.form import ChatForm, reads, recorded_form
 from rewards import FRAMES, Call, CallFrame, parse_calls
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from datamodules.escaping import markdown_text, visible
+from datamodules.system.escaping import markdown_text, visible
 from lightning_modules.commands.ask import load_model
 from lightning_modules.commands.play import DEMO_QUERY, DEMO_TOOLS, page_options
 from lightning_modules.play.opened import OpenedRow, indented, open_rows, reference_of

@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat import encode_prompt, prompt_text, target_segments
+from datamodules.chat.form import ChatForm, reads
+from datamodules.chat.segments import encode_prompt, prompt_text, target_segments
 from datamodules.example import Example
-from datamodules.form import ChatForm, reads
 from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example, check_request
 from datamodules.sources.tools import read_tools
-from lightning_modules.models import ScoredCausalLM
+from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import entropy_bonus, group_advantages, mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
-from lightning_modules.rollout import HFGenerator
+from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE, cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.collect import score

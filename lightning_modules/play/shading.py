@@ -2,8 +2,8 @@
 
 import html
 
-from datamodules.escaping import visible
 from datamodules.packing import COT
+from datamodules.system.escaping import visible
 from lightning_modules.play.sampled import SampledAnswer, ShownToken
 from rewards import render_calls
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from datamodules.templates import end_of_turn_id
+from datamodules.chat.templates import end_of_turn_id
 
 
 def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationConfig, str]:

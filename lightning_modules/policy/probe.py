@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from datamodules.packing import CALL, Encoded, collate_packed
-from lightning_modules.models import ScoredCausalLM
-from lightning_modules.resume import of_every_rank
+from lightning_modules.checkpointing.resume import of_every_rank
+from lightning_modules.policy.model import ScoredCausalLM
 
 LENGTHS = (11, 14, 7)
 """Tokens of the documents."""

@@ -1,7 +1,5 @@
-"""Sampling completions from the policy: token ids in, token ids out."""
+"""From prompts to a buffer to learn from: collect, score, compare, pack."""
 
-from lightning_modules.rollout.generation import Completion, Generator
-from lightning_modules.rollout.hf_generator import HFGenerator
-from lightning_modules.rollout.vllm_generator import VLLMGenerator
+from lightning_modules.generators import HFGenerator, VLLMGenerator  # where configs of before name them
 
-__all__ = ["Completion", "Generator", "HFGenerator", "VLLMGenerator"]
+__all__ = ["HFGenerator", "VLLMGenerator"]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from datamodules.packing import IGNORED, PackedBatch, idle_batch
 from datamodules.prompts import PromptBatch
-from lightning_modules.models import ScoredCausalLM
 from lightning_modules.objectives import (
     entropy_bonus,
     group_advantages,
@@ -20,11 +19,13 @@ from lightning_modules.objectives import (
     truncated_importance_weights,
 )
 from lightning_modules.objectives.advantages import EntropyBonus
-from lightning_modules.reference import reference_policy
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.reference import reference_policy
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.dynamic import draw_groups
-from lightning_modules.rollout.figures import (
+from lightning_modules.rollout.groups import Group, Sample, all_alike, check_errors, score_groups
+from lightning_modules.rollout.metrics import (
     Peaks,
     Sums,
     bonus_sums,
@@ -33,7 +34,6 @@ from lightning_modules.rollout.figures import (
     reward_sums,
     rollout_figures,
 )
-from lightning_modules.rollout.groups import Group, Sample, all_alike, check_errors, score_groups
 
 if TYPE_CHECKING:
     from lightning_modules.grpo import GRPOModule

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from datamodules.prompts import PromptBatch
-from lightning_modules.resume import of_every_rank
-from lightning_modules.rollout.figures import Sums
+from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.rollout.groups import Group, all_alike
+from lightning_modules.rollout.metrics import Sums
 
 
 class Drawn(NamedTuple):

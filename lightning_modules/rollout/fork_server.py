@@ -19,7 +19,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from datamodules.guard import die_with_parent
+from datamodules.system.guard import die_with_parent
 
 Loop = Callable[[Connection], None]
 """What a process does with its end of a pipe; when it returns, or the other end is closed, the process ends."""

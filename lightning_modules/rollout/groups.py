@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_modules.checkpointing.resume import of_every_rank
+from lightning_modules.generators.base import Completion
 from lightning_modules.metrics import Rollout
-from lightning_modules.resume import of_every_rank
-from lightning_modules.rollout.generation import Completion
 from lightning_modules.rollout.scoring import Rewards
 from lightning_modules.rollout.workers import SHOWN
 

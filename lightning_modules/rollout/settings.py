@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from datamodules.prompts import XLAMPromptDataModule
+from lightning_modules.generators.base import Generator
+from lightning_modules.generators.hf import HFGenerator
 from lightning_modules.objectives import (
     entropy_shaped_advantages,
     group_advantages,
     shaping_entropy,
     truncated_importance_weights,
 )
-from lightning_modules.rollout.generation import Generator
-from lightning_modules.rollout.hf_generator import HFGenerator
 
 if TYPE_CHECKING:
     from lightning_modules.grpo import GRPOModule

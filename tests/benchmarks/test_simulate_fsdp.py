@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from lightning_modules.memory import Plan, estimate
-from lightning_modules.models import ScoredCausalLM
+from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.policy.model import ScoredCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
 from benchmarks.alive import allocator_peak

@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from datamodules import read_examples
-from datamodules.chat import target_text
+from datamodules.chat.segments import target_text
 from datamodules.example import BadRow
 from datamodules.rows import to_example
 

@@ -7,7 +7,7 @@ import pytest
 from recorder import batches_of_a_run
 
 from datamodules import PromptBatch, XLAMPromptDataModule
-from datamodules.chat import encode_prompt
+from datamodules.chat.segments import encode_prompt
 from datamodules.prompts import RepeatingLoader
 from datamodules.rows import to_example
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datamodules import hub, readers
+from datamodules import readers
 from datamodules.readers import fingerprint, read_rows
+from datamodules.system import hub
 
 
 def rows_of(path):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 import datamodules.encoding as encoding
 from datamodules import PromptBatch, XLAMSFTDataModule
 from datamodules.base import encoded_prompts
-from datamodules.chat import encode_example, encode_prompt, load_tokenizer, messages
+from datamodules.chat.segments import encode_example, encode_prompt, load_tokenizer, messages
 from datamodules.rows import to_example
 
 

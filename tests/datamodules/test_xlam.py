@@ -150,7 +150,7 @@ def test_real_rows(shared_data):
 
 
 def test_kept_rows_earn_the_reward_by_their_own_target(shared_data):
-    from datamodules.chat import target_text
+    from datamodules.chat.segments import target_text
 
     reward = FunctionCallReward()
     examples, _ = read_examples(shared_data / "toolrl_r1_cot.jsonl", "skip")

@@ -12,8 +12,8 @@ from training_runs import Steps
 
 from datamodules.packing import Encoded, collate_packed
 from lightning_modules import SRMLModule
-from lightning_modules.gathering import named_state, whole
-from lightning_modules.models import LoRA
+from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.unshard import named_state, whole
 from lightning_modules.strategies import FSDP2
 
 LENGTH = 40

@@ -50,7 +50,7 @@ def base_args(tmp_path_factory, tiny_model_dir, rows_file):
     def args(root, **options):
         options = {
             "model.init_args.init_from": tiny_model_dir,
-            "model.init_args.generator": "lightning_modules.rollout.HFGenerator",
+            "model.init_args.generator": "lightning_modules.generators.HFGenerator",
             "model.init_args.generator.init_args.max_new_tokens": 8,
             "data.init_args.path": rows_file,
             "data.init_args.cache_dir": cache,

@@ -11,11 +11,11 @@ from datamodules import Example
 from datamodules.packing import Encoded, collate_packed
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, SRMLModule
-from lightning_modules.models import build_policy
+from lightning_modules.generators import Completion, HFGenerator
+from lightning_modules.generators.vllm import _probe
 from lightning_modules.objectives import overlong_penalty
-from lightning_modules.rollout import Completion, HFGenerator
+from lightning_modules.policy.model import build_policy
 from lightning_modules.rollout.scoring import RewardTerm
-from lightning_modules.rollout.vllm_generator import _probe
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 TIMES = ("time/", "perf/tokens_per_s", "perf/samples_per_s")

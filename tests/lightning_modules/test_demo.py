@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 from lightning_modules import demo
 
 SMALL = {
@@ -19,7 +19,7 @@ SMALL = {
         "--model.generator.max_new_tokens=4",
     ],
 }
-GENERATOR = "--model.generator=lightning_modules.rollout.HFGenerator"
+GENERATOR = "--model.generator=lightning_modules.generators.HFGenerator"
 
 
 @pytest.mark.slow

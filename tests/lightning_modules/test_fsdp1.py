@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import figures, run_ranks
 
-from lightning_modules.checkpoints import load
+from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="FSDP1 needs a GPU")

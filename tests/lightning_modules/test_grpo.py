@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from datamodules import Example, XLAMPromptDataModule
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, grpo
-from lightning_modules.models import LoRA
+from lightning_modules.generators import Completion, HFGenerator
 from lightning_modules.objectives.advantages import EntropyBonus
-from lightning_modules.rollout import Completion, HFGenerator, batching, collect
+from lightning_modules.policy.model import LoRA
+from lightning_modules.rollout import batching, collect
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.scoring import RewardTerm
 from rewards import FunctionCallReward, function_call, parser

@@ -5,9 +5,9 @@ import torch
 
 from datamodules.xlam import Example
 from lightning_modules import metrics
-from lightning_modules.board import LAYOUT
+from lightning_modules.callbacks.board import LAYOUT
+from lightning_modules.callbacks.summary import accuracy_table
 from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
-from lightning_modules.summary import accuracy_table
 from rewards import FunctionCallReward, parse_completion
 
 TOOLS = json.dumps([{"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}])

@@ -10,8 +10,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from training_runs import figures
 
-from datamodules import redaction
-from datamodules.files import atomic_write
+from datamodules.system import redaction
+from datamodules.system.files import atomic_write
 from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, new_folder
 from lightning_modules.strategies import FSDP1, FSDP2
 

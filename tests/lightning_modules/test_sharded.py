@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from training_runs import assert_same, figures, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_modules.checkpoints import load
+from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
-from lightning_modules.models import LoRA, build_policy
+from lightning_modules.policy.model import LoRA, build_policy
 from lightning_modules.strategies import blocks_of
 
 FSDP2 = "lightning_modules.strategies.FSDP2"

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import assert_same, figures, rewards_module, run_ranks
 
-from lightning_modules.checkpoints import load
+from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 
 TOY = '''

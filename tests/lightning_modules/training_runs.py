@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lightning_modules.checkpoints import load
+from lightning_modules.checkpointing.formats import load
 
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of figures that do not depend on the clock."""

@@ -18,7 +18,7 @@ import pytest
 from datamodules.refinement import OpenAIJudge, Panel, Question, VLLMJudge, fcdr
 from datamodules.refinement.judging import Unfinished
 from datamodules.rows import Example, to_example
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 QUESTIONS = [Question("query", Example(str(n), f"request {n}", "[]", "[f()]")) for n in range(6)]
 OPTIONS = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 8, "enforce_eager": True}

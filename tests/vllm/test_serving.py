@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from datamodules.chat import encode_prompt
+from datamodules.chat.form import ChatForm, frame_of, reads
+from datamodules.chat.segments import encode_prompt
+from datamodules.chat.serving import served_tokenizer
 from datamodules.example import Example
-from datamodules.form import ChatForm, frame_of, reads
 from datamodules.rows import read_raw
-from datamodules.serving import served_tokenizer
 from lightning_modules.commands.ask import ask, load_model
 from rewards import Call, parse_completion, write_calls
 

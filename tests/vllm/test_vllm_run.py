@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from lightning_modules.cli import main
-from lightning_modules.rollout.vllm_engine import Engine
+from lightning_modules.generators.vllm_engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

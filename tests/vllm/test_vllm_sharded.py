@@ -9,7 +9,7 @@ import torch
 from training_runs import run_ranks
 from transformers import AutoModelForCausalLM
 
-from lightning_modules.rollout.vllm_engine import Engine
+from lightning_modules.generators.vllm_engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

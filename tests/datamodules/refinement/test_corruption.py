@@ -5,7 +5,7 @@ import pytest
 from datamodules.refinement import Panel, RuleJudge, fcdr
 from datamodules.refinement.corruption import FAULTS, KINDS, Corpus, corrupted_rows, planted_figures
 from datamodules.rows import Example, unchecked_example
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 from rewards import parse_calls
 
 

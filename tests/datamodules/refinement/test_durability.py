@@ -9,7 +9,7 @@ import pytest
 from datamodules.refinement import cli
 from datamodules.refinement.cli import main
 from datamodules.refinement.journal import NAME, Journal
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 RESULTS = {"config.yaml", "refined.jsonl", "rejected.jsonl", "report.json", "report.md"}
 

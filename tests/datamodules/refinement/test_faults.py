@@ -10,7 +10,7 @@ from stub_server import YES, Stub, completion
 from datamodules.refinement import run as running
 from datamodules.refinement.cli import main
 from datamodules.refinement.journal import Journal
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 ROWS = 60
 WELL = 30  # questions that are answered before something goes wrong

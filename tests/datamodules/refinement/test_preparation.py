@@ -6,7 +6,7 @@ import pytest
 from datamodules.refinement import Panel, RuleJudge, funrl, write_cot
 from datamodules.refinement.judging import Unanswered, Unfinished
 from datamodules.rows import Example, unchecked_example
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 TOOLS = json.dumps([{"name": "f", "description": "F", "parameters": {"a": {"type": "int"}}}])
 ROW = Example("1", "Do f of 1", TOOLS, '[{"name": "f", "arguments": {"a": 1}}]')

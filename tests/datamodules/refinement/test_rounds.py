@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.locks import sole_writer
 from datamodules.refinement import rounds
 from datamodules.refinement.rounds import SelfRefinement, candidate, main, pool_examples
-from datamodules.toolbox import make_corpus
+from datamodules.system.locks import sole_writer
+from datamodules.toolbox.rows import make_corpus
 from datamodules.xlam import write_jsonl
 from rewards import render_calls
 

@@ -19,7 +19,7 @@ from datamodules.refinement.cli import main
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.run import refine_rows, write_results
 from datamodules.rows import unchecked_example
-from datamodules.toolbox import make_corpus
+from datamodules.toolbox.rows import make_corpus
 
 NO = "<think>not so</think><judge>False</judge>"
 WRITTEN = ("refined.jsonl", "rejected.jsonl", "report.json", "report.md")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from stub_server import YES, Stub
 
-from datamodules import redaction
 from datamodules.refinement.cli import main
+from datamodules.system import redaction
 
 KEY, PASSWORD, OTHER = "quite-a-secret-1", "pass-word-9", "of-the-body-7"
 ECHO = f"Incorrect API key provided: {KEY} (Authorization: Bearer {KEY}; {PASSWORD}, {OTHER}) {'x' * 437}{KEY}"

@@ -12,8 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from lightning_modules.checkpointing.formats import REST, EitherKind, check_shards, load, shapes_in
 from lightning_modules.checkpointing.reading import load_file, load_shards
-from lightning_modules.checkpoints import REST, EitherKind, check_shards, load, shapes_in
 from lightning_modules.cli import main
 
 WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from datamodules.chat.form import ChatForm
 from datamodules.example import Example
-from datamodules.form import ChatForm
 from lightning_modules.cli import main
 from lightning_modules.commands.ask import ask, load_model
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules import read_examples
-from datamodules.locks import sole_writer
+from datamodules.system.locks import sole_writer
 from lightning_modules.cli import main
 
 TOOLS = [{"name": "get_weather", "description": "", "parameters": {"city": {"type": "str", "description": ""}}}]

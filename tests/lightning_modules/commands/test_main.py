@@ -6,9 +6,9 @@ import sys
 import pytest
 from huggingface_hub import constants
 
-from datamodules.chat import resolve_model_folder
-from datamodules.files import shipped
+from datamodules.chat.segments import resolve_model_folder
 from datamodules.readers import load_data_set
+from datamodules.system.files import shipped
 from lightning_modules.commands.main import COMMANDS, main
 
 HEAVY = ("torch", "transformers", "lightning", "datasets", "peft", "torchmetrics")

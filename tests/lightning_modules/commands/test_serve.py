@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from datamodules.form import ChatForm
-from datamodules.serving import served_tokenizer
+from datamodules.chat.form import ChatForm
+from datamodules.chat.serving import served_tokenizer
 from lightning_modules.cli import main
 from lightning_modules.commands import serve
 

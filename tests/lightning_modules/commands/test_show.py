@@ -8,9 +8,9 @@ import pytest
 from training_runs import rewards_module
 from transformers import AutoModelForCausalLM
 
-from datamodules.chat import target_text
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import target_text
 from datamodules.example import Example
-from datamodules.form import ChatForm
 from lightning_modules.cli import main
 from lightning_modules.commands.answers import earned, other_value
 from lightning_modules.commands.page import Section, Span, as_html, as_text, plain

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_modules.generators import HFGenerator
 from lightning_modules.generators.padding import Way, find_way
-from lightning_modules.models import ScoredCausalLM
-from lightning_modules.rollout import HFGenerator
+from lightning_modules.policy.model import ScoredCausalLM
 
 SIZES = {
     "vocab_size": 96,
@@ -113,7 +113,7 @@ def test_batches_of_unlike_prompts_equal_each_alone(family):
 def test_what_is_found_out_once_serves_every_call(monkeypatch):
     policy, generator, asked = ScoredCausalLM(tiny("minimax")), HFGenerator(max_new_tokens=1), []
     monkeypatch.setattr(
-        "lightning_modules.rollout.hf_generator.find_way", lambda model: asked.append(model) or Way(True, False)
+        "lightning_modules.generators.hf.find_way", lambda model: asked.append(model) or Way(True, False)
     )
     rows = []
     original = generator._generate

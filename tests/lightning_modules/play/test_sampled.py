@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
-from datamodules.chat import encode_prompt
-from datamodules.form import ChatForm
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import encode_prompt
 from lightning_modules.commands.ask import ask, load_model
+from lightning_modules.generators.base import Completion
 from lightning_modules.play import sampled
 from lightning_modules.play.sampled import request, sample_group, shown_tokens
-from lightning_modules.rollout.generation import Completion
 
 TOOLS = json.dumps([{"name": "f", "description": "", "parameters": {"a": {"type": "int", "required": True}}}])
 RIGHT, WRONG = "<think>One fits.</think>\n\n[f(a=1)]", "<think>Two, é.</think>\n\n[f(a=2)]"

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_modules.models import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.dropout import drop_nothing
+from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DROPPING = {

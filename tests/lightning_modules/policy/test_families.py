@@ -9,12 +9,12 @@ from families import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from datamodules.packing import CALL, COT, PROMPT, Encoded, collate_packed, micro_batches
-from lightning_modules.export import export_hf
-from lightning_modules.memory import Plan, adapters, estimate
-from lightning_modules.models import LoRA, build_policy
+from lightning_modules.callbacks.memory import Plan, adapters, estimate
+from lightning_modules.checkpointing.export import export_hf
+from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import Totals, multiscale_loss
+from lightning_modules.policy.model import LoRA, build_policy
 from lightning_modules.policy.probe import probe
-from lightning_modules.rollout import HFGenerator
 
 LENGTHS = [9, 30, 14, 6, 22]
 CAPACITY = 64  # tokens of a packed row: 30 + 22 + 9 and 14 + 6, or as near to that as bins go

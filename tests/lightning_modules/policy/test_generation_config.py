@@ -7,8 +7,8 @@ import shutil
 import pytest
 from transformers import GenerationConfig
 
-from lightning_modules.models import build_policy
 from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.policy.model import build_policy
 
 END, TEXT, START = 2, 0, 1  # <|im_end|>, <|endoftext|>, <|im_start|> of the tiny tokenizer
 

@@ -8,7 +8,7 @@ import torch
 from families import EXPERTS, like_llama
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.models import build_policy
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.weights import check_values, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."

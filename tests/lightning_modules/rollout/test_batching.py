@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_modules.models import build_policy
+from lightning_modules.policy.model import build_policy
 from lightning_modules.rollout.batching import cot_mask, pack_rollouts
 
 TEXT = "<think>The user wants the weather in Zürich 😀, so get_weather fits.</think>\n\n[get_weather(city='Zürich')]"

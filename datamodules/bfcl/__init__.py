@@ -1,0 +1,1 @@
+"""Rows and prompts of the Berkeley Function Calling Leaderboard."""

@@ -1,0 +1,282 @@
+"""A row as the model sees it: chat prompt, target text, and the segment of every token."""
+
+import json
+import re
+from bisect import bisect_left
+from dataclasses import replace
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from datamodules.chat.form import ChatForm
+from datamodules.chat.serving import own_template
+from datamodules.chat.templates import (
+    answer_by_template,
+    end_of_turn_id,
+    one_template,
+    turns_text,
+    without_present_date,
+)
+from datamodules.example import BadRow, Example, answers_tool
+from datamodules.packing import CALL, COT, PROMPT, Encoded
+from datamodules.sources.openai import chat_turns, said
+from datamodules.sources.tools import openai_tool, shown_tool
+from datamodules.system.files import shipped
+from datamodules.system.hub import refuse_unreachable
+from rewards import FRAMES, as_calls, write_calls
+
+PAPER = ChatForm()
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LONGEST_FRAME = 1 << 20  # characters that a template may put around a question
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def resolve_model_folder(init_from: str) -> str:
+    """Find the Hugging Face folder meant by `model.init_args.init_from`.
+
+    Args:
+        init_from: A run folder (its `hf/` is meant), an `hf/` folder, any Hugging Face folder, or a hub id.
+
+    Returns:
+        The folder; a hub id is returned unchanged.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no exported model.
+    """
+    if not init_from or "\0" in str(init_from):
+        raise FileNotFoundError(
+            f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
+        )
+    folder = Path(shipped(str(init_from))).expanduser()
+    if folder.is_dir():
+        for candidate in (folder, folder / "hf"):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+        if any(folder.glob("checkpoints/*.ckpt")):
+            raise FileNotFoundError(
+                f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
+                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
+            )
+        raise FileNotFoundError(f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one")
+    if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
+        raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
+    return init_from
+
+
+def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model, with the two things this project needs of it: offsets and a chat template.
+
+    Args:
+        init_from: See `resolve_model_folder`.
+        chat_template: A file with the template to use, or "chatml"; the tokenizer's own when None.
+
+    Returns:
+        The fast tokenizer. Of a model that this project exported, its template is the one that was trained with.
+
+    Raises:
+        FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
+        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, or has no chat
+            template that works.
+    """
+    folder = resolve_model_folder(init_from)
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    if not Path(folder).is_dir():
+        refuse_unreachable(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of a damaged file: tokenizers raises Exception itself, and transformers any kind
+        if isinstance(error, OSError) and not Path(folder).is_dir():
+            message = f"init_from: {folder} is neither a folder here nor a model the hub gives us"
+            raise FileNotFoundError(message) from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "
+            "data.chat_template to chatml or to a file with one"
+        )
+    question = "a question"
+    try:
+        tokenizer.chat_template = without_present_date(own_template(one_template(tokenizer.chat_template)))
+        text = turns_text(tokenizer, [{"role": "user", "content": question}])
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
+    if len(text) > LONGEST_FRAME:
+        raise ValueError(
+            f"init_from: the chat template of {tokenizer.name_or_path} makes {len(text):,} characters of one question"
+        )
+    if question not in text:
+        raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
+    return tokenizer
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.chat_template: {file} cannot be read ({error}); give a file, or chatml") from error
+
+
+def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
+    """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query.
+
+    Where the answer is one to a tool, the query is among the earlier turns, which end with what the tool gave back.
+    With `prompt: template` the system message is what `data.system_prompt` and the row say, and the calls of earlier
+    turns stand beside their text, for the template to write.
+    """
+    system, history = form.instructions, _history(example, form)
+    if form.prompt == "paper":
+        tools = [shown_tool(tool) for tool in json.loads(example.tools)]
+        system += json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
+    if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
+        system, history = "\n\n".join(filter(None, (system, history[0]["content"]))), history[1:]
+    request = [] if answers_tool(example) else [{"role": "user", "content": example.query}]
+    return [*([{"role": "system", "content": system}] if system else []), *history, *request]
+
+
+def _history(example: Example, form: ChatForm) -> list[dict[str, Any]]:
+    """Earlier turns, with calls as the form writes them."""
+    if form.prompt == "template":
+        return chat_turns(example, objects=True)
+    turns: list[dict[str, Any]] = json.loads(example.history)
+    tools = json.loads(example.tools)
+    for turn in turns:
+        if turn["role"] == "assistant":
+            text, calls = said(turn["content"], tools)
+            if calls is not None:
+                written = write_calls(calls, FRAMES.get(form.answer_form))
+                turn["content"] = "\n\n".join(filter(None, (text, written)))
+    return turns
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:
+    """Render the prompt of a row through the model's own chat template, up to where the answer begins.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        example: The row.
+        form: How requests are put.
+
+    Returns:
+        The text of `templates.turns_text`; nothing in it is trained on.
+
+    Raises:
+        BadRow: The row's own text holds a special token of this tokenizer, which would end a turn early; or the
+            template refuses these turns.
+    """
+    turns = messages(example, form)
+    texts = {"query": example.query, "tools": turns[0]["content"] + example.tools, "history": str(turns[1:])}
+    _refuse_special_tokens(tokenizer, texts)
+    tools = [openai_tool(tool) for tool in json.loads(example.tools)] if form.prompt == "template" else None
+    try:
+        return turns_text(tokenizer, turns, tools or None)
+    except ValueError as error:
+        raise BadRow("history" if len(turns) > 2 else "", str(error)) from error
+
+
+def target_text(example: Example, form: ChatForm = PAPER, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
+    """The text trained on, without the end-of-turn token: `<think>{cot}</think>`, a blank line, the calls.
+
+    Without a chain of thought the target is the calls alone: an empty think block is never taught. When no tool fits
+    the calls are the row's `response`, or `[]` where it has none.
+
+    Args:
+        example: The row.
+        form: How calls are written, and whether a chain of thought stands before them.
+        tokenizer: The tokenizer whose template writes calls, where the form says so.
+
+    Raises:
+        ValueError: The calls cannot be written in this form.
+    """
+    calls, cot = as_calls(example.answers), example.cot if form.think else ""
+    if calls and form.answer_form == "template":
+        return answer_by_template(tokenizer, cot, calls)
+    answer = write_calls(calls, FRAMES.get(form.answer_form)) if calls or not example.response else example.response
+    return f"<think>{cot}</think>\n\n{answer}" if cot else answer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> list[int]:
+    """Token ids of `prompt_text`: what generation starts from, and the prefix of `encode_example`."""
+    return tokenizer(prompt_text(tokenizer, example, form), add_special_tokens=False)["input_ids"]
+
+
+def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> Encoded:
+    """Encode prompt and target of a row: `encode_texts` of `prompt_text` and `checked_target`.
+
+    Raises:
+        BadRow: The row holds a special token of this tokenizer.
+    """
+    prompt, target = prompt_text(tokenizer, example, form), checked_target(tokenizer, example, form)
+    return encode_texts(tokenizer, [prompt], [target])[0]
+
+
+def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:
+    """`target_text`, once it is known to hold no special token of the tokenizer (BadRow otherwise)."""
+    try:
+        target = target_text(example, form, tokenizer)
+    except ValueError as error:
+        raise BadRow("answers", str(error)) from error
+    own = target_text(example, replace(form, answer_form="python"))  # a template's own marks may be special tokens
+    _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": own})
+    return target
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], targets: list[str]) -> list[Encoded]:
+    """Encode prompts and targets, each by itself, so that the prompt ids are exactly those of generation.
+
+    Args:
+        tokenizer: Tokenizer with a chat template; its Rust threads share a batch.
+        prompts: Texts of `prompt_text`.
+        targets: Texts of `target_text`, one for each prompt.
+
+    Returns:
+        Ids and segments: 0 prompt; 1 chain of thought, both tags included; 2 everything after `</think>`, the
+        end-of-turn token included (arXiv 2505.20192, figure of the multiscale loss).
+    """
+    before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    after = tokenizer(targets, add_special_tokens=False, return_offsets_mapping=True)
+    end = end_of_turn_id(tokenizer)
+    return [
+        Encoded(prompt + ids + [end], [PROMPT] * len(prompt) + target_segments(target, offsets) + [CALL])
+        for prompt, ids, target, offsets in zip(
+            before, after["input_ids"], targets, after["offset_mapping"], strict=True
+        )
+    ]
+
+
+def target_segments(target: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """Segment of each target token: chain of thought iff the token starts before the end of the first `</think>`.
+
+    A token that BPE merged across the boundary (`>` with the line feeds after it) belongs to the chain of thought.
+    """
+    boundary = target.index("</think>") + len("</think>") if target.startswith("<think>") else 0
+    cot = bisect_left(offsets, boundary, key=itemgetter(0))
+    return [COT] * cot + [CALL] * (len(offsets) - cot)
+
+
+@lru_cache(maxsize=8)
+def _special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts |= set(tokenizer.all_special_tokens)
+    texts -= {"<think>", "</think>"}  # our own tags; whether a row may hold them is settled when it is read
+    return re.compile("|".join(re.escape(text) for text in sorted(texts)) or r"(?!)")
+
+
+def _refuse_special_tokens(tokenizer: PreTrainedTokenizerFast, texts: dict[str, str]) -> None:
+    """Refuse text that would turn into control tokens: `<|im_end|>` inside a query is one id, not ten characters."""
+    pattern = _special_pattern(tokenizer)
+    for column, text in texts.items():
+        if found := pattern.search(text):
+            raise BadRow(column, f"holds {found.group()!r}, a special token of this model's tokenizer")

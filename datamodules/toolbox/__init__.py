@@ -1,0 +1,1 @@
+"""The shipped corpus, and the general text that the tiny base model was made of."""

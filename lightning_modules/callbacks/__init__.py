@@ -1,0 +1,5 @@
+"""What a run shows and leaves behind."""
+
+from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+
+__all__ = ["ExportHF", "MetricsCSV", "RolloutWriter", "SampleTable"]

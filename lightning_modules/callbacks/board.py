@@ -1,0 +1,212 @@
+"""What TensorBoard shows of a run: its charts, the two segments in colours of their own, settings, samples.
+
+TensorBoard colours a line by its run, never by its tag, and that in custom charts, too. What is to be told apart within
+one chart therefore has to be a run: `cot` and `call`, folders within that of the run, hold the segments' curves under
+the tags of the whole (`train/loss_cot` is `train/loss` there).
+"""
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from datamodules.system.escaping import markdown_text
+from datamodules.system.redaction import redact
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.metrics import CATEGORIES, RATES, Rollout
+from rewards import differences, render_calls
+
+SEGMENTS = ("cot", "call")
+
+
+def _panel(*tags: str) -> list[object]:
+    return ["Multiline", [f"^{tag}$" for tag in tags]]
+
+
+LAYOUT = {
+    "Reward": {"mean reward": _panel("reward/mean", "reward/mean_first")},
+    "Scores": {
+        "exact match": _panel("tool/exact_match"),
+        "how far the calls are right": _panel(*(f"tool/{rate}" for rate in RATES.values())),
+        "exact match by category": _panel(*(f"tool/{category}/exact_match" for category in CATEGORIES)),
+        "tokens of a completion": _panel("completion/mean_length"),
+        "share of completions cut at the limit": _panel("completion/truncated_frac"),
+    },
+    "Loss": {
+        "loss: all, CoT, call": _panel("train/loss"),
+        "loss of the validation: all, CoT, call": _panel("val/loss"),
+        "weights of the two segments": _panel("train/weight"),
+        "token accuracy": _panel("train/token_acc"),
+        "entropy": _panel("train/entropy"),
+    },
+    "Rollouts": {
+        "KL with the reference": _panel("policy/kl"),
+        "groups whose rewards are all equal": _panel("reward/frac_zero_std"),
+        "entropy": _panel("policy/entropy", "entropy_bonus/cot_entropy"),
+        "length": _panel("completion/mean_length", "completion/min_length", "completion/max_length"),
+    },
+    "Entropy bonus": {
+        "mean": _panel("entropy_bonus/mean", "entropy_bonus/raw_mean"),
+        "share that the cap holds back": _panel("entropy_bonus/clipped_frac"),
+        "share of the advantage": _panel("entropy_bonus/share_of_advantage"),
+    },
+    "Policy update": {
+        "loss": _panel("policy/loss"),
+        "clipped tokens": _panel("policy/clip_low", "policy/clip_high", "policy/clip_dual"),
+        "ratio": _panel("policy/ratio_mean", "policy/ratio_max"),
+        "importance ratio": _panel("sampling/is_ratio_raw_mean", "sampling/is_ratio_raw_max"),
+    },
+    "Optimizer": {"gradient norm": _panel("train/grad_norm"), "learning rate": _panel("train/lr")},
+    "Speed": {
+        "tokens per second": _panel("perf/tokens_per_s"),
+        "samples per second": _panel("perf/samples_per_s"),
+        "seconds per step": _panel("time/step", "time/generate", "time/update"),
+        "supervised tokens per step": _panel("train/tokens"),
+        "padding": _panel("perf/pad_frac"),
+    },
+}
+"""Custom-scalar layout of TensorBoard: category -> chart -> tags."""
+ROLLOUTS = ("Reward", "Rollouts", "Entropy bonus", "Policy update")
+SETTINGS = {"method": "", "model": "", "data": "", "precision": "", "devices": 0, "steps": 0, "learning_rate": 0.0}
+SETTINGS |= {"rows_per_step": 0, "lora_r": 0, "cot_weight": 0.0, "group_size": 0, "entropy_scale": 0.0, "kl_coef": 0.0}
+"""The settings that TensorBoard lists, and their kinds; the whole is in `config.yaml`."""
+METRICS = ("tool/exact_match", "reward/mean", "train/loss", "completion/mean_length")
+"""What it lists beside them: the last value of each."""
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's logger of a run; what a segment has is logged once more under the tag of the whole, in its run."""
+
+    @cached_property
+    def segments(self) -> dict[str, SummaryWriter]:
+        """A writer for each segment, which makes its folder."""
+        return {segment: SummaryWriter(os.path.join(self.log_dir, segment)) for segment in SEGMENTS}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write the values, and those of the segments to their runs."""
+        super().log_metrics(metrics, step)
+        for name, value in metrics.items():
+            tag, _, segment = name.rpartition("_")
+            if segment in SEGMENTS and tag.startswith(("train/", "val/")):
+                self.segments[segment].add_scalar(tag, value, step)
+
+    @rank_zero_only
+    def begin(self, settings: dict[str, Any], hidden: Collection[str]) -> None:
+        """Group the charts, and write the settings, which TensorBoard lists beside the last value of `METRICS`.
+
+        Args:
+            settings: Values by their names in `SETTINGS`.
+            hidden: Categories of `LAYOUT` that the run has nothing for.
+        """
+        if layout := {name: charts for name, charts in LAYOUT.items() if name not in hidden}:
+            self.experiment.add_custom_scalars(layout)
+        # TensorBoard takes the columns of one run for those of all, so that every run has to name the same ones.
+        columns, *_ = hparams(SETTINGS, dict.fromkeys(METRICS, 0.0))
+        _, values, _ = hparams(settings, {})
+        for summary in (columns, values):
+            self.experiment.file_writer.add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is buffered."""
+        super().save()
+        for writer in self.__dict__.get("segments", {}).values():
+            writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Note that the run has ended well, if it has, and close the files."""
+        if status == "success" and self._experiment is not None:
+            *_, ended = hparams({}, {})
+            self.experiment.file_writer.add_summary(ended)
+        super().finalize(status)
+        for writer in self.__dict__.pop("segments", {}).values():
+            writer.close()
+
+
+def settings_of(trainer: Trainer, module: FunctionCallingModule) -> dict[str, Any]:
+    """The settings of a run by their names in `SETTINGS`; of a test those of model and data alone."""
+    data = getattr(trainer.datamodule, "hparams", {})
+    found = {"method": module.method, "model": redact(module.init_from), "data": redact(str(data.get("path", "")))}
+    found |= {"precision": str(trainer.precision), "devices": trainer.world_size}
+    if trainer.state.fn == TrainerFn.FITTING:  # also while the sanity check runs
+        rows = data.get("batch_size", data.get("prompts_per_step"))
+        found |= {"steps": int(trainer.estimated_stepping_batches), "learning_rate": module.learning_rate}
+        found |= {"rows_per_step": rows, "lora_r": module.lora.r if module.lora else 0}
+        found |= {key: getattr(module, key, None) for key in ("cot_weight", "group_size", "entropy_scale", "kl_coef")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def sample_block(rollout: Rollout, max_chars: int, remarks: str = "") -> str:
+    """One completion as Markdown without HTML, in lines that wrap; nothing in its text acts as Markdown.
+
+    Args:
+        rollout: The completion, and what it was asked.
+        max_chars: Longest text of each part; a longer one is cut and ends in an ellipsis.
+        remarks: What else the heading is to say.
+
+    Returns:
+        A heading with ✓ or ✗, what is wrong, and the parts as quotations.
+    """
+    example, right = rollout.example, bool(rollout.result.parts["exact_match"])
+    cot, closing, call = rollout.text.partition("</think>")
+    heading = f"{'✓' if right else '✗'} {markdown_text(example.id, 80)}: score {rollout.result.score:g}{remarks}"
+    parts = {
+        "Query": example.query,
+        **({"Chain of thought": cot + closing, "Call": call.strip()} if closing else {"Completion": rollout.text}),
+        "Reference": reference_text(example.answers),
+    }
+    lines = [f"### {heading}"]
+    if not right:
+        lines.append(f"**Wrong:** {markdown_text('; '.join(what_is_wrong(rollout)), max_chars)}")
+    for title, text in parts.items():
+        if text:
+            lines += [f"**{title}**", quotation(text, max_chars)]
+    return "\n\n".join(lines)
+
+
+def what_is_wrong(rollout: Rollout) -> Sequence[str]:
+    """Why a completion is not right: what makes it unreadable, or where its calls differ from the reference."""
+    if rollout.finish_reason == "length":
+        return ["cut at the length limit"]
+    if rollout.parsed.calls is None:
+        return [rollout.parsed.error or "no calls can be read"]
+    found = differences(rollout.parsed.calls, rollout.example.answers, rollout.example.tools)
+    return found or ["the reward says so"]
+
+
+def reference_text(answers: str) -> str:
+    """Reference calls as the model would write them; as they are where they cannot be read."""
+    try:
+        return render_calls(answers)
+    except ValueError:
+        return answers
+
+
+def quotation(text: str, max_chars: int) -> str:
+    """A text as a Markdown quotation, line by line as it is.
+
+    Args:
+        text: Any text.
+        max_chars: A longer text is cut and ends in an ellipsis.
+    """
+    # TensorBoard keeps line feeds within a paragraph, so that two spaces before them would make them two.
+    lines = markdown_text(text.replace("\r\n", "\n"), max_chars).split("\n")
+    return "\n".join(f"> {_literal(line)}" for line in lines)
+
+
+def _literal(line: str) -> str:
+    """A line that begins no list, heading or block of code; what ends in spaces breaks no line."""
+    bare = line.strip(" \t")
+    indent = "&nbsp;" * len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
+    bare = re.sub(r"^[-+=]", lambda found: f"&#{ord(found[0])};", bare)
+    return indent + re.sub(r"^(\d+)\.", r"\1&#46;", bare) or "&nbsp;"

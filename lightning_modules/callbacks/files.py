@@ -1,0 +1,145 @@
+"""What a run leaves in its folder besides events and checkpoints: metrics, samples, rollouts, weights."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks.board import sample_block
+from lightning_modules.callbacks.progress import say
+from lightning_modules.checkpointing.export import export_hf, rehearse_export
+from lightning_modules.metrics import Rollout
+
+
+class MetricsCSV(Callback):
+    """Appends every logged metric to `metrics.csv` as step, name, value, so that nothing depends on TensorBoard."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the file."""
+        self.path = Path(trainer.log_dir or ".") / "metrics.csv"  # `log_dir` is a collective: every rank asks
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any) -> None:
+        """Write the metrics of a training step, as often as Lightning logs them."""
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            self._append(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Write the metrics of a validation or test."""
+        if not trainer.sanity_checking:
+            self._append(trainer, pl_module)
+
+    on_test_end = on_validation_end
+
+    def _append(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["step", "name", "value"])
+            writer.writerows([trainer.global_step, name, float(v)] for name, v in pl_module.figures.items())
+
+
+class SampleTable(Callback):
+    """Shows the first completions of every validation and test in TensorBoard, and appends them to `samples.jsonl`.
+
+    Args:
+        rows: Completions per validation; 0 shows none.
+        max_chars: Longest text of a part in TensorBoard; `samples.jsonl` holds the whole text.
+    """
+
+    def __init__(self, rows: int = 8, max_chars: int = 600) -> None:
+        self.rows = rows
+        self.max_chars = max_chars
+        self.samples: list[Rollout] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep rollouts until there are enough of them."""
+        self.samples += outputs[: self.rows - len(self.samples)]
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was kept."""
+        samples, self.samples = self.samples, []
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if not samples or not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        step = trainer.global_step
+        append_jsonl(Path(log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
+        if isinstance(trainer.logger, TensorBoardLogger):
+            stage = "test" if trainer.testing else "val"
+            blocks = "\n\n".join(sample_block(sample, self.max_chars) for sample in samples)
+            trainer.logger.experiment.add_text(f"samples/{stage}", blocks, step)
+
+    on_test_end = on_validation_end
+
+
+class RolloutWriter(Callback):
+    """Writes the rollouts of `funreason predict` to `rollouts.jsonl` (`rollouts-1.jsonl` for rank 1, and so on).
+
+    The file grows under the name `….part` and takes its own when prediction is over.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose this rank's file."""
+        name = "rollouts.jsonl" if trainer.global_rank == 0 else f"rollouts-{trainer.global_rank}.jsonl"
+        self.path = Path(trainer.log_dir) / name
+        self.part = self.path.with_suffix(".jsonl.part")
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.part.write_text("", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
+    ) -> None:
+        """Append one batch."""
+        append_jsonl(self.part, [rollout.as_row() for rollout in outputs])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the file its name."""
+        os.replace(self.part, self.path)
+        print(f"Rollouts: {self.path}")
+
+
+class ExportHF(Callback):
+    """Writes weights, tokenizer and chat template of a finished run to `hf/`, where `from_pretrained` loads them.
+
+    What would fail there is tried before the model loads, so that nothing is trained that cannot be exported.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: FunctionCallingModule, stage: str) -> None:
+        """Rehearse the export, on every rank, so that all refuse together what cannot be exported."""
+        folder = Path(trainer.log_dir or ".")  # `log_dir` is a collective: every rank asks
+        if stage == "fit" and not trainer.fast_dev_run:
+            rehearse_export(
+                pl_module.init_from,
+                pl_module.lora,
+                folder if trainer.is_global_zero else None,
+                pl_module.load_tokenizer(),
+                pl_module.form,
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export once training has ended by itself."""
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if trainer.fast_dev_run:
+            return
+        folder = Path(log_dir or ".") / "hf"
+        export_hf(pl_module.policy, pl_module.tokenizer, folder, trainer.is_global_zero, pl_module.form)
+        if trainer.is_global_zero:
+            say(f"Exported model: {folder}")
+
+
+def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

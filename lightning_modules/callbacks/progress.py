@@ -1,0 +1,155 @@
+"""What a run says while it goes: a bar of optimizer steps on a terminal, lines elsewhere, and its validations."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from tqdm import tqdm
+
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks.ending import ended
+
+SHOWN = {
+    "tool/exact_match": "exact match",
+    "tool/format_rate": "format",
+    "val/loss_cot": "loss CoT",
+    "val/loss_call": "loss call",
+}
+"""What the line of a validation shows, of what there is."""
+LOSSES, SCORE = ("train/loss", "policy/loss"), "reward/mean"
+
+
+class Progress(Callback):
+    """Shows how far a command is: one bar where the output is a terminal, else a line every so many steps.
+
+    Args:
+        every_n_steps: Optimizer steps between two lines where the output is no terminal, or with
+            `trainer.enable_progress_bar: false`.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"progress.every_n_steps is {every_n_steps}; give at least 1")
+        self.every_n_steps = every_n_steps
+        self.bars = True  # whether the user wants them
+        self.bar: tqdm | None = None
+        self.score: float | None = None  # of the last validation
+        self.steps, self.first, self.begun = 0, 0, 0.0  # of the training: how many, from which on, since when
+        self.validating, self.validated = 0.0, 0.0  # since when; seconds of all validations so far
+
+    def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Begin to count steps."""
+        self.steps, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
+        self.begun, self.validated = time.perf_counter(), 0.0
+        self._open(trainer, self.steps, self.first, "step", "training")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any, **kwargs: Any) -> None:
+        """Count a step, and now and then write a line."""
+        if not trainer.is_global_zero:
+            return
+        step, shown = trainer.global_step, self._shown(pl_module.figures)
+        if self.bar is not None:
+            self.bar.set_postfix_str(shown, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif step % self.every_n_steps == 0 or step == self.steps:
+            pace = (time.perf_counter() - self.begun - self.validated) / max(1, step - self.first)
+            left = f", {clock(pace * (self.steps - step))} left" if step < self.steps else ""
+            print(f"step {step:,} of {self.steps:,}: {shown}; {pace:.2f} s a step{left}", flush=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Note when it began."""
+        self.validating = time.perf_counter()
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._open(trainer, rows_of(trainer.val_dataloaders), 0, "row", "validating")
+        elif self.bar is not None:
+            self.bar.set_description("validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Write the line of a validation."""
+        seconds = time.perf_counter() - self.validating
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.validated += seconds
+        else:
+            self._close()
+        figures = pl_module.figures
+        self.score = figures.get("tool/exact_match", self.score)
+        found = ", ".join(f"{name} {figures[tag]:.3f}" for tag, name in SHOWN.items() if tag in figures)
+        rows = rows_of(trainer.val_dataloaders)
+        say(f"validation at step {trainer.global_step:,}: {found or 'no rows'} ({rows:,} rows, {clock(seconds)})")
+        if self.bar is not None:
+            self.bar.set_description("training")
+
+    def on_test_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Begin to count rows."""
+        self.begun = time.perf_counter()
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
+        self._open(trainer, rows_of(loaders), 0, "row", "testing" if trainer.testing else "predicting")
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: FunctionCallingModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Count the rows of a batch."""
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
+        done, rows = rows_of(loaders, batch_idx + 1), rows_of(loaders)
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+        elif trainer.is_global_zero:
+            print(f"{done:,} of {rows:,} rows answered, {clock(time.perf_counter() - self.begun)}", flush=True)
+
+    on_predict_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """End the bar."""
+        self._close()
+
+    on_predict_end = on_test_end
+    on_train_end = on_test_end
+
+    def on_exception(self, trainer: Trainer, pl_module: FunctionCallingModule, exception: BaseException) -> None:
+        """End the bar, so that what is said next has a line of its own."""
+        self._close()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Print what came out, and the commands to go on with."""
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if trainer.is_global_zero and not trainer.fast_dev_run and log_dir:
+            print(ended(trainer, log_dir, time.perf_counter() - self.begun), flush=True)
+
+    def _shown(self, figures: dict[str, float]) -> str:
+        losses = [f"loss {figures[tag]:.4f}" for tag in LOSSES if tag in figures]
+        scores = [f"reward {figures[SCORE]:.3f}"] if SCORE in figures else []
+        return ", ".join(losses + scores + ([f"score {self.score:.3f}"] if self.score is not None else []))
+
+    def _open(self, trainer: Trainer, total: int, done: int, unit: str, words: str) -> None:
+        if self.bars and trainer.is_global_zero and sys.stdout.isatty():
+            self.bar = tqdm(total=total, initial=done, unit=unit, desc=words, file=sys.stdout, dynamic_ncols=True)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def say(text: str) -> None:
+    """Print, above the bar if there is one."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def rows_of(loader: Any, batches: int | None = None) -> int:
+    """Rows that a loader of prompts has over all ranks, or that are in its first batches; 0 for other loaders."""
+    examples, size = getattr(loader, "examples", ()), getattr(loader, "batch_size", 1)
+    return len(examples) if batches is None else min(len(examples), batches * size)
+
+
+def clock(seconds: float) -> str:
+    """A time for people: seconds below two minutes, minutes below two hours, hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,205 @@
+"""Checkpoints that move: between numbers of ranks and between strategies, as one file or as a folder of shards.
+
+Both kinds hold weights and optimizer states by parameter name, so that whatever reads them puts each state where it
+belongs, however the parameters are grouped and sharded there (by place, as torch's optimizers have them, they would
+land on others).
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.system.files import atomic_write
+from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
+from lightning_modules.policy.unshard import whole
+
+Shapes = Mapping[str, tuple[int, ...]]
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
+WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
+
+
+def is_folder_of_shards(path: str | Path) -> bool:
+    """Whether a path is a sharded checkpoint."""
+    return (Path(path) / CONTENTS).is_file()
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a sharded checkpoint of which a part is missing.
+
+    Raises:
+        FileNotFoundError: If a file is not there or is shorter than what lies in it.
+        ValueError: See `ShardReader.read_metadata`.
+    """
+    places = ShardReader(folder).read_metadata().storage_data.values()
+    ends: dict[str, int] = {REST: 1}
+    for place in places:
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in sorted(ends.items()):
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < end:
+            state = "is cut short" if file.is_file() else "is missing"
+            raise FileNotFoundError(f"--ckpt_path {folder}: its part {name} {state}; copy the whole folder again.")
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in a sharded checkpoint; nothing but its table of contents is read."""
+    contents = ShardReader(folder).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(f"{WEIGHTS}."): tuple(entry.size)
+        for name, entry in contents.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{WEIGHTS}.")
+    }
+
+
+def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:
+    """Write a checkpoint of one file; it takes its place when all of it is written.
+
+    Raises:
+        OSError: Naming the file, if it cannot be written.
+    """
+    try:
+        with atomic_write(path, fsync) as unfinished:
+            torch.save(checkpoint, unfinished)
+    except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
+        raise OSError(f"{path} cannot be written; is its disk full? ({error})") from error
+
+
+def load(path: str | Path) -> State:
+    """A checkpoint of either kind as what a file holds, on the CPU; shards are put together.
+
+    Raises:
+        FileNotFoundError: See `check_shards`.
+        ValueError: See `load_file`.
+    """
+    path = Path(path)
+    if not is_folder_of_shards(path):
+        return load_file(path)
+    check_shards(path)
+    checkpoint = load_shards(path) | load_file(path / REST)
+    if OPTIMIZER in checkpoint:
+        checkpoint["optimizer_states"] = [checkpoint.pop(OPTIMIZER)]
+    return checkpoint
+
+
+def check_parts(checkpoint: Any, path: str | Path) -> None:
+    """Refuse what torch can read and is no checkpoint of a run, before Lightning looks for its parts.
+
+    Raises:
+        ValueError: Naming the file and the part that is missing or of another kind.
+    """
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    kinds = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str}
+    odd = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
+    if not odd and not re.match(r"\d+\.\d+", parts["pytorch-lightning_version"]):
+        odd = ["pytorch-lightning_version"]
+    if not odd and not all(isinstance(weight, Tensor) for weight in parts["state_dict"].values()):
+        odd = ["weights"]
+    if odd:
+        raise ValueError(f"--ckpt_path {path} is no checkpoint of a run: its {odd[0]} is missing or of another kind.")
+
+
+class EitherKind(TorchCheckpointIO):
+    """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go.
+
+    Args:
+        fsync: Whether to wait until a checkpoint is on the disk; see `atomic_write`.
+    """
+
+    def __init__(self, fsync: bool = True) -> None:
+        self.fsync = fsync
+
+    def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a file; see `save_file`."""
+        save_file(checkpoint, Path(path), self.fsync)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
+        """Read either kind, whatever `weights_only` asks for; see `load`."""
+        checkpoint = load(path)
+        check_parts(checkpoint, path)
+        return checkpoint
+
+
+def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:
+    """The state of an optimizer with names where torch has places.
+
+    Args:
+        state: An optimizer's `state_dict()`.
+        groups: Names of the parameters of each of its groups, in their order.
+    """
+    names = [name for group in groups for name in group]
+    return {
+        "state": {names[place]: values for place, values in state["state"].items()},
+        "param_groups": [g | {"params": [names[place] for place in g["params"]]} for g in state["param_groups"]],
+    }
+
+
+def by_place(state: State, groups: Iterable[Iterable[str]]) -> State:
+    """Undo `by_name` for an optimizer whose groups may come in another order than those saved.
+
+    Raises:
+        ValueError: If the saved groups hold other parameters.
+    """
+    ours = [list(group) for group in groups]
+    saved = {frozenset(group["params"]): group for group in state["param_groups"]}
+    places = {name: place for place, name in enumerate(name for group in ours for name in group)}
+    if {frozenset(group) for group in ours} != saved.keys():
+        raise ValueError(
+            "The checkpoint's optimizer trains other parameters than this run's: resume with the model, LoRA settings "
+            "and module of the run that wrote it."
+        )
+    return {
+        "state": {places[name]: values for name, values in state["state"].items()},
+        "param_groups": [saved[frozenset(group)] | {"params": [places[name] for name in group]} for group in ours],
+    }
+
+
+def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
+    """Refuse the weights of another model.
+
+    Args:
+        theirs: Names and shapes in the checkpoint.
+        ours: Names and shapes in this run.
+        init_from: Where this run's model comes from.
+
+    Raises:
+        ValueError: If a weight is missing, unknown or of another shape.
+    """
+    for name in [*ours, *theirs]:
+        if theirs.get(name) != ours.get(name):
+            here, there = (shapes.get(name, "absent") for shapes in (ours, theirs))
+            raise ValueError(
+                f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
+                f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
+            )
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shard in weights.items():
+        weight = whole(shard)
+        words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
+        digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of everything that turns text into ids."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def group_names(module: LightningModule, groups: list[State]) -> list[list[str]]:
+    """Names of the parameters in each of an optimizer's groups."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in groups]

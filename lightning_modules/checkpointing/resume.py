@@ -1,0 +1,211 @@
+"""Resume where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from datamodules.loading import ResumableLoader
+from datamodules.system.files import clear_unfinished
+
+
+def resolve_checkpoint(path: str) -> str:
+    """Find the checkpoint meant by `--ckpt_path`.
+
+    Args:
+        path: A `.ckpt` file, a sharded checkpoint folder, or a run folder: its newest checkpoint.
+
+    Returns:
+        The file or sharded folder.
+
+    Raises:
+        ValueError: For Lightning's words "last", "best" and "hpc", which look into the new run's empty folder.
+        FileNotFoundError: If there is no checkpoint at `path`.
+    """
+    if path in ("last", "best", "hpc"):
+        raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to resume.")
+    found = Path(path)
+    for folder in (found.parent, found, found / "checkpoints"):
+        clear_unfinished(folder)
+    if found.is_file() or (found / ".metadata").is_file():
+        return path
+    checkpoints = [*found.glob("checkpoints/*.ckpt"), *found.glob("*.ckpt")]
+    if not checkpoints:
+        raise FileNotFoundError(f"--ckpt_path {path}: no such checkpoint, and no run folder with checkpoints in it.")
+    return str(max(checkpoints, key=lambda file: (_step(file), file.stat().st_mtime)))
+
+
+def step_of(model: str) -> int:
+    """The optimizer step that a model is of, as its checkpoints' names say.
+
+    Args:
+        model: A checkpoint, a run folder or its `hf/`, or any other model.
+
+    Returns:
+        The step of the checkpoint, or of the run's newest; 0 where no name tells.
+    """
+    path = Path(model)
+    run = path.parent if path.name == "hf" else path
+    named = [path] if path.suffix == ".ckpt" else run.glob("checkpoints/*.ckpt")
+    return max(0, 0, *map(_step, named))
+
+
+def _step(checkpoint: Path) -> int:
+    """The step in a name like `last-000120.ckpt`; -1 for other names."""
+    digits = checkpoint.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
+
+    On one rank Lightning ends a run that received SIGTERM after its step. On several its handler starts a collective
+    wherever the signal finds the rank, which can be between any two others; here the ranks agree at the end of a step.
+
+    Args:
+        every_n_train_steps: Optimizer steps between two checkpoints.
+        fsync: Whether a checkpoint of the run, of any callback, has to be on the disk before the one before is deleted,
+            so that a power cut leaves one of them. Off, a save ends once the system has taken the bytes.
+    """
+
+    def __init__(self, every_n_train_steps: int = 50, fsync: bool = True) -> None:
+        super().__init__(
+            filename="last-{step:06d}",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_train_steps,
+            save_on_exception=True,
+        )
+        self.fsync = fsync
+        self.terminated = False  # whether this rank of several has received SIGTERM
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handler, which puts back the one before it when the run is over."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not self.fsync:
+            print(
+                "last_checkpoint.fsync is off: a power cut may take the newest checkpoint and the one before with it."
+            )
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Save every so many steps, and when any rank has received SIGTERM.
+
+        And where `max_steps` ends the run within an epoch: at the end of training Lightning has counted that epoch as
+        done, and a run that went on from there would leave its rest out.
+
+        Raises:
+            SIGTERMException: On every rank, if any has received SIGTERM.
+        """
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        if trainer.global_step == trainer.max_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
+            self._save(trainer)
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run, so that more epochs can follow."""
+        self._save(trainer)
+
+    def _note(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _save(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class ExactResume(Callback):
+    """Puts the random states of every rank into the checkpoint, and random states and data position back in time.
+
+    The states are plain numbers and tensors, which `weights_only` loads.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []  # of every rank of the saved run; empty once restored
+        self.position: dict[str, Any] | None = None  # of the training loader; None once restored
+        self.begun: tuple[int, dict[str, Any]] | None = None  # the step under way and the random states at its start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
+        return {"ranks": of_every_rank(random_states())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the states until training starts: set-up draws random numbers too."""
+        self.states = state_dict["ranks"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the data position that Lightning has saved.
+
+        It hands it to a loader only while it makes one, and counting the steps of the run for the learning rate makes
+        the loader before the checkpoint is read.
+        """
+        positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        self.position = positions[0] if positions else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the position, and this rank's states; a rank that the saved run did not have keeps its own."""
+        if self.position is not None:
+            trainer.train_dataloader.load_state_dict(self.position)
+        if trainer.global_rank < len(self.states):
+            set_random_states(self.states[trainer.global_rank])
+        self.states, self.position = [], None
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Note what `on_exception` goes back to."""
+        self.begun = trainer.global_step, random_states()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note that the step is over."""
+        self.begun = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo the step that an error or Ctrl-C has broken off, so that the checkpoint is one of the step's start."""
+        if self.begun is None or self.begun[0] != trainer.global_step:
+            return
+        set_random_states(self.begun[1])
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        for counts in (progress.total, progress.current):
+            counts.ready = counts.started = counts.completed
+        if isinstance(trainer.train_dataloader, ResumableLoader):
+            trainer.train_dataloader.batch -= 1
+
+
+def of_every_rank(value: Any) -> list[Any]:
+    """What each rank gives, in their order; a collective."""
+    values = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = [None for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def random_states() -> dict[str, Any]:
+    """States of python's, numpy's and torch's generators of this process."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo `random_states`."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

@@ -1,0 +1,97 @@
+"""What a generator takes and returns, whichever engine it runs on."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lightning_modules.policy.model import ScoredCausalLM
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion, as token ids: text is never encoded again.
+
+    Attributes:
+        token_ids: Generated ids; the stop id that ended it is the last one.
+        finish_reason: "stop" if a stop id ended it, "length" if it was cut at the limit.
+        logprobs: The engine's own log-probability of each id, or None from an engine that does not report them.
+    """
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    logprobs: list[float] | None = None
+
+
+class Generator(Protocol):
+    """Samples completions of prompts; what comes out depends on seed and prompt ids, not on how rows are batched.
+
+    Attributes:
+        max_new_tokens: Tokens after which a completion is cut.
+        reports_logprobs: Whether completions come with the engine's own log-probabilities.
+        seed: Of the sampling noise.
+    """
+
+    max_new_tokens: int
+    reports_logprobs: bool
+    seed: int
+
+    def __call__(
+        self,
+        policy: ScoredCausalLM,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None = None,
+        n: int = 1,
+        stop_ids: Collection[int] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `n` completions of each prompt.
+
+        Args:
+            policy: The model to sample from.
+            prompts: Token ids of each prompt.
+            prompt_ids: Names that the random numbers of each prompt derive from. A prompt that must be sampled anew in
+                a later step needs a new one, such as "step/row". The place in the list when None.
+            n: Completions per prompt.
+            stop_ids: Ids that end a completion; those of the model's generation config when None.
+            temperature: Divides the logits; the generator's own setting when None.
+            top_p: Probability of the set of tokens sampled from; the generator's own setting when None.
+
+        Returns:
+            For each prompt, in the order given, its `n` completions.
+        """
+        ...
+
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Take over the policy's weights, where the generator keeps its own; every rank calls it.
+
+        Sampling from a policy that has changed since does it too. A caller of its own chooses the moment and sees the
+        time that it takes.
+
+        Args:
+            policy: The model to sample from next.
+        """
+        ...
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raise ValueError where a setting of the sampler is out of its range."""
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+
+
+def names_of(prompts: Sequence[Sequence[int]], prompt_ids: Sequence[str | int] | None) -> Sequence[str | int]:
+    """The ids of the prompts, their places when None; ValueError if a prompt is empty or ids and prompts differ."""
+    names = range(len(prompts)) if prompt_ids is None else prompt_ids
+    if len(names) != len(prompts) or not all(prompts):
+        raise ValueError(f"Prompts must not be empty and need one id each: {len(prompts)} prompts, {len(names)} ids.")
+    return names
+
+
+def config_stop_ids(policy: ScoredCausalLM) -> list[int]:
+    """The ids that end a completion by the model's generation config; ValueError if it has none."""
+    ids = policy.causal_lm.generation_config.eos_token_id
+    if ids is None:
+        raise ValueError("The model's generation config has no eos_token_id: give stop_ids.")
+    return [ids] if isinstance(ids, int) else list(ids)

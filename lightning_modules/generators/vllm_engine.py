@@ -1,0 +1,156 @@
+"""A vLLM engine in processes of its own, whose every call ends in time or with a sentence that says what did not."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.system.guard import kill_at_exit
+
+NOT_INHERITED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
+"""Variables of a distributed run, to which the processes of an engine do not belong."""
+AFTERWARDS = "resume from the last checkpoint with --ckpt_path."
+
+
+class Engine:
+    """A running `vllm.LLM` that samples and scores token ids; it needs no tokenizer.
+
+    The `LLM` lives here and computes in child processes: if they hang or die this one can say so, and the random
+    generators that vLLM seeds, and the distributed groups that it sets up, are not the trainer's.
+
+    Args:
+        folder: Hugging Face folder of the weights to start with.
+        device: Of the rank that starts it.
+        timeout: Seconds that the start and each call may take.
+        sleep: Whether `rest` frees GPU memory; without effect on the CPU, where vLLM cannot.
+        **options: Of `vllm.LLM`.
+
+    Raises:
+        TimeoutError: If the start, or a call, takes longer; the engine is gone then.
+        RuntimeError: If the engine cannot start, or, in a call, fails or dies.
+    """
+
+    def __init__(self, folder: str, device: torch.device, timeout: float, sleep: bool, **options: Any) -> None:
+        self.timeout = timeout
+        self._sleeps = sleep and device.type == "cuda"
+        self._asleep: list[str] = []  # parts of its GPU memory that are freed
+        self._llm: Any = None
+        torch.cuda.empty_cache()  # without effect where there is no GPU
+        with _own_environment(device, options.get("tensor_parallel_size", 1)):
+            from vllm import LLM
+
+            self._llm = self._ask(
+                "starting",
+                LLM,
+                folder,
+                skip_tokenizer_init=True,
+                generation_config="vllm",  # none of the model's own sampling settings
+                logprobs_mode="processed_logprobs",  # after temperature and top-p, as it samples
+                enable_sleep_mode=self._sleeps,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        self.max_model_len: int = self._llm.model_config.max_model_len
+        processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+        self._guard = kill_at_exit([process.pid for process in processes])
+
+    def load(self, folder: str) -> None:
+        """Take over the weights of another folder, and forget what was computed with the old ones."""
+        self._wake("weights")  # the cache later: it would be in the way while old and new weights are in memory
+        self._ask("loading weights", self._llm.collective_rpc, "reload_weights", kwargs={"weights_path": folder})
+        self._wake("kv_cache")
+        if not self._ask("emptying its prefix cache", self._llm.reset_prefix_cache):
+            raise RuntimeError("The vLLM engine kept a prefix cache that was computed with the old weights.")
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[Any], progress: bool = False) -> list[Any]:
+        """Run each prompt with its `vllm.SamplingParams`; gives a `vllm.RequestOutput` for each."""
+        self._wake("weights", "kv_cache")
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        doing = f"generating {len(requests)} completions"
+        return self._ask(doing, self._llm.generate, requests, list(settings), use_tqdm=progress)
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """Log-probability of each of T ids but the first, given those before it, at temperature 1, [T - 1], float32."""
+        from vllm import SamplingParams
+
+        setting = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        scored = self.generate([ids], [setting])[0].prompt_logprobs
+        return torch.tensor([scored[i][ids[i]].logprob for i in range(1, len(ids))], dtype=torch.float32)
+
+    def rest(self) -> None:
+        """Free the GPU memory until the next call; the weights wait in the machine's."""
+        if self._sleeps and not self._asleep:
+            self._ask("going to sleep", self._llm.sleep, level=1)
+            self._asleep = ["weights", "kv_cache"]
+
+    def close(self) -> None:
+        """End the engine's processes, by force after a second; Python's exit does it too."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown(timeout=1)
+            self._guard.communicate()
+
+    def _wake(self, *parts: str) -> None:
+        for part in parts:
+            if part in self._asleep:
+                torch.cuda.empty_cache()  # what this process keeps for later is not free for the engine
+                self._ask(f"waking up its {part}", self._llm.wake_up, [part])
+                self._asleep.remove(part)
+
+    def _is_dead(self) -> bool:
+        return self._llm is not None and self._llm.llm_engine.engine_core.resources.engine_dead
+
+    def _ask(self, doing: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make a call from another thread, for nothing stops one that waits for a process that hangs."""
+        outcome: Future[Any] = Future()
+        Thread(target=_settle, args=(outcome, call, args, kwargs), daemon=True).start()
+        deadline = time.monotonic() + self.timeout
+        while not (outcome.done() or self._is_dead()) and (left := deadline - time.monotonic()) > 0:
+            wait([outcome], min(left, 1.0))  # vLLM itself waits for ever for an engine that was killed
+        error = outcome.exception() if outcome.done() else None
+        if self._is_dead():
+            raise RuntimeError(
+                f"The vLLM engine died while {doing}: its own output above says why; {AFTERWARDS}"
+            ) from error
+        if not outcome.done():
+            self.close()
+            raise TimeoutError(
+                f"The vLLM engine was {doing} for more than {self.timeout:g} s and was stopped: raise the generator's "
+                f"timeout if that is too little; {AFTERWARDS}"
+            )
+        if error is not None:
+            raise RuntimeError(f"The vLLM engine failed while {doing}: {str(error).strip()}") from error
+        return outcome.result()
+
+
+def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        outcome.set_result(call(*args, **kwargs))
+    except BaseException as error:  # all of them belong to the caller, who is in another thread
+        outcome.set_exception(error)
+
+
+@contextmanager
+def _own_environment(device: torch.device, count: int) -> Iterator[None]:
+    """What the engine's processes inherit: this rank's GPU and the next ones, no usage reports, no distributed run."""
+    saved = dict(os.environ)
+    for name in NOT_INHERITED:
+        os.environ.pop(name, None)
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_NO_USAGE_STATS="1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device.type == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        first = device.index or 0
+        numbers = range(first, first + count)
+        named = visible.split(",") if visible else [str(number) for number in range(numbers.stop)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named[number] for number in numbers)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

@@ -1,0 +1,241 @@
+"""The causal language model: build or load it, score tokens with it.
+
+The scored forward gives log-probabilities (and entropies) of the supervised tokens only; vocabulary logits of a whole
+batch never exist. It is one module, so that a sharding strategy that wraps it gathers the head once per call.
+"""
+
+import logging
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners import lora as peft_lora
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from datamodules.chat.segments import resolve_model_folder
+from lightning_modules.objectives import linear_scores
+from lightning_modules.policy.generation_config import generation_config
+from lightning_modules.policy.head import after_head, decoder_of
+from lightning_modules.policy.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+PAST_ADAPTERS = ("dt_proj", "out_proj")
+OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685) on top of frozen weights.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the adapter's product is multiplied by alpha / r.
+        dropout: Probability of dropping an adapter input in training.
+        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head and, where it has them,
+            the MLPs of a mixture-of-experts and two layers of Mamba.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that peft would take, or refuse in words of its own."""
+        if self.r < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1 or not self.target_modules:
+            raise ValueError(
+                "model.lora: r must be at least 1, alpha greater than 0, dropout from 0 to below 1 and target_modules "
+                f"not empty, got {self.r}, {self.alpha}, {self.dropout} and {self.target_modules!r}."
+            )
+
+
+class ScoredTokens(NamedTuple):
+    """What the scored forward returns; floats are float32 or wider.
+
+    Attributes:
+        logprobs: Log-probability of each target that is not -100, [N], in row-major order of the batch.
+        entropy: Entropy in nats of the distribution that target was scored under, [N]; None unless asked for.
+        hits: Whether that target is the most likely token, [N], bool.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    hits: Tensor
+
+
+class ScoredCausalLM(nn.Module):
+    """A Hugging Face causal LM, or one with peft adapters, whose forward scores targets.
+
+    Attributes:
+        model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
+        packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, chunk_tokens: int = 1024) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model; its head must be a matrix, with what `policy.head` knows of after it.
+            chunk_tokens: Tokens per chunk of the head (see `linear_logprobs`).
+
+        Raises:
+            ValueError: If the model's head has an adapter, or is no linear layer.
+        """
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+        self.packed = True
+        self.after_head = after_head(self.causal_lm.config)
+        if type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} cannot be scored in chunks: its head must be one linear layer, "
+                "without an adapter."
+            )
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself; adapters, where there are any, sit inside its layers and take part."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        attention_mask: Tensor | None = None,
+    ) -> ScoredTokens:
+        """Score the targets of rows of documents.
+
+        Positions that restart at 0 begin a new document, and attention stays inside documents, in models that `packed`
+        may be true of. That holds only without cache and without a 2-D mask, so there is never a cache and a 2-D mask
+        is refused.
+
+        Args:
+            input_ids: [R, T], long.
+            position_ids: [R, T], long; from 0 in each document.
+            targets: The id that follows each position, -100 where none is scored, [R, T], long.
+            temperature: Divides the logits.
+            entropy: Whether to return entropies as well.
+            attention_mask: None, or which keys [.., k] each query [.., q, .] sees, [R, 1, T, T], bool.
+
+        Returns:
+            Scores of the N targets that are not -100; N = 0 gives empty tensors that are still in the graph.
+
+        Raises:
+            ValueError: If the attention mask is not 4-D bool.
+        """
+        if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.dtype != torch.bool):
+            raise ValueError(
+                f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
+                "a 2-D mask would let packed documents see each other."
+            )
+        if self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
+            # Its variable-length kernel recognises restarting positions in a single row only, and silently not in more.
+            input_ids, position_ids, targets = (x.reshape(1, -1) for x in (input_ids, position_ids, targets))
+        hidden = decoder_of(self.causal_lm)(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        scored = targets != IGNORED
+        head = self.causal_lm.get_output_embeddings()
+        arguments = (hidden[scored], head.weight, targets[scored], temperature, self.chunk_tokens, entropy, head.bias)
+        return ScoredTokens(*linear_scores(*arguments, *self.after_head))
+
+
+def build_policy(
+    init_from: str,
+    lora: LoRA | None = None,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    chunk_tokens: int = 1024,
+    empty: bool = False,
+) -> ScoredCausalLM:
+    """Load a causal LM, or make a random one, ready to train.
+
+    A folder that holds a config.json and no weights gives random weights, drawn from torch's global generator. A folder
+    that a LoRA run exported holds merged weights, so a new adapter starts on top of what that run learnt.
+
+    Args:
+        init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
+        lora: Train adapters of these settings instead of all weights.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2". Where
+            there is no "sdpa" for an architecture it is "eager".
+        dtype: Of the weights, whatever dtype they were saved in.
+        chunk_tokens: Tokens per chunk of the head.
+        empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
+
+    Returns:
+        The model in train mode.
+
+    Raises:
+        FileNotFoundError: See `load_weights`.
+        ValueError: See `load_weights`; also if the head cannot be scored in chunks, or adapters would sit on other than
+            linear layers.
+    """
+    with init_empty_weights(include_buffers=False) if empty else nullcontext():
+        # To transformers, None is sdpa where it can be and else eager; a name is a demand.
+        kernel = None if attn_implementation == "sdpa" else attn_implementation
+        experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
+        model = load_weights(init_from, empty, dtype=dtype, attn_implementation=kernel, experts_implementation=experts)
+        model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
+        if mended and not empty:
+            log.warning(mended)
+        if (used := model.config._attn_implementation) != attn_implementation and not empty:
+            log.warning("%s has no attention of the kind %s: taking %s.", init_from, attn_implementation, used)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None:
+            config = LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=_linear_layers(model) if lora.target_modules == "all-linear" else lora.target_modules,
+                task_type=TaskType.CAUSAL_LM,
+            )
+            try:
+                model = get_peft_model(model, config)
+            except ValueError as error:  # of peft: it finds no such layer, or knows this family not to take an adapter
+                raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}") from error
+            _check_adapters(model)
+    policy = ScoredCausalLM(model, chunk_tokens).train()
+    if empty:
+        policy.causal_lm.tie_weights()  # what was shared was emptied apart
+    return policy
+
+
+def _check_adapters(model: PeftModel) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, peft_lora.LoraLayer) and type(module) is not peft_lora.Linear:
+            raise ValueError(
+                f"model.lora.target_modules: {name.removeprefix('base_model.model.')} is not a linear layer "
+                f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: name linear "
+                "layers alone, such as [q_proj, k_proj, v_proj, o_proj]."
+            )
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """What adapters of "all-linear" sit on: linear layers that are asked for their products and for nothing else.
+
+    The head is not one. Mamba multiplies by two of its weights itself, past an adapter. And in models whose experts are
+    one tensor peft takes the names of an MLP's layers for those of experts, whose adapters could not be merged.
+    """
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    mamba = {name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")}
+    experts = any(p.ndim == 3 and ".experts." in name for name, p in model.named_parameters())
+    names = [name for name, module in modules.items() if type(module) in (nn.Linear, Conv1D) and module is not head]
+    return [
+        name
+        for name, (block, _, leaf) in zip(names, (name.rpartition(".") for name in names), strict=True)
+        if not (block in mamba and leaf in PAST_ADAPTERS) and not (experts and leaf in OF_EXPERTS)
+    ]

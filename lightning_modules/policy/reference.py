@@ -1,0 +1,29 @@
+"""The policy that the KL is measured against: the weights a run started from."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed.fsdp import FSDPModule
+
+from lightning_modules.policy.model import ScoredCausalLM
+
+PREFIX = "reference."
+"""Of the frozen copy's names in the state dict of the module that holds it."""
+
+
+def frozen_copy(policy: ScoredCausalLM) -> ScoredCausalLM:
+    """A copy that neither learns nor drops anything out."""
+    return copy.deepcopy(policy).requires_grad_(False).eval()
+
+
+@contextmanager
+def reference_policy(policy: ScoredCausalLM, frozen: ScoredCausalLM | None) -> Iterator[ScoredCausalLM]:
+    """The frozen copy or, without one, the policy with its adapters off: the weights below them never move."""
+    if frozen is not None:
+        yield frozen
+        if isinstance(frozen, FSDPModule):
+            frozen.reshard()  # embedding and head, which FSDP2 leaves whole, through the whole update
+        return
+    with policy.model.disable_adapter():
+        yield policy

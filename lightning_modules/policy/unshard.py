@@ -1,0 +1,112 @@
+"""Unshard the weights that strategies keep in shards: to export them, to sync a rollout engine, to generate."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from accelerate import init_empty_weights
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from lightning_modules.policy.model import ScoredCausalLM
+
+
+def is_sharded(policy: ScoredCausalLM) -> bool:
+    """Whether every rank holds a shard only, so that forward passes and gathering are collectives."""
+    return isinstance(policy, FullyShardedDataParallel) or any(isinstance(p, DTensor) for p in policy.parameters())
+
+
+@torch.no_grad()
+def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the Hugging Face model, whole and with adapters added in; the policy is left as it is.
+
+    They come one at a time, so that where they are sharded no more than one is gathered; every rank has to take all of
+    them then. (FSDP1 gathers all of them at once.)
+
+    Args:
+        policy: The model, sharded or not, with or without LoRA layers.
+
+    Yields:
+        Name in the model without adapters, and tensor in the dtype of the policy's, to which a sum with an adapter is
+        rounded (from bfloat16 weights, most of a small one is then lost); those that carry no adapter are shared.
+    """
+    state = named_state(policy)
+    modules = {name.replace(FSDP1_PREFIX, ""): module for name, module in policy.causal_lm.named_modules()}
+    names = {id(module): name for name, module in modules.items()}
+    embedding, head = policy.causal_lm.get_input_embeddings(), policy.causal_lm.get_output_embeddings()
+    tied = f"{names[id(head)]}.weight" if embedding.weight is head.weight else None
+    for name, shard in state.items():
+        layer, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
+        if ".lora_" in name or f"{layer}.{leaf}" == tied:
+            continue
+        weight, module = whole(shard), modules[layer]
+        if isinstance(module, LoraLayer) and leaf == "weight":
+            adapter = module.active_adapters[0]
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            down, up = (whole(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
+            added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
+            weight = (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
+        yield f"{layer}.{leaf}", weight
+        if tied and module is embedding:
+            yield tied, weight
+
+
+FSDP1_PREFIX = "_fsdp_wrapped_module."
+
+
+def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:
+    """Weights of the Hugging Face model, adapters included, by name in it: sharded as they are, FSDP1's whole."""
+    if isinstance(policy, FullyShardedDataParallel):
+        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
+    else:
+        state = policy.state_dict()  # of the root: FSDP2 puts back into shards what a forward pass has left whole
+    names = (name.replace(FSDP1_PREFIX, "") for name, module in policy.named_modules() if module is policy.causal_lm)
+    root = f"{next(names)}."
+    return {name.removeprefix(root): weight for name, weight in state.items()}
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight as a plain tensor; a collective where it is sharded."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def whole_copy(
+    policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> ScoredCausalLM:
+    """A model of its own with the weights of a sharded policy, to generate with; a collective.
+
+    Adapters stay apart and in the dtype that they learn in: added into bfloat16 weights, most of what they have learnt
+    would be rounded away, and another policy judged than the one that is trained.
+
+    Args:
+        policy: The sharded policy.
+        dtype: Of the copy's weights, without adapters and buffers; the policy's when None.
+        device: Of the copy; that of the policy's shards when None, which wait on the CPU where they are offloaded.
+
+    Returns:
+        The copy, in eval mode.
+    """
+    model, first = policy.causal_lm, next(policy.parameters())
+    device = device or first.device
+    with init_empty_weights(include_buffers=False):
+        empty = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype or first.dtype)
+        if isinstance(policy.model, PeftModel):
+            empty = get_peft_model(empty, deepcopy(policy.model.active_peft_config))
+    copy = ScoredCausalLM(empty, policy.chunk_tokens)
+    copy.causal_lm.tie_weights()  # what was shared was emptied apart
+    parameters, buffers = (dict(named()) for named in (copy.causal_lm.named_parameters, copy.causal_lm.named_buffers))
+    weights = {}
+    for name, shard in named_state(policy).items():
+        if name in parameters or name in buffers:  # what modules share has one name
+            weight = whole(shard)
+            own = dtype is None or name in buffers or ".lora_" in name
+            weights[name] = weight.to(device, weight.dtype if own else dtype, copy=True)
+    copy.causal_lm.load_state_dict(weights, strict=False, assign=True)
+    copy.causal_lm.tie_weights()
+    copy.causal_lm.generation_config = model.generation_config
+    return copy.to(device).requires_grad_(False).eval()

@@ -1,0 +1,157 @@
+"""TensorBoard metrics of rollouts and of updates, from sums and peaks that have been reduced over ranks.
+
+A peak is a greatest value; a least value is the peak of the negative. Nothing here is ever NaN: what has no rollout or
+token behind it is left out.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.generators.base import Completion
+from lightning_modules.objectives import alike_groups
+from lightning_modules.objectives.advantages import EntropyBonus
+
+Sums = dict[str, float]
+Peaks = dict[str, float]
+
+
+def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | None]]) -> Sums:
+    """Sums over the rewards [P, G] of a rank, and over the scores of each function.
+
+    Args:
+        rewards: What the advantages are made of.
+        valid: Which rollouts have a reward, [P, G], bool.
+        scores: For each function a score per rollout, None where it failed.
+    """
+    sums = {
+        "rollouts": float(rewards.numel()),
+        "groups": float(len(rewards)),
+        "dead": float(alike_groups(rewards, valid).sum()),
+        "errors": float(sum(score is None for column in scores.values() for score in column)),
+    }
+    for name, column in scores.items():
+        known = [score for score in column if score is not None]
+        sums |= {f"score/{name}": float(sum(known)), f"scored/{name}": float(len(known))}
+    return sums
+
+
+def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
+    """Sum, sum of squares and count of some values of a rank, and both extremes."""
+    values = values.double()
+    high = values.max().item() if len(values) else -torch.inf
+    low = values.min().item() if len(values) else torch.inf
+    sums = {f"{name}/sum": values.sum().item(), f"{name}/square": values.square().sum().item()}
+    return sums | {f"{name}/count": float(len(values))}, {f"{name}/max": high, f"{name}/-min": -low}
+
+
+def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: EntropyBonus) -> Sums:
+    """Sums over the entropy bonus of a rank: one value per rollout, or per token where it is shaped by token.
+
+    Args:
+        advantages: A, [M].
+        entropy: E in nats, [M].
+        bonus: What `entropy_bonus` made of them, each [M].
+    """
+    sums = {
+        "bonus/raw": bonus.raw.sum().item(),
+        "bonus/capped": float(bonus.capped.sum()),
+        "bonus/alive": float((advantages != 0).sum()),
+        "bonus/advantage": advantages.abs().sum().item(),
+    }
+    for name, values in (("bonus", bonus.bonus), ("entropy", entropy)):
+        sums |= moments(name, values)[0]
+    return sums
+
+
+def length_sums(completions: Sequence[Completion], stop_ids: Collection[int]) -> tuple[Sums, Peaks]:
+    """Sums over the lengths of a rank's completions, and how they ended."""
+    lengths = torch.tensor([len(completion.token_ids) for completion in completions], dtype=torch.float64)
+    cut = torch.tensor([completion.finish_reason == "length" for completion in completions], dtype=torch.bool)
+    no_end = sum(
+        completion.token_ids[-1:] == [] or completion.token_ids[-1] not in stop_ids for completion in completions
+    )
+    sums, peaks = moments("length", lengths)
+    ended = lengths[~cut]
+    return sums | {"truncated": float(cut.sum()), "no_eos": float(no_end), "ended": ended.sum().item()}, peaks
+
+
+def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
+    """Metrics of one batch of rollouts over all ranks.
+
+    `reward/errors` counts failures, each function's own; `reward/NAME/mean` is over the completions on which that
+    function did not fail. `reward/mean`, `reward/std`, `advantage/...` and `entropy_bonus/...` are over those on which
+    no function with a weight failed, and `reward/mean_first` is over those of each prompt's first group, whatever was
+    sampled after it. `reward/frac_zero_std` is the share of groups without two such completions of unlike rewards. All
+    others are over all completions.
+    """
+    rollouts = sums["rollouts"]
+    length = _spread("length", sums, peaks)
+    figures = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["dead"] / sums["groups"]}
+    if sums["reward/count"]:
+        reward, advantage = (_spread(name, sums, peaks) for name in ("reward", "advantage"))
+        figures |= {"reward/mean": reward["mean"], "reward/std": reward["std"]}
+        figures |= {f"advantage/{name}": value for name, value in advantage.items()}
+    if sums["first/count"]:
+        figures["reward/mean_first"] = sums["first/sum"] / sums["first/count"]
+    for name in sums:
+        if name.startswith("score/") and sums[f"scored/{name.removeprefix('score/')}"]:
+            function = name.removeprefix("score/")
+            figures[f"reward/{function}/mean"] = sums[name] / sums[f"scored/{function}"]
+    if "penalty" in sums:
+        figures["reward/overlong_penalty"] = sums["penalty"] / rollouts
+    figures |= {f"completion/{name}_length": length[name] for name in ("mean", "min", "max")}
+    figures |= {
+        "completion/truncated_frac": sums["truncated"] / rollouts,
+        "completion/no_eos_frac": sums["no_eos"] / rollouts,
+        "sampling/resampled_frac": sums["resampled"] / sums["groups"],
+    }
+    if "draws" in peaks:
+        figures |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["dead"] / sums["groups"]}
+    if rollouts > sums["truncated"]:
+        figures["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
+    if sums.get("entropy/count"):
+        figures["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
+        figures["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
+        figures["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]
+        figures["entropy_bonus/clipped_frac"] = sums["bonus/capped"] / max(1.0, sums["bonus/alive"])
+        figures["entropy_bonus/share_of_advantage"] = sums["bonus/sum"] / (sums["bonus/advantage"] or 1.0)
+    if sums.get("sampling/tokens"):
+        figures |= sampling_figures(sums, peaks)
+    return figures
+
+
+def sampling_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
+    """How far the sampler's probabilities are from the policy's, before any cap."""
+    tokens = sums["sampling/tokens"]
+    return {
+        "sampling/logp_diff_mean": sums["sampling/logprob_gap"] / tokens,
+        "sampling/logp_diff_max": peaks["sampling/logprob_gap_max"],
+        "sampling/is_ratio_raw_mean": sums["sampling/ratio"] / tokens,
+        "sampling/is_ratio_raw_min": -peaks["sampling/-ratio_min"],
+        "sampling/is_ratio_raw_max": peaks["sampling/ratio_max"],
+        "sampling/masked_frac": sums["sampling/capped"] / tokens,
+        "sampling/ess": sums["sampling/ratio"] ** 2 / (tokens * sums["sampling/ratio_squared"]),
+    }
+
+
+def update_figures(sums: Sums, peaks: Peaks, has_reference: bool) -> dict[str, float]:
+    """Metrics of one optimizer step over all ranks; without a token in it there are none but the loss."""
+    figures = {"policy/loss": sums["loss"]}
+    tokens = sums["tokens"]
+    if tokens:
+        figures |= {f"policy/{name}": sums[name] / tokens for name in ("entropy", "clip_low", "clip_high", "clip_dual")}
+        figures |= {"policy/ratio_mean": sums["ratio"] / tokens, "policy/ratio_max": peaks["ratio_max"]}
+        if has_reference:
+            figures["policy/kl"] = sums["kl"] / tokens
+    padded = sums["used"] + sums["padding"]
+    return figures | ({"perf/pad_frac": sums["padding"] / padded} if padded else {})
+
+
+def _spread(name: str, sums: Sums, peaks: Peaks) -> dict[str, float]:
+    """Mean, standard deviation (n below the root) and extremes of values that `moments` summed."""
+    count = sums[f"{name}/count"]
+    mean = sums[f"{name}/sum"] / count
+    variance = max(0.0, sums[f"{name}/square"] / count - mean * mean)
+    return {"mean": mean, "std": variance**0.5, "min": -peaks[f"{name}/-min"], "max": peaks[f"{name}/max"]}

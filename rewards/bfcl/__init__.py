@@ -1,0 +1,1 @@
+"""When a call is right on the Berkeley Function Calling Leaderboard."""

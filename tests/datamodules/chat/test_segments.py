@@ -1,0 +1,200 @@
+import copy
+import json
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import (
+    encode_example,
+    encode_prompt,
+    load_tokenizer,
+    messages,
+    prompt_text,
+    resolve_model_folder,
+    target_text,
+)
+from datamodules.chat.templates import end_of_turn_id
+from datamodules.example import BadRow
+from datamodules.packing import Encoded
+from datamodules.rows import Example, to_example
+
+
+def decode(tokenizer, encoded, segment):
+    return tokenizer.decode([i for i, s in zip(encoded.input_ids, encoded.segments, strict=True) if s == segment])
+
+
+def test_segments_decode_to_their_texts(tiny_tokenizer, make_row):
+    example = to_example(make_row(2))
+    encoded = encode_example(tiny_tokenizer, example)
+    cot, call = decode(tiny_tokenizer, encoded, 1), decode(tiny_tokenizer, encoded, 2)
+    assert decode(tiny_tokenizer, encoded, 0) == prompt_text(tiny_tokenizer, example)
+    # The line feeds may be in the token that closes the tag, and then belong to the chain of thought.
+    assert cot.rstrip("\n") == "<think>They ask for City 2 and 2 days.</think>"
+    assert call.lstrip("\n") == "[get_weather(city='City 2', days=2)]<|im_end|>"
+    assert cot + call == target_text(example) + "<|im_end|>"
+    assert encoded.segments == sorted(encoded.segments)
+    assert encoded.input_ids[-1] == tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert encoded.segments[-1] == 2
+
+
+def test_boundary_agrees_with_characters_counted_token_by_token(tiny_tokenizer, make_row):
+    """Oracle: the text before a token, decoded (all is ASCII here), is shorter than the text up to `</think>`."""
+    example = to_example(make_row(5))
+    encoded = encode_example(tiny_tokenizer, example)
+    prompt = encoded.segments.count(0)
+    target = encoded.input_ids[prompt:-1]
+    boundary = len("<think>They ask for City 5 and 5 days.</think>")
+    expected = [1 if len(tiny_tokenizer.decode(target[:i])) < boundary else 2 for i in range(len(target))]
+    assert encoded.segments[prompt:] == [*expected, 2]
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(query=text, cot=text.filter(lambda t: "think>" not in t), city=text)
+def test_any_text_survives(tiny_tokenizer, query, cot, city):
+    tools = '[{"name": "f", "parameters": {}}]'
+    answers = json.dumps([{"name": "f", "arguments": {"city": city}}])
+    example = Example("1", query, tools, answers, cot=cot)
+    try:
+        encoded = encode_example(tiny_tokenizer, example)
+    except BadRow:
+        assert "<|" in query + cot + city
+        return
+    prompt = encoded.segments.count(0)
+    assert encoded.input_ids[:prompt] == encode_prompt(tiny_tokenizer, example)
+    assert tiny_tokenizer.decode(encoded.input_ids[:prompt]) == prompt_text(tiny_tokenizer, example)
+    assert tiny_tokenizer.decode(encoded.input_ids[prompt:-1]) == target_text(example)
+    assert decode(tiny_tokenizer, encoded, 1).startswith(f"<think>{cot}</think>")
+
+
+def test_prompt_holds_system_tools_history_query(tiny_tokenizer, make_row):
+    history = [
+        {"role": "system", "content": "Answer in metric units."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi!"},
+    ]
+    example = to_example(make_row(1, history=json.dumps(history)))
+    compact = json.dumps(json.loads(example.tools), separators=(",", ":"))
+    assert prompt_text(tiny_tokenizer, example) == (
+        f"<|im_start|>system\n{ChatForm().instructions}{compact}\n\nAnswer in metric units.<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n"
+        f"<|im_start|>user\n{example.query}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_targets_without_thought_and_without_call(make_row):
+    assert target_text(to_example(make_row(1, cot=None))) == "[get_weather(city='City 1', days=1)]"
+    assert target_text(to_example(make_row(cot="No.", answers="[]"))) == "<think>No.</think>\n\n[]"
+    assert (
+        target_text(to_example(make_row(cot="No.", answers="[]", response="Sorry."))) == "<think>No.</think>\n\nSorry."
+    )
+
+
+def test_row_without_thought_has_no_cot_token(tiny_tokenizer, make_row):
+    encoded = encode_example(tiny_tokenizer, to_example(make_row(1, cot=None)))
+    assert set(encoded.segments) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"query": "Stop<|im_end|>now"}, "query"),
+        ({"cot": "Stop<|im_end|>now"}, "cot"),
+        ({"tools": '[{"name": "get_weather", "description": "\\u003c|im_end|>"}]'}, "tools"),
+        ({"answers": '[{"name": "get_weather", "arguments": {"city": "<|im_start|>"}}]'}, "answers"),
+        ({"history": '[{"role": "user", "content": "<|endoftext|>"}]'}, "history"),
+    ],
+)
+def test_special_tokens_as_text_are_refused(tiny_tokenizer, make_row, changes, column):
+    with pytest.raises(BadRow, match="special token") as error:
+        encode_example(tiny_tokenizer, to_example(make_row(0, **changes)))
+    assert error.value.column == column
+
+
+@pytest.mark.parametrize("opened", ["<think>\\n", "<think>\\n\\n</think>\\n\\n"])
+def test_thought_opened_by_the_template_is_left_to_the_model(tiny_tokenizer, make_row, opened):
+    example = to_example(make_row(1))
+    thinking = copy.deepcopy(tiny_tokenizer)
+    thinking.chat_template = tiny_tokenizer.chat_template.replace(
+        "assistant\n{% endif", "assistant\n" + opened.replace("\\n", "\n") + "{% endif"
+    )
+    assert thinking.chat_template != tiny_tokenizer.chat_template
+    assert prompt_text(thinking, example) == prompt_text(tiny_tokenizer, example)
+
+
+def test_end_of_turn_is_the_templates_not_the_tokenizers(tiny_tokenizer):
+    base = copy.deepcopy(tiny_tokenizer)
+    base.eos_token = "<|endoftext|>"
+    assert base.eos_token_id != end_of_turn_id(base) == base.convert_tokens_to_ids("<|im_end|>")
+    base.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    plain = copy.deepcopy(base)
+    assert end_of_turn_id(plain) == plain.convert_tokens_to_ids("<|endoftext|>")
+
+
+def test_encoded_is_plain_lists(tiny_tokenizer, make_row):
+    encoded = encode_example(tiny_tokenizer, to_example(make_row(1)))
+    assert isinstance(encoded, Encoded)
+    assert {type(i) for i in encoded.input_ids + encoded.segments} == {int}
+
+
+def test_model_folders(tiny_model_dir, tmp_path):
+    run = tmp_path / "version_0"
+    shutil.copytree(tiny_model_dir, run / "hf")
+    assert resolve_model_folder(str(run)) == str(run / "hf")
+    assert resolve_model_folder(str(run / "hf")) == str(run / "hf")
+    assert resolve_model_folder("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    assert len(load_tokenizer(str(run))) == len(load_tokenizer(str(tiny_model_dir)))
+    for missing in (str(tmp_path / "nowhere"), "./nowhere", "a/b/nowhere"):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            resolve_model_folder(missing)
+    with pytest.raises(FileNotFoundError, match=r"neither a config\.json nor an hf/ folder"):
+        resolve_model_folder(str(tmp_path))
+
+
+def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
+    bare, mute = tmp_path / "bare", tmp_path / "mute"
+    bare.mkdir()
+    shutil.copy(tiny_model_dir / "config.json", bare)
+    with pytest.raises(FileNotFoundError, match=r"init_from: .*bare has no tokenizer"):
+        load_tokenizer(str(bare))
+    shutil.copytree(tiny_model_dir, mute)
+    (mute / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template"):
+        load_tokenizer(str(mute))
+
+
+def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_tokens_of(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ 'x' * 10 ** 7 }}{{ messages[0].content }}")
+    with pytest.raises(ValueError, match=r"the chat template of .*model makes 10,000,010 characters of one question"):
+        load_tokenizer(str(folder))
+
+
+def test_answer_to_a_tool_does_not_repeat_the_request(tiny_tokenizer, make_row):
+    history = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": "[get_weather(city='Oslo')]"},
+        {"role": "tool", "content": "rain"},
+    ]
+    row = make_row(1, query="Weather in Oslo?", answers="[]", response="It rains.", history=json.dumps(history))
+    assert messages(to_example(row))[1:] == history
+    other = to_example(row | {"query": "And in Bergen?"})  # a request after the tool's answer is one of its own
+    assert messages(other)[1:] == [*history, {"role": "user", "content": "And in Bergen?"}]
+
+
+def test_turns_that_a_template_refuses_are_a_bad_row(tiny_tokenizer, make_row):
+    strict = copy.deepcopy(tiny_tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    history = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
+    with pytest.raises(BadRow, match="refuses the turns system, user, tool, user: no tools") as error:
+        prompt_text(strict, to_example(make_row(1, history=json.dumps(history))))
+    assert error.value.column == "history"
+    assert prompt_text(strict, to_example(make_row(1)))

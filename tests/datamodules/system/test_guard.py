@@ -1,0 +1,56 @@
+"""Programs that another has started end with it, though nothing tells them to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from datamodules.system import guard
+
+ROOT = Path(__file__).resolve().parents[3]
+STARTER = """
+import os, sys
+from datamodules.system import guard
+
+guard.run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+"""
+
+
+def ends(pid, seconds=10):
+    """Whether a process is gone by then; a zombie, which nobody collects here, is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_program_ends_with_the_one_that_runs_it(number):
+    command = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as starter:
+        pid = int(starter.stdout.readline())
+        assert psutil.pid_exists(pid)
+        starter.send_signal(number)
+        assert starter.wait(30) == -number
+    assert ends(pid)
+
+
+def test_a_program_that_runs_to_its_end_is_left_alone():
+    assert guard.run(["sh", "-c", "exit 3"]).returncode == 3
+
+
+def test_a_process_whose_parent_has_ended_before_it_could_ask_ends_too():
+    other = os.getpid() + 1  # any number but the parent's, as there is once the parent is gone
+    with subprocess.Popen(["sleep", "600"], preexec_fn=partial(guard.die_with_parent, other)) as process:
+        assert process.wait(30) == -signal.SIGKILL

@@ -1,0 +1,122 @@
+"""The estimate against hand arithmetic and against the tensors of a real step; `tests/benchmarks` has its peaks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, Qwen2Config
+
+from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate, head_bytes, heads_of, layer_bytes
+
+CONFIG = Qwen2Config(
+    vocab_size=100,
+    hidden_size=8,
+    intermediate_size=20,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+)
+# Embedding and head have 2 x 100 x 8 = 1,600 weights; say that the layers have 3 x 800.
+PLAN = Plan(CONFIG, trained=4000, frozen=0, precision="32-true", rows=2, length=10, checkpointing=True)
+
+
+def parts(plan):
+    """What is held at the moment of the peak, whatever moment that is."""
+    return estimate(plan).parts
+
+
+def test_weights_and_adamw_are_stored_in_the_precision_of_the_run_over_the_shards():
+    assert estimate(PLAN).always == {"weights": 16_000, "AdamW": 32_000, "reference": 0, "casts": 0}
+    half = replace(PLAN, precision="bf16-true", fsdp=True, shards=4, reference=True)
+    assert estimate(half).always == {"weights": 2_000, "AdamW": 4_000, "reference": 2_000, "casts": 0}
+    # bf16-mixed: weights as with 32-true, and the layers' 2,400 cast to 2 bytes
+    assert estimate(replace(PLAN, precision="bf16-mixed")).always["casts"] == 4_800
+
+
+def test_gradients_of_each_strategy():
+    assert parts(PLAN)["gradients"] == 16_000
+    assert parts(replace(PLAN, buckets=True))["gradients"] == 32_000
+    assert parts(replace(PLAN, fsdp=True, shards=4))["gradients"] == 4_000
+    # A whole copy in float32 besides the shard of 4,000 x 2 / 4.
+    whole = replace(PLAN, precision="bf16-true", fsdp=True, shards=4, unsharded=True)
+    assert parts(whole)["gradients"] == 2_000 + 16_000
+
+
+def test_activations_with_and_without_recomputation():
+    # Of each of 20 tokens in float32. Norms: 2 x (4 + 4) x 8 = 128; inputs of q, k, v and of gate, up: 2 x 4 x 8 = 64;
+    # q, k, v and output over all heads: 4 x 4 x 8 = 128; MLP: 4 x 4 x 20 = 320. The mask: 4 x 2 rows x 10 x 10 = 800.
+    kept = 20 * (128 + 64 + 128 + 320) + 800
+    # The gradients of two intermediate states, 2 x 4 x 20 for each token.
+    assert layer_bytes(PLAN) == (kept, 20 * 160)
+    # After the layers 20 x 8 x (4 + 2 x 4); the mask as booleans 200.
+    after = 1_920 + 200
+    checkpointed, whole = (estimate(replace(PLAN, checkpointing=on)) for on in (True, False))
+    moment = "the backward pass of a layer"
+    assert checkpointed.moments[moment]["activations"] == 3 * 20 * 8 * 4 + after
+    assert whole.moments[moment]["activations"] == 3 * kept + after
+    assert checkpointed.moments[moment]["layer"] == kept + 3_200
+    assert whole.moments[moment]["layer"] == 3_200
+
+
+def test_flash_attention_has_no_mask():
+    assert layer_bytes(PLAN)[0] - layer_bytes(replace(PLAN, attention="flash_attention_2"))[0] == 800
+
+
+def test_the_head_holds_chunks_and_not_all_logits():
+    # 5 tokens x 100 ids in float32 three times over; the gradient of 800 weights twice; hidden states of 20 targets and
+    # their gradient, 2 x 4 x 8 each.
+    assert head_bytes(replace(PLAN, chunk_tokens=5)) == 3 * 4 * 500 + 2 * 4 * 800 + 20 * 64
+    more = replace(PLAN, chunk_tokens=5, rows=200)
+    assert head_bytes(more) == 3 * 4 * 500 + 2 * 4 * 800 + 2000 * 64
+    assert head_bytes(replace(more, scored=3)) == 3 * 4 * 300 + 2 * 4 * 800 + 3 * 64
+
+
+def test_fsdp_holds_embedding_and_head_whole_but_not_those_of_a_reference():
+    plan = replace(PLAN, precision="bf16-mixed", fsdp=True, shards=8)
+    assert parts(plan)["gathered"] == 1_600 * 2
+    assert parts(replace(plan, reference=True))["gathered"] == 1_600 * 2
+
+
+def test_rollouts_share_the_device_only_if_they_do_not_sleep():
+    asleep = replace(PLAN, engine=10**9)
+    assert estimate(asleep).moment == "sampling rollouts"
+    assert estimate(asleep).peak == 16_000 + 32_000 + 10**9  # no gradients then
+    awake = replace(asleep, sleeps=False)
+    assert estimate(awake).peak == estimate(PLAN).peak + 10**9
+
+
+def test_models_without_attention_are_estimated_by_their_states():
+    assert heads_of(CONFIG) == (4, 2)
+    sizes = {"vocab_size": 100, "hidden_size": 8, "num_hidden_layers": 3}
+    mamba2 = Mamba2Config(**sizes, num_heads=4, head_dim=4, expand=2)  # states of 4 x 4, twice the hidden size
+    assert heads_of(mamba2) == (4, 4) and heads_of(MambaConfig(**sizes)) == (1, 8)
+    assert layer_bytes(replace(PLAN, config=mamba2))[0] > layer_bytes(replace(PLAN, config=MambaConfig(**sizes)))[0] > 0
+
+
+def test_every_part_is_explained():
+    for plan in (PLAN, replace(PLAN, reference=True, precision="bf16-mixed"), replace(PLAN, fsdp=True, engine=10**9)):
+        memory, words = estimate(plan), derived(plan)
+        assert set(memory.always) | {name for moment in memory.moments.values() for name in moment} <= set(words)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_gradients_and_optimizer_are_the_bytes_of_a_real_step(precision, lora):
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    model = AutoModelForCausalLM.from_config(CONFIG, dtype=dtype)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights)
+    model(torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    trained = sum(p.numel() for p in weights)
+    assert trained == adapters(CONFIG, 2) or not lora
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    memory = estimate(replace(PLAN, trained=trained, frozen=frozen, precision=precision))
+    assert memory.always["weights"] == sum(p.nbytes for p in model.parameters())
+    assert memory.parts["gradients"] == sum(p.grad.nbytes for p in weights)
+    states = [s for state in optimizer.state.values() for name, s in state.items() if name != "step"]
+    assert memory.always["AdamW"] == sum(s.nbytes for s in states)

@@ -1,0 +1,128 @@
+"""What a run says: its table first, steps and validations in lines or in a bar, and at its end how to go on."""
+
+import io
+import re
+import sys
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from lightning_modules.callbacks.ending import box, interrupted
+from lightning_modules.callbacks.progress import clock
+from lightning_modules.cli import main
+from lightning_modules.metrics import TargetLoss
+from lightning_modules.srml import SRMLModule
+
+SMALL = {
+    "data.init_args.batch_size": 4,
+    "trainer.max_steps": 4,
+    "trainer.val_check_interval": 2,
+    "trainer.check_val_every_n_epoch": "null",
+    "progress.every_n_steps": 2,
+    "data.init_args.val_fraction": 0.3,
+}
+CONFIG = ["fit", "--config", "configs/srml.yaml"]
+
+
+@pytest.fixture(scope="module")
+def said(base_args, tmp_path_factory):
+    """What a run without a terminal prints, and its folder."""
+    root, out, err = tmp_path_factory.mktemp("said"), io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        main([*CONFIG, *base_args(root, **SMALL)])
+    (run,) = root.iterdir()
+    return out.getvalue(), err.getvalue(), run
+
+
+def test_the_table_comes_before_what_is_waited_for_and_steps_and_validations_have_a_line_each(said):
+    printed, errors, _ = said
+    lines = printed.splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("  steps "))
+    waited = lines.index("validating 2 rows before the first step, to see that it works")
+    steps = [
+        i for i, line in enumerate(lines) if re.match(r"step [24] of 4: loss \d\.\d{4}.*; \d+\.\d\d s a step", line)
+    ]
+    validations = [i for i, line in enumerate(lines) if line.startswith("validation at step ")]
+    assert table < waited < steps[0] < validations[0] < steps[1] < validations[1]
+    assert re.search(r"exact match \d\.\d{3}, format \d\.\d{3}, loss CoT \d+\.\d{3}, loss call \d+\.\d{3}", printed)
+    for noise in ("Tip", "litlogger", "GPU available", "TPU", "v_num", "Loading weights", "it/s", "Seed set"):
+        assert noise not in printed + errors, noise
+
+
+def test_the_end_names_checkpoint_model_and_commands_that_can_be_pasted(said):
+    printed, _, run = said
+    end = printed[printed.index("done") :]
+    assert re.search(r"best +tool/exact_match \d\.\d{4} at step \d+: ", end) and "last-000004.ckpt" in end
+    commands = [line.strip() for line in end[end.index("next:") :].splitlines()[1:]]
+    assert len(commands) == 3 and commands[0].startswith(f"funreason ask {run} ")
+    assert commands[0].endswith(f"--tools {run}/tools.json") and (run / "tools.json").is_file()
+
+
+def test_a_terminal_has_a_bar_of_optimizer_steps(base_args, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown, bars = Terminal(), []
+    close = tqdm.close
+    monkeypatch.setattr(tqdm, "close", lambda bar: (bars.append(getattr(bar, "__dict__", {}).copy()), close(bar)))
+    monkeypatch.setattr(sys, "stdout", shown)
+    main([*CONFIG, *base_args(tmp_path, **SMALL | {"trainer.enable_progress_bar": "true"})])
+    assert ("training: ", 4, 4) in [(bar.get("desc"), bar["n"], bar["total"]) for bar in bars if "n" in bar]
+    assert "step 2 of 4" not in shown.getvalue() and "validation at step 2" in shown.getvalue()
+
+
+def test_control_c_ends_with_the_command_to_resume(base_args, tmp_path, monkeypatch, capsys):
+    original = SRMLModule.training_step
+
+    def stop(module, *args):
+        if module.global_step == 1:
+            raise KeyboardInterrupt
+        return original(module, *args)
+
+    monkeypatch.setattr(SRMLModule, "training_step", stop)
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **SMALL)])
+    (run,) = tmp_path.iterdir()
+    printed = capsys.readouterr().out.splitlines()
+    assert exit_.value.code == 1
+    assert printed[-4:] == [
+        "interrupted; resume:",
+        f"  funreason fit --config {run}/config.yaml --ckpt_path {run}",
+        "or use it as it is:",
+        f"  funreason export --ckpt_path {run} --output_dir {run}/hf",
+    ]
+
+
+def test_nothing_is_offered_where_nothing_was_saved(tmp_path):
+    assert interrupted(None) == interrupted(tmp_path) == ""
+
+
+def test_the_loss_of_references_is_the_mean_of_documents_or_of_tokens():
+    nll = torch.tensor([1.0, 2.0, 3.0, 8.0, 5.0])
+    segments, samples = torch.tensor([1, 1, 2, 1, 2]), torch.tensor([0, 0, 0, 1, 1])
+    one, other = TargetLoss(), TargetLoss(by_token=True)
+    for metric in (one, other):
+        metric.update(nll, segments, samples)
+    # documents: CoT (1.5 + 8) / 2, call (3 + 5) / 2; tokens: CoT (1 + 2 + 8) / 3
+    assert one.compute() == {"val/loss_cot": 4.75, "val/loss_call": 4.0}
+    assert other.compute() == {"val/loss_cot": pytest.approx(11 / 3), "val/loss_call": 4.0}
+    split = TargetLoss()
+    split.update(nll[:3], segments[:3], samples[:3])
+    split.update(nll[3:], segments[3:], samples[3:] - 1)
+    assert split.compute() == one.compute()
+    calls_only = TargetLoss()
+    calls_only.update(nll[2:3], segments[2:3], samples[2:3])
+    assert calls_only.compute() == {"val/loss_call": 3.0}
+
+
+def test_the_box_is_as_wide_as_its_longest_line():
+    lines = box("done", {"a": "x" * 30, "b": "y"}).splitlines()
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 4 and "x" * 30 in lines[1]
+
+
+def test_clock_and_step():
+    assert [clock(5.4), clock(119), clock(600), clock(9000)] == ["5 s", "119 s", "10 min", "2.5 h"]

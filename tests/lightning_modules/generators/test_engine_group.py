@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+from training_runs import run_ranks
+
+from lightning_modules.generators import engine_group
+from lightning_modules.generators.engine_group import EngineGroup
+
+SCRIPT = """
+import json, pathlib, sys
+import torch.distributed as dist
+
+sys.path.append(sys.argv[2])  # the module alone, not four imports of the whole package
+from engine_group import EngineGroup
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+group = EngineGroup(2)
+try:
+    EngineGroup(3)
+except ValueError as error:
+    refused = str(error)
+seen = []
+
+def answer(requests):
+    seen.append(requests)
+    return [f"{request} answered by {rank}" for request in requests]
+
+answers = [group.ask(f"question {i} of {rank}", answer) for i in (1, 2)]
+found = {"leads": group.leads, "answers": answers, "seen": seen, "refused": refused}
+pathlib.Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(found))
+dist.destroy_process_group()  # ends Gloo's threads, which abort where they outlive the interpreter
+"""
+
+
+def test_four_ranks_and_two_engines(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(SCRIPT)
+    done = run_ranks(script, tmp_path, Path(engine_group.__file__).parent, ranks=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [rank["leads"] for rank in ranks] == [True, False, True, False]
+    assert ranks[3]["answers"] == ["question 1 of 3 answered by 2", "question 2 of 3 answered by 2"]
+    assert ranks[0]["seen"] == [["question 1 of 0", "question 1 of 1"], ["question 2 of 0", "question 2 of 1"]]
+    assert ranks[1]["seen"] == []
+    assert "tensor_parallel_size 3 does not divide the 4 ranks" in ranks[0]["refused"]
+
+
+def test_one_process_answers_itself():
+    group = EngineGroup(1)
+    assert group.leads and group.ask(3, lambda requests: [request + 1 for request in requests]) == 4
+    with pytest.raises(ValueError, match="tensor_parallel_size 2 does not divide the 1 ranks"):
+        EngineGroup(2)

@@ -1,0 +1,220 @@
+"""What of the vLLM generator needs no vLLM: settings, its processes' environment, sleep and wake, ways to fail.
+
+A stand-in for `vllm.LLM` records what it is told; `make test-vllm` runs a real engine.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+
+from lightning_modules import SRMLModule
+from lightning_modules.generators import VLLMGenerator
+from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.policy.model import build_policy
+
+ROOT = Path(__file__).resolve().parents[3]
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
+
+class StandIn:
+    """Records calls in `log`; `fail` and `hang` name a call that does so, the latter until `end`."""
+
+    fail: ClassVar[dict[str, Exception]] = {}
+    hang = ""
+    keeps_cache = False
+    end: ClassVar[Event]
+
+    def __init__(self, folder, **options):
+        self.log = []
+        self.options = options | {"folder": folder}
+        self.environment = dict(os.environ)
+        self.model_config = SimpleNamespace(max_model_len=100)
+        resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[]))
+        core = SimpleNamespace(resources=resources, shutdown=lambda timeout: self.note("shutdown"))
+        self.llm_engine = SimpleNamespace(engine_core=core)
+        self.note("start")
+
+    def note(self, *call):
+        self.log.append(call)
+        if call[0] in self.fail:
+            raise self.fail[call[0]]
+        if call[0] == self.hang:
+            self.end.wait()
+
+    def generate(self, requests, settings, use_tqdm):
+        assert [list(request) for request in requests] == [["prompt_token_ids"]] * len(settings)
+        self.note("generate", len(requests))
+        return ["output"] * len(requests)
+
+    def collective_rpc(self, method, kwargs):
+        self.note(method, kwargs["weights_path"])
+
+    def reset_prefix_cache(self):
+        self.note("reset_prefix_cache")
+        return not self.keeps_cache
+
+    def sleep(self, level):
+        self.note("sleep", level)
+
+    def wake_up(self, parts):
+        self.note("wake_up", *parts)
+
+
+@pytest.fixture
+def llm(monkeypatch):
+    module = ModuleType("vllm")
+    module.LLM = type("LLM", (StandIn,), {"end": Event()})
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    yield module.LLM
+    module.LLM.end.set()
+
+
+def engine(device=CPU, timeout=30.0, sleep=True, **options):
+    return Engine("first", device, timeout, sleep, **options)
+
+
+def test_the_shipped_experiment_is_that_of_grpo_with_another_generator():
+    plain, ours = (yaml.safe_load((ROOT / "configs" / f).read_text()) for f in ("grpo.yaml", "grpo_vllm.yaml"))
+    assert ours["model"]["init_args"].pop("generator")["class_path"] == "lightning_modules.generators.VLLMGenerator"
+    assert ours["trainer"].pop("default_root_dir") != plain["trainer"].pop("default_root_dir")
+    assert ours == plain
+
+
+def test_without_vllm_the_settings_are_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"VLLMGenerator needs vLLM: pip install -e '\.\[vllm\]'"):
+        VLLMGenerator()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"timeout": 0}, {"probe_tolerance": 0.0}, {"temperature": -1.0}, {"top_p": 0.0}]
+)
+def test_impossible_settings_are_refused(monkeypatch, bad):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        VLLMGenerator(**bad)
+
+
+def test_on_a_gpu_the_engine_sleeps_between_calls_and_wakes_its_cache_after_new_weights(llm):
+    running = engine(GPU)
+    llm_log = running._llm.log
+    running.generate([[1]], [None])
+    running.rest()
+    running.rest()
+    running.load("second")
+    running.generate([[1], [2]], [None, None])
+    assert llm_log == [
+        ("start",),
+        ("generate", 1),
+        ("sleep", 1),
+        ("wake_up", "weights"),
+        ("reload_weights", "second"),
+        ("wake_up", "kv_cache"),
+        ("reset_prefix_cache",),
+        ("generate", 2),
+    ]
+
+
+def test_a_sleeping_engine_wakes_as_a_whole_to_generate(llm):
+    running = engine(GPU)
+    running.rest()
+    running.generate([[1]], [None])
+    assert running._llm.log[1:] == [("sleep", 1), ("wake_up", "weights"), ("wake_up", "kv_cache"), ("generate", 1)]
+
+
+@pytest.mark.parametrize(("device", "sleep"), [(CPU, True), (GPU, False)])
+def test_nothing_sleeps_on_the_cpu_or_when_told_not_to(llm, device, sleep):
+    running = engine(device, sleep=sleep)
+    running.rest()
+    running.load("second")
+    assert running._llm.log == [("start",), ("reload_weights", "second"), ("reset_prefix_cache",)]
+    assert running._llm.options["enable_sleep_mode"] is False
+
+
+@pytest.mark.parametrize(("visible", "gpus", "want"), [(None, 1, "1"), ("4,6", 1, "6"), ("4,6,7", 2, "6,7")])
+def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, monkeypatch, visible, gpus, want):
+    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    before = dict(os.environ)
+    inside = engine(GPU, tensor_parallel_size=gpus)._llm.environment
+    assert dict(os.environ) == before
+    assert inside["CUDA_VISIBLE_DEVICES"] == want
+    assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)
+    assert inside["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkeypatch, tiny_model_dir):
+    """With `cpu_offload`; the meta device stands for the rank's GPU."""
+    module, device, started = SRMLModule(init_from=str(tiny_model_dir)), torch.device("meta"), []
+    module.policy, module._device = build_policy(str(tiny_model_dir)), device
+    module._trainer = SimpleNamespace(precision="32-true")
+    monkeypatch.setattr("lightning_modules.base.is_sharded", lambda policy: True)
+    copy = module.generating_policy()
+    assert {tensor.device for tensor in copy.state_dict().values()} == {device}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(
+        "lightning_modules.generators.vllm.Engine",
+        lambda folder, device, *rest, **options: started.append(device),
+    )
+    VLLMGenerator()._start(copy, "folder")
+    assert started == [device]
+
+
+def test_a_call_that_hangs_ends_in_time_and_the_engine_with_it(llm):
+    running = engine(timeout=0.2)
+    llm.hang = "reload_weights"
+    with pytest.raises(TimeoutError, match=r"The vLLM engine was loading weights for more than 0\.2 s and was stopped"):
+        running.load("second")
+    assert running._llm.log[-1] == ("shutdown",)
+
+
+def test_a_start_that_hangs_ends_in_time(llm):
+    llm.hang = "start"
+    with pytest.raises(TimeoutError, match="The vLLM engine was starting for more than"):
+        engine(timeout=0.2)
+
+
+def test_a_call_that_fails_says_what_it_was(llm):
+    running = engine()
+    llm.fail = {"reload_weights": ValueError("no such file")}
+    with pytest.raises(RuntimeError, match=r"^The vLLM engine failed while loading weights: no such file$"):
+        running.load("second")
+
+
+def test_a_cache_of_old_weights_is_not_sampled_from(llm):
+    running = engine()
+    llm.keeps_cache = True
+    with pytest.raises(RuntimeError, match="kept a prefix cache that was computed with the old weights"):
+        running.load("second")
+
+
+@pytest.mark.parametrize("hangs", ["", "generate"])
+def test_an_engine_that_died_is_noticed_even_where_its_call_never_ends(llm, hangs):
+    running = engine()
+    llm.hang = hangs
+    running._llm.llm_engine.engine_core.resources.engine_dead = True
+    with pytest.raises(RuntimeError, match=r"died while generating 2 completions: .* --ckpt_path\.$"):
+        running.generate([[1], [2]], [None, None])
+
+
+def test_the_engine_does_not_outlive_a_trainer_that_is_killed():
+    engine = subprocess.Popen(["sleep", "600"])
+    trainer = (
+        "import os; from lightning_modules.generators.vllm_engine import kill_at_exit; "
+        f"guard = kill_at_exit([{engine.pid}]); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", trainer], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert engine.wait(timeout=60) == -signal.SIGKILL
