@@ -49,7 +49,7 @@ def model_folder(case: Case, folder: Path) -> int:
 
 
 def run(model: Path, overlay: str, options: list[str], root: Path) -> tuple[dict[str, float], float]:
-    """Train through the command line; the last figures of each name, and the estimate in GiB."""
+    """Train through the command line; the last metrics of each name, and the estimate in GiB."""
     configs = ["--config=configs/srml.yaml", f"--config=configs/trainer/{overlay}.yaml"]
     options = [*options, f"--model.init_from={model}", "--trainer.devices=1", f"--trainer.default_root_dir={root}"]
     command = [sys.executable, "-m", "lightning_modules", "fit", *configs, *DATA, *BRIEF, *options]
@@ -58,20 +58,20 @@ def run(model: Path, overlay: str, options: list[str], root: Path) -> tuple[dict
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     size, unit = re.search(r"memory +about ([\d.,]+) (GiB|MiB)", done.stdout).groups()
     with next(root.glob("*/metrics.csv")).open(encoding="utf-8") as file:
-        figures = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
-    return figures, float(size.replace(",", "")) / (1 if unit == "GiB" else 1024)
+        metrics = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+    return metrics, float(size.replace(",", "")) / (1 if unit == "GiB" else 1024)
 
 
 def measured(kind: str, overlay: str, case: Case, options: list[str]) -> list[str]:
     """A row of the table."""
     with tempfile.TemporaryDirectory() as scratch:  # the export alone is as large as the model
         weights = model_folder(case, Path(scratch) / "model")
-        figures, guess = run(Path(scratch) / "model", overlay, [*KINDS[kind], *options], Path(scratch) / "runs")
+        metrics, guess = run(Path(scratch) / "model", overlay, [*KINDS[kind], *options], Path(scratch) / "runs")
     # A product costs 2 FLOPs a weight in the forward pass, 2 for the gradient of its input and 2 for that of the weight
     # if it learns. What is computed again does not count, nor do attention and the head.
     flops = 4 * weights + 6 * adapters(case.config, RANK) if "adapters" in kind else 6 * weights
-    peak = figures.get("perf/peak_mem_gb", 0) * 1e9 / 2**30
-    speed = figures["perf/tokens_per_s"]
+    peak = metrics.get("perf/peak_mem_gb", 0) * 1e9 / 2**30
+    speed = metrics["perf/tokens_per_s"]
     row = [f"{peak:.1f}", f"{guess:.1f}", f"{guess / peak:.2f}" if peak else "-", f"{speed:,.0f}"]
     return [kind, overlay, *row, f"{speed * flops / PEAK_FLOPS:.1%}" if peak else "-"]
 

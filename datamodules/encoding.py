@@ -25,7 +25,7 @@ from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write, remove
 from datamodules.system.locks import sole_writer
-from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_row
+from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
 SCHEMA = pa.schema(
@@ -150,7 +150,7 @@ def encode_rows(
             raise
         reason = error.strerror or error
         raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
-    settle(rows.bad, on_bad_row)
+    raise_if_bad(rows.bad, on_bad_row)
     if not len(rows.table):
         first = complaint(next(iter(rows.bad)))
         raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; the first: {first}")
@@ -207,7 +207,7 @@ def _write(folder: Path, path: str, how: _How) -> dict[str, int]:
 
     def note(row: dict[str, Any]) -> None:
         nonlocal bad
-        settle([row], how.on_bad_row)
+        raise_if_bad([row], how.on_bad_row)
         write_row(bad_file, row)
         bad += 1
 

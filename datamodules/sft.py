@@ -6,7 +6,7 @@ from datamodules.base import XLAMDataModule, total_tokens
 from datamodules.chat.form import AnswerForm, Prompt, Think
 from datamodules.encoding import EncodedRows
 from datamodules.loading import ResumableLoader, epoch_order, settled_seed
-from datamodules.packing import PackedBatch, Packing, collate_packed, micro_batches, spread
+from datamodules.packing import PackedBatch, Packing, balance_over_ranks, collate_packed, micro_batches
 from datamodules.sources.targets import Turns
 from datamodules.xlam import OnBadRow
 
@@ -108,7 +108,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         """This rank's share of a global batch, in micro-batches; empty where there are more ranks than rows."""
         rank, ranks = self.ranks()
         indices = self.train_indices[chosen]
-        mine = indices[spread(self.lengths[indices].tolist(), ranks)[rank]]
+        mine = indices[balance_over_ranks(self.lengths[indices].tolist(), ranks)[rank]]
         if not len(mine):
             return []
         documents = self.rows.documents(mine)
@@ -125,7 +125,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         order = epoch_order(len(self.train_indices), h.seed, 0)
         for start in range(0, min(len(order), 8 * h.batch_size), h.batch_size):
             lengths = self.lengths[self.train_indices[order[start : start + h.batch_size]]]
-            for part in spread(lengths.tolist(), self.ranks()[1]):
+            for part in balance_over_ranks(lengths.tolist(), self.ranks()[1]):
                 for rows in self._rows(lengths[part].tolist()):
                     filled = [int(lengths[part][row].sum()) for row in rows]
                     used, padded = used + sum(filled), padded + len(rows) * max(filled)

@@ -40,7 +40,7 @@ def read_examples(path: str | Path, on_bad_row: OnBadRow = "raise") -> tuple[lis
             examples.append(outcome)
         else:
             bad.append(bad_row(path, number, outcome, raw))
-            settle(bad, on_bad_row)
+            raise_if_bad(bad, on_bad_row)
     if not examples:
         raise ValueError(f"none of the {len(bad)} rows of {path} can be used; the first: {complaint(bad[0])}")
     return examples, bad
@@ -90,7 +90,7 @@ def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str,
     return {"file": str(path), "row": number, "column": error.column, "reason": error.reason, "content": raw}
 
 
-def settle(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
+def raise_if_bad(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
     """Stop at the first of the bad rows met so far, unless they are to be skipped."""
     if on_bad_row == "raise":
         for row in bad:

@@ -20,12 +20,12 @@ from datamodules.packing import IGNORED, Encoded, PackedBatch, collate_packed, i
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
 from lightning_modules.checkpointing.formats import (
-    by_name,
-    by_place,
     check_same_model,
     fingerprint,
     fingerprint_of,
     group_names,
+    optimizer_state_to_names,
+    optimizer_state_to_places,
 )
 from lightning_modules.generators import Completion, Generator, HFGenerator
 from lightning_modules.metrics import CallAccuracy, Rollout, TargetLoss, Throughput
@@ -33,7 +33,7 @@ from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import failing_together, probe_everywhere
-from lightning_modules.policy.unshard import FSDP1_PREFIX, is_sharded, whole, whole_copy
+from lightning_modules.policy.unshard import FSDP1_PREFIX, is_sharded, unshard, unsharded_copy
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 
@@ -127,7 +127,7 @@ class FunctionCallingModule(LightningModule):
         self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
         self.generating: tuple[ScoredCausalLM, ...] = ()  # what evaluations generate with, hidden from torch
         self.derived_hash = ""  # see `derived_fingerprint`
-        self.figures: dict[str, float] = {}  # what was logged last, for callbacks
+        self.logged: dict[str, float] = {}  # what was logged last, for callbacks
         self.throughput = Throughput()
 
     @property
@@ -264,7 +264,7 @@ class FunctionCallingModule(LightningModule):
             norm = float(self.policy.clip_grad_norm_(self.max_grad_norm))
         else:
             gradients = [p for p in self.policy.parameters() if p.grad is not None]
-            norm = float(whole(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)))
+            norm = float(unshard(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)))
         if not math.isfinite(norm):
             raise RuntimeError(
                 f"The gradient norm is {norm} at step {self.global_step}: a weight of model.init_from {self.init_from} "
@@ -306,10 +306,10 @@ class FunctionCallingModule(LightningModule):
 
     def speed(self, start: float, tokens: float, samples: float) -> dict[str, float]:
         """Seconds since a step's start, what all ranks learn from per second, and GPU memory."""
-        figures = self.throughput.update(start, tokens, samples)
+        metrics = self.throughput.update(start, tokens, samples)
         if self.device.type == "cuda":
-            figures["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        return figures
+            metrics["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return metrics
 
     def generating_policy(self) -> ScoredCausalLM:
         """What to generate with: the policy or, where each rank holds a shard of it, a whole copy; a collective then.
@@ -320,7 +320,7 @@ class FunctionCallingModule(LightningModule):
         if not is_sharded(self.policy):
             return self.policy
         half = str(self.trainer.precision).startswith("bf16")
-        return whole_copy(self.policy, torch.bfloat16 if half else None, self.device)
+        return unsharded_copy(self.policy, torch.bfloat16 if half else None, self.device)
 
     def on_validation_start(self) -> None:
         """Gather weights that are sharded, once for all batches."""
@@ -397,33 +397,33 @@ class FunctionCallingModule(LightningModule):
 
     def evaluated(self) -> dict[str, float]:
         """What an evaluation has found, over all ranks; the next one begins anew."""
-        figures = self.accuracy.compute()
+        metrics = self.accuracy.compute()
         self.accuracy.reset()
         if self.target_loss.update_called:
-            figures |= self.target_loss.compute()
+            metrics |= self.target_loss.compute()
             self.target_loss.reset()
-        return figures
+        return metrics
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of `CallAccuracy` and `TargetLoss` over all ranks."""
-        self.log_figures(self.evaluated())
+        """Log the metrics of `CallAccuracy` and `TargetLoss` over all ranks."""
+        self.log_metrics(self.evaluated())
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def log_figures(self, figures: dict[str, float], shown: str | None = None) -> None:
-        """Log figures that are already reduced over ranks, against the number of optimizer steps taken.
+    def log_metrics(self, metrics: dict[str, float], shown: str | None = None) -> None:
+        """Log metrics that are already reduced over ranks, against the number of optimizer steps taken.
 
         Args:
-            figures: Values by name; they stay in `figures` until the next ones are logged.
+            metrics: Values by name; they stay in `logged` until the next ones are logged.
             shown: The one that the progress bar shows.
         """
-        self.figures = dict(figures)
-        if shown in figures:
-            self.log(shown, figures[shown], prog_bar=True, batch_size=1)
-        others = {name: value for name, value in figures.items() if name != shown}
+        self.logged = dict(metrics)
+        if shown in metrics:
+            self.log(shown, metrics[shown], prog_bar=True, batch_size=1)
+        others = {name: value for name, value in metrics.items() if name != shown}
         self.log_dict(others | {"step": float(self.global_step)}, batch_size=1)
 
-    def sizes(self) -> dict[str, str]:
+    def settings_table(self) -> dict[str, str]:
         """What a run is told to do beyond what every run is, for the table at its start."""
         return {}
 
@@ -439,7 +439,9 @@ class FunctionCallingModule(LightningModule):
         checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
         states = checkpoint.get("optimizer_states")
         if states and not isinstance(self.strategy, FSDP1 | FSDP2):  # whose states have names already
-            checkpoint["optimizer_states"] = [by_name(states[0], group_names(self, self.parameter_groups()))]
+            checkpoint["optimizer_states"] = [
+                optimizer_state_to_names(states[0], group_names(self, self.parameter_groups()))
+            ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, and give the optimizer its states by place.
@@ -459,7 +461,9 @@ class FunctionCallingModule(LightningModule):
         checkpoint["state_dict"] |= self.derived_weights()
         states = checkpoint.get("optimizer_states")
         if states and self.fitting:
-            checkpoint["optimizer_states"] = [by_place(states[0], group_names(self, self.parameter_groups()))]
+            checkpoint["optimizer_states"] = [
+                optimizer_state_to_places(states[0], group_names(self, self.parameter_groups()))
+            ]
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
         """Refuse the checkpoint of another model or tokenizer before any weight is changed.

@@ -40,9 +40,9 @@ from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWrite
 from lightning_modules.callbacks.progress import Progress
 from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.callbacks.tables import RolloutTable
-from lightning_modules.checkpointing.formats import EitherKind
+from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
-from lightning_modules.checkpointing.sharded import MovingCheckpoints
+from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.options import help_on
 
@@ -236,7 +236,7 @@ class FunReasonCLI(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
         trainer.place = place
-        trainer.strategy.checkpoint_io = EitherKind(self._get(self.config_init, "last_checkpoint").fsync)
+        trainer.strategy.checkpoint_io = AnyCheckpointIO(self._get(self.config_init, "last_checkpoint").fsync)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -306,7 +306,7 @@ def check_reads_safely(strategy: Strategy) -> None:
     Raises:
         ValueError: Lightning's FSDP and DeepSpeed would run code that a checkpoint holds.
     """
-    if type(strategy).load_checkpoint not in (Strategy.load_checkpoint, MovingCheckpoints.load_checkpoint):
+    if type(strategy).load_checkpoint not in (Strategy.load_checkpoint, ReshardableCheckpoints.load_checkpoint):
         raise ValueError(
             f"trainer.strategy: {type(strategy).__name__} would run code that is hidden in --ckpt_path; take FSDP2 or "
             "FSDP1 of lightning_modules.strategies, ddp or auto, which all read checkpoints of one another"

@@ -31,7 +31,7 @@ SEEDS = (
     "--model.generator.seed",
     "0",
 )
-"""Of the order of the rows and of the sampler, whatever the seed of the run, so that its figures stay comparable."""
+"""Of the order of the rows and of the sampler, whatever the seed of the run, so that its metrics stay comparable."""
 
 
 def run(command: str, config: str, *options: str) -> FunReasonCLI:
@@ -71,17 +71,17 @@ def evaluate(model: str | Path, rows: str) -> dict[str, float]:
     Returns:
         Rates of right completions, and the exact match of each category.
     """
-    figures = run("test", "srml", "--model.init_from", str(model), "--data.path", rows).trainer.callback_metrics
-    rates = {rate: float(figures[f"tool/{rate}"]) for rate in RATES.values()}
-    return rates | {name: float(figures[f"tool/{name}/exact_match"]) for name in CATEGORIES}
+    metrics = run("test", "srml", "--model.init_from", str(model), "--data.path", rows).trainer.callback_metrics
+    rates = {rate: float(metrics[f"tool/{rate}"]) for rate in RATES.values()}
+    return rates | {name: float(metrics[f"tool/{name}/exact_match"]) for name in CATEGORIES}
 
 
 def fit(config: str, *options: str) -> tuple[Path, dict[str, float]]:
-    """Train, and test what came out on the held-out rows: the run folder and the figures, with `seconds`."""
+    """Train, and test what came out on the held-out rows: the run folder and the metrics, with `seconds`."""
     start = time.perf_counter()
     folder = Path(run("fit", config, "--trainer.limit_val_batches", "0", *SEEDS, *options).trainer.log_dir)
-    figures = evaluate(folder, HELD_OUT["heldout"])
-    return folder, figures | {"seconds": round(time.perf_counter() - start, 1)}
+    metrics = evaluate(folder, HELD_OUT["heldout"])
+    return folder, metrics | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def mean_rewards(folder: Path) -> list[float]:

@@ -31,7 +31,7 @@ from lightning_modules.policy.reference import PREFIX, frozen_copy
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
 from lightning_modules.rollout.collect import roll_out
 from lightning_modules.rollout.groups import Sample
-from lightning_modules.rollout.metrics import update_figures
+from lightning_modules.rollout.metrics import update_metrics
 from lightning_modules.rollout.scoring import Rewards, RewardTerm
 from lightning_modules.rollout.settings import check_reward, check_settings, check_sizes, described
 
@@ -56,7 +56,7 @@ class GRPOModule(FunctionCallingModule):
         inner_epochs: Passes over a batch of rollouts.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
         rewards: Reward functions by name, each a function or a `RewardTerm` of a function and its weight (1 for a bare
-            function); `reward` alone when None. `reward` judges the validation and the `rollout/...` figures in any
+            function); `reward` alone when None. `reward` judges the validation and the `rollout/...` metrics in any
             case.
         reward_timeout: Seconds that a function of the user's may take over a completion; None is no limit, and the
             functions then run in this process, one completion after the other.
@@ -204,22 +204,22 @@ class GRPOModule(FunctionCallingModule):
             ValueError: If another batch comes before the rollouts of the last one have served.
         """
         start = time.perf_counter()
-        self.samples, figures = [], {}
+        self.samples, metrics = [], {}
         if self.buffer is None:
-            self.buffer, self.samples, figures = roll_out(self, batch)
+            self.buffer, self.samples, metrics = roll_out(self, batch)
             self.sample_advantages = self.buffer.rollout_advantages()
-            if figures["reward/frac_zero_std"] == 1:
+            if metrics["reward/frac_zero_std"] == 1:
                 rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         elif self.buffer.rows != [example.id for example in batch.examples]:
             raise ValueError(
                 f"Rollouts serve {self.repeats} optimizer steps (model.inner_epochs x model.mini_batches), and after "
                 f"{self.buffer.served} of them other prompts came: the loader must give each batch so many times."
             )
-        figures |= self.update(self.buffer)
-        speed = self.speed(start, figures.pop("tokens"), figures.pop("rollouts"))
+        metrics |= self.update(self.buffer)
+        speed = self.speed(start, metrics.pop("tokens"), metrics.pop("rollouts"))
         if self.buffer.served == self.repeats:
             self.buffer = None
-        self.log_figures(figures | speed, shown="reward/mean")
+        self.log_metrics(metrics | speed, shown="reward/mean")
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the rollouts whose turn it is."""
@@ -236,17 +236,17 @@ class GRPOModule(FunctionCallingModule):
         )
         peaks = {"ratio_max": max(float(part.pop("ratio_max")) for part in parts)}
         sums, peaks = self.over_ranks({name: float(sum(part[name] for part in parts)) for name in parts[0]}, peaks)
-        figures = update_figures(sums, peaks, buffer.ref_logprobs is not None)
-        figures |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"], "rollouts": totals.rollouts}
+        metrics = update_metrics(sums, peaks, buffer.ref_logprobs is not None)
+        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"], "rollouts": totals.rollouts}
         if totals.tokens:
-            figures["train/grad_norm"] = self.clip_gradients()
+            metrics["train/grad_norm"] = self.clip_gradients()
         else:
             optimizer.zero_grad()  # nothing to learn from: parameters without a gradient stay as they are
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         buffer.served += 1
-        return figures | {"time/update": time.perf_counter() - start}
+        return metrics | {"time/update": time.perf_counter() - start}
 
     def loss(self, micro: PackedBatch, buffer: RolloutBuffer, totals: PolicyTotals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
@@ -288,8 +288,8 @@ class GRPOModule(FunctionCallingModule):
     def on_validation_epoch_end(self) -> None:
         """Log what was found; in training what the rollouts log, too, has `val/` before its name."""
         prefix = "val/" if self.trainer.state.fn == TrainerFn.FITTING else ""
-        figures = self.evaluated().items()
-        self.log_figures({n if n.startswith(("tool/", "val/")) else prefix + n: v for n, v in figures})
+        metrics = self.evaluated().items()
+        self.log_metrics({n if n.startswith(("tool/", "val/")) else prefix + n: v for n, v in metrics})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every rank's half-used rollouts (those of a step that was broken off are sampled again)."""
@@ -324,6 +324,6 @@ class GRPOModule(FunctionCallingModule):
         """Whether checkpoints leave a weight out: what LoRA freezes, and the frozen copy."""
         return super().is_derived(name) or name.startswith(PREFIX)
 
-    def sizes(self) -> dict[str, str]:
+    def settings_table(self) -> dict[str, str]:
         """Every size of a step, and what follows from it, for the table at the start of a run."""
         return described(self)

@@ -110,14 +110,14 @@ class CallAccuracy(Metric):
         total = sum(counts)
         if total == 0:
             return {}
-        figures = {f"tool/{rate}": s / total for rate, s in zip(RATES.values(), self.sums.sum(0).tolist(), strict=True)}
+        metrics = {f"tool/{rate}": s / total for rate, s in zip(RATES.values(), self.sums.sum(0).tolist(), strict=True)}
         for category, count, sums in zip(CATEGORIES, counts, self.sums.tolist(), strict=True):
             if count:
-                figures |= {f"tool/{category}/{rate}": s / count for rate, s in zip(RATES.values(), sums, strict=True)}
-        if "tool/irrelevance/exact_match" in figures:
-            figures["tool/irrelevance_acc"] = figures["tool/irrelevance/exact_match"]
+                metrics |= {f"tool/{category}/{rate}": s / count for rate, s in zip(RATES.values(), sums, strict=True)}
+        if "tool/irrelevance/exact_match" in metrics:
+            metrics["tool/irrelevance_acc"] = metrics["tool/irrelevance/exact_match"]
         errors, calls, truncated, tokens = self.others.tolist()
-        return figures | {
+        return metrics | {
             "tool/n_calls": calls / total,
             "reward/errors": errors,
             "completion/truncated_frac": truncated / total,
@@ -128,7 +128,7 @@ class CallAccuracy(Metric):
 class TargetLoss(Metric):
     """Mean negative log-likelihood of reference chains of thought and calls, given prompt and all before (no sampling).
 
-    The state is sums and counts, so that the figures do not depend on how documents fall on batches and ranks.
+    The state is sums and counts, so that the metrics do not depend on how documents fall on batches and ranks.
 
     Args:
         by_token: Pool the tokens of all documents; else take the mean of each document's mean, as `reduction: sample`.
@@ -172,7 +172,7 @@ class TargetLoss(Metric):
         return {name: total / count for name, total, count in means if count}
 
 
-def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[str, float]:
+def segment_metrics(sums: dict[str, float], cot_weight: float | None) -> dict[str, float]:
     """TensorBoard metrics of one optimizer step; a segment without tokens has none.
 
     Args:
@@ -181,7 +181,7 @@ def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[st
     """
     supervised = sums["tokens_cot"] + sums["tokens_call"]
     weight = sums["tokens_cot"] / supervised if cot_weight is None else cot_weight
-    figures = {
+    metrics = {
         "train/loss": sums["loss"],
         "train/weight_cot": weight,
         "train/weight_call": 1 - weight,
@@ -189,12 +189,12 @@ def segment_figures(sums: dict[str, float], cot_weight: float | None) -> dict[st
     }
     for segment in ("cot", "call"):
         tokens = sums[f"tokens_{segment}"]
-        figures[f"train/tokens_{segment}"] = tokens
+        metrics[f"train/tokens_{segment}"] = tokens
         if tokens:
-            figures[f"train/loss_{segment}"] = sums[f"loss_{segment}"]
-            figures[f"train/token_acc_{segment}"] = sums[f"hits_{segment}"] / tokens
-            figures[f"train/entropy_{segment}"] = sums[f"entropy_{segment}"] / tokens
-    return figures
+            metrics[f"train/loss_{segment}"] = sums[f"loss_{segment}"]
+            metrics[f"train/token_acc_{segment}"] = sums[f"hits_{segment}"] / tokens
+            metrics[f"train/entropy_{segment}"] = sums[f"entropy_{segment}"] / tokens
+    return metrics
 
 
 class Throughput:

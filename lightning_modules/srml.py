@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.packing import PackedBatch
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
-from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_figures
+from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_metrics
 from lightning_modules.objectives import Totals, multiscale_loss
 
 
@@ -97,17 +97,17 @@ class SRMLModule(FunctionCallingModule):
             gradient = self.trainer.strategy.reduce(self.alpha_logit.grad, reduce_op="sum")
             self.alpha_logit.grad = gradient / self.trainer.world_size
         norm = self.clip_gradients()
-        figures = {"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}
+        metrics = {"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        figures |= segment_figures(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
+        metrics |= segment_metrics(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         if self.balance == "learnable":
             with torch.no_grad():
                 self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
-        figures |= self.speed(start, sums[SEGMENT_SUMS.index("tokens")], totals.samples)
-        self.log_figures(figures, shown="train/loss")
+        metrics |= self.speed(start, sums[SEGMENT_SUMS.index("tokens")], totals.samples)
+        self.log_metrics(metrics, shown="train/loss")
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
@@ -146,7 +146,7 @@ class SRMLModule(FunctionCallingModule):
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
         return totals, int(every_rank[:, 5].max())
 
-    def sizes(self) -> dict[str, str]:
+    def settings_table(self) -> dict[str, str]:
         """The rows of an optimizer step and what is averaged over them, for the table at the start of a run."""
         weights = {
             "fixed": f"{self.cot_weight:g} of the chain of thought's mean and {1 - self.cot_weight:g} of the call's",

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 
-from lightning_modules.checkpointing.sharded import MovingCheckpoints
+from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.policy.model import ScoredCausalLM
 
 
@@ -82,7 +82,7 @@ def move_rest(module: LightningModule, device: torch.device) -> None:
     module._device = device  # what `to` would note; nothing public sets it alone
 
 
-class FSDP2(MovingCheckpoints, ModelParallelStrategy):
+class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
     """FSDP2 (`fully_shard`): every decoder layer of the policy, then what is left of it.
 
     Weights are kept and updated as `trainer.precision` has them; with bf16-mixed they are gathered and multiplied in
@@ -177,7 +177,7 @@ class FSDP2(MovingCheckpoints, ModelParallelStrategy):
             root.set_requires_gradient_sync(True)
 
 
-class FSDP1(MovingCheckpoints, FSDPStrategy):
+class FSDP1(ReshardableCheckpoints, FSDPStrategy):
     """FSDP1 (`FullyShardedDataParallel`): every decoder layer of the policy, then what is left of it.
 
     Needs an accelerator. Gradients are reduced in float32.

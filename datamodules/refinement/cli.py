@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from datamodules.readers import fingerprint, read_rows
-from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_figures
+from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_metrics
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
@@ -114,7 +114,7 @@ class Refinement:
 
     def planted(self, outcomes: Any) -> dict[str, Any]:
         """Metrics of the planted defects of `corpus`."""
-        return planted_figures(outcomes, islice(corrupted_rows(self.corpus), self.limit))
+        return planted_metrics(outcomes, islice(corrupted_rows(self.corpus), self.limit))
 
     def source(self) -> str:
         """What the rows are, in a text that changes when they do."""
@@ -196,10 +196,10 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     ]
     for stage, counts in report["stages"].items():
         lines.append(f"  {stage:<12}{counts['reached']:>9,} reached{counts['dropped']:>9,} dropped")
-    for kind, figures in report.get("planted", {}).items():
+    for kind, metrics in report.get("planted", {}).items():
         lines.append(
-            f"  {kind:<20}{figures['planted']:>6,} planted   precision {figures['precision']}   "
-            f"recall {figures['recall']}"
+            f"  {kind:<20}{metrics['planted']:>6,} planted   precision {metrics['precision']}   "
+            f"recall {metrics['recall']}"
         )
     return "\n".join([*lines, f"Refined rows: {folder / 'refined.jsonl'}; the report: {folder / 'report.md'}"])
 

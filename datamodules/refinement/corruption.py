@@ -220,7 +220,7 @@ FAULTS = dict(zip(KINDS, ("query", "cot", "function", "parameter", "type", "form
 """The fault that a stage names for each kind."""
 
 
-def planted_figures(
+def planted_metrics(
     outcomes: Iterable[Outcome], truths: Iterable[tuple[Row, Row, str]]
 ) -> dict[str, dict[str, float | None]]:
     """Precision and recall for each kind of planted defect.

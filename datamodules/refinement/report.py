@@ -58,12 +58,12 @@ class Tally:
         faults = {name: self.faults[name] for name in sorted(self.faults)}
         return {name: self.totals[name] for name in _TOTALS} | {"stages": stages, "faults": faults}
 
-    def figures(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, int]:
         """The counts under TensorBoard's names."""
-        figures = {f"refine/{name}": self.totals[name] for name in _TOTALS}
+        metrics = {f"refine/{name}": self.totals[name] for name in _TOTALS}
         for stage, counts in self.stages.items():
-            figures |= {f"refine_{stage}/{name}": counts[name] for name in _COUNTS}
-        return figures
+            metrics |= {f"refine_{stage}/{name}": counts[name] for name in _COUNTS}
+        return metrics
 
 
 def rejection(number: int, outcome: Outcome) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def markdown(counts: dict[str, Any], planted: dict[str, dict[str, float | None]]
     parts = ["# Refinement", _table(["", "rows"], totals), "## Stages", _table(["stage", *_COUNTS], stages)]
     if planted:
         head = ["defect", *next(iter(planted.values()))]
-        rows = [[kind, *map(str, figures.values())] for kind, figures in planted.items()]
+        rows = [[kind, *map(str, metrics.values())] for kind, metrics in planted.items()]
         parts += ["## Planted defects", _table(head, rows)]
     for stage, lines in sorted(examples.lines.items(), key=lambda item: STAGES.index(item[0])):
         parts += [f"## Refused by {stage}", "\n".join(lines)]

@@ -84,12 +84,12 @@ class SelfRefinement:
         model, table = self.init_from, [{"round": 0, "pool": len(pool), "score": self._score(self.init_from, "start")}]
         for number in range(1, self.rounds + 1):
             folder = self.folder / f"round_{number}"
-            figures, accepted = self._collect(pool, model, folder, number)
+            metrics, accepted = self._collect(pool, model, folder, number)
             if accepted:
                 write_jsonl(folder / "train.jsonl", accepted)
                 model = self._fit(model, folder)
-            figures |= {"score": self._score(model, f"round_{number}")}
-            table.append({"round": number, "pool": len(pool)} | figures)
+            metrics |= {"score": self._score(model, f"round_{number}")}
+            table.append({"round": number, "pool": len(pool)} | metrics)
             write_text(self.folder / "rounds.json", json.dumps(table, indent=2) + "\n")
             write_text(self.folder / "rounds.md", markdown(table))
             if self.hard:
@@ -102,7 +102,7 @@ class SelfRefinement:
     def _collect(
         self, pool: list[Example], model: str, folder: Path, number: int
     ) -> tuple[dict[str, Any], list[Example]]:
-        """Roll out and refine: the figures of the round, and its accepted samples, one of each query."""
+        """Roll out and refine: the metrics of the round, and its accepted samples, one of each query."""
         queries = [replace(row, id=f"{row.id}#{k}") for row in pool for k in range(self.samples)]
         write_jsonl(folder / "queries.jsonl", (_askable(query) for query in queries))
         rollouts = _newest(folder, "predict/*/rollouts.jsonl")
@@ -113,7 +113,7 @@ class SelfRefinement:
             rollouts = _newest(folder, "predict/*/rollouts.jsonl")
         calls_wanted = {query.id: _wants_call(query) for query in queries}
         candidates = [c for c in map(candidate, _json_lines(rollouts)) if c and _wants_call(c) == calls_wanted[c.id]]
-        figures: dict[str, Any] = {"sampled": len(queries), "well_formed": len(candidates)}
+        metrics: dict[str, Any] = {"sampled": len(queries), "well_formed": len(candidates)}
         accepted: dict[str, Example] = {}
         if candidates:
             write_jsonl(folder / "candidates.jsonl", candidates)
@@ -122,8 +122,8 @@ class SelfRefinement:
             kept = [Example(**row) for row in _json_lines(folder / "refine" / "refined.jsonl")]
             for example in kept:
                 accepted.setdefault(example.id.rpartition("#")[0], example)
-            figures |= {"accepted": len(kept), "acceptance": round(len(kept) / len(queries), 4)}
-        return figures | {"queries_answered": len(accepted)}, list(accepted.values())
+            metrics |= {"accepted": len(kept), "acceptance": round(len(kept) / len(queries), 4)}
+        return metrics | {"queries_answered": len(accepted)}, list(accepted.values())
 
     def _fit(self, model: str, folder: Path) -> str:
         """Train, or go on training; gives the run folder."""

@@ -57,7 +57,7 @@ class Progress:
         """Put a point on every curve, and what was decided up to here on the disk."""
         self.drawn = monotonic()
         self.journal.sync()
-        for name, value in self.tally.figures().items():
+        for name, value in self.tally.metrics().items():
             self.board.add_scalar(name, value, self.tally.totals["rows"])
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ def write_results(
         folder: Where to.
         journal: With every row decided.
         val_fraction: Share of the kept queries that go to `validation.jsonl` instead.
-        planted: Gives figures about planted defects.
+        planted: Gives metrics about planted defects.
 
     Returns:
         The report.
@@ -211,9 +211,9 @@ def write_results(
         write_jsonl(folder / "validation.jsonl", kept(held_out=True))
     write_jsonl(folder / "rejected.jsonl", rejected())
     report = tally.as_dict()
-    figures = planted(outcome for _, outcome in journal.outcomes()) if planted else {}
-    write_text(folder / "report.md", markdown(report, figures, examples))
-    report |= {"planted": figures} if figures else {}
+    metrics = planted(outcome for _, outcome in journal.outcomes()) if planted else {}
+    write_text(folder / "report.md", markdown(report, metrics, examples))
+    report |= {"planted": metrics} if metrics else {}
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 

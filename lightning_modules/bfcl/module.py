@@ -183,7 +183,7 @@ class BFCLModule(FunctionCallingModule):
         everyone = [line for rank in of_every_rank(wrong) for line in rank]
         if self.trainer.is_global_zero:
             append_jsonl(self.run / "wrong.jsonl", everyone)
-        self.log_figures({f"bfcl/{name}": score.accuracy for name, score in self.scores.items() if score.known})
+        self.log_metrics({f"bfcl/{name}": score.accuracy for name, score in self.scores.items() if score.known})
 
     def on_test_end(self) -> None:
         """Print the table."""

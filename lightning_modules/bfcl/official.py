@@ -17,7 +17,7 @@ from lightning_modules.bfcl.table import percent
 
 
 def official_columns(version: int) -> dict[tuple[str, str], str]:
-    """Official file and column of each of our figures."""
+    """Official file and column of each of our metrics."""
     simple = [f"{language} Simple AST" for language in ("Python", "Java", "JavaScript")]
     ast = ["Multiple AST", "Parallel AST", "Parallel Multiple AST"]
     live_ast = [f"Python {name}" for name in ("Simple AST", *ast)]

@@ -1,6 +1,6 @@
 """From the texts of answers to the columns of the BFCL leaderboard, and of the papers.
 
-The official arithmetic in the official order, so that equal counts give equal figures to the last bit.
+The official arithmetic in the official order, so that equal counts give equal metrics to the last bit.
 """
 
 import operator
@@ -90,7 +90,7 @@ def summarize(scores: Mapping[str, Score], version: int) -> dict[str, Score]:
 class BFCLAccuracy(Metric):
     """Share of right answers by category, and the columns made of them.
 
-    The state is counts, so that the figures do not depend on how answers fall on batches and ranks.
+    The state is counts, so that the metrics do not depend on how answers fall on batches and ranks.
 
     Args:
         version: Of BFCL: 3 or 4.

@@ -44,7 +44,7 @@ class MetricsCSV(Callback):
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "name", "value"])
-            writer.writerows([trainer.global_step, name, float(v)] for name, v in pl_module.figures.items())
+            writer.writerows([trainer.global_step, name, float(v)] for name, v in pl_module.logged.items())
 
 
 class SampleTable(Callback):

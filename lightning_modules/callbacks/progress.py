@@ -49,7 +49,7 @@ class Progress(Callback):
         """Count a step, and now and then write a line."""
         if not trainer.is_global_zero:
             return
-        step, shown = trainer.global_step, self._shown(pl_module.figures)
+        step, shown = trainer.global_step, self._shown(pl_module.logged)
         if self.bar is not None:
             self.bar.set_postfix_str(shown, refresh=False)
             self.bar.update(step - self.bar.n)
@@ -75,9 +75,9 @@ class Progress(Callback):
             self.validated += seconds
         else:
             self._close()
-        figures = pl_module.figures
-        self.score = figures.get("tool/exact_match", self.score)
-        found = ", ".join(f"{name} {figures[tag]:.3f}" for tag, name in SHOWN.items() if tag in figures)
+        metrics = pl_module.logged
+        self.score = metrics.get("tool/exact_match", self.score)
+        found = ", ".join(f"{name} {metrics[tag]:.3f}" for tag, name in SHOWN.items() if tag in metrics)
         rows = rows_of(trainer.val_dataloaders)
         say(f"validation at step {trainer.global_step:,}: {found or 'no rows'} ({rows:,} rows, {clock(seconds)})")
         if self.bar is not None:
@@ -121,9 +121,9 @@ class Progress(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run and log_dir:
             print(ended(trainer, log_dir, time.perf_counter() - self.begun), flush=True)
 
-    def _shown(self, figures: dict[str, float]) -> str:
-        losses = [f"loss {figures[tag]:.4f}" for tag in LOSSES if tag in figures]
-        scores = [f"reward {figures[SCORE]:.3f}"] if SCORE in figures else []
+    def _shown(self, metrics: dict[str, float]) -> str:
+        losses = [f"loss {metrics[tag]:.4f}" for tag in LOSSES if tag in metrics]
+        scores = [f"reward {metrics[SCORE]:.3f}"] if SCORE in metrics else []
         return ", ".join(losses + scores + ([f"score {self.score:.3f}"] if self.score is not None else []))
 
     def _open(self, trainer: Trainer, total: int, done: int, unit: str, words: str) -> None:

@@ -60,7 +60,7 @@ class RunSummary(Callback):
         }
         if str(pl_module.tokenizer.chat_template).startswith(DATE_FIXED):
             rows["prompts"] = f"are of {PROMPT_DATE}, whatever the day: the chat template would print the present one"
-        rows |= pl_module.sizes()
+        rows |= pl_module.settings_table()
         if plan := plan_of(trainer, pl_module):
             rows |= tokens_of_step(trainer, pl_module)
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
@@ -80,7 +80,7 @@ class RunSummary(Callback):
         if not isinstance(pl_module, GRPOModule) or self.spent is None:
             return
         if self.spent or pl_module.samples:  # a run that was resumed may begin with a batch that is half used
-            self.spent.append(pl_module.figures["time/step"])
+            self.spent.append(pl_module.logged["time/step"])
         if self.spent and pl_module.buffer is None:
             if trainer.is_global_zero:
                 remaining = int(trainer.estimated_stepping_batches) - trainer.global_step
@@ -242,15 +242,15 @@ def shown(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def accuracy_table(figures: dict[str, float]) -> str:
+def accuracy_table(metrics: dict[str, float]) -> str:
     """Rates by category as a text table.
 
     Args:
-        figures: What `CallAccuracy.compute` returns.
+        metrics: What `CallAccuracy.compute` returns.
     """
     lines = [f"{'':<18}" + "".join(f"{rate:>15}" for rate in RATES.values())]
     for label, prefix in [("all", "tool"), *((category, f"tool/{category}") for category in CATEGORIES)]:
-        cells = [figures.get(f"{prefix}/{rate}") for rate in RATES.values()]
+        cells = [metrics.get(f"{prefix}/{rate}") for rate in RATES.values()]
         if None not in cells:
             lines.append(f"{label:<18}" + "".join(f"{cell:>15.3f}" for cell in cells))
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from lightning_modules.checkpointing.formats import check_same_model, load
 from lightning_modules.checkpointing.resume import resolve_checkpoint
 from lightning_modules.policy.generation_config import ids_of, stop_ids
 from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
-from lightning_modules.policy.unshard import merged_weights, named_state, whole
+from lightning_modules.policy.unshard import merged_weights, named_state, unshard
 
 DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Of weights, by `trainer.precision`; float32 for others."""
@@ -54,7 +54,7 @@ def export_hf(
     """
     device = torch.device("cpu")  # one weight at a time leaves the accelerator
     weights = {name: weight.to(device) for name, weight in merged_weights(policy) if write}
-    adapter = {name: whole(weight) for name, weight in named_state(policy).items() if ".lora_" in name}
+    adapter = {name: unshard(weight) for name, weight in named_state(policy).items() if ".lora_" in name}
     if not write:
         return
     try:

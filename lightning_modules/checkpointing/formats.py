@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.system.files import atomic_write
 from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
-from lightning_modules.policy.unshard import whole
+from lightning_modules.policy.unshard import unshard
 
 Shapes = Mapping[str, tuple[int, ...]]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
@@ -108,7 +108,7 @@ def check_parts(checkpoint: Any, path: str | Path) -> None:
         raise ValueError(f"--ckpt_path {path} is no checkpoint of a run: its {odd[0]} is missing or of another kind.")
 
 
-class EitherKind(TorchCheckpointIO):
+class AnyCheckpointIO(TorchCheckpointIO):
     """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go.
 
     Args:
@@ -129,7 +129,7 @@ class EitherKind(TorchCheckpointIO):
         return checkpoint
 
 
-def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:
+def optimizer_state_to_names(state: State, groups: Iterable[Iterable[str]]) -> State:
     """The state of an optimizer with names where torch has places.
 
     Args:
@@ -143,8 +143,8 @@ def by_name(state: State, groups: Iterable[Iterable[str]]) -> State:
     }
 
 
-def by_place(state: State, groups: Iterable[Iterable[str]]) -> State:
-    """Undo `by_name` for an optimizer whose groups may come in another order than those saved.
+def optimizer_state_to_places(state: State, groups: Iterable[Iterable[str]]) -> State:
+    """Undo `optimizer_state_to_names` for an optimizer whose groups may come in another order than those saved.
 
     Raises:
         ValueError: If the saved groups hold other parameters.
@@ -187,7 +187,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shard in weights.items():
-        weight = whole(shard)
+        weight = unshard(shard)
         words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
         digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
     return digest.hexdigest()

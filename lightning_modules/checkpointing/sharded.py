@@ -23,7 +23,7 @@ from lightning_modules.checkpointing.formats import (
     OPTIMIZER,
     REST,
     WEIGHTS,
-    EitherKind,
+    AnyCheckpointIO,
     check_shards,
     is_folder_of_shards,
     load,
@@ -33,7 +33,7 @@ from lightning_modules.checkpointing.formats import (
 from lightning_modules.checkpointing.reading import State, first_cause, load_file, load_shards
 
 
-class MovingCheckpoints:
+class ReshardableCheckpoints:
     """The part of a sharding strategy that saves and loads; to be put before Lightning's in a class.
 
     Attributes:
@@ -93,8 +93,8 @@ class MovingCheckpoints:
 
     @property
     def fsync(self) -> bool:
-        """Whether to wait until a checkpoint is on the disk, as the run's `EitherKind` says."""
-        return not isinstance(self.checkpoint_io, EitherKind) or self.checkpoint_io.fsync
+        """Whether to wait until a checkpoint is on the disk, as the run's `AnyCheckpointIO` says."""
+        return not isinstance(self.checkpoint_io, AnyCheckpointIO) or self.checkpoint_io.fsync
 
     def _options(self) -> StateDictOptions:
         return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)

@@ -20,7 +20,7 @@ from datamodules.system.command_line import SentenceParser, check_writable
 from datamodules.system.escaping import visible
 from datamodules.system.files import atomic_write, remove
 from datamodules.system.locks import sole_writer
-from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, settle, write_jsonl, write_row
+from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_jsonl, write_row
 
 CHUNK = 1000  # rows of a row group
 
@@ -71,7 +71,7 @@ def convert(
         for number, outcome, raw in check_rows(read_rows(path), turns, counts):
             if isinstance(outcome, BadRow):
                 row = bad_row(path, number, outcome, raw)
-                settle([row], on_bad_row)
+                raise_if_bad([row], on_bad_row)
                 bad_file = bad_file or stack.enter_context(open_jsonl(stack.enter_context(atomic_write(beside))))
                 write_row(bad_file, row)
                 first, bad = first or complaint(row), bad + 1

@@ -190,7 +190,7 @@ def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule)
         most = module.group_size * prompt + rollouts * module.generator.max_new_tokens
         tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
     rows = {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} of an epoch's"}
-    rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.sizes()
+    rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.settings_table()
     if data.hparams.packing == "auto":
         rows["packing"] = "taken for granted here; whether the model keeps documents apart is tried with its weights"
     return rows

@@ -138,11 +138,11 @@ def show(run: str, group: SampledGroup) -> None:
     st.subheader(markdown_text(run, 200), anchor=False)
     st.caption(markdown_text(form.described(), 300))
     count, answers = len(group.answers), group.answers
-    figures = {"mean CoT entropy": f"{sum(answer.cot_entropy for answer in answers) / count:.3f} nats"}
+    metrics = {"mean CoT entropy": f"{sum(answer.cot_entropy for answer in answers) / count:.3f} nats"}
     if answers[0].advantage is not None:
-        figures = {"mean reward": f"{sum(answer.result.score for answer in answers) / count:.3f}"} | figures
-        figures["capped"] = f"{sum(bool(answer.capped) for answer in answers)} of {count}"
-    st.markdown(", ".join(f"{name} **{value}**" for name, value in figures.items()))
+        metrics = {"mean reward": f"{sum(answer.result.score for answer in answers) / count:.3f}"} | metrics
+        metrics["capped"] = f"{sum(bool(answer.capped) for answer in answers)} of {count}"
+    st.markdown(", ".join(f"{name} **{value}**" for name, value in metrics.items()))
     with st.expander(f"Prompt ({group.prompt_tokens:,} tokens)"):
         st.code(visible(group.prompt), language=None, wrap_lines=True)
     for number, answer in enumerate(answers, start=1):

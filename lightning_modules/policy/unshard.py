@@ -44,11 +44,11 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         layer, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
         if ".lora_" in name or f"{layer}.{leaf}" == tied:
             continue
-        weight, module = whole(shard), modules[layer]
+        weight, module = unshard(shard), modules[layer]
         if isinstance(module, LoraLayer) and leaf == "weight":
             adapter = module.active_adapters[0]
             wide = torch.promote_types(weight.dtype, torch.float32)
-            down, up = (whole(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
+            down, up = (unshard(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
             added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
             weight = (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
         yield f"{layer}.{leaf}", weight
@@ -70,12 +70,12 @@ def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:
     return {name.removeprefix(root): weight for name, weight in state.items()}
 
 
-def whole(weight: Tensor) -> Tensor:
+def unshard(weight: Tensor) -> Tensor:
     """A weight as a plain tensor; a collective where it is sharded."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def whole_copy(
+def unsharded_copy(
     policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> ScoredCausalLM:
     """A model of its own with the weights of a sharded policy, to generate with; a collective.
@@ -103,7 +103,7 @@ def whole_copy(
     weights = {}
     for name, shard in named_state(policy).items():
         if name in parameters or name in buffers:  # what modules share has one name
-            weight = whole(shard)
+            weight = unshard(shard)
             own = dtype is None or name in buffers or ".lora_" in name
             weights[name] = weight.to(device, weight.dtype if own else dtype, copy=True)
     copy.causal_lm.load_state_dict(weights, strict=False, assign=True)

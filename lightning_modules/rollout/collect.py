@@ -32,7 +32,7 @@ from lightning_modules.rollout.metrics import (
     length_sums,
     moments,
     reward_sums,
-    rollout_figures,
+    rollout_metrics,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
         batch: The prompts.
 
     Returns:
-        The buffer, the samples in its order, and the figures of all ranks.
+        The buffer, the samples in its order, and the metrics of all ranks.
     """
     clock: dict[str, float] = {}
     with timed(clock, "time/weight_sync"):
@@ -82,13 +82,13 @@ def roll_out(module: "GRPOModule", batch: PromptBatch) -> tuple[RolloutBuffer, l
         sums, peaks = sums | more_sums, peaks | more_peaks
     sums, peaks = module.over_ranks(sums, peaks)
     buffer.batch_prompts = int(sums["groups"])
-    figures = rollout_figures(sums, peaks)
+    metrics = rollout_metrics(sums, peaks)
     for sample in samples:
         module.sampled.update(sample.rollout)
     judged = module.sampled.compute()
     module.sampled.reset()
-    figures |= {f"rollout/{k.removeprefix('tool/')}": v for k, v in judged.items() if k.startswith("tool/")}
-    return buffer, samples, figures | clock
+    metrics |= {f"rollout/{k.removeprefix('tool/')}": v for k, v in judged.items() if k.startswith("tool/")}
+    return buffer, samples, metrics | clock
 
 
 def sample_groups(
@@ -287,7 +287,7 @@ def set_weights(module: "GRPOModule", buffer: RolloutBuffer, completions: list) 
 
 @contextmanager
 def timed(clock: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds spent inside to a figure."""
+    """Add the seconds spent inside to a metric."""
     start = time.perf_counter()
     yield
     clock[name] = clock.get(name, 0.0) + time.perf_counter() - start

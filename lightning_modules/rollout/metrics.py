@@ -77,7 +77,7 @@ def length_sums(completions: Sequence[Completion], stop_ids: Collection[int]) ->
     return sums | {"truncated": float(cut.sum()), "no_eos": float(no_end), "ended": ended.sum().item()}, peaks
 
 
-def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
+def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """Metrics of one batch of rollouts over all ranks.
 
     `reward/errors` counts failures, each function's own; `reward/NAME/mean` is over the completions on which that
@@ -88,41 +88,41 @@ def rollout_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """
     rollouts = sums["rollouts"]
     length = _spread("length", sums, peaks)
-    figures = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["dead"] / sums["groups"]}
+    metrics = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["dead"] / sums["groups"]}
     if sums["reward/count"]:
         reward, advantage = (_spread(name, sums, peaks) for name in ("reward", "advantage"))
-        figures |= {"reward/mean": reward["mean"], "reward/std": reward["std"]}
-        figures |= {f"advantage/{name}": value for name, value in advantage.items()}
+        metrics |= {"reward/mean": reward["mean"], "reward/std": reward["std"]}
+        metrics |= {f"advantage/{name}": value for name, value in advantage.items()}
     if sums["first/count"]:
-        figures["reward/mean_first"] = sums["first/sum"] / sums["first/count"]
+        metrics["reward/mean_first"] = sums["first/sum"] / sums["first/count"]
     for name in sums:
         if name.startswith("score/") and sums[f"scored/{name.removeprefix('score/')}"]:
             function = name.removeprefix("score/")
-            figures[f"reward/{function}/mean"] = sums[name] / sums[f"scored/{function}"]
+            metrics[f"reward/{function}/mean"] = sums[name] / sums[f"scored/{function}"]
     if "penalty" in sums:
-        figures["reward/overlong_penalty"] = sums["penalty"] / rollouts
-    figures |= {f"completion/{name}_length": length[name] for name in ("mean", "min", "max")}
-    figures |= {
+        metrics["reward/overlong_penalty"] = sums["penalty"] / rollouts
+    metrics |= {f"completion/{name}_length": length[name] for name in ("mean", "min", "max")}
+    metrics |= {
         "completion/truncated_frac": sums["truncated"] / rollouts,
         "completion/no_eos_frac": sums["no_eos"] / rollouts,
         "sampling/resampled_frac": sums["resampled"] / sums["groups"],
     }
     if "draws" in peaks:
-        figures |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["dead"] / sums["groups"]}
+        metrics |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["dead"] / sums["groups"]}
     if rollouts > sums["truncated"]:
-        figures["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
+        metrics["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
     if sums.get("entropy/count"):
-        figures["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
-        figures["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
-        figures["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]
-        figures["entropy_bonus/clipped_frac"] = sums["bonus/capped"] / max(1.0, sums["bonus/alive"])
-        figures["entropy_bonus/share_of_advantage"] = sums["bonus/sum"] / (sums["bonus/advantage"] or 1.0)
+        metrics["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
+        metrics["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
+        metrics["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]
+        metrics["entropy_bonus/clipped_frac"] = sums["bonus/capped"] / max(1.0, sums["bonus/alive"])
+        metrics["entropy_bonus/share_of_advantage"] = sums["bonus/sum"] / (sums["bonus/advantage"] or 1.0)
     if sums.get("sampling/tokens"):
-        figures |= sampling_figures(sums, peaks)
-    return figures
+        metrics |= sampling_metrics(sums, peaks)
+    return metrics
 
 
-def sampling_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
+def sampling_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """How far the sampler's probabilities are from the policy's, before any cap."""
     tokens = sums["sampling/tokens"]
     return {
@@ -136,17 +136,17 @@ def sampling_figures(sums: Sums, peaks: Peaks) -> dict[str, float]:
     }
 
 
-def update_figures(sums: Sums, peaks: Peaks, has_reference: bool) -> dict[str, float]:
+def update_metrics(sums: Sums, peaks: Peaks, has_reference: bool) -> dict[str, float]:
     """Metrics of one optimizer step over all ranks; without a token in it there are none but the loss."""
-    figures = {"policy/loss": sums["loss"]}
+    metrics = {"policy/loss": sums["loss"]}
     tokens = sums["tokens"]
     if tokens:
-        figures |= {f"policy/{name}": sums[name] / tokens for name in ("entropy", "clip_low", "clip_high", "clip_dual")}
-        figures |= {"policy/ratio_mean": sums["ratio"] / tokens, "policy/ratio_max": peaks["ratio_max"]}
+        metrics |= {f"policy/{name}": sums[name] / tokens for name in ("entropy", "clip_low", "clip_high", "clip_dual")}
+        metrics |= {"policy/ratio_mean": sums["ratio"] / tokens, "policy/ratio_max": peaks["ratio_max"]}
         if has_reference:
-            figures["policy/kl"] = sums["kl"] / tokens
+            metrics["policy/kl"] = sums["kl"] / tokens
     padded = sums["used"] + sums["padding"]
-    return figures | ({"perf/pad_frac": sums["padding"] / padded} if padded else {})
+    return metrics | ({"perf/pad_frac": sums["padding"] / padded} if padded else {})
 
 
 def _spread(name: str, sums: Sums, peaks: Peaks) -> dict[str, float]:

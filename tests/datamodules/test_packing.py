@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.packing import Encoded, collate_packed, micro_batches, pack, spread
+from datamodules.packing import Encoded, balance_over_ranks, collate_packed, micro_batches, pack
 
 lengths_and_capacity = st.integers(1, 50).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=60), st.just(capacity))
@@ -44,7 +44,7 @@ def test_sixty_thousand_documents_are_packed_at_once():
 @given(lengths_and_capacity, st.integers(1, 4), st.integers(1, 6))
 def test_spread_and_micro_batches_cover_all(case, ranks, budget):
     lengths, capacity = case
-    parts = spread(lengths, ranks)
+    parts = balance_over_ranks(lengths, ranks)
     assert len(parts) == ranks
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
     loads = [sum(lengths[i] for i in part) for part in parts]

@@ -13,7 +13,7 @@ from training_runs import Steps
 from datamodules.packing import Encoded, collate_packed
 from lightning_modules import SRMLModule
 from lightning_modules.policy.model import LoRA
-from lightning_modules.policy.unshard import named_state, whole
+from lightning_modules.policy.unshard import named_state, unshard
 from lightning_modules.strategies import FSDP2
 
 LENGTH = 40
@@ -45,7 +45,7 @@ class Leave(Callback):
             "buffers": {name: buffer.clone() for name, buffer in module.policy.named_buffers()},
             "copied": {name: weight.dtype for name, weight in copy.named_parameters()},
             "states": {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")},
-            "adapters": {n: whole(w).clone() for n, w in named_state(module.policy).items() if ".lora_" in n},
+            "adapters": {n: unshard(w).clone() for n, w in named_state(module.policy).items() if ".lora_" in n},
             "alpha": module.alpha_logit.detach().clone(),
             "logprobs": logprobs,
         }

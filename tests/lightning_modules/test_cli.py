@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, figures, saved_state
+from training_runs import assert_same, metrics, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
@@ -51,7 +51,7 @@ def test_run_folder(run):
 
 
 def test_every_step_logs_both_segments_and_nothing_is_nan(run):
-    logged = figures(run, ("train/", "tool/", "perf/", "time/", "completion/", "reward/"))
+    logged = metrics(run, ("train/", "tool/", "perf/", "time/", "completion/", "reward/"))
     per_step = {"loss", "loss_cot", "loss_call", "tokens_cot", "tokens_call", "token_acc_cot", "token_acc_call"}
     per_step |= {"entropy_cot", "entropy_call", "grad_norm", "lr", "weight_cot", "weight_call"}
     for step in range(1, 7):
@@ -83,7 +83,7 @@ def test_exported_folder_loads_and_starts_the_next_run(run, base_args, tmp_path)
 def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
     again = tmp_path / "srml-fit-0"
-    assert figures(again) == figures(run)
+    assert metrics(again) == metrics(run)
     assert_same(saved_state(again, 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
@@ -91,7 +91,7 @@ def test_another_order_of_sets_gives_the_same_run(run, base_args, tmp_path):
     command = [sys.executable, "-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **RUN)]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
     again = tmp_path / "srml-fit-0"
-    assert figures(again) == figures(run)
+    assert metrics(again) == metrics(run)
     for name in ("samples.jsonl", "hf/model.safetensors"):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
@@ -117,9 +117,9 @@ def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monk
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
     main([*CONFIG, *base_args(tmp_path, **RUN), "--ckpt_path", str(killed)])
     resumed = tmp_path / "srml-fit-1"
-    assert {s for s, name in figures(resumed, ("train/",))} == set(range(step + 1, 7))
-    whole = figures(run)
-    assert {key: whole[key] for key in figures(resumed)} == figures(resumed)
+    assert {s for s, name in metrics(resumed, ("train/",))} == set(range(step + 1, 7))
+    whole = metrics(run)
+    assert {key: whole[key] for key in metrics(resumed)} == metrics(resumed)
     expected, got = saved_state(run, 6), saved_state(resumed, 6)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert_same(got[key], expected[key])
@@ -148,7 +148,7 @@ def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
 
 def test_more_epochs_after_the_end(run, base_args, tmp_path):
     main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_epochs": 3}), "--ckpt_path", str(run)])
-    assert {step for step, _ in figures(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
+    assert {step for step, _ in metrics(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
 
 
 def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
@@ -156,8 +156,8 @@ def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(
     main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": 1}))
     more = base_args(tmp_path, **once, **{"trainer.max_steps": 5})
     main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "srml-fit-0")])
-    trained = [figures(tmp_path / f"srml-fit-{i}", ("train/tokens",)) for i in (0, 1)]
-    assert trained[0] | trained[1] == {k: n for k, n in figures(run, ("train/tokens",)).items() if k[0] <= 5}
+    trained = [metrics(tmp_path / f"srml-fit-{i}", ("train/tokens",)) for i in (0, 1)]
+    assert trained[0] | trained[1] == {k: n for k, n in metrics(run, ("train/tokens",)).items() if k[0] <= 5}
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(run, base_args, tmp_path):

@@ -59,7 +59,7 @@ def documents(folder):
 
 def outcome(module, batches, default):
     """Everything that two optimizer steps inside a default dtype leave."""
-    step, figures = module.training_step, []
+    step, metrics = module.training_step, []
 
     def inside(batch, batch_idx):
         torch.set_default_dtype(default)
@@ -67,7 +67,7 @@ def outcome(module, batches, default):
             step(batch, batch_idx)
         finally:
             torch.set_default_dtype(torch.float32)
-        figures.append({name: value for name, value in module.figures.items() if not name.startswith(TIMES)})
+        metrics.append({name: value for name, value in module.logged.items() if not name.startswith(TIMES)})
 
     module.training_step = inside
     trainer = Trainer(
@@ -77,7 +77,7 @@ def outcome(module, batches, default):
     trainer.fit(module, Steps(*batches))
     logged = {name: value for name, value in trainer.logged_metrics.items() if not name.startswith(TIMES)}
     buffer = module.buffer.state_dict() if isinstance(module, GRPOModule) else {}
-    return {"figures": figures, "logged": logged, "weights": module.state_dict(), "buffer": buffer}
+    return {"metrics": metrics, "logged": logged, "weights": module.state_dict(), "buffer": buffer}
 
 
 @pytest.mark.parametrize("kind", [rollouts, documents])

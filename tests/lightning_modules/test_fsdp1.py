@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import figures, run_ranks
+from training_runs import metrics, run_ranks
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -45,10 +45,10 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
     done = run_ranks(*command, "--ckpt_path", str(half), ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in (0, 1))
-    assert figures(plain)[1, "train/grad_norm"] > 0.5
+    assert metrics(plain)[1, "train/grad_norm"] > 0.5
     for run in others:
-        logged = figures(run)
-        assert logged == pytest.approx({key: figures(plain)[key] for key in logged}, rel=1e-4, abs=1e-5)
+        logged = metrics(run)
+        assert logged == pytest.approx({key: metrics(plain)[key] for key in logged}, rel=1e-4, abs=1e-5)
         for read in (lambda r: load(r / "checkpoints" / "best-000006.ckpt")["state_dict"], read_export):
             expected, got = read(plain), read(run)
             assert expected.keys() == got.keys()

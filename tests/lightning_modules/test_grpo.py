@@ -78,8 +78,8 @@ def make(folder, tokenizer, reports_logprobs=False, cut=(), **options):
 
 def fit(module, steps=1, of=None):
     """Gradients of each step before clipping, the number of micro-batches of each, and what was logged of each."""
-    gradients, rounds, figures = [], [], []
-    clip, accumulate, log = module.clip_gradients, module.accumulate, module.log_figures
+    gradients, rounds, metrics = [], [], []
+    clip, accumulate, log = module.clip_gradients, module.accumulate, module.log_metrics
 
     def recording_clip():
         gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
@@ -90,16 +90,16 @@ def fit(module, steps=1, of=None):
         return accumulate(micros, count, loss)
 
     def recording_log(values, shown=None):
-        figures.append(dict(values))
+        metrics.append(dict(values))
         log(values, shown)
 
-    module.clip_gradients, module.accumulate, module.log_figures = recording_clip, recording_accumulate, recording_log
+    module.clip_gradients, module.accumulate, module.log_metrics = recording_clip, recording_accumulate, recording_log
     trainer = Trainer(
         accelerator="cpu", precision="64-true", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, Steps(*[of or batch()] * steps))
-    return gradients, rounds, figures
+    return gradients, rounds, metrics
 
 
 def oracle(
@@ -173,10 +173,10 @@ def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
     tiny_model_dir, tiny_tokenizer, moved_reference, aggregation, budget
 ):
     module = make(tiny_model_dir, tiny_tokenizer, aggregation=aggregation, micro_batch_tokens=budget)
-    (gradients,), rounds, (figures,) = fit(module)
+    (gradients,), rounds, (metrics,) = fit(module)
     assert rounds == [SPLITS[budget]]
     assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, aggregation))
-    assert figures["policy/ratio_max"] == pytest.approx(1) and figures["entropy_bonus/mean"] > 0
+    assert metrics["policy/ratio_max"] == pytest.approx(1) and metrics["entropy_bonus/mean"] > 0
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ def test_a_completion_that_nobody_could_judge_is_as_if_it_had_not_been_sampled(
     rewards = {"judge": RewardTerm(judge), "length": RewardTerm(lambda completion, *_: len(completion), weight=0.0)}
     options = {"rewards": rewards, "max_reward_errors": 0.5, "entropy_level": level}
     module = make(tiny_model_dir, tiny_tokenizer, **options)
-    (gradients,), _, (figures,) = fit(module)
+    (gradients,), _, (metrics,) = fit(module)
     assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, "token_mean", level=level, failed=FAILED))
-    assert figures["reward/errors"] == 3
-    assert figures["reward/mean"] == figures["reward/judge/mean"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 1) / 6)
-    assert figures["reward/length/mean"] == pytest.approx(sum(map(len, REWARDS)) / 9)
-    assert figures["reward/frac_zero_std"] == pytest.approx(1 / 3)
+    assert metrics["reward/errors"] == 3
+    assert metrics["reward/mean"] == metrics["reward/judge/mean"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 1) / 6)
+    assert metrics["reward/length/mean"] == pytest.approx(sum(map(len, REWARDS)) / 9)
+    assert metrics["reward/frac_zero_std"] == pytest.approx(1 / 3)
     assert [sample.failed for sample in module.samples] == [text in FAILED for group in TEXTS for text in group]
-    assert all(math.isfinite(value) for value in figures.values())
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
 def test_where_right_is_1_and_wrong_is_minus_1_a_failure_is_worth_nothing(tiny_model_dir, tiny_tokenizer):
@@ -266,9 +266,9 @@ def test_each_completion_is_judged_and_parsed_once(tiny_model_dir, tiny_tokenize
                 counted(module, name)
     counted(FunctionCallReward, "__call__")
     rewards = None if function is None else {"strict": RewardTerm(function)}
-    _, _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
+    _, _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
     assert counts == {"__call__": 9, "split_completion": 9, "parse_calls": 9}
-    assert figures["reward/mean"] == figures["rollout/exact_match"] == pytest.approx(3 / 9)
+    assert metrics["reward/mean"] == metrics["rollout/exact_match"] == pytest.approx(3 / 9)
 
 
 @pytest.mark.parametrize("options", [{}, {"ratio_level": "sequence", "aggregation": "seq_mean"}, {"dual_clip": 1.5}])
@@ -276,13 +276,13 @@ def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokeni
     runs = []
     for budget in SPLITS:
         module = make(tiny_model_dir, tiny_tokenizer, inner_epochs=3, micro_batch_tokens=budget, **options)
-        gradients, rounds, figures = fit(module, steps=3)
+        gradients, rounds, metrics = fit(module, steps=3)
         assert rounds == [SPLITS[budget]] * 3
-        runs.append((gradients, figures))
-    for gradients, figures in runs[1:]:
+        runs.append((gradients, metrics))
+    for gradients, metrics in runs[1:]:
         for mine, first in zip(gradients, runs[0][0], strict=True):
             assert_close(mine, first, rtol=1e-7)  # Adam divides by small numbers between the steps
-        for mine, first in zip(figures, runs[0][1], strict=True):
+        for mine, first in zip(metrics, runs[0][1], strict=True):
             names = [name for name in first if not name.startswith(("time/", "perf/"))]
             assert {n: mine[n] for n in names} == pytest.approx({n: first[n] for n in names}, rel=1e-6, abs=1e-9)
     last = runs[0][1][-1]
@@ -305,13 +305,13 @@ def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_token
 
 
 def test_plain_grpo_needs_no_pass_for_old_logprobs(tiny_model_dir, tiny_tokenizer):
-    (skipped,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0))
+    (skipped,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0))
     module = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0)
     module.repeats = 2
     gradients, _, (with_pass, _) = fit(module, steps=2)
     for name, gradient in skipped.items():
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-12, atol=1e-15)
-    assert "time/old_logprob" not in figures and "time/old_logprob" in with_pass
+    assert "time/old_logprob" not in metrics and "time/old_logprob" in with_pass
     assert with_pass["entropy_bonus/mean"] == 0 and with_pass["entropy_bonus/cot_entropy"] > 0
 
 
@@ -323,38 +323,38 @@ def test_the_ratio_of_the_policy_that_sampled_is_1_whatever_its_dropout(tiny_tok
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     for options in ({}, {"lora": LoRA(r=2, dropout=0.5)}, {"gradient_checkpointing": True}):
-        _, _, figures = fit(make(tmp_path, tiny_tokenizer, inner_epochs=2, **options), steps=4)
-        for on_policy in figures[::2]:  # in the second batch adapters are no longer 0
+        _, _, metrics = fit(make(tmp_path, tiny_tokenizer, inner_epochs=2, **options), steps=4)
+        for on_policy in metrics[::2]:  # in the second batch adapters are no longer 0
             assert on_policy["policy/ratio_max"] == on_policy["policy/ratio_mean"] == 1
-        assert figures[1]["policy/ratio_max"] > 1.001
+        assert metrics[1]["policy/ratio_max"] > 1.001
 
 
 def test_no_reference_without_kl_and_none_of_its_own_for_adapters(tiny_model_dir, tiny_tokenizer):
     module = make(tiny_model_dir, tiny_tokenizer, kl_coef=0.0)
-    _, _, (figures,) = fit(module)
-    assert module.reference is None and "policy/kl" not in figures
+    _, _, (metrics,) = fit(module)
+    assert module.reference is None and "policy/kl" not in metrics
     module = make(tiny_model_dir, tiny_tokenizer, lora=LoRA(r=2), inner_epochs=2)
     _, _, (first, second) = fit(module, steps=2)
     assert module.reference is None and first["policy/kl"] == pytest.approx(0, abs=1e-9) and second["policy/kl"] > 1e-6
 
 
 def test_figures_of_recorded_rollouts(tiny_model_dir, tiny_tokenizer):
-    _, _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, reports_logprobs=True, cut=("no thought",)))
-    assert figures["reward/mean"] == pytest.approx(6.5 / 9) == figures["reward/look_up/mean"]
-    assert figures["reward/frac_zero_std"] == pytest.approx(1 / 3)
-    assert figures["completion/truncated_frac"] == figures["completion/no_eos_frac"] == pytest.approx(1 / 9)
-    assert figures["rollout/format_rate"] == pytest.approx(4 / 9)  # two in the first group, one in each other
-    assert figures["rollout/exact_match"] == pytest.approx(3 / 9)  # [] is right here
-    assert 0 < figures["sampling/ess"] <= 1
-    assert figures["sampling/is_ratio_raw_max"] > 2 >= figures["sampling/is_ratio_raw_min"] > 0
-    assert all(value == value and abs(value) < 1e6 for value in figures.values())
+    _, _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, reports_logprobs=True, cut=("no thought",)))
+    assert metrics["reward/mean"] == pytest.approx(6.5 / 9) == metrics["reward/look_up/mean"]
+    assert metrics["reward/frac_zero_std"] == pytest.approx(1 / 3)
+    assert metrics["completion/truncated_frac"] == metrics["completion/no_eos_frac"] == pytest.approx(1 / 9)
+    assert metrics["rollout/format_rate"] == pytest.approx(4 / 9)  # two in the first group, one in each other
+    assert metrics["rollout/exact_match"] == pytest.approx(3 / 9)  # [] is right here
+    assert 0 < metrics["sampling/ess"] <= 1
+    assert metrics["sampling/is_ratio_raw_max"] > 2 >= metrics["sampling/is_ratio_raw_min"] > 0
+    assert all(value == value and abs(value) < 1e6 for value in metrics.values())
 
 
 def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_reference):
     rewards = {"one": RewardTerm(lambda *_: 1)}
     with pytest.warns(UserWarning, match="all rewards were equal"):
-        (gradients,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
-    assert figures["reward/frac_zero_std"] == 1 and figures["policy/loss"] == 0 and figures["policy/kl"] > 0
+        (gradients,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
+    assert metrics["reward/frac_zero_std"] == 1 and metrics["policy/loss"] == 0 and metrics["policy/kl"] > 0
     with pytest.warns(UserWarning, match="all rewards were equal"):
         (half,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, kl_coef=0.25))
     assert_close({name: 2 * g for name, g in half.items()}, gradients)
@@ -362,11 +362,11 @@ def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_r
 
 def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_tokenizer):
     module = make(tiny_model_dir, tiny_tokenizer, max_resample=2, inner_epochs=2)
-    _, _, figures = fit(module, steps=4)
+    _, _, metrics = fit(module, steps=4)
     first = [["0/row0", "0/row1", "0/row2"], ["0/row2/1"], ["0/row2/2"]]
     assert module.generator.names == first + [[name.replace("0/", "2/", 1) for name in names] for names in first]
-    assert figures[0]["sampling/resampled_frac"] == pytest.approx(2 / 3)
-    assert figures[0]["reward/frac_zero_std"] == pytest.approx(1 / 3) and "reward/mean" not in figures[1]
+    assert metrics[0]["sampling/resampled_frac"] == pytest.approx(2 / 3)
+    assert metrics[0]["reward/frac_zero_std"] == pytest.approx(1 / 3) and "reward/mean" not in metrics[1]
 
 
 def test_the_mean_of_the_first_attempts_is_logged_beside_that_of_the_last(tiny_model_dir, tiny_tokenizer):
@@ -377,10 +377,10 @@ def test_the_mean_of_the_first_attempts_is_logged_beside_that_of_the_last(tiny_m
         return REWARDS[completion] if asked[completion] == 1 else float(completion == "[f()]")
 
     module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, max_resample=2)
-    _, _, (figures,) = fit(module)
+    _, _, (metrics,) = fit(module)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row2/1"]]
-    assert figures["reward/mean_first"] == pytest.approx(6.5 / 9)  # 1.5, 2 and 3 of the groups
-    assert figures["reward/mean"] == pytest.approx(4.5 / 9)  # 1.5, 2 and, of the second attempt, 1
+    assert metrics["reward/mean_first"] == pytest.approx(6.5 / 9)  # 1.5, 2 and 3 of the groups
+    assert metrics["reward/mean"] == pytest.approx(4.5 / 9)  # 1.5, 2 and, of the second attempt, 1
 
 
 def test_a_group_is_sampled_again_where_those_that_could_be_judged_are_alike(tiny_model_dir, tiny_tokenizer):
@@ -402,10 +402,10 @@ def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, t
     module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=4, inner_epochs=2)
     given = batch()  # of which the last is alike
     given.further = lambda draw: {1: rows("abc", [2, 2, 2]), 2: rows("def", [2, 0, 1])}[draw]
-    gradients, _, figures = fit(module, steps=2, of=given)
+    gradients, _, metrics = fit(module, steps=2, of=given)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/a", "0/b", "0/c"], ["0/d", "0/e", "0/f"]]
-    assert figures[0]["sampling/tries"] == 2 and figures[0]["sampling/filled_frac"] == 1
-    assert figures[0]["reward/frac_zero_std"] == 0 and "sampling/tries" not in figures[1]
+    assert metrics[0]["sampling/tries"] == 2 and metrics[0]["sampling/filled_frac"] == 1
+    assert metrics[0]["reward/frac_zero_std"] == 0 and "sampling/tries" not in metrics[1]
     want, _, _ = fit(make(tiny_model_dir, tiny_tokenizer, inner_epochs=2), steps=2, of=rows("xyz", [0, 1, 0]))
     for mine, theirs in zip(gradients, want, strict=True):
         assert_close(mine, theirs)
@@ -414,9 +414,9 @@ def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, t
 def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_model_dir, tiny_tokenizer):
     given, draws = batch(), []
     given.further = lambda draw: draws.append(draw) or rows("abc", [2, 2, 2])
-    (gradients,), _, (figures,) = fit(make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=3), of=given)
-    assert draws == [1, 2, 3] and figures["sampling/tries"] == 3
-    assert figures["sampling/filled_frac"] == pytest.approx(2 / 3) == 1 - figures["reward/frac_zero_std"]
+    (gradients,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=3), of=given)
+    assert draws == [1, 2, 3] and metrics["sampling/tries"] == 3
+    assert metrics["sampling/filled_frac"] == pytest.approx(2 / 3) == 1 - metrics["reward/frac_zero_std"]
     (want,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer))
     assert_close(gradients, want)
 
@@ -424,19 +424,19 @@ def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_
 def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
     options = {"overlong": "penalty", "overlong_buffer": 64}  # the whole limit: -length / 64
     module = make(tiny_model_dir, tiny_tokenizer, **options)
-    _, _, (figures,) = fit(module)
-    assert figures["reward/mean"] == pytest.approx(6.5 / 9) and figures["reward/frac_zero_std"] == 0
-    assert figures["reward/overlong_penalty"] == pytest.approx(-figures["completion/mean_length"] / 64)
+    _, _, (metrics,) = fit(module)
+    assert metrics["reward/mean"] == pytest.approx(6.5 / 9) and metrics["reward/frac_zero_std"] == 0
+    assert metrics["reward/overlong_penalty"] == pytest.approx(-metrics["completion/mean_length"] / 64)
 
 
 def test_a_step_without_tokens_moves_nothing(tiny_model_dir, tiny_tokenizer):
     every = tuple(text for group in TEXTS for text in group)
     module = make(tiny_model_dir, tiny_tokenizer, overlong="mask", cut=every, weight_decay=0.5)
-    gradients, _, (figures,) = fit(module)
+    gradients, _, (metrics,) = fit(module)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64).state_dict()
     for name, weight in module.policy.model.state_dict().items():
         assert torch.equal(weight, start[name])
-    assert gradients == [] and "train/grad_norm" not in figures and module.global_step == 1
+    assert gradients == [] and "train/grad_norm" not in metrics and module.global_step == 1
 
 
 def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_tokenizer, monkeypatch):
@@ -498,7 +498,7 @@ def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir
         if validates:
             trainer.validate(module, data, ckpt_path=ckpt_path)
         trainer.fit(module, data, ckpt_path=ckpt_path)
-        assert module.figures["policy/kl"] > 0
+        assert module.logged["policy/kl"] > 0
         return module.policy.state_dict()
 
     want = run(validates=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, figures, rewards_module, run_ranks, saved_state
+from training_runs import assert_same, metrics, rewards_module, run_ranks, saved_state
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, base
@@ -77,7 +77,7 @@ def run(tmp_path_factory, base_args):
 
 
 def test_figures_of_a_run(run):
-    logged = figures(run, ("",))
+    logged = metrics(run, ("",))
     assert all(math.isfinite(value) for value in logged.values())
     sampled = {step for step, name in logged if name == "reward/mean"}
     assert sampled == {1, 5, 9}  # the first of every four
@@ -141,7 +141,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
     together, fewest, turns, steps = map(int, re.match(ROWS_TOGETHER, table["generation"]).groups())
     assert 1 < fewest <= together < 16 and turns == -(-16 // together) and steps == turns * 8
     (said,) = [line for line in lines if line.startswith("The first batch of rollouts took")]
-    seconds = sum(value for (step, name), value in figures(tmp_path / "egpo-fit-0", ("time/step",)).items() if step < 5)
+    seconds = sum(value for (step, name), value in metrics(tmp_path / "egpo-fit-0", ("time/step",)).items() if step < 5)
     first, each, rest = map(
         float, re.search(r"took ([\d.]+) s, ([\d.]+) s an .* the (\d) steps to come", said).groups()
     )
@@ -156,7 +156,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
 def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     AutoModelForCausalLM.from_pretrained(run / "hf")
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
-    assert figures(tmp_path / "egpo-fit-0") == figures(run)
+    assert metrics(tmp_path / "egpo-fit-0") == metrics(run)
     assert_same(saved_state(tmp_path / "egpo-fit-0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
 
 
@@ -182,7 +182,7 @@ def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unles
 
 def assert_went_on(run, resumed, step):
     """That a run resumed at a step did the same as the one that was not interrupted, bit for bit."""
-    whole, again = figures(run), figures(resumed)
+    whole, again = metrics(run), metrics(resumed)
     assert {s for s, name in again if name == "policy/loss"} == set(range(step + 1, 11))
     assert {key: whole[key] for key in again} == again
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rollouts"):
@@ -305,8 +305,8 @@ def assert_close(one, two):
     expected, got = (saved_state(run, 4)["state_dict"] for run in (one, two))
     for name, weight in expected.items():
         torch.testing.assert_close(got[name], weight, rtol=1e-9, atol=1e-9, msg=name)
-    whole = figures(one)
-    assert {key: whole[key] for key in figures(two)} == pytest.approx(figures(two), rel=1e-6, abs=1e-9)
+    whole = metrics(one)
+    assert {key: whole[key] for key in metrics(two)} == pytest.approx(metrics(two), rel=1e-6, abs=1e-9)
 
 
 def test_two_ranks_take_the_steps_of_one(one_and_two):
@@ -315,8 +315,8 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
     assert done.returncode == 0, done.stderr[-4000:]
     one = root / "one" / "egpo-fit-0"
     assert_close(one, root / "two" / "egpo-fit-0")
-    logged = figures(one)
-    assert logged.keys() == figures(root / "two" / "egpo-fit-0").keys()
+    logged = metrics(one)
+    assert logged.keys() == metrics(root / "two" / "egpo-fit-0").keys()
     assert 0 < logged[1, "reward/errors"] < 44 and logged[1, "reward/mean"] != logged[1, "reward/mean_first"]
     assert (3, "reward/frac_zero_std") in logged and logged[1, "policy/loss"] != 0 and (4, "policy/kl") not in logged
 
@@ -353,7 +353,7 @@ def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
     options = {"trainer.max_steps": 1, "model.init_args.rewards": json.dumps(terms)}
     options |= {"model.init_args.max_reward_errors": 1.0, "model.init_args.reward_timeout": 20}
     main(CONFIG + base_args(tmp_path, **RUN | options))
-    logged = figures(tmp_path / "egpo-fit-0")
+    logged = metrics(tmp_path / "egpo-fit-0")
     total = 2 * logged[1, "reward/vowels/mean"] + logged[1, "reward/strict/mean"]
     assert logged[1, "reward/mean"] == pytest.approx(total) and logged[1, "reward/vowels/mean"] > 0
     assert 0 < logged[1, "reward/errors"] < 16 and logged[1, "reward/moody/mean"] == 1 and total > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import figures, free_port, saved_state
+from training_runs import free_port, metrics, saved_state
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # 23 rows in batches of 8, 8 and 7: three steps.
@@ -53,7 +53,7 @@ def start(script, args, environment):
 
 def assert_steps(run, steps):
     """That two ranks have taken these steps, and left one folder."""
-    assert {step for step, _ in figures(run, ("train/",))} == steps
+    assert {step for step, _ in metrics(run, ("train/",))} == steps
     assert len(saved_state(run, max(steps))["callbacks"]["ExactResume"]["ranks"]) == 2
 
 

@@ -28,19 +28,19 @@ def test_rates_by_hand():
     accuracy = CallAccuracy()
     for one in (RIGHT, WRONG_VALUE, CUT):
         accuracy.update(one)
-    figures = accuracy.compute()
+    metrics = accuracy.compute()
     # One tool and one call: the first two are "simple"; no call at all: the third is "irrelevance".
-    assert figures["tool/exact_match"] == pytest.approx(1 / 3)
-    assert figures["tool/format_rate"] == pytest.approx(2 / 3)
-    assert figures["tool/arg_name_acc"] == pytest.approx(2 / 3)
-    assert figures["tool/arg_value_acc"] == pytest.approx(1 / 3)
-    assert figures["tool/simple/exact_match"] == 0.5
-    assert figures["tool/simple/name_acc"] == 1.0
-    assert figures["tool/irrelevance_acc"] == 0.0
-    assert figures["tool/n_calls"] == pytest.approx(2 / 3)
-    assert figures["completion/truncated_frac"] == pytest.approx(1 / 3)
-    assert figures["completion/mean_length"] == 20  # (10 + 20 + 30) / 3
-    assert not any("parallel" in name for name in figures)  # no such rows: no figure, no NaN
+    assert metrics["tool/exact_match"] == pytest.approx(1 / 3)
+    assert metrics["tool/format_rate"] == pytest.approx(2 / 3)
+    assert metrics["tool/arg_name_acc"] == pytest.approx(2 / 3)
+    assert metrics["tool/arg_value_acc"] == pytest.approx(1 / 3)
+    assert metrics["tool/simple/exact_match"] == 0.5
+    assert metrics["tool/simple/name_acc"] == 1.0
+    assert metrics["tool/irrelevance_acc"] == 0.0
+    assert metrics["tool/n_calls"] == pytest.approx(2 / 3)
+    assert metrics["completion/truncated_frac"] == pytest.approx(1 / 3)
+    assert metrics["completion/mean_length"] == 20  # (10 + 20 + 30) / 3
+    assert not any("parallel" in name for name in metrics)  # no such rows: no figure, no NaN
 
 
 def test_nothing_seen_gives_no_figures():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
-from training_runs import figures
+from training_runs import metrics
 
 from datamodules.system import redaction
 from datamodules.system.files import atomic_write
@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_in_its_folder(base_args, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"srml-fit-0", "csv"}
     run = tmp_path / "srml-fit-0"
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "metrics.csv", "hf"}
-    assert any((run / "checkpoints").iterdir()) and (1, "train/loss") in figures(run)
+    assert any((run / "checkpoints").iterdir()) and (1, "train/loss") in metrics(run)
     theirs, ours = (path / "metrics.csv" for path in (tmp_path / "csv" / "version_0", run))
     assert "train/loss" in theirs.read_text().splitlines()[0].split(",")
     assert ours.read_text().splitlines()[0] == "step,name,value"

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import assert_same, figures, run_ranks
+from training_runs import assert_same, metrics, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.formats import load
@@ -74,8 +74,8 @@ def two(base_args, tmp_path_factory):
 def test_two_ranks_take_the_steps_of_one(one, two):
     for step in (1, 2, 3):
         assert_close([saved_state(run, step)["state_dict"] for run in (one, two)])
-    logged = figures(one)
-    assert logged == pytest.approx(figures(two), rel=1e-5, abs=1e-6)
+    logged = metrics(one)
+    assert logged == pytest.approx(metrics(two), rel=1e-5, abs=1e-6)
     assert logged[1, "train/grad_norm"] > 0.5 and (3, "tool/exact_match") in logged  # clipped; generated from shards
     assert [path.is_dir() for path in sorted((two / "checkpoints").iterdir())] == [True] * 4  # best, and each step
 
@@ -96,7 +96,7 @@ def test_four_ranks_in_two_replicas_that_write_one_file(one, base_args, tmp_path
     run = tmp_path / "srml-fit-0"
     assert (run / "checkpoints" / "last-000003.ckpt").is_file()
     assert_close([saved_state(which, 3)["state_dict"] for which in (one, run)])
-    assert figures(run) == pytest.approx(figures(one), rel=1e-5, abs=1e-6)
+    assert metrics(run) == pytest.approx(metrics(one), rel=1e-5, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_run_moves_from_one_process_to_two_ranks_and_back(adapters, base_args,
     assert_close([saved_state(run, 6)["state_dict"] for run in (here, back)])
     assert_close([load_file(run / "hf" / "model.safetensors") for run in (here, back)])
     assert_close([load_file(run / "hf" / "adapter" / "adapter_model.safetensors") for run in (here, there)])
-    assert figures(back) == pytest.approx({k: v for k, v in figures(here).items() if k[0] > 4}, rel=1e-5, abs=1e-6)
+    assert metrics(back) == pytest.approx({k: v for k, v in metrics(here).items() if k[0] > 4}, rel=1e-5, abs=1e-6)
 
 
 def test_two_ranks_go_on_in_the_middle_of_an_epoch_as_if_they_had_not_stopped(adapters, base_args, monkeypatch):
@@ -134,8 +134,8 @@ def test_two_ranks_go_on_in_the_middle_of_an_epoch_as_if_they_had_not_stopped(ad
     for part in ("state_dict", "optimizer_states", "callbacks"):
         states = [saved_state(run, 6)[part] for run in (whole, resumed)]
         assert_same(*([state["ExactResume"] for state in states] if part == "callbacks" else states))
-    rest = {key: value for key, value in figures(whole).items() if key[0] > 2}
-    assert figures(resumed) == rest
+    rest = {key: value for key, value in metrics(whole).items() if key[0] > 2}
+    assert metrics(resumed) == rest
 
 
 def test_export_of_a_checkpoint_of_shards(two, tmp_path, capsys):

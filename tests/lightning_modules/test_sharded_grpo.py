@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same, figures, rewards_module, run_ranks
+from training_runs import assert_same, metrics, rewards_module, run_ranks
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -70,14 +70,14 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
     assert states[0].keys() == states[1].keys()
     for name, weight in states[0].items():
         torch.testing.assert_close(states[1][name], weight, rtol=1e-5, atol=1e-5, msg=name)
-    logged = figures(one)
-    assert figures(two) == pytest.approx(logged, rel=1e-4, abs=1e-5)
+    logged = metrics(one)
+    assert metrics(two) == pytest.approx(logged, rel=1e-4, abs=1e-5)
     assert logged[1, "policy/loss"] != 0 and logged[3, "policy/kl"] > 0 and logged[1, "entropy_bonus/mean"] != 0
     weights = [load_file(run / "hf" / "model.safetensors") for run in (one, two)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-5, msg=name)
     if kind == "adapters":
-        tries = [figures(run, ("sampling/",)) for run in (one, two)]
+        tries = [metrics(run, ("sampling/",)) for run in (one, two)]
         assert tries[0] == tries[1] and tries[0][1, "sampling/tries"] == 1  # then no prompt is left
         return
     done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts

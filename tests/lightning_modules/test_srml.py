@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
 from lightning_modules.base import warmup_constant, warmup_cosine
-from lightning_modules.metrics import SEGMENT_SUMS, segment_figures
+from lightning_modules.metrics import SEGMENT_SUMS, segment_metrics
 from lightning_modules.objectives import Totals
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.
@@ -58,8 +58,8 @@ def gradients_of_a_step(module, batch):
         return clip()
 
     module.clip_gradients = record
-    figures = fit(module, batch).callback_metrics
-    return recorded, {name: float(value) for name, value in figures.items()}
+    metrics = fit(module, batch).callback_metrics
+    return recorded, {name: float(value) for name, value in metrics.items()}
 
 
 def of_documents(model):
@@ -99,40 +99,40 @@ def test_gradient_is_that_of_single_documents_however_the_step_is_split(tiny_mod
     loss, expected, d_alpha = oracle(tiny_model_dir, None if balance == "sft" else alpha, reduction)
     for split in SPLITS:
         module = SRMLModule(init_from=str(tiny_model_dir), balance=balance, cot_weight=0.5, reduction=reduction)
-        got, figures = gradients_of_a_step(module, micro_batches(split))
+        got, metrics = gradients_of_a_step(module, micro_batches(split))
         for name, gradient in expected.items():
             torch.testing.assert_close(got[f"policy.model.{name}"], gradient, rtol=1e-9, atol=1e-12)
-        assert figures["train/loss"] == pytest.approx(loss, rel=1e-6)  # logged in float32
+        assert metrics["train/loss"] == pytest.approx(loss, rel=1e-6)  # logged in float32
         if balance == "learnable":  # alpha = sigmoid(x), so dL/dx = dL/dalpha * alpha * (1 - alpha)
             assert got["alpha_logit"].item() == pytest.approx(d_alpha.item() * 0.5 * 0.5, rel=1e-9)
-            assert figures["train/weight_cot"] == 0.5
+            assert metrics["train/weight_cot"] == 0.5
 
 
 def test_plain_sft_is_the_mean_over_the_tokens_of_the_step(tiny_model_dir):
     module = SRMLModule(init_from=str(tiny_model_dir), balance="sft")
     assert module.reduction == "token" and SRMLModule(init_from="anything").reduction == "sample"
-    _, figures = gradients_of_a_step(module, micro_batches(2))
+    _, metrics = gradients_of_a_step(module, micro_batches(2))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64)
     nlls, segments = of_documents(model)
     every = torch.cat(nlls)[torch.cat(segments) > 0]
-    assert len(every) == 37 + 22 and figures["train/loss"] == pytest.approx(every.mean().item(), rel=1e-6)
+    assert len(every) == 37 + 22 and metrics["train/loss"] == pytest.approx(every.mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_losses_of_the_segments_are_means_over_the_documents_that_have_them(tiny_model_dir, split):
-    _, figures = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
+    _, metrics = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
     nlls, segments = of_documents(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64))
     for name, segment, count in (("cot", 1, 5), ("call", 2, 6)):  # one of the six documents has no chain of thought
         means = [nll[mine == segment].mean().item() for nll, mine in zip(nlls, segments, strict=True)]
         expected = sum(mean for mean in means if not math.isnan(mean)) / count
-        assert figures[f"train/loss_{name}"] == pytest.approx(expected, rel=1e-6)
+        assert metrics[f"train/loss_{name}"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
     seen = []
     for split in SPLITS:
-        _, figures = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
-        seen.append({k: v for k, v in figures.items() if k.startswith("train/")})
+        _, metrics = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
+        seen.append({k: v for k, v in metrics.items() if k.startswith("train/")})
     assert seen[0] == pytest.approx(seen[1])
     assert seen[0] == pytest.approx(seen[2])
     # CoT: 9 + 2 + 0 + 20 + 5 + 1; call: 4 + 7 + 3 + 2 + 5 + 1
@@ -143,12 +143,12 @@ def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
 
 def test_segment_figures_by_hand():
     sums = dict.fromkeys(SEGMENT_SUMS, 0.0) | {"loss": 2.0, "tokens_call": 4.0, "hits_call": 1.0, "entropy_call": 6.0}
-    figures = segment_figures(sums | {"tokens": 9.0, "padding": 3.0}, None)
-    assert figures["train/token_acc_call"] == 0.25
-    assert figures["train/entropy_call"] == 1.5
-    assert figures["perf/pad_frac"] == 0.25
-    assert (figures["train/weight_cot"], figures["train/weight_call"]) == (0.0, 1.0)  # plain SFT, no CoT token
-    assert "train/loss_cot" not in figures  # and no NaN
+    metrics = segment_metrics(sums | {"tokens": 9.0, "padding": 3.0}, None)
+    assert metrics["train/token_acc_call"] == 0.25
+    assert metrics["train/entropy_call"] == 1.5
+    assert metrics["perf/pad_frac"] == 0.25
+    assert (metrics["train/weight_cot"], metrics["train/weight_call"]) == (0.0, 1.0)  # plain SFT, no CoT token
+    assert "train/loss_cot" not in metrics  # and no NaN
 
 
 def test_idle_batch_has_every_parameter_in_its_graph_and_no_gradient(tiny_model_dir):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import figures, run_ranks, saved_state
+from training_runs import metrics, run_ranks, saved_state
 
 from lightning_modules.cli import main
 
@@ -42,7 +42,7 @@ def test_weights_and_alpha_are_the_same(runs):
 
 
 def test_figures_are_the_same(runs):
-    one, two = (figures(run, ("train/", "tool/", "val/")) for run in runs)
+    one, two = (metrics(run, ("train/", "tool/", "val/")) for run in runs)
     assert one == pytest.approx(two, rel=1e-6)
     assert (3, "train/grad_norm") in one and (3, "tool/exact_match") in one
     assert {(3, "val/loss_cot"), (3, "val/loss_call")} <= one.keys()

@@ -13,7 +13,7 @@ import torch
 from lightning_modules.checkpointing.formats import load
 
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
-"""Starts of the names of figures that do not depend on the clock."""
+"""Starts of the names of metrics that do not depend on the clock."""
 
 
 class Steps:
@@ -29,7 +29,7 @@ class Steps:
         return iter(self.batches)
 
 
-def figures(run, prefixes=REPEATABLE):
+def metrics(run, prefixes=REPEATABLE):
     """What a run has logged, by step and name."""
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

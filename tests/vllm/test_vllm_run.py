@@ -63,12 +63,12 @@ def test_a_run_learns_from_its_own_samples_and_goes_on_after_its_engine_has_died
     main([*command, f"--ckpt_path={died}"])
     resumed = tmp_path / "run" / "egpo-fit-1"
     assert (resumed / "hf" / "model.safetensors").exists()
-    figures = figures_of(died) | figures_of(resumed)
+    metrics = figures_of(died) | figures_of(resumed)
     for step in (1, 2, 3, 4, 5):  # all but the first sample from a policy that has been updated
-        assert figures[step, "sampling/logp_diff_max"] <= 5e-3
-        assert figures[step, "sampling/is_ratio_raw_mean"] == pytest.approx(1, abs=1e-3)
-        assert figures[step, "sampling/ess"] == pytest.approx(1, abs=1e-3)
-        assert figures[step, "sampling/masked_frac"] == 0
-        assert figures[step, "time/weight_sync"] > 0
-        assert figures[step, "train/grad_norm"] > 0
-    assert {(2, "tool/exact_match"), (4, "tool/exact_match")} <= set(figures)
+        assert metrics[step, "sampling/logp_diff_max"] <= 5e-3
+        assert metrics[step, "sampling/is_ratio_raw_mean"] == pytest.approx(1, abs=1e-3)
+        assert metrics[step, "sampling/ess"] == pytest.approx(1, abs=1e-3)
+        assert metrics[step, "sampling/masked_frac"] == 0
+        assert metrics[step, "time/weight_sync"] > 0
+        assert metrics[step, "train/grad_norm"] > 0
+    assert {(2, "tool/exact_match"), (4, "tool/exact_match")} <= set(metrics)

@@ -44,12 +44,12 @@ def test_a_sharded_policy_learns_from_samples_of_its_own(tmp_path, monkeypatch, 
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "run" / "egpo-fit-0"
     with (run / "metrics.csv").open() as file:
-        figures = {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
+        metrics = {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
     for step in (1, 2, 3):  # all but the first sample from a policy that has been updated
-        assert figures[step, "sampling/logp_diff_max"] <= 5e-3
-        assert figures[step, "sampling/is_ratio_raw_mean"] == pytest.approx(1, abs=1e-3)
-        assert figures[step, "train/grad_norm"] > 0
-    assert (3, "tool/exact_match") in figures
+        assert metrics[step, "sampling/logp_diff_max"] <= 5e-3
+        assert metrics[step, "sampling/is_ratio_raw_mean"] == pytest.approx(1, abs=1e-3)
+        assert metrics[step, "train/grad_norm"] > 0
+    assert (3, "tool/exact_match") in metrics
     options = {"dtype": torch.float32, "enforce_eager": True, "kv_cache_memory_bytes": 10**8, "max_model_len": 256}
     engine = Engine(str(run / "hf"), torch.device("cpu"), 300.0, False, **options)
     ids = list(range(3, 40))

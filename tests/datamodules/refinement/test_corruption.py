@@ -3,7 +3,7 @@ import json
 import pytest
 
 from datamodules.refinement import Panel, RuleJudge, fcdr
-from datamodules.refinement.corruption import FAULTS, KINDS, Corpus, corrupted_rows, planted_figures
+from datamodules.refinement.corruption import FAULTS, KINDS, Corpus, corrupted_rows, planted_metrics
 from datamodules.rows import Example, unchecked_example
 from datamodules.toolbox.rows import make_corpus
 from rewards import parse_calls
@@ -49,9 +49,9 @@ def test_broken_formats_cannot_be_read():
 @pytest.mark.parametrize("corpus", [Corpus(1200, 11), Corpus(1200, 12), Corpus(1200, 13, split="habits")])
 def test_every_kind_is_found_by_its_stage(corpus, run):
     truths = list(corrupted_rows(corpus))
-    figures = planted_figures(refined([row for row, _, _ in truths], run), truths)
-    assert list(figures) == list(FAULTS) and len(figures) >= 5
-    for kind, values in figures.items():
+    metrics = planted_metrics(refined([row for row, _, _ in truths], run), truths)
+    assert list(metrics) == list(FAULTS) and len(metrics) >= 5
+    for kind, values in metrics.items():
         assert values["planted"] >= 40 and values["precision"] >= 0.95 and values["recall"] >= 0.95, kind
 
 
@@ -78,10 +78,10 @@ def test_figures_by_hand(run):
         outcome('[{"name": "f", "arguments": {"a": 2}}]', refused, kept),
         outcome(truth["answers"], refused),
     ]
-    figures = planted_figures(outcomes, [({}, truth, "wrong_type"), ({}, truth, "wrong_type"), ({}, truth, "")])
+    metrics = planted_metrics(outcomes, [({}, truth, "wrong_type"), ({}, truth, "wrong_type"), ({}, truth, "")])
     # found 1; named 3; planted 2
-    assert figures["wrong_type"] == {"planted": 2, "named": 3, "found": 1, "precision": 0.3333, "recall": 0.5}
-    assert figures["wrong_tool"]["recall"] is None
+    assert metrics["wrong_type"] == {"planted": 2, "named": 3, "found": 1, "precision": 0.3333, "recall": 0.5}
+    assert metrics["wrong_tool"]["recall"] is None
 
 
 def test_the_judge_speaks_of_real_rows_too(shared_data, run):

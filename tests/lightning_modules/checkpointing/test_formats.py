@@ -8,12 +8,12 @@ from torch import nn
 from lightning_modules.checkpointing import formats as checkpoints
 from lightning_modules.checkpointing import sharded as sharded_checkpoints
 from lightning_modules.checkpointing.formats import (
-    EitherKind,
-    by_name,
-    by_place,
+    AnyCheckpointIO,
     check_same_model,
     fingerprint,
     load,
+    optimizer_state_to_names,
+    optimizer_state_to_places,
     save_file,
 )
 from lightning_modules.checkpointing.sharded import save_shards
@@ -31,15 +31,15 @@ def stepped(groups):
 
 def test_states_find_their_parameters_in_groups_of_another_order():
     a, b, c = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    saved = by_name(stepped([[a, b], [c]]).state_dict(), [["a", "b"], ["c"]])
+    saved = optimizer_state_to_names(stepped([[a, b], [c]]).state_dict(), [["a", "b"], ["c"]])
     assert saved["param_groups"][0]["params"] == ["a", "b"] and set(saved["state"]) == {"a", "b", "c"}
     other = torch.optim.AdamW([{"params": [c]}, {"params": [b, a]}])
-    other.load_state_dict(by_place(saved, [["c"], ["b", "a"]]))
+    other.load_state_dict(optimizer_state_to_places(saved, [["c"], ["b", "a"]]))
     # the first moment is 0.1 x the gradient: 1 for a, 2 for b, 3 for c
     assert [other.state[p]["exp_avg"][0].item() for p in (a, b, c)] == pytest.approx([0.1, 0.2, 0.3])
     assert [group["lr"] for group in other.param_groups] == pytest.approx([0.2, 0.1])
     with pytest.raises(ValueError, match="trains other parameters"):
-        by_place(saved, [["c"], ["b"]])
+        optimizer_state_to_places(saved, [["c"], ["b"]])
 
 
 def test_a_file_takes_its_place_when_all_of_it_is_written(tmp_path, monkeypatch):
@@ -104,10 +104,10 @@ def test_a_folder_of_shards_takes_its_place_when_all_of_it_is_written(tmp_path, 
 def test_a_checkpoint_is_flushed_to_the_disk_unless_told_otherwise(tmp_path, one_rank, monkeypatch, fsync):
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    EitherKind(fsync).save_checkpoint({"step": 1}, tmp_path / "one.ckpt")
+    AnyCheckpointIO(fsync).save_checkpoint({"step": 1}, tmp_path / "one.ckpt")
     strategy = FSDP2()
     assert strategy.fsync  # also without the command line
-    strategy.checkpoint_io = EitherKind(fsync)
+    strategy.checkpoint_io = AnyCheckpointIO(fsync)
     strategy.__dict__ |= {"broadcast": lambda path: path, "_fabric": None}
     monkeypatch.setattr(FSDP2, "global_rank", 0)
     strategy.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "step": 1}, tmp_path / "shards.ckpt")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from lightning_modules.checkpointing.formats import REST, EitherKind, check_shards, load, shapes_in
+from lightning_modules.checkpointing.formats import REST, AnyCheckpointIO, check_shards, load, shapes_in
 from lightning_modules.checkpointing.reading import load_file, load_shards
 from lightning_modules.cli import main
 
@@ -75,10 +75,10 @@ def test_what_is_saved_is_read(shards, tmp_path):
     assert_same(into["state_dict"]["w"], WEIGHTS["w"])
     assert into["optimizer_0"] == {"param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
     torch.save(FILE, tmp_path / "one.ckpt")
-    assert_same(EitherKind().load_checkpoint(tmp_path / "one.ckpt")["state_dict"], WEIGHTS)
+    assert_same(AnyCheckpointIO().load_checkpoint(tmp_path / "one.ckpt")["state_dict"], WEIGHTS)
 
 
-@pytest.mark.parametrize("read", [load, check_shards, shapes_in, EitherKind().load_checkpoint, load_shards])
+@pytest.mark.parametrize("read", [load, check_shards, shapes_in, AnyCheckpointIO().load_checkpoint, load_shards])
 @pytest.mark.parametrize("place", ["alone", "planner_data", "storage_data", "storage_meta", "rank"])
 def test_a_table_of_contents_runs_nothing(shards, payload, read, place):
     folder = shards()
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_one_file_runs_nothing(tmp_path, payload, key, form, mon
         torch.save(state, file, _use_new_zipfile_serialization=form == "zip")
     # only of a zip file can parts be left on the disk, so torch looks no further into others
     with pytest.raises(ValueError, match=NAMED.format(file=file.name) if form == "zip" else f"{file} is cut, damaged"):
-        EitherKind().load_checkpoint(file, weights_only=False)
+        AnyCheckpointIO().load_checkpoint(file, weights_only=False)
 
 
 def test_a_part_outside_of_the_folder_is_refused(shards):

@@ -1,4 +1,4 @@
-"""bfloat16 weights: what is refused, what stays float32 in a run, and figures that no default dtype rounds."""
+"""bfloat16 weights: what is refused, what stays float32 in a run, and metrics that no default dtype rounds."""
 
 import os
 from pathlib import Path

@@ -17,8 +17,8 @@ from lightning_modules.rollout.metrics import (
     length_sums,
     moments,
     reward_sums,
-    rollout_figures,
-    update_figures,
+    rollout_metrics,
+    update_metrics,
 )
 
 STOP = {2}
@@ -59,7 +59,7 @@ def over_ranks(parts):
 
 @pytest.mark.parametrize("ranks", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 1, 2, 3], []]])
 def test_figures_by_hand_on_any_number_of_ranks(ranks):
-    figures = rollout_figures(*over_ranks([part(rows) for rows in ranks]))
+    metrics = rollout_metrics(*over_ranks([part(rows) for rows in ranks]))
     expected = {
         "reward/mean": 0.5,  # of three
         "reward/std": math.sqrt(0.5 / 3),  # squares of 0.5, -0.5, 0
@@ -84,7 +84,7 @@ def test_figures_by_hand_on_any_number_of_ranks(ranks):
         "entropy_bonus/clipped_frac": 0.5,  # of the two with an advantage, the second: 0.8 > 0.5
         "entropy_bonus/share_of_advantage": 0.35,  # 0.7 of |1| + |-1|
     }
-    assert figures == pytest.approx(expected)
+    assert metrics == pytest.approx(expected)
 
 
 def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
@@ -118,16 +118,16 @@ def test_nothing_divides_by_nothing(failed):
         more, more_peaks = moments(name, none)
         sums, peaks = sums | more, peaks | more_peaks
     sums |= bonus_sums(none, none + 1, entropy_bonus(none, none + 1))
-    figures = rollout_figures(sums, peaks)
-    assert "completion/mean_terminated_length" not in figures  # none terminated
+    metrics = rollout_metrics(sums, peaks)
+    assert "completion/mean_terminated_length" not in metrics  # none terminated
     if failed:
-        assert not {"reward/mean", "reward/mean_first", "reward/call/mean", "entropy_bonus/mean"} & figures.keys()
-        assert figures["reward/errors"] == figures["reward/frac_zero_std"] == 1
+        assert not {"reward/mean", "reward/mean_first", "reward/call/mean", "entropy_bonus/mean"} & metrics.keys()
+        assert metrics["reward/errors"] == metrics["reward/frac_zero_std"] == 1
     else:
-        assert figures["entropy_bonus/clipped_frac"] == figures["entropy_bonus/share_of_advantage"] == 0
-    assert figures["reward/overlong_penalty"] == -0.5
-    assert all(math.isfinite(value) for value in figures.values())
-    assert update_figures({"loss": 0.0, "tokens": 0.0, "used": 0.0, "padding": 1.0}, {}, True) == {
+        assert metrics["entropy_bonus/clipped_frac"] == metrics["entropy_bonus/share_of_advantage"] == 0
+    assert metrics["reward/overlong_penalty"] == -0.5
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert update_metrics({"loss": 0.0, "tokens": 0.0, "used": 0.0, "padding": 1.0}, {}, True) == {
         "policy/loss": 0.0,
         "perf/pad_frac": 1.0,
     }
@@ -136,8 +136,8 @@ def test_nothing_divides_by_nothing(failed):
 def test_update_by_hand():
     sums = {"loss": 0.5, "tokens": 4.0, "entropy": 2.0, "clip_low": 1.0, "clip_high": 0.0, "clip_dual": 0.0}
     sums |= {"ratio": 4.4, "kl": 0.2, "used": 30.0, "padding": 10.0}
-    figures = update_figures(sums, {"ratio_max": 1.3}, has_reference=True)
-    assert figures == pytest.approx(
+    metrics = update_metrics(sums, {"ratio_max": 1.3}, has_reference=True)
+    assert metrics == pytest.approx(
         {
             "policy/loss": 0.5,
             "policy/entropy": 0.5,
@@ -147,4 +147,4 @@ def test_update_by_hand():
         }
         | {"policy/ratio_mean": 1.1, "policy/ratio_max": 1.3, "policy/kl": 0.05, "perf/pad_frac": 0.25}
     )
-    assert "policy/kl" not in update_figures(sums, {"ratio_max": 1.3}, has_reference=False)
+    assert "policy/kl" not in update_metrics(sums, {"ratio_max": 1.3}, has_reference=False)
