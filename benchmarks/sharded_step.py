@@ -111,7 +111,7 @@ def micro_batch(case: Case, device: torch.device) -> PackedBatch:
         "position_ids": position.repeat(case.rows, 1),
         "targets": torch.where(scored, 1, IGNORED),
         "segments": torch.where(scored, 1 + documents % 2, 0),
-        "samples": documents,
+        "doc_ids": documents,
         "tokens": torch.where(scored, scored.flatten().cumsum(0).view_as(scored) - 1, -1),
     }
     return {name: tensor.to(device) for name, tensor in batch.items()}

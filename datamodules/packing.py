@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PackedBatch = dict[str, Tensor]
-"""`input_ids`, `position_ids`, `targets`, `segments`, `samples`: long [rows, longest row], see `collate_packed`."""
+"""`input_ids`, `position_ids`, `targets`, `segments`, `doc_ids`: long [rows, longest row], see `collate_packed`."""
 
 Packing = Literal["auto", "on", "off"] | bool
 """Whether documents share rows: if the model keeps them apart, in any case, or not at all. `on` and `off` are true and
@@ -114,13 +114,13 @@ def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) 
         Long tensors [R, T], T the longest row: `input_ids`; `position_ids`, restarting at 0 in each document (the
         padding tail is a document of its own); `targets`, the id of the next token of the same document, -100 where
         there is none or where it is a prompt token; `segments`, the segment of that target (0 where it is -100);
-        `samples`, the number of the document inside this micro-batch in order of appearance, -1 in the padding.
+        `doc_ids`, the number of the document inside this micro-batch in order of appearance, -1 in the padding.
     """
     width = max(sum(len(documents[i].input_ids) for i in row) for row in rows)
     batch = {
         name: torch.zeros(len(rows), width, dtype=torch.long) for name in ("input_ids", "position_ids", "segments")
     }
-    batch |= {"targets": torch.full((len(rows), width), IGNORED), "samples": torch.full((len(rows), width), -1)}
+    batch |= {"targets": torch.full((len(rows), width), IGNORED), "doc_ids": torch.full((len(rows), width), -1)}
     sample = 0
     for r, row in enumerate(rows):
         start = 0
@@ -131,7 +131,7 @@ def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) 
             batch["position_ids"][r, here] = torch.arange(len(ids))
             batch["targets"][r, before] = ids[1:].masked_fill(segments[1:] == PROMPT, IGNORED)
             batch["segments"][r, before] = segments[1:]
-            batch["samples"][r, here] = sample
+            batch["doc_ids"][r, here] = sample
             start, sample = here.stop, sample + 1
         batch["position_ids"][r, start:] = torch.arange(width - start)
     return batch
@@ -145,6 +145,6 @@ def idle_batch(device: torch.device) -> PackedBatch:
         "position_ids": zero,
         "targets": zero,
         "segments": zero,
-        "samples": zero - 1,
+        "doc_ids": zero - 1,
         "tokens": zero - 1,
     }

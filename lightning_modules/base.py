@@ -344,13 +344,13 @@ class FunctionCallingModule(LightningModule):
         ids = [example.id for example in batch.examples]
         completions = self.generator(self.generating[0], batch.prompt_ids, ids, stop_ids=self.stop_ids)
         for example, prompt, (completion, *_) in zip(batch.examples, batch.prompt_ids, completions, strict=True):
-            rollout = self.judge(example, prompt, completion)
+            rollout = self.score(example, prompt, completion)
             if rollout.result is not None:
                 self.accuracy.update(rollout)
             rollouts.append(rollout)
         return rollouts
 
-    def judge(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
+    def score(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
         """A completion as text, taken apart and, where the right answer is known, scored with `reward`."""
         text = self.decode(completion)
         result = self.reward(text, example.tools, example.answers) if example.answers else None
@@ -391,7 +391,7 @@ class FunctionCallingModule(LightningModule):
             micro = {name: tensor.to(self.device) for name, tensor in collate_packed(documents, rows).items()}
             scored = self.generating[0](micro["input_ids"], micro["position_ids"], micro["targets"])
             supervised = micro["targets"] != IGNORED
-            self.target_loss.update(-scored.logprobs, micro["segments"][supervised], micro["samples"][supervised])
+            self.target_loss.update(-scored.logprobs, micro["segments"][supervised], micro["doc_ids"][supervised])
         if not documents:  # on every rank, so that all reduce
             self.target_loss.update(*torch.zeros(3, 0, dtype=torch.long, device=self.device))
 

@@ -251,7 +251,7 @@ class GRPOModule(FunctionCallingModule):
     def loss(self, micro: PackedBatch, buffer: RolloutBuffer, totals: PolicyTotals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
         targets = micro["targets"] != IGNORED
-        samples, tokens = micro["samples"][targets], micro["tokens"][targets]  # [N]
+        samples, tokens = micro["doc_ids"][targets], micro["tokens"][targets]  # [N]
         scored = self.policy(
             micro["input_ids"], micro["position_ids"], micro["targets"], self.temperature, entropy=True
         )
@@ -270,8 +270,8 @@ class GRPOModule(FunctionCallingModule):
         )
         return loss, parts | {
             "entropy": torch.where(samples >= 0, scored.entropy.detach(), 0).sum(),
-            "used": (micro["samples"] >= 0).sum(),
-            "padding": (micro["samples"] < 0).sum(),
+            "used": (micro["doc_ids"] >= 0).sum(),
+            "padding": (micro["doc_ids"] < 0).sum(),
         }
 
     def on_device(self, micro: PackedBatch) -> PackedBatch:

@@ -112,7 +112,7 @@ class SRMLModule(FunctionCallingModule):
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
         supervised = micro["targets"] != -100
-        segments, samples = micro["segments"][supervised], micro["samples"][supervised]  # [N]
+        segments, samples = micro["segments"][supervised], micro["doc_ids"][supervised]  # [N]
         scored = self.policy(micro["input_ids"], micro["position_ids"], micro["targets"], entropy=True)
         loss, parts = multiscale_loss(-scored.logprobs, segments, samples, self.alpha(), self.reduction, totals)
         with torch.no_grad():
@@ -123,8 +123,8 @@ class SRMLModule(FunctionCallingModule):
                 "entropy_call": scored.entropy[call].sum(),
                 "hits_cot": scored.hits[cot].sum(),
                 "hits_call": scored.hits[call].sum(),
-                "tokens": (micro["samples"] >= 0).sum(),
-                "padding": (micro["samples"] < 0).sum(),
+                "tokens": (micro["doc_ids"] >= 0).sum(),
+                "padding": (micro["doc_ids"] < 0).sum(),
             }
         return loss, parts
 
@@ -136,7 +136,7 @@ class SRMLModule(FunctionCallingModule):
         """
         counts = torch.zeros(6, dtype=torch.float64, device=self.device)
         for micro in batch:
-            segments, samples = micro["segments"], micro["samples"]
+            segments, samples = micro["segments"], micro["doc_ids"]
             masks = (segments > 0, segments == 1, segments == 2)
             documents, with_cot, with_call = (samples[mask].unique().numel() for mask in masks)
             counts += counts.new_tensor([documents, masks[1].sum(), masks[2].sum(), with_cot, with_call, 1])

@@ -22,7 +22,7 @@ from lightning_modules.bfcl.results import (
     result_folder,
     write_results,
 )
-from lightning_modules.bfcl.scores import BFCLAccuracy, Score, judge
+from lightning_modules.bfcl.scores import BFCLAccuracy, Score, match_answer
 from lightning_modules.bfcl.table import bfcl_table
 from lightning_modules.callbacks.files import append_jsonl
 from lightning_modules.checkpointing.resume import of_every_rank
@@ -175,7 +175,7 @@ class BFCLModule(FunctionCallingModule):
         accuracy, wrong = BFCLAccuracy(data.package.version, sizes).to(self.device), []
         for row in filter(self.answered, data.rows[self.trainer.global_rank :: self.trainer.world_size]):
             for sample, results in enumerate(self.answers, start=1):
-                verdict = judge(data.package, row, results[row.id]["result"])
+                verdict = match_answer(data.package, row, results[row.id]["result"])
                 accuracy.update(row.category, verdict.matched)
                 if not verdict.matched:
                     wrong.append({"sample": sample, "reason": verdict.reason} | results[row.id])

@@ -12,7 +12,7 @@ from datamodules.bfcl.package import BFCLPackage, find_package
 from datamodules.bfcl.rows import AST, CATEGORIES, LIVE_AST, SIMPLE, read_category
 from datamodules.system import guard
 from lightning_modules.bfcl.results import SETTINGS, read_results, result_file, result_folder
-from lightning_modules.bfcl.scores import BFCLAccuracy, Score, judge
+from lightning_modules.bfcl.scores import BFCLAccuracy, Score, match_answer
 from lightning_modules.bfcl.table import percent
 
 
@@ -47,7 +47,7 @@ def our_scores(package: BFCLPackage, results: Path, model_name: str) -> tuple[di
         if 0 < len(answers) < len(known):
             raise ValueError(f"{file} has {len(answers)} of {len(known)} answers, and the official scorer wants all")
         for row, answer in answers.items():
-            verdict = judge(package, known[row], answer["result"])
+            verdict = match_answer(package, known[row], answer["result"])
             accuracy.update(category, verdict.matched)
             if not verdict.matched:
                 wrong.setdefault(category, set()).add(row)

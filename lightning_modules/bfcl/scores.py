@@ -19,7 +19,7 @@ SUMMARIES = ("simple_ast", "non_live_ast", "non_live", "live_ast", "live", "irre
 """Figures that sum categories up."""
 
 
-def judge(package: BFCLPackage, row: BFCLRow, text: str) -> MatchResult:
+def match_answer(package: BFCLPackage, row: BFCLRow, text: str) -> MatchResult:
     """The official verdict on the text of an answer."""
     language = language_of(row.category)
     calls, error = decoder(package, language)(text)

@@ -52,7 +52,7 @@ def pack_rollouts(
 ) -> list[PackedBatch]:
     """Pack rollouts without padding into micro-batches whose targets are the completion tokens.
 
-    A value per rollout, such as the advantage, is looked up by `samples`; a value per token, such as the old
+    A value per rollout, such as the advantage, is looked up by `doc_ids`; a value per token, such as the old
     log-probability, by `tokens`. So the same rollouts can be packed anew, whole or in part, for each pass.
 
     Args:
@@ -65,7 +65,7 @@ def pack_rollouts(
         packed: Whether rollouts share rows.
 
     Returns:
-        Micro-batches as `datamodules.packing.collate_packed` makes them, with these differences: `samples` is the
+        Micro-batches as `datamodules.packing.collate_packed` makes them, with these differences: `doc_ids` is the
         number of the rollout in the lists given here (-1 in the padding); `segments` is 1 for a target strictly between
         the think tags and 2 for any other; `tokens`, [R, T], long, is the place of the target in all completions laid
         end to end, -1 where there is no target.
@@ -80,9 +80,9 @@ def pack_rollouts(
     lengths = [len(document.input_ids) for document in documents]
     for rows in micro_batches(lengths, max_length, micro_batch_tokens, packed):
         batch = collate_packed(documents, rows)
-        order = [numbers[i] for row in rows for i in row]  # as they appear, which is how `samples` counts them
-        padding = batch["samples"] < 0
-        batch["samples"] = torch.tensor(order)[batch["samples"]].masked_fill(padding, -1)
+        order = [numbers[i] for row in rows for i in row]  # as they appear, which is how `doc_ids` counts them
+        padding = batch["doc_ids"] < 0
+        batch["doc_ids"] = torch.tensor(order)[batch["doc_ids"]].masked_fill(padding, -1)
         places = [torch.arange(starts[i], starts[i + 1]) for i in order]
         batch["tokens"] = torch.full_like(batch["targets"], -1)
         batch["tokens"][batch["targets"] != IGNORED] = torch.cat(places)

@@ -132,7 +132,7 @@ def sample_groups(
         with timed(clock, "time/reward"):
             scored = score_groups(
                 completions,
-                lambda i, completion: module.judge(examples[i], prompts[i], completion),  # noqa: B023  (called at once)
+                lambda i, completion: module.score(examples[i], prompts[i], completion),  # noqa: B023  (called at once)
                 module.rewards,
                 module.penalty if module.overlong == "penalty" else None,
                 of=most * (attempt + 1),

@@ -71,7 +71,7 @@ def test_collate_by_hand():
         # The last token of a document has no next one; 12 is a prompt token, so 11 has no target.
         "targets": [[-100, 13, 14, -100, 32, -100], [22, 23, -100, -100, -100, -100]],
         "segments": [[0, 1, 2, 0, 2, 0], [1, 2, 0, 0, 0, 0]],
-        "samples": [[0, 0, 0, 0, 1, 1], [2, 2, 2, -1, -1, -1]],
+        "doc_ids": [[0, 0, 0, 0, 1, 1], [2, 2, 2, -1, -1, -1]],
     }
     assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
     assert {tensor.dtype for tensor in batch.values()} == {torch.long}
@@ -88,5 +88,5 @@ def test_collate_gives_every_supervised_token_once(documents):
     # The first token of a document is predicted by nothing.
     expected = sorted((i, s) for d in encoded for i, s in zip(d.input_ids[1:], d.segments[1:], strict=True) if s)
     assert found == expected
-    assert int((batch["samples"] >= 0).sum()) == sum(map(len, documents))
-    assert int(((batch["position_ids"] == 0) & (batch["samples"] >= 0)).sum()) == len(documents)
+    assert int((batch["doc_ids"] >= 0).sum()) == sum(map(len, documents))
+    assert int(((batch["position_ids"] == 0) & (batch["doc_ids"] >= 0)).sum()) == len(documents)

@@ -24,10 +24,10 @@ def documents(batches):
     """The documents of packed batches, cut out again by hand, as a sorted list of id tuples."""
     found = []
     for batch in batches:
-        for r in range(len(batch["samples"])):
-            for sample in batch["samples"][r].unique().tolist():
+        for r in range(len(batch["doc_ids"])):
+            for sample in batch["doc_ids"][r].unique().tolist():
                 if sample >= 0:
-                    found.append(tuple(batch["input_ids"][r][batch["samples"][r] == sample].tolist()))
+                    found.append(tuple(batch["input_ids"][r][batch["doc_ids"][r] == sample].tolist()))
     return sorted(found)
 
 
@@ -94,9 +94,9 @@ def test_packed_segments_are_those_of_the_rows(make_module, rows_file, tiny_toke
     for i in range(40):
         encoded = encode_example(tiny_tokenizer, to_example(make_row(i, cot="because " * (1 + i % 7))))
         for batch in batches:
-            for r in range(len(batch["samples"])):
-                for sample in batch["samples"][r].unique().tolist():
-                    where = batch["samples"][r] == sample
+            for r in range(len(batch["doc_ids"])):
+                for sample in batch["doc_ids"][r].unique().tolist():
+                    where = batch["doc_ids"][r] == sample
                     if batch["input_ids"][r][where].tolist() == encoded.input_ids:
                         assert batch["segments"][r][where].tolist() == [*encoded.segments[1:], 0]
                         break

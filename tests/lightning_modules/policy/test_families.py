@@ -76,7 +76,7 @@ def test_a_step_in_rows_equals_one_document_at_a_time_by_the_models_own_logits(p
         batch = collate_packed(documents, rows)
         scored = batch["targets"] != -100
         nll = -policy(batch["input_ids"], batch["position_ids"], batch["targets"]).logprobs
-        return multiscale_loss(nll, batch["segments"][scored], batch["samples"][scored], 0.7, "sample", totals)[0]
+        return multiscale_loss(nll, batch["segments"][scored], batch["doc_ids"][scored], 0.7, "sample", totals)[0]
 
     want, want_grads = gradients(policy, (alone(document) for document in documents))
     batches = micro_batches(LENGTHS, CAPACITY, budget, policy.packed)

@@ -96,10 +96,10 @@ def test_documents_have_rows_of_their_own_where_the_model_asks_for_it(tiny_model
         data.setup("fit")
         [batch, *_] = data.train_dataloader()
         lengths.append(
-            [int(micro["samples"][row].unique().numel()) for micro in batch for row in range(len(micro["samples"]))]
+            [int(micro["doc_ids"][row].unique().numel()) for micro in batch for row in range(len(micro["doc_ids"]))]
         )
-        assert sum(int(micro["samples"].max()) + 1 for micro in batch) == 8
-        assert all(micro["samples"].numel() <= data.hparams.micro_batch_tokens for micro in batch)
+        assert sum(int(micro["doc_ids"].max()) + 1 for micro in batch) == 8
+        assert all(micro["doc_ids"].numel() <= data.hparams.micro_batch_tokens for micro in batch)
     assert max(lengths[0]) > 2  # documents, and -1 for the padding
     assert max(lengths[1]) == 2 and len(lengths[1]) == 8
     with pytest.raises(ValueError, match="packing is 'sometimes'; give auto, on or off"):

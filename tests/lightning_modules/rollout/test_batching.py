@@ -157,7 +157,7 @@ def scored(batch):
     """Rollout, place and segment of each target, with the target, in the order in which a model scores them."""
     mask = batch["targets"] != -100
     return list(
-        zip(*(batch[name][mask].tolist() for name in ("samples", "tokens", "segments", "targets")), strict=True)
+        zip(*(batch[name][mask].tolist() for name in ("doc_ids", "tokens", "segments", "targets")), strict=True)
     )
 
 
@@ -188,7 +188,7 @@ def test_one_row_by_hand():
         "position_ids": [[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]],
         "targets": [[-100, -100, 10, 11, 12, 13, -100, -100, 30, 31, 32, -100]],
         "segments": [[0, 0, 2, 1, 1, 2, 0, 0, 1, 2, 2, 0]],
-        "samples": [[0] * 7 + [2] * 5],
+        "doc_ids": [[0] * 7 + [2] * 5],
         "tokens": [[-1, -1, 0, 1, 2, 3, -1, -1, 5, 6, 7, -1]],  # rollout 1 has place 4
     }
 
