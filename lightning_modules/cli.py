@@ -27,6 +27,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
+import datamodules.bfcl.prompts  # YAML may then use bare class names
+import datamodules.prompts
+import datamodules.sft
+import datamodules.toolbox.pretraining  # noqa: F401
 import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401

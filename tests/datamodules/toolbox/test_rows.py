@@ -126,7 +126,7 @@ def test_an_unknown_split_is_refused():
 def test_the_command_writes_the_same_rows_in_every_process(tmp_path):
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for hash_seed, file in enumerate(files):
-        command = [sys.executable, "-m", "datamodules.toolbox.rows", "--seed", "5", "--rows", "40", "--out", str(file)]
+        command = [sys.executable, "-m", "datamodules.toolbox", "--seed", "5", "--rows", "40", "--out", str(file)]
         done = subprocess.run(
             command, env={"PYTHONHASHSEED": str(hash_seed), "PATH": ""}, capture_output=True, text=True
         )
