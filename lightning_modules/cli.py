@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import datasets
 import torch.distributed as dist
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -49,6 +49,9 @@ from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.options import help_on
+from lightning_modules.objectives import PolicyLoss
+
+set_parsing_settings(subclasses_enabled=[PolicyLoss])  # jsonargparse takes a dataclass as it is, unless told so
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
 LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}

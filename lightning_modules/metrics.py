@@ -1,19 +1,14 @@
 """Metrics from sums and counts: how well tokens are predicted, how often calls are right, how fast a run goes."""
 
-import json
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from datamodules.xlam import Example
-from rewards import ParsedCompletion, RewardResult, category_of
+from lightning_modules.rollout.rollout import CATEGORIES, Rollout
 
-CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
 RATES = {
     "format": "format_rate",
     "parse": "parse_rate",
@@ -28,51 +23,6 @@ SEGMENT_SUMS = (
     *("hits_cot", "hits_call", "entropy_cot", "entropy_call", "tokens", "padding"),
 )
 """What a training step sums over micro-batches and ranks before it is logged."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What the generator returned for one example, and its score.
-
-    Attributes:
-        example: The row that was asked.
-        text: The completion, without the token that ended it.
-        parsed: Its chain of thought and calls.
-        result: Score and parts, from the reward; None where the row has no answer to judge by.
-        prompt_tokens: Length of the prompt.
-        completion_tokens: Length of the completion, its end token included.
-        finish_reason: "stop", or "length" if it was cut.
-    """
-
-    example: Example
-    text: str
-    parsed: ParsedCompletion
-    result: RewardResult | None
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: Literal["stop", "length"]
-
-    @property
-    def category(self) -> str:
-        """One of `CATEGORIES`: the row's own if it has one, else counted from its tools and reference calls, if any."""
-        if self.example.category in CATEGORIES or not self.example.answers:
-            return self.example.category
-        return category_of(self.example.answers, self.example.tools)
-
-    def as_row(self) -> dict[str, Any]:
-        """A JSON row: the example's columns with the generated `cot`, then completion, calls, score and lengths."""
-        calls = None if self.parsed.calls is None else json.dumps([asdict(call) for call in self.parsed.calls])
-        return asdict(self.example) | {
-            "cot": self.parsed.cot,
-            "category": self.category,
-            "completion": self.text,
-            "calls": calls,
-            "score": self.result and self.result.score,
-            "parts": self.result and self.result.parts,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "finish_reason": self.finish_reason,
-        }
 
 
 class CallAccuracy(Metric):

@@ -21,7 +21,9 @@ from torch.utils.tensorboard.summary import hparams
 from datamodules.system.escaping import markdown_text
 from datamodules.system.redaction import redact
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.metrics import CATEGORIES, RATES, Rollout
+from lightning_modules.grpo import GRPOModule
+from lightning_modules.metrics import CATEGORIES, RATES
+from lightning_modules.rollout.rollout import Rollout
 from rewards import differences, render_calls
 
 SEGMENTS = ("cot", "call")
@@ -142,7 +144,10 @@ def settings_of(trainer: Trainer, module: FunctionCallingModule) -> dict[str, An
         rows = data.get("batch_size", data.get("prompts_per_step"))
         found |= {"steps": int(trainer.estimated_stepping_batches), "learning_rate": module.learning_rate}
         found |= {"rows_per_step": rows, "lora_r": module.lora.r if module.lora else 0}
-        found |= {key: getattr(module, key, None) for key in ("cot_weight", "group_size", "entropy_scale", "kl_coef")}
+        found |= {"cot_weight": getattr(module, "cot_weight", None)}
+        if isinstance(module, GRPOModule):
+            found |= {"group_size": module.sampling.group_size, "kl_coef": module.loss.kl_coef}
+            found |= {"entropy_scale": module.entropy_bonus.scale}
     return {name: value for name, value in found.items() if value is not None}
 
 

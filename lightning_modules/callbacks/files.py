@@ -14,7 +14,7 @@ from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import sample_block
 from lightning_modules.callbacks.progress import say
 from lightning_modules.checkpointing.export import export_hf, rehearse_export
-from lightning_modules.metrics import Rollout
+from lightning_modules.rollout.rollout import Rollout
 
 
 class MetricsCSV(Callback):

@@ -16,14 +16,13 @@ from datamodules.system.escaping import visible
 from lightning_modules.base import SANITY_ROWS, FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
 from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate
-from lightning_modules.callbacks.progress import say
+from lightning_modules.callbacks.progress import say, time_left
 from lightning_modules.generators import VLLMGenerator
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
 from lightning_modules.policy.model import LoRA
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.unshard import FSDP1_PREFIX
-from lightning_modules.rollout.settings import time_left
 from lightning_modules.strategies import FSDP1, FSDP2
 
 
@@ -79,7 +78,7 @@ class RunSummary(Callback):
         """Say, once the first batch of rollouts has served, how long the run will take."""
         if not isinstance(pl_module, GRPOModule) or self.spent is None:
             return
-        if self.spent or pl_module.samples:  # a run that was resumed may begin with a batch that is half used
+        if self.spent or pl_module.rollouts:  # a run that was resumed may begin with a batch that is half used
             self.spent.append(pl_module.logged["time/step"])
         if self.spent and pl_module.buffer is None:
             if trainer.is_global_zero:
@@ -119,7 +118,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     data, strategy, ranks = trainer.datamodule, trainer.strategy, trainer.world_size
     if isinstance(module, GRPOModule) and isinstance(data, XLAMPromptDataModule):
         budget, longest = module.micro_batch_tokens, module.generator.max_new_tokens
-        documents = -(-data.hparams.prompts_per_step * module.group_size // ranks)
+        documents = -(-data.hparams.prompts_per_step * module.sampling.group_size // ranks)
     elif isinstance(data, XLAMSFTDataModule):
         budget, longest, documents = data.hparams.micro_batch_tokens, 0, -(-data.hparams.batch_size // ranks)
     else:
@@ -159,7 +158,7 @@ def tokens_of_step(trainer: Trainer, module: FunctionCallingModule) -> dict[str,
     data = trainer.datamodule
     lengths = data.lengths[data.train_indices]
     if isinstance(module, GRPOModule):
-        count = data.hparams.prompts_per_step * module.group_size // module.mini_batches
+        count = data.hparams.prompts_per_step * module.sampling.group_size // module.mini_batches
         longest = int(lengths.max()) + module.generator.max_new_tokens
         return {"tokens": f"at most {count * longest:,} a step: {count:,} rollouts x {longest:,} with their prompts"}
     count = data.hparams.batch_size

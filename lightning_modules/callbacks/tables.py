@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_modules.callbacks.board import sample_block
 from lightning_modules.callbacks.files import append_jsonl
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.rollout.groups import Sample
+from lightning_modules.rollout.rollout import Rollout
 
 
 class RolloutTable(Callback):
@@ -30,22 +30,21 @@ class RolloutTable(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Write what this step has sampled; the histogram every time, the table now and then."""
         log_dir = trainer.log_dir  # a collective: every rank asks
-        if not isinstance(pl_module, GRPOModule) or not pl_module.samples or trainer.fast_dev_run:
+        if not isinstance(pl_module, GRPOModule) or not pl_module.rollouts or trainer.fast_dev_run:
             return
         if not trainer.is_global_zero:
             return
-        step, samples, advantages = trainer.global_step, pl_module.samples, pl_module.sample_advantages
+        step, rollouts, advantages = trainer.global_step, pl_module.rollouts, pl_module.rollout_advantages
         board = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
         if board:
             board.add_histogram("advantage/histogram", advantages, step)
         if (self.shown and step < self.shown + self.every_n_steps) or not self.rows:
             return
         self.shown = step
-        pairs = list(zip(samples, advantages.tolist(), strict=True))[: self.rows]
+        pairs = list(zip(rollouts, advantages.tolist(), strict=True))[: self.rows]
         rows = [
-            {"step": step, "scores": s.scores, "errors": s.errors, "reward": s.total, "advantage": a}
-            | s.rollout.as_row()
-            for s, a in pairs
+            {"step": step, "scores": r.scores, "errors": r.errors, "reward": r.total, "advantage": a} | r.as_row()
+            for r, a in pairs
         ]
         append_jsonl(Path(log_dir) / "train_samples.jsonl", rows)
         if board:
@@ -60,8 +59,8 @@ class RolloutTable(Callback):
         self.shown = state_dict["shown"]
 
 
-def scored(sample: Sample, advantage: float, max_chars: int) -> str:
-    """One sample as Markdown: what any shows, and what the training makes of it."""
-    scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in sample.scores.items())
-    reward = "failed" if sample.failed else f"{sample.total:g}"
-    return sample_block(sample.rollout, max_chars, f", reward {reward} ({scores}), advantage {advantage:.3f}")
+def scored(rollout: Rollout, advantage: float, max_chars: int) -> str:
+    """One rollout as Markdown: what any shows, and what the training makes of it."""
+    scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in rollout.scores.items())
+    reward = f"{rollout.total:g}" if rollout.rewarded else "failed"
+    return sample_block(rollout, max_chars, f", reward {reward} ({scores}), advantage {advantage:.3f}")

@@ -186,8 +186,8 @@ def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule)
     prompt, cot, call = segment_tokens(data.rows)[:, data.train_indices].sum(axis=1).tolist()
     tokens = f"{prompt + cot + call:,} tokens: prompts {prompt:,}, chains of thought {cot:,}, calls {call:,}"
     if isinstance(module, GRPOModule):
-        rollouts = len(data.train_indices) * module.group_size
-        most = module.group_size * prompt + rollouts * module.generator.max_new_tokens
+        rollouts = len(data.train_indices) * module.sampling.group_size
+        most = module.sampling.group_size * prompt + rollouts * module.generator.max_new_tokens
         tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
     rows = {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} of an epoch's"}
     rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.settings_table()
@@ -206,7 +206,8 @@ def memory(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:
 
 def settings_of(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule) -> dict[str, Any]:
     """The settings that a demo has values of its own for."""
-    names = ("init_from", "learning_rate", "epsilon", *(("temperature",) if isinstance(module, GRPOModule) else ()))
-    found = {f"model.{name}": getattr(module, name) for name in names}
+    found = {f"model.{name}": getattr(module, name) for name in ("init_from", "learning_rate", "epsilon")}
+    if isinstance(module, GRPOModule):
+        found["model.sampling.temperature"] = module.sampling.temperature
     found |= {f"data.{name}": data.hparams[name] for name in ("path", "val_path")}
     return found | {"trainer.max_steps": trainer.max_steps}

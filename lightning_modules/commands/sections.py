@@ -18,7 +18,7 @@ SMALL = 10_000_000  # parameters; the demo's models have fewer
 TINY = "tiny-base"
 ANOTHER_MODEL = {"model.learning_rate": (2e-3, 1e-4), "model.epsilon": (1e-4,)}
 OTHER_ROWS = {
-    "model.temperature": (1.0, "is what the demo samples at; EGPO and the default have 0.7"),
+    "model.sampling.temperature": (1.0, "is what the demo samples at; EGPO and the default have 0.7"),
     "trainer.max_steps": (20, "ends the run as early as the demo; trainer.max_epochs goes by the rows"),
 }
 """Values of `configs/srml.yaml` and `configs/grpo.yaml` that no other model or rows should have by accident."""

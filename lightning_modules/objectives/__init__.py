@@ -1,6 +1,7 @@
 """Mathematics of the training objectives: tensors in, loss and parts out; nothing here knows of models or trainers."""
 
 from lightning_modules.objectives.advantages import (
+    EntropyBonus,
     alike_groups,
     entropy_bonus,
     entropy_shaped_advantages,
@@ -9,12 +10,15 @@ from lightning_modules.objectives.advantages import (
     overlong_penalty,
     shaping_entropy,
 )
-from lightning_modules.objectives.importance import truncated_importance_weights
+from lightning_modules.objectives.importance import ImportanceSampling, truncated_importance_weights
 from lightning_modules.objectives.logprobs import linear_logprobs, linear_scores
-from lightning_modules.objectives.policy import PolicyTotals, kl_k3, policy_loss
+from lightning_modules.objectives.policy import PolicyLoss, PolicyTotals, kl_k3, policy_loss
 from lightning_modules.objectives.srml import Totals, multiscale_loss
 
 __all__ = [
+    "EntropyBonus",
+    "ImportanceSampling",
+    "PolicyLoss",
     "PolicyTotals",
     "Totals",
     "alike_groups",

@@ -6,16 +6,18 @@ Letters: P prompts, G completions of each, R rollouts, N completion tokens of th
 """
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 STD_EPSILON = 1e-6
 EntropyLevel = Literal["rollout_cot", "token", "token_cot"]
+ENTROPY_LEVELS = get_args(EntropyLevel)
 
 
-class EntropyBonus(NamedTuple):
+class BonusParts(NamedTuple):
     """What `entropy_bonus` adds to advantages, and what it is made of; all of the shape of the advantages.
 
     Attributes:
@@ -29,6 +31,37 @@ class EntropyBonus(NamedTuple):
     raw: Tensor
     cap: Tensor
     capped: Tensor
+
+
+@dataclass(frozen=True)
+class EntropyBonus:
+    """Settings of EGPO's bonus, which calling it computes.
+
+    Attributes:
+        scale: lambda; 0 is plain GRPO.
+        divisor: alpha; the bonus is at most |A| / alpha.
+        level: Whose entropy, see `shaping_entropy`: the rollout's mean over its chain of thought ("rollout_cot", EGPO),
+            or the token's own ("token", or "token_cot" for those of the chain of thought alone).
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    scale: float = 0.4
+    divisor: float = 2.0
+    level: EntropyLevel = "rollout_cot"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < math.inf or not self.divisor > 1 or self.level not in ENTROPY_LEVELS:
+            raise ValueError(
+                "model.entropy_bonus.scale must be a number from 0 up, model.entropy_bonus.divisor greater than 1 and "
+                f"model.entropy_bonus.level one of {', '.join(ENTROPY_LEVELS)}, got {self.scale}, {self.divisor} and "
+                f"{self.level!r}."
+            )
+
+    def __call__(self, advantages: Tensor, entropy: Tensor) -> BonusParts:
+        """What is added to advantages [M] by entropies [M], in nats: see `entropy_bonus`."""
+        return entropy_bonus(advantages, entropy, self.scale, self.divisor)
 
 
 def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", valid: Tensor | None = None) -> Tensor:
@@ -84,7 +117,7 @@ def alike_groups(rewards: Tensor, valid: Tensor) -> Tensor:
 
 def entropy_bonus(
     advantages: Tensor, cot_entropy: Tensor, entropy_scale: float = 0.4, clip_divisor: float = 2.0
-) -> EntropyBonus:
+) -> BonusParts:
     """min(entropy_scale * E, |A| / clip_divisor), the second term of equation 5 of arXiv 2508.05118, and its parts.
 
     Args:
@@ -109,7 +142,7 @@ def entropy_bonus(
     if entropy_scale == 0:
         raw = torch.zeros_like(advantages)
     cap = advantages.abs() / clip_divisor
-    return EntropyBonus(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
+    return BonusParts(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
 
 
 def entropy_shaped_advantages(

@@ -4,12 +4,41 @@ Each token's loss is multiplied by p_policy / p_sampler, cut off at a cap: trunc
 must be tempered alike, and the sampler must not have cut its distribution (top-p, top-k).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class ImportanceSampling:
+    """Settings of the correction for a generator that reports log-probabilities of its own; calling it computes it.
+
+    Attributes:
+        cap: Greatest weight of a token; None corrects nothing.
+        above: What tokens above the cap weigh: the cap ("truncate") or nothing ("mask").
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    cap: float | None = 2.0
+    above: Literal["truncate", "mask"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.cap is not None and not self.cap > 0:
+            raise ValueError(f"model.importance_sampling.cap is {self.cap}; give a number greater than 0, or null.")
+        if self.above not in ("truncate", "mask"):
+            raise ValueError(f"model.importance_sampling.above is {self.above!r}; give truncate or mask.")
+
+    def __call__(self, old_logprobs: Tensor, sampling_logprobs: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Weights [N] and parts, see `truncated_importance_weights`; None and no parts without a cap."""
+        if self.cap is None:
+            return None, {}
+        return truncated_importance_weights(old_logprobs, sampling_logprobs, self.cap, self.above)
 
 
 def truncated_importance_weights(

@@ -3,6 +3,8 @@
 Letters: N completion tokens of a micro-batch, from any number of rollouts, whose tokens are never split over two.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,6 +31,80 @@ class PolicyTotals(NamedTuple):
 
     rollouts: float | Tensor
     tokens: float | Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The loss that a policy learns from: settings, and `policy_loss` with them when it is called.
+
+    A loss of one's own is a subclass (a frozen dataclass, too, if it has settings) whose `__call__` returns something
+    else. The training asks it for `kl_coef`, by which there is a reference or none, and calls it.
+
+    Attributes:
+        clip_low: See `policy_loss`; 0.2, or 3e-4 where `ratio_level` is "sequence", when None.
+        clip_high: See `policy_loss`; 0.2, or 4e-4 where `ratio_level` is "sequence", when None.
+        dual_clip: See `policy_loss`.
+        aggregation: See `policy_loss`; "token_mean", or "seq_mean" where `ratio_level` is "sequence", when None.
+        ratio_level: See `policy_loss`; "sequence" is GSPO (arXiv 2507.18071).
+        kl_coef: Weight of the KL with the reference: the model without its adapters where LoRA is used, else a frozen
+            copy of the initial weights; with 0 there is no reference.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    clip_low: float | None = None
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    aggregation: Aggregation | None = None
+    ratio_level: RatioLevel = "token"
+    kl_coef: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl_coef < math.inf:
+            raise ValueError(f"model.loss.kl_coef is {self.kl_coef}; give a number from 0 up.")
+        low, high, aggregation = settled(
+            self.clip_low, self.clip_high, self.aggregation, self.ratio_level, where="model.loss."
+        )
+        _check_settings(low, high, self.dual_clip, aggregation, where="model.loss.")
+
+    def __call__(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        samples: Tensor,
+        *,
+        weights: Tensor | None = None,
+        ref_logprobs: Tensor | None = None,
+        totals: PolicyTotals | None = None,
+        max_length: int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch and its parts, as `policy_loss` returns them; see there for the tensors.
+
+        `totals` are those of the whole optimizer step, `max_length` the most tokens that a completion can have.
+        """
+        return policy_loss(
+            logprobs,
+            old_logprobs,
+            advantages,
+            samples,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            aggregation=self.aggregation,
+            ratio_level=self.ratio_level,
+            max_length=max_length,
+            weights=weights,
+            ref_logprobs=ref_logprobs,
+            kl_coef=self.kl_coef,
+            totals=totals,
+        )
+
+    def described(self) -> str:
+        """Its settings in words, but for the KL."""
+        low, high, aggregation = settled(self.clip_low, self.clip_high, self.aggregation, self.ratio_level)
+        return f"ratio by {self.ratio_level}, clipped at 1 - {low:g} and 1 + {high:g}; {aggregation}"
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -104,7 +180,9 @@ def policy_loss(
     optional = [tensor for tensor in (weights, ref_logprobs) if tensor is not None]
     _check_shapes(logprobs, old_logprobs, advantages, samples, *optional)
     clip_low, clip_high, aggregation = settled(clip_low, clip_high, aggregation, ratio_level)
-    _check_settings(clip_low, clip_high, dual_clip, aggregation, max_length)
+    _check_settings(clip_low, clip_high, dual_clip, aggregation)
+    if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
+        raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     counted = samples >= 0
     logprobs = torch.where(counted, logprobs, 0).to(dtype)
@@ -142,15 +220,19 @@ def policy_loss(
 
 
 def settled(
-    clip_low: float | None, clip_high: float | None, aggregation: Aggregation | None, ratio_level: RatioLevel
+    clip_low: float | None,
+    clip_high: float | None,
+    aggregation: Aggregation | None,
+    ratio_level: RatioLevel,
+    where: str = "",
 ) -> tuple[float, float, Aggregation]:
     """clip_low, clip_high and aggregation: those given and, in the place of None, those `PUBLISHED`.
 
     Raises:
-        ValueError: If there is no such level.
+        ValueError: If there is no such level; its name follows `where`.
     """
     if ratio_level not in PUBLISHED:
-        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
+        raise ValueError(f"{where}ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
     low, high, mean = PUBLISHED[ratio_level]
     return low if clip_low is None else clip_low, high if clip_high is None else clip_high, aggregation or mean
 
@@ -180,17 +262,15 @@ def _check_shapes(*tensors: Tensor) -> None:
 
 
 def _check_settings(
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-    aggregation: str,
-    max_length: int | None,
+    clip_low: float, clip_high: float, dual_clip: float | None, aggregation: str, where: str = ""
 ) -> None:
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
-        raise ValueError(f"clip_low must lie in [0, 1] and clip_high be at least 0, got {clip_low} and {clip_high}.")
+        raise ValueError(
+            f"{where}clip_low must lie in [0, 1] and {where}clip_high be at least 0, got {clip_low} and {clip_high}."
+        )
     if dual_clip is not None and not dual_clip > 1 + clip_high:
-        raise ValueError(f"dual_clip must be greater than 1 + clip_high, got {dual_clip} with clip_high {clip_high}.")
+        raise ValueError(
+            f"{where}dual_clip must be greater than 1 + clip_high, got {dual_clip} with clip_high {clip_high}."
+        )
     if aggregation not in ("token_mean", "seq_mean", "dr_grpo"):
-        raise ValueError(f"aggregation must be 'token_mean', 'seq_mean' or 'dr_grpo', got {aggregation!r}.")
-    if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
-        raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
+        raise ValueError(f"{where}aggregation must be 'token_mean', 'seq_mean' or 'dr_grpo', got {aggregation!r}.")

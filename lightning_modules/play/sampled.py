@@ -22,7 +22,7 @@ from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE, cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
-from lightning_modules.rollout.collect import score
+from lightning_modules.rollout.collect import score_tokens
 from rewards import FunctionCallReward, RewardResult, parse_calls, write_calls
 from rewards.forms import FRAMES
 
@@ -171,9 +171,9 @@ def sample_group(
     )
     micros = buffer.pack(SCORED_TOGETHER, packed=False)
     with _one_at_a_time:
-        _, entropy = score(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
+        _, entropy = score_tokens(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
     inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-    level = mean_cot_entropy(entropy, inside, buffer.samples, samples)
+    level = mean_cot_entropy(entropy, inside, buffer.doc_ids, samples)
     scores = [result.score for result in results]
     compared = compare(scores, level, advantage_scale, entropy_scale, clip_divisor) if example.answers else {}
     offered = json.loads(example.tools)
@@ -182,7 +182,7 @@ def sample_group(
         misfit = find_misfit(result.parsed.calls, offered) if result.parsed.calls else None
         answers.append(
             SampledAnswer(
-                tokens=shown_tokens(tokenizer, completion.token_ids, entropy[buffer.samples == i], buffer.cot[i]),
+                tokens=shown_tokens(tokenizer, completion.token_ids, entropy[buffer.doc_ids == i], buffer.cot[i]),
                 result=result,
                 misfit=misfit.reason if misfit else None,
                 cot_entropy=level[i].item(),

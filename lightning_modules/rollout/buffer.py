@@ -26,7 +26,7 @@ class RolloutBuffer:
         ref_logprobs: Of the reference, [N]; None without one.
         weights: Importance weights, [N]; None without correction.
         batch_prompts: Prompts of the global batch.
-        served: Optimizer steps that these rollouts have served.
+        updates_done: Optimizer steps that have been taken on these rollouts.
     """
 
     rows: list[str]
@@ -40,10 +40,10 @@ class RolloutBuffer:
     ref_logprobs: Tensor | None = None
     weights: Tensor | None = None
     batch_prompts: int = 0
-    served: int = 0
+    updates_done: int = 0
 
     @property
-    def samples(self) -> Tensor:
+    def doc_ids(self) -> Tensor:
         """The rollout of each token, [N], long."""
         lengths = torch.tensor([len(ids) for ids in self.completions], dtype=torch.long)
         return torch.arange(len(lengths)).repeat_interleave(lengths)
@@ -51,14 +51,19 @@ class RolloutBuffer:
     def rollout_advantages(self) -> Tensor:
         """The mean over each rollout's tokens, [R]; with one advantage per rollout, that one."""
         sums, counts = (
-            self.advantages.new_zeros(len(self.completions)).index_add(0, self.samples, values)
+            self.advantages.new_zeros(len(self.completions)).index_add(0, self.doc_ids, values)
             for values in (self.advantages, torch.ones_like(self.advantages))
         )
         return sums / counts.clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and tensors, which `weights_only` loads; `RolloutBuffer(**state)` undoes it."""
+        """Plain lists and tensors, which `weights_only` loads; `from_state` undoes it."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "RolloutBuffer":
+        """A buffer from its `state_dict`, be it of a time when `updates_done` was called `served`."""
+        return cls(**{"updates_done" if name == "served" else name: value for name, value in state.items()})
 
     def chosen(self, mini_batches: int) -> list[int]:
         """The rollouts of the next optimizer step.
@@ -69,7 +74,7 @@ class RolloutBuffer:
         Args:
             mini_batches: Parts that the batch is divided into; each serves once per pass over the batch.
         """
-        turn = self.served % mini_batches
+        turn = self.updates_done % mini_batches
         turns = [group * mini_batches // self.batch_prompts for group in self.groups]
         return [i for i, mine in enumerate(turns) if mine == turn and not self.masked[i]]
 
@@ -104,4 +109,4 @@ def buffer_of_rank(states: list[dict[str, Any] | None], rank: int, ranks: int, r
             f"The checkpoint holds half-used rollouts of {len(states)} ranks, and this run has {ranks}: resume on as "
             f"many, or from a checkpoint whose step is a multiple of {repeats}."
         )
-    return RolloutBuffer(**states[rank])
+    return RolloutBuffer.from_state(states[rank])

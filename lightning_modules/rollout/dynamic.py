@@ -1,12 +1,45 @@
 """Dynamic sampling: other prompts take the place of those whose rewards are all equal (DAPO, arXiv 2503.14476, 3.2)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.prompts import PromptBatch
 from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.rollout.groups import Group, all_alike
 from lightning_modules.rollout.metrics import Sums
+from lightning_modules.rollout.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class DynamicSampling:
+    """What takes the place of groups whose rewards are all equal, from which nothing is learnt.
+
+    Attributes:
+        max_draws: How often further prompts, as many as the batch has, are drawn and sampled from to take their place
+            (DAPO, arXiv 2503.14476, 3.2); 10 is verl's bound. Groups that are too many are thrown away; if they are too
+            few at last, the batch's own fill it up. `reward/...` and `rollout/...` are those of the groups that are
+            kept, and so no longer the policy's.
+        max_resample: How often such a group is sampled anew, from the same prompt: prompts that are nearly always or
+            never answered right gain weight, and `reward/mean`, of the last attempt, is no longer the policy's, which
+            `reward/mean_first` is.
+
+    Raises:
+        ValueError: A setting is out of its range, or both are used.
+    """
+
+    max_draws: int = 0
+    max_resample: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_draws", self.max_draws), ("max_resample", self.max_resample)):
+            if value < 0:
+                raise ValueError(f"model.dynamic_sampling.{name} is {value}; give at least 0.")
+        if self.max_resample and self.max_draws:
+            raise ValueError(
+                f"model.dynamic_sampling.max_resample {self.max_resample} samples the same prompts again and "
+                f"model.dynamic_sampling.max_draws {self.max_draws} others in their place: set one of them to 0."
+            )
 
 
 class Drawn(NamedTuple):
@@ -25,6 +58,11 @@ class Drawn(NamedTuple):
     numbers: list[int]
     sums: Sums
     further: int
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Those of all groups, in their order."""
+        return [rollout for group in self.groups for rollout in group]
 
 
 def draw_groups(
@@ -47,8 +85,8 @@ def draw_groups(
     """
     if tries and batch.further is None:
         raise ValueError(
-            "model.dynamic_sampling needs batches that can draw further prompts, as those of XLAMPromptDataModule: set "
-            "it to 0 with another loader."
+            "model.dynamic_sampling.max_draws needs batches that can draw further prompts, as those of "
+            "XLAMPromptDataModule: set it to 0 with another loader."
         )
     groups, sums = sample(batch)
     if not tries:

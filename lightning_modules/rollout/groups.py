@@ -1,65 +1,71 @@
-"""Groups of completions of the same prompt, and what they scored."""
+"""Groups of rollouts of the same prompt, with their rewards, and what becomes of those that are cut or not scored."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from datamodules.example import Example
+from datamodules.prompts import PromptBatch
 from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.generators.base import Completion
-from lightning_modules.metrics import Rollout
+from lightning_modules.objectives import overlong_penalty
+from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.scoring import Rewards
-from lightning_modules.rollout.workers import SHOWN
+from lightning_modules.rollout.subprocess_reward import SHOWN
+
+Group = list[Rollout]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One completion and what it scored.
+class Overlong:
+    """What becomes of completions that are cut at the limit, or come near it.
 
     Attributes:
-        completion: As the generator returned it.
-        rollout: It as text, with the parts of the strict reward.
-        scores: Of each reward function; None where it failed.
-        reward: Their weighted sum; None where a function failed that has a weight. The completion is then neither
-            right nor wrong: it is compared with no other, and nothing is learnt from it.
-        penalty: For its length; at most 0.
-        errors: Why functions failed, by their names.
+        treatment: "none" treats them as others, "mask" leaves those that are cut out of the loss, "penalty" takes up to
+            1 off the reward of those that come near the limit.
+        buffer: Tokens before the limit over which the penalty grows.
+
+    Raises:
+        ValueError: A setting is out of its range.
     """
 
-    completion: Completion
-    rollout: Rollout
-    scores: dict[str, float | None]
-    reward: float | None
-    penalty: float = 0.0
-    errors: dict[str, str] = field(default_factory=dict)
+    treatment: Literal["none", "mask", "penalty"] = "none"
+    buffer: int = 64
 
-    @property
-    def failed(self) -> bool:
-        """Whether it has no reward."""
-        return self.reward is None
+    def __post_init__(self) -> None:
+        if self.treatment not in ("none", "mask", "penalty"):
+            raise ValueError(f"model.overlong.treatment is {self.treatment!r}; give none, mask or penalty.")
+        if not self.buffer >= 1:
+            raise ValueError(f"model.overlong.buffer is {self.buffer}; give at least 1.")
 
-    @property
-    def total(self) -> float | None:
-        """What its advantage is made of."""
-        return None if self.reward is None else self.reward + self.penalty
+    def __call__(self, lengths: Tensor, max_length: int) -> Tensor:
+        """Penalties of completions of so many tokens, [R]; at most 0, and 0 without that treatment."""
+        if self.treatment != "penalty":
+            return torch.zeros(len(lengths), dtype=torch.float32)
+        return overlong_penalty(lengths, max_length, min(self.buffer, max_length))
 
-
-Group = list[Sample]
+    def masks(self, rollout: Rollout) -> bool:
+        """Whether a rollout is left out of the loss."""
+        return self.treatment == "mask" and rollout.finish_reason == "length"
 
 
 def score_groups(
     completions: Sequence[Sequence[Completion]],
-    judge: Callable[[int, Completion], Rollout],
+    batch: PromptBatch,
+    score: Callable[[Example, Sequence[int], Completion], Rollout],
     rewards: Rewards,
     penalty: Callable[[Tensor], Tensor] | None = None,
     of: int | None = None,
 ) -> list[Group]:
-    """Score every completion.
+    """Groups of rollouts with their rewards.
 
     Args:
         completions: Of each prompt.
-        judge: Takes apart a completion of the prompt at a place.
+        batch: The prompts.
+        score: Makes a rollout of an example, its prompt and a completion.
         rewards: The reward functions.
         penalty: Of lengths [R], if there is one.
         of: The most completions that the batch may have over all ranks and attempts; these alone when None.
@@ -68,23 +74,41 @@ def score_groups(
         A group for each prompt.
     """
     flat = [completion for group in completions for completion in group]
-    rollouts = [judge(i, completion) for i, group in enumerate(completions) for completion in group]
+    asked = zip(batch.examples, batch.prompt_ids, completions, strict=True)
+    rollouts = [score(example, prompt, completion) for example, prompt, group in asked for completion in group]
     inputs = [(rollout.text, rollout.example.tools, rollout.example.answers) for rollout in rollouts]
     answers = rewards(inputs, [rollout.result for rollout in rollouts], of)
     lengths = torch.tensor([len(completion.token_ids) for completion in flat])
     penalties = penalty(lengths).tolist() if penalty else [0.0] * len(flat)
-    samples = []
+    rewarded = []
     for i, (completion, rollout) in enumerate(zip(flat, rollouts, strict=True)):
         scores = {name: column[i].value for name, column in answers.items()}
-        errors = {name: column[i].error for name, column in answers.items() if column[i].error}
-        samples.append(Sample(completion, rollout, scores, rewards.total(scores), penalties[i], errors))
-    places = iter(samples)
+        rewarded.append(
+            replace(
+                rollout,
+                token_ids=completion.token_ids,
+                logprobs=completion.logprobs,
+                scores=scores,
+                reward=rewards.total(scores),
+                penalty=penalties[i],
+                errors={name: column[i].error for name, column in answers.items() if column[i].error},
+            )
+        )
+    places = iter(rewarded)
     return [[next(places) for _ in group] for group in completions]
 
 
 def all_alike(group: Group) -> bool:
-    """Whether all samples of a group that have a reward are worth the same, so that none has an advantage."""
-    return len({sample.total for sample in group if not sample.failed}) < 2
+    """Whether all rollouts of a group that have a reward are worth the same, so that none has an advantage."""
+    return len({rollout.total for rollout in group if rollout.rewarded}) < 2
+
+
+def reward_matrix(groups: Sequence[Group], group_size: int) -> tuple[Tensor, Tensor]:
+    """Rewards of the groups, penalties included, float64, and which rollouts have one, bool; both [P, G]."""
+    rollouts = [rollout for group in groups for rollout in group]
+    totals = torch.tensor([rollout.total if rollout.rewarded else 0.0 for rollout in rollouts], dtype=torch.float64)
+    valid = torch.tensor([rollout.rewarded for rollout in rollouts], dtype=torch.bool)
+    return totals.view(-1, group_size), valid.view(-1, group_size)
 
 
 def check_errors(groups: Sequence[Group], max_error_share: float) -> None:
@@ -97,10 +121,10 @@ def check_errors(groups: Sequence[Group], max_error_share: float) -> None:
     Raises:
         RuntimeError: Naming the function, its first error and what it was asked.
     """
-    samples = [sample for group in groups for sample in group]
-    failed = {name: [s for s in samples if name in s.errors] for name in (samples[0].scores if samples else ())}
+    rollouts = [rollout for group in groups for rollout in group]
+    failed = {name: [r for r in rollouts if name in r.errors] for name in (rollouts[0].scores if rollouts else ())}
     mine = {name: (len(some), _complaint(name, some[0])) for name, some in failed.items() if some}
-    every_rank = of_every_rank((len(samples), mine))
+    every_rank = of_every_rank((len(rollouts), mine))
     count = sum(number for number, _ in every_rank)
     for name in sorted({name for _, theirs in every_rank for name in theirs}):
         errors, complaints = zip(*(theirs[name] for _, theirs in every_rank if name in theirs), strict=True)
@@ -111,7 +135,7 @@ def check_errors(groups: Sequence[Group], max_error_share: float) -> None:
             )
 
 
-def _complaint(name: str, sample: Sample) -> str:
-    example = sample.rollout.example
-    completion, tools, answers = (repr(text[:SHOWN]) for text in (sample.rollout.text, example.tools, example.answers))
-    return f"{sample.errors[name]}; its input was completion {completion}, tools {tools}, answers {answers}"
+def _complaint(name: str, rollout: Rollout) -> str:
+    example = rollout.example
+    completion, tools, answers = (repr(text[:SHOWN]) for text in (rollout.text, example.tools, example.answers))
+    return f"{rollout.errors[name]}; its input was completion {completion}, tools {tools}, answers {answers}"

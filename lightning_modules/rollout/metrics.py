@@ -4,14 +4,17 @@ A peak is a greatest value; a least value is the peak of the negative. Nothing h
 token behind it is left out.
 """
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from lightning_modules.generators.base import Completion
+from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import alike_groups
-from lightning_modules.objectives.advantages import EntropyBonus
+from lightning_modules.objectives.advantages import BonusParts
+from lightning_modules.rollout.rollout import Rollout
 
 Sums = dict[str, float]
 Peaks = dict[str, float]
@@ -37,6 +40,33 @@ def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | N
     return sums
 
 
+def rollout_sums(
+    rollouts: Sequence[Rollout],
+    rewards: Tensor,
+    valid: Tensor,
+    functions: Collection[str],
+    stop_ids: Collection[int],
+    penalized: bool,
+) -> tuple[Sums, Peaks]:
+    """Sums over the rewards and lengths of a rank's rollouts.
+
+    Args:
+        rollouts: P * G of them.
+        rewards: What their advantages are made of, [P, G].
+        valid: Which of them have a reward, [P, G], bool.
+        functions: Names of the reward functions.
+        stop_ids: Ids that end a completion.
+        penalized: Whether their lengths take something off their rewards.
+    """
+    sums, peaks = length_sums(rollouts, stop_ids)
+    known = [rollout.reward for rollout in rollouts if rollout.rewarded]
+    more, more_peaks = moments("reward", torch.tensor(known, dtype=torch.float64))
+    sums |= more | reward_sums(rewards, valid, {name: [r.scores[name] for r in rollouts] for name in functions})
+    if penalized:
+        sums["penalty"] = sum(rollout.penalty for rollout in rollouts)
+    return sums, peaks | more_peaks
+
+
 def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
     """Sum, sum of squares and count of some values of a rank, and both extremes."""
     values = values.double()
@@ -46,7 +76,7 @@ def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
     return sums | {f"{name}/count": float(len(values))}, {f"{name}/max": high, f"{name}/-min": -low}
 
 
-def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: EntropyBonus) -> Sums:
+def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: BonusParts) -> Sums:
     """Sums over the entropy bonus of a rank: one value per rollout, or per token where it is shaped by token.
 
     Args:
@@ -65,13 +95,11 @@ def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: EntropyBonus) -> Sums
     return sums
 
 
-def length_sums(completions: Sequence[Completion], stop_ids: Collection[int]) -> tuple[Sums, Peaks]:
+def length_sums(rollouts: Sequence[Rollout], stop_ids: Collection[int]) -> tuple[Sums, Peaks]:
     """Sums over the lengths of a rank's completions, and how they ended."""
-    lengths = torch.tensor([len(completion.token_ids) for completion in completions], dtype=torch.float64)
-    cut = torch.tensor([completion.finish_reason == "length" for completion in completions], dtype=torch.bool)
-    no_end = sum(
-        completion.token_ids[-1:] == [] or completion.token_ids[-1] not in stop_ids for completion in completions
-    )
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.float64)
+    cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts], dtype=torch.bool)
+    no_end = sum(rollout.token_ids[-1:] == [] or rollout.token_ids[-1] not in stop_ids for rollout in rollouts)
     sums, peaks = moments("length", lengths)
     ended = lengths[~cut]
     return sums | {"truncated": float(cut.sum()), "no_eos": float(no_end), "ended": ended.sum().item()}, peaks
@@ -122,6 +150,15 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     return metrics
 
 
+def call_metrics(accuracy: CallAccuracy, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How right the calls of a batch of rollouts are, over all ranks; `accuracy` counts them and is empty again."""
+    for rollout in rollouts:
+        accuracy.update(rollout)
+    metrics = accuracy.compute()
+    accuracy.reset()
+    return {f"rollout/{k.removeprefix('tool/')}": v for k, v in metrics.items() if k.startswith("tool/")}
+
+
 def sampling_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """How far the sampler's probabilities are from the policy's, before any cap."""
     tokens = sums["sampling/tokens"]
@@ -147,6 +184,14 @@ def update_metrics(sums: Sums, peaks: Peaks, has_reference: bool) -> dict[str, f
             metrics["policy/kl"] = sums["kl"] / tokens
     padded = sums["used"] + sums["padding"]
     return metrics | ({"perf/pad_frac": sums["padding"] / padded} if padded else {})
+
+
+@contextmanager
+def timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent inside to a metric."""
+    start = time.perf_counter()
+    yield
+    clock[name] = clock.get(name, 0.0) + time.perf_counter() - start
 
 
 def _spread(name: str, sums: Sums, peaks: Peaks) -> dict[str, float]:

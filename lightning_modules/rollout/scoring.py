@@ -3,15 +3,17 @@
 A function that is not ours runs in processes of its own: nothing else can be stopped wherever it hangs.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lightning_modules.rollout.workers import Answer, call, call_all, make_pools
+from lightning_modules.rollout.subprocess_reward import Answer, call, call_all, make_pools
 from rewards import FunctionCallReward, RewardResult
 
+RewardFunction = Callable[[str, str, str], Any]
 RewardInput = tuple[str, str, str]
 """Completion, tools and answers; the latter two are the row's JSON strings."""
 LARGEST = 1e30  # magnitude of scores and weights: sums of squares of their products are finite
@@ -27,7 +29,7 @@ class RewardTerm:
         weight: What its score is multiplied by in the sum.
     """
 
-    function: Callable[[str, str, str], Any]
+    function: RewardFunction
     weight: float = 1.0
 
 
@@ -35,7 +37,8 @@ class Rewards:
     """Scores completions with every function.
 
     Args:
-        terms: Functions by the names under which they are logged.
+        terms: Functions, each with or without a weight (1), by the names under which they are logged; `own` alone, as
+            `function_call`, when None.
         timeout: Seconds that a function may take over one completion; None runs it in this process, one completion
             after the other and without a limit, as a function that uses the accelerator must be. The project's own
             reward is always run so: it cannot hang.
@@ -44,19 +47,22 @@ class Rewards:
         own: The reward whose results are known already when completions are scored.
 
     Raises:
-        ValueError: If there is no function, a limit or weight is impossible, or a name is one of our own metrics.
+        ValueError: If there is no function, one cannot be called as it will be, a limit or weight is impossible, or a
+            name is one of our own metrics.
     """
 
     RESERVED = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")
 
     def __init__(
         self,
-        terms: dict[str, RewardTerm],
+        terms: Mapping[str, RewardTerm | RewardFunction] | None,
         timeout: float | None = 10.0,
         max_error_share: float = 0.25,
         workers: int = 8,
         own: FunctionCallReward | None = None,
     ) -> None:
+        given = {"function_call": own} if terms is None else terms
+        terms = {name: term if isinstance(term, RewardTerm) else RewardTerm(term) for name, term in given.items()}
         if not terms or set(terms) & set(self.RESERVED) or any("/" in name for name in terms):
             raise ValueError(
                 f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash in its name "
@@ -70,6 +76,8 @@ class Rewards:
         self.weights = {name: term.weight for name, term in terms.items()}
         if not all(abs(weight) <= LARGEST for weight in self.weights.values()):
             raise ValueError(f"Weights of model.rewards must be finite, got {self.weights}.")
+        for name, term in terms.items():
+            check_reward(name, term.function)
         self.max_error_share = max_error_share
         self.functions = {name: term.function for name, term in terms.items()}
         self.own = [name for name, function in self.functions.items() if same_reward(function, own)]
@@ -86,7 +94,7 @@ class Rewards:
         """Score every completion with every function.
 
         Once a function has failed for more than `max_error_share` of the batch it is certain that the run will be
-        stopped, and no other completion is judged: each may cost a time-out.
+        stopped, and no other completion is scored: each may cost a time-out.
 
         Args:
             inputs: The completions.
@@ -112,6 +120,36 @@ class Rewards:
         weighted = [(weight, scores[name]) for name, weight in self.weights.items() if weight]
         return sum(weight * score for weight, score in weighted) if all(s is not None for _, s in weighted) else None
 
+    def described(self) -> str:
+        """The reward functions, where they run, and what becomes of their failures."""
+        terms = " + ".join(f"{weight:g} x {name}" for name, weight in self.weights.items())
+        pools = [
+            f"{name} in {len(pool)} processes a rank, {pool[0].timeout:g} s each" for name, pool in self.pools.items()
+        ]
+        return (
+            f"{'; '.join([terms, *pools])}; a completion on which one fails is not learnt from, and more than "
+            f"{self.max_error_share:.0%} of a batch stop the run"
+        )
+
+
+def check_reward(name: str, function: RewardFunction) -> None:
+    """Refuse a reward function that cannot be called as it will be.
+
+    Raises:
+        ValueError: Naming it and what it is called with.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some written in C
+        return
+    try:
+        signature.bind("completion", "tools", "answers")
+    except TypeError as error:
+        raise ValueError(
+            f"model.rewards.{name} is called with a completion, its row's tools and its row's answers, and takes "
+            f"{signature}: {error}."
+        ) from error
+
 
 def call_in_turn(function: Callable[..., float], inputs: Sequence[RewardInput], most_errors: float) -> list[Answer]:
     """Call a function in this process, until it has failed more often than that."""
@@ -122,12 +160,12 @@ def call_in_turn(function: Callable[..., float], inputs: Sequence[RewardInput], 
     return answers
 
 
-def same_reward(function: Callable[[str, str, str], Any], own: FunctionCallReward | None) -> bool:
-    """Whether a function is the reward that has judged already, or one of the same kind and settings."""
+def same_reward(function: RewardFunction, own: FunctionCallReward | None) -> bool:
+    """Whether a function is the reward that has scored already, or one of the same kind and settings."""
     return type(function) is type(own) and vars(function) == vars(own)
 
 
-def score(function: Callable[[str, str, str], Any], *inputs: str) -> float:
+def score(function: RewardFunction, *inputs: str) -> float:
     """What a reward function says of a completion, as a finite number; raises what it raises, and `as_score`."""
     return as_score(function(*inputs))
 

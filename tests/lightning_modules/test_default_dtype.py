@@ -13,8 +13,10 @@ from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, SRMLModule
 from lightning_modules.generators import Completion, HFGenerator
 from lightning_modules.generators.vllm import _probe
-from lightning_modules.objectives import overlong_penalty
+from lightning_modules.objectives import ImportanceSampling, PolicyLoss, overlong_penalty
 from lightning_modules.policy.model import build_policy
+from lightning_modules.rollout.groups import Overlong
+from lightning_modules.rollout.sampling import Sampling
 from lightning_modules.rollout.scoring import RewardTerm
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
@@ -43,9 +45,9 @@ def reward(completion, tools, answers):
 
 def rollouts(folder):
     module = GRPOModule(
-        init_from=str(folder), generator=Engine(), group_size=3, mini_batches=1, inner_epochs=3, importance_cap=2.1,
-        kl_coef=0.3, learning_rate=0.01, overlong="penalty", rewards={"length": RewardTerm(reward, 0.7)},
-        reward_timeout=None,
+        init_from=str(folder), generator=Engine(), sampling=Sampling(group_size=3), mini_batches=1, inner_epochs=3,
+        importance_sampling=ImportanceSampling(cap=2.1), loss=PolicyLoss(kl_coef=0.3), learning_rate=0.01,
+        overlong=Overlong("penalty"), rewards={"length": RewardTerm(reward, 0.7)}, reward_timeout=None,
     )  # fmt: skip
     rows = [Example(id=f"row{i}", query="q", tools="[]", answers="[]") for i in range(len(PROMPTS))]
     return module, [PromptBatch(rows, PROMPTS)] * 2

@@ -15,7 +15,7 @@ SMALL = {
         "--trainer.max_steps=2",
         "--data.limit_val=2",
         "--data.prompts_per_step=2",
-        "--model.group_size=2",
+        "--model.sampling.group_size=2",
         "--model.generator.max_new_tokens=4",
     ],
 }

@@ -14,14 +14,19 @@ from datamodules import Example, XLAMPromptDataModule
 from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, grpo
 from lightning_modules.generators import Completion, HFGenerator
-from lightning_modules.objectives.advantages import EntropyBonus
+from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, advantages
+from lightning_modules.objectives.advantages import BonusParts
 from lightning_modules.policy.model import LoRA
-from lightning_modules.rollout import batching, collect
+from lightning_modules.rollout import batching
 from lightning_modules.rollout.batching import cot_mask
+from lightning_modules.rollout.dynamic import DynamicSampling
+from lightning_modules.rollout.groups import Overlong
+from lightning_modules.rollout.sampling import Sampling
 from lightning_modules.rollout.scoring import RewardTerm
 from rewards import FunctionCallReward, function_call, parser
 
 TEMPERATURE = 0.7
+NO_BONUS = EntropyBonus(scale=0.0)  # plain GRPO
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 TEXTS = [
     ["<think>The weather.</think>\n\n[]", "<think>No.</think>[]", "no thought"],
@@ -65,11 +70,12 @@ def look_up(completion, tools, answers):
 
 
 def make(folder, tokenizer, reports_logprobs=False, cut=(), **options):
-    options = {"micro_batch_tokens": 4096, "kl_coef": 0.5, "temperature": TEMPERATURE, "learning_rate": 0.01} | options
+    options = {"micro_batch_tokens": 4096, "learning_rate": 0.01} | options
     return GRPOModule(
         init_from=str(folder),
         generator=Recorded(tokenizer, reports_logprobs, cut),
-        group_size=3,
+        sampling=Sampling(group_size=3, temperature=TEMPERATURE),
+        loss=PolicyLoss(**{"kl_coef": 0.5} | options.pop("loss", {})),
         rewards=options.pop("rewards", {"look_up": RewardTerm(look_up)}),
         reward_timeout=None,
         **options,
@@ -172,7 +178,7 @@ SPLITS = {4096: 1, 90: 2, 40: 4}  # bound on the tokens of a micro-batch -> micr
 def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
     tiny_model_dir, tiny_tokenizer, moved_reference, aggregation, budget
 ):
-    module = make(tiny_model_dir, tiny_tokenizer, aggregation=aggregation, micro_batch_tokens=budget)
+    module = make(tiny_model_dir, tiny_tokenizer, loss={"aggregation": aggregation}, micro_batch_tokens=budget)
     (gradients,), rounds, (metrics,) = fit(module)
     assert rounds == [SPLITS[budget]]
     assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, aggregation))
@@ -182,11 +188,14 @@ def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
 @pytest.mark.parametrize(
     ("options", "of_oracle"),
     [
-        ({"entropy_scale": 0.0}, {"entropy_scale": 0.0}),  # without the pass for old log-probabilities
+        (
+            {"entropy_bonus": NO_BONUS},
+            {"entropy_scale": 0.0},
+        ),  # without the pass for old log-probabilities
         ({"reports_logprobs": True}, {"reports_logprobs": True}),
-        ({"entropy_level": "token"}, {"level": "token"}),
-        ({"entropy_level": "token_cot"}, {"level": "token_cot"}),
-        ({"overlong": "mask", "cut": ("<think>a", "no thought")}, {"masked": ("<think>a", "no thought")}),
+        ({"entropy_bonus": EntropyBonus(level="token")}, {"level": "token"}),
+        ({"entropy_bonus": EntropyBonus(level="token_cot")}, {"level": "token_cot"}),
+        ({"overlong": Overlong("mask"), "cut": ("<think>a", "no thought")}, {"masked": ("<think>a", "no thought")}),
     ],
 )
 def test_gradient_of_the_options(tiny_model_dir, tiny_tokenizer, moved_reference, options, of_oracle):
@@ -211,7 +220,7 @@ def test_a_completion_that_nobody_could_judge_is_as_if_it_had_not_been_sampled(
         return CRASHES[way]
 
     rewards = {"judge": RewardTerm(judge), "length": RewardTerm(lambda completion, *_: len(completion), weight=0.0)}
-    options = {"rewards": rewards, "max_reward_errors": 0.5, "entropy_level": level}
+    options = {"rewards": rewards, "max_reward_errors": 0.5, "entropy_bonus": EntropyBonus(level=level)}
     module = make(tiny_model_dir, tiny_tokenizer, **options)
     (gradients,), _, (metrics,) = fit(module)
     assert_close(gradients, oracle(tiny_model_dir, tiny_tokenizer, "token_mean", level=level, failed=FAILED))
@@ -219,7 +228,9 @@ def test_a_completion_that_nobody_could_judge_is_as_if_it_had_not_been_sampled(
     assert metrics["reward/mean"] == metrics["reward/judge/mean"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 1) / 6)
     assert metrics["reward/length/mean"] == pytest.approx(sum(map(len, REWARDS)) / 9)
     assert metrics["reward/frac_zero_std"] == pytest.approx(1 / 3)
-    assert [sample.failed for sample in module.samples] == [text in FAILED for group in TEXTS for text in group]
+    assert [not rollout.rewarded for rollout in module.rollouts] == [
+        text in FAILED for group in TEXTS for text in group
+    ]
     assert all(math.isfinite(value) for value in metrics.values())
 
 
@@ -227,10 +238,10 @@ def test_where_right_is_1_and_wrong_is_minus_1_a_failure_is_worth_nothing(tiny_m
     def judge(completion, tools, answers):
         return {"<think>No.</think>[]": -1.0, "no thought": None}.get(completion, 1.0)
 
-    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, entropy_scale=0.0)
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, entropy_bonus=NO_BONUS)
     fit(module)
     # 1, -1 and a failure: mean 0, deviation sqrt(2). A failure at 0 would have been as good as the mean.
-    assert module.sample_advantages[:3].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), 0], abs=1e-5)
+    assert module.rollout_advantages[:3].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), 0], abs=1e-5)
 
 
 def test_too_many_failures_stop_the_run_with_the_function_and_an_input(tiny_model_dir, tiny_tokenizer):
@@ -275,7 +286,7 @@ def test_each_completion_is_judged_and_parsed_once(tiny_model_dir, tiny_tokenize
 def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokenizer, options):
     runs = []
     for budget in SPLITS:
-        module = make(tiny_model_dir, tiny_tokenizer, inner_epochs=3, micro_batch_tokens=budget, **options)
+        module = make(tiny_model_dir, tiny_tokenizer, inner_epochs=3, micro_batch_tokens=budget, loss=options)
         gradients, rounds, metrics = fit(module, steps=3)
         assert rounds == [SPLITS[budget]] * 3
         runs.append((gradients, metrics))
@@ -293,11 +304,11 @@ def test_off_policy_steps_do_not_depend_on_the_split(tiny_model_dir, tiny_tokeni
 @pytest.mark.parametrize("inner_epochs", [1, 2])  # without the pass for old log-probabilities, and with it
 def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_tokenizer, monkeypatch, inner_epochs):
     options = {"inner_epochs": inner_epochs, "micro_batch_tokens": 90}
-    egpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0, **options)
+    egpo = make(tiny_model_dir, tiny_tokenizer, entropy_bonus=NO_BONUS, **options)
     fit(egpo, steps=2)
-    nothing = lambda advantages, *_: EntropyBonus(*[torch.zeros_like(advantages)] * 4)  # noqa: E731
-    monkeypatch.setattr(collect, "entropy_bonus", nothing)
-    grpo = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.4, **options)
+    nothing = lambda advantages, *_: BonusParts(*[torch.zeros_like(advantages)] * 4)  # noqa: E731
+    monkeypatch.setattr(advantages, "entropy_bonus", nothing)
+    grpo = make(tiny_model_dir, tiny_tokenizer, entropy_bonus=EntropyBonus(scale=0.4), **options)
     fit(grpo, steps=2)
     weights = grpo.policy.state_dict()
     for name, weight in egpo.policy.state_dict().items():
@@ -305,8 +316,8 @@ def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_token
 
 
 def test_plain_grpo_needs_no_pass_for_old_logprobs(tiny_model_dir, tiny_tokenizer):
-    (skipped,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0))
-    module = make(tiny_model_dir, tiny_tokenizer, entropy_scale=0.0)
+    (skipped,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, entropy_bonus=NO_BONUS))
+    module = make(tiny_model_dir, tiny_tokenizer, entropy_bonus=NO_BONUS)
     module.repeats = 2
     gradients, _, (with_pass, _) = fit(module, steps=2)
     for name, gradient in skipped.items():
@@ -330,7 +341,7 @@ def test_the_ratio_of_the_policy_that_sampled_is_1_whatever_its_dropout(tiny_tok
 
 
 def test_no_reference_without_kl_and_none_of_its_own_for_adapters(tiny_model_dir, tiny_tokenizer):
-    module = make(tiny_model_dir, tiny_tokenizer, kl_coef=0.0)
+    module = make(tiny_model_dir, tiny_tokenizer, loss={"kl_coef": 0.0})
     _, _, (metrics,) = fit(module)
     assert module.reference is None and "policy/kl" not in metrics
     module = make(tiny_model_dir, tiny_tokenizer, lora=LoRA(r=2), inner_epochs=2)
@@ -356,12 +367,12 @@ def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_r
         (gradients,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards))
     assert metrics["reward/frac_zero_std"] == 1 and metrics["policy/loss"] == 0 and metrics["policy/kl"] > 0
     with pytest.warns(UserWarning, match="all rewards were equal"):
-        (half,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, kl_coef=0.25))
+        (half,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, loss={"kl_coef": 0.25}))
     assert_close({name: 2 * g for name, g in half.items()}, gradients)
 
 
 def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_tokenizer):
-    module = make(tiny_model_dir, tiny_tokenizer, max_resample=2, inner_epochs=2)
+    module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(max_resample=2), inner_epochs=2)
     _, _, metrics = fit(module, steps=4)
     first = [["0/row0", "0/row1", "0/row2"], ["0/row2/1"], ["0/row2/2"]]
     assert module.generator.names == first + [[name.replace("0/", "2/", 1) for name in names] for names in first]
@@ -376,7 +387,12 @@ def test_the_mean_of_the_first_attempts_is_logged_beside_that_of_the_last(tiny_m
         asked[completion] += 1
         return REWARDS[completion] if asked[completion] == 1 else float(completion == "[f()]")
 
-    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, max_resample=2)
+    module = make(
+        tiny_model_dir,
+        tiny_tokenizer,
+        rewards={"judge": RewardTerm(judge)},
+        dynamic_sampling=DynamicSampling(max_resample=2),
+    )
     _, _, (metrics,) = fit(module)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row2/1"]]
     assert metrics["reward/mean_first"] == pytest.approx(6.5 / 9)  # 1.5, 2 and 3 of the groups
@@ -388,7 +404,12 @@ def test_a_group_is_sampled_again_where_those_that_could_be_judged_are_alike(tin
         return None if completion == "no thought" else float(completion not in ("[]", "[g()]"))
 
     # 1, 1 and a failure; 1, 1, 0; 1, 0, 1.
-    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, max_resample=1)
+    module = make(
+        tiny_model_dir,
+        tiny_tokenizer,
+        rewards={"judge": RewardTerm(judge)},
+        dynamic_sampling=DynamicSampling(max_resample=1),
+    )
     fit(module)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row0/1"]]
 
@@ -399,7 +420,7 @@ def rows(names, numbers):
 
 
 def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, tiny_tokenizer):
-    module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=4, inner_epochs=2)
+    module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(4), inner_epochs=2)
     given = batch()  # of which the last is alike
     given.further = lambda draw: {1: rows("abc", [2, 2, 2]), 2: rows("def", [2, 0, 1])}[draw]
     gradients, _, metrics = fit(module, steps=2, of=given)
@@ -414,7 +435,9 @@ def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, t
 def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_model_dir, tiny_tokenizer):
     given, draws = batch(), []
     given.further = lambda draw: draws.append(draw) or rows("abc", [2, 2, 2])
-    (gradients,), _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=3), of=given)
+    (gradients,), _, (metrics,) = fit(
+        make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(3)), of=given
+    )
     assert draws == [1, 2, 3] and metrics["sampling/tries"] == 3
     assert metrics["sampling/filled_frac"] == pytest.approx(2 / 3) == 1 - metrics["reward/frac_zero_std"]
     (want,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer))
@@ -422,7 +445,7 @@ def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_
 
 
 def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
-    options = {"overlong": "penalty", "overlong_buffer": 64}  # the whole limit: -length / 64
+    options = {"overlong": Overlong("penalty", buffer=64)}  # the whole limit: -length / 64
     module = make(tiny_model_dir, tiny_tokenizer, **options)
     _, _, (metrics,) = fit(module)
     assert metrics["reward/mean"] == pytest.approx(6.5 / 9) and metrics["reward/frac_zero_std"] == 0
@@ -431,7 +454,7 @@ def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_mo
 
 def test_a_step_without_tokens_moves_nothing(tiny_model_dir, tiny_tokenizer):
     every = tuple(text for group in TEXTS for text in group)
-    module = make(tiny_model_dir, tiny_tokenizer, overlong="mask", cut=every, weight_decay=0.5)
+    module = make(tiny_model_dir, tiny_tokenizer, overlong=Overlong("mask"), cut=every, weight_decay=0.5)
     gradients, _, (metrics,) = fit(module)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64).state_dict()
     for name, weight in module.policy.model.state_dict().items():
@@ -450,20 +473,10 @@ def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_toke
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"group_size": 1}, "model.group_size is 1; give at least 2: a group of one has no advantage"),
-        ({"mini_batches": 0}, "model.mini_batches"),
-        ({"max_resample": -1}, "model.max_resample"),
-        ({"dynamic_sampling": -1}, "model.dynamic_sampling"),
-        ({"dynamic_sampling": 1, "max_resample": 1}, "model.max_resample 1 samples .* model.dynamic_sampling 1 others"),
-        ({"temperature": 0.0}, "model.temperature"),
-        ({"top_p": 0.0}, "model.top_p"),
-        ({"kl_coef": -1.0}, "model.kl_coef"),
-        ({"clip_low": 2.0}, "clip_low"),
-        ({"dual_clip": 1.1}, "dual_clip"),
-        ({"clip_divisor": 1.0}, "clip_divisor"),
-        ({"entropy_scale": -0.1}, "entropy_scale"),
-        ({"importance_cap": 0.0}, "cap"),
-        ({"overlong_buffer": 0}, "buffer"),
+        ({"mini_batches": 0}, "model.mini_batches is 0; give at least 1"),
+        ({"inner_epochs": 0}, "model.inner_epochs is 0; give at least 1"),
+        ({"micro_batch_tokens": 0}, "model.micro_batch_tokens is 0; give at least 1"),
+        ({"advantage_scale": "mean"}, "model.advantage_scale is mean; give std or none"),
         ({"max_reward_errors": 1.5}, "max_reward_errors"),
         ({"reward_workers": 0}, "reward_workers"),
     ],
@@ -473,12 +486,32 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(options, word
         GRPOModule(init_from="/absent", **options)
 
 
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        (Sampling, {"group_size": 1}, "sampling.group_size is 1; give at least 2: a group of one has no advantage"),
+        (Sampling, {"temperature": 0.0}, "model.sampling.temperature must be greater than 0"),
+        (Sampling, {"temperature": math.inf}, "model.sampling.temperature must be greater than 0"),
+        (Sampling, {"top_p": 0.0}, r"model.sampling.top_p lie in \(0, 1\], got 0.7 and 0.0"),
+        (DynamicSampling, {"max_resample": -1}, "model.dynamic_sampling.max_resample is -1; give at least 0"),
+        (DynamicSampling, {"max_draws": -1}, "model.dynamic_sampling.max_draws is -1; give at least 0"),
+        (DynamicSampling, {"max_draws": 1, "max_resample": 1}, r"max_resample 1 samples .*max_draws 1 others"),
+        (Overlong, {"buffer": 0}, "model.overlong.buffer is 0; give at least 1"),
+        (Overlong, {"treatment": "cut"}, "model.overlong.treatment is 'cut'; give none, mask or penalty"),
+    ],
+)
+def test_impossible_settings_of_rollouts_are_refused_when_they_are_made(settings, options, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**options)
+
+
 @pytest.mark.parametrize("reports_logprobs", [False, True])
 def test_a_cut_distribution_is_refused_with_any_generator(tiny_tokenizer, reports_logprobs):
     generator = Recorded(tiny_tokenizer, reports_logprobs)
-    with pytest.raises(ValueError, match=r"model\.top_p 0\.9 samples from a cut distribution"):
-        GRPOModule(init_from="/absent", top_p=0.9, generator=generator)
-    GRPOModule(init_from="/absent", top_p=0.9, generator=generator, importance_cap=None)
+    with pytest.raises(ValueError, match=r"model\.sampling\.top_p 0\.9 samples from a cut distribution"):
+        GRPOModule(init_from="/absent", sampling=Sampling(top_p=0.9), generator=generator)
+    uncorrected = ImportanceSampling(cap=None)
+    GRPOModule(init_from="/absent", sampling=Sampling(top_p=0.9), generator=generator, importance_sampling=uncorrected)
 
 
 def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir, rows_file, tmp_path):
@@ -486,8 +519,9 @@ def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir
 
     def run(ckpt_path=None, validates=True):
         module = GRPOModule(
-            init_from=str(tiny_model_dir), kl_coef=0.5, group_size=2, learning_rate=0.01, reward_timeout=None,
-            generator=HFGenerator(max_new_tokens=4), rewards={"length": RewardTerm(lambda text, *_: len(text))},
+            init_from=str(tiny_model_dir), loss=PolicyLoss(kl_coef=0.5), sampling=Sampling(group_size=2),
+            learning_rate=0.01, reward_timeout=None, generator=HFGenerator(max_new_tokens=4),
+            rewards={"length": RewardTerm(lambda text, *_: len(text))},
         )  # fmt: skip
         trainer = Trainer(
             accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_model_summary=False,

@@ -40,10 +40,10 @@ def moody(completion, tools, answers):
 RUN = {
     "data.init_args.val_path": "null",
     "data.init_args.prompts_per_step": 4,
-    "model.init_args.group_size": 4,
+    "model.init_args.sampling.group_size": 4,
     "model.init_args.mini_batches": 2,
     "model.init_args.inner_epochs": 2,
-    "model.init_args.dynamic_sampling": 2,
+    "model.init_args.dynamic_sampling.max_draws": 2,
     "model.init_args.micro_batch_tokens": 1400,
     "model.init_args.learning_rate": 0.01,
     "model.init_args.rewards": '{"vowels": {"function": "toy_rewards.vowels"}}',
@@ -124,7 +124,7 @@ def test_tensorboard_has_panels_histogram_and_samples(run):
 
 
 def test_table_at_the_start(base_args, tmp_path, capsys):
-    options = {"trainer.max_steps": 5, "model.init_args.ratio_level": "sequence", "data.init_args.seed": 3}
+    options = {"trainer.max_steps": 5, "model.init_args.loss.ratio_level": "sequence", "data.init_args.seed": 3}
     options |= {"model.init_args.generator.init_args.token_budget": 2000}
     main(CONFIG + base_args(tmp_path, **RUN | options))
     lines = capsys.readouterr().out.splitlines()
@@ -191,7 +191,7 @@ def assert_went_on(run, resumed, step):
 
 
 # Between two optimizer steps and inside one; in the middle of a buffer, and while one is filled (step 8 samples anew).
-PLACES = [("training_step", 6), ("clip_gradients", 3), ("judge", 8)]
+PLACES = [("training_step", 6), ("clip_gradients", 3), ("score", 8)]
 
 
 @pytest.mark.parametrize(("method", "step"), PLACES)
@@ -203,7 +203,7 @@ def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp
     killed = tmp_path / "egpo-fit-0"
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
     (buffer,) = saved_state(killed, step)["rollouts"]
-    assert (buffer and buffer["served"]) == (step % 4 or None)
+    assert (buffer and buffer["updates_done"]) == (step % 4 or None)
     main([*CONFIG, *args, "--ckpt_path", str(killed)])
     assert_went_on(run, tmp_path / "egpo-fit-1", step)
 
@@ -223,7 +223,7 @@ def engine_dies():
 ENDS = [
     ("clip_gradients", 2, terminate, 3, SystemExit, 143),  # the step is finished first
     ("clip_gradients", 5, press_ctrl_c, 5, SystemExit, 1),  # the step is undone
-    ("judge", 8, engine_dies, 8, SystemExit, None),  # and its rollouts are sampled again
+    ("score", 8, engine_dies, 8, SystemExit, None),  # and its rollouts are sampled again
 ]
 
 
@@ -287,10 +287,14 @@ def one_and_two(base_args, tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("ranks")
     options = RUN | {"data.init_args.prompts_per_step": 22, "trainer.max_steps": -1, "trainer.max_epochs": 1}
-    options |= {"trainer.precision": "64-true", "model.init_args.inner_epochs": 1, "model.init_args.group_size": 2}
+    options |= {
+        "trainer.precision": "64-true",
+        "model.init_args.inner_epochs": 1,
+        "model.init_args.sampling.group_size": 2,
+    }
     options |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
-    options |= {"model.init_args.max_resample": 1, "model.init_args.dynamic_sampling": 0}
-    options |= {"model.init_args.overlong": "mask"}
+    options |= {"model.init_args.dynamic_sampling.max_resample": 1, "model.init_args.dynamic_sampling.max_draws": 0}
+    options |= {"model.init_args.overlong.treatment": "mask"}
     options |= {"model.init_args.reward_timeout": 60, "model.init_args.learning_rate": 0.001}
     options |= {"model.init_args.rewards": '{"picky": {"function": "toy_rewards.picky"}}'}
     options |= {"model.init_args.max_reward_errors": 0.75}
@@ -363,12 +367,12 @@ def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
     ("args", "words"),
     [
         ([function("boom")], ["Reward function boom failed", "KeyError", "its input was completion"]),
-        (["--model.init_args.group_size=1"], ["model.group_size is 1"]),
+        (["--model.init_args.sampling.group_size=1"], ["model.sampling.group_size is 1"]),
         (["--data.init_args.max_prompt_length=10"], ["max_prompt_length 10", "the shortest has"]),
         (["--data.init_args.prompts_per_step=3"], ["prompts_per_step 3", "2 mini-batches"]),
-        (["--data.init_args.think=none"], ["model.entropy_scale", "data.think", "plain GRPO"]),
+        (["--data.init_args.think=none"], ["model.entropy_bonus.scale", "data.think", "plain GRPO"]),
         (["--model.init_args.micro_batch_tokens=99"], ["micro_batch_tokens 99", "1032"]),  # 1024 + 8
-        (["--model.init_args.aggregation=mean"], ["aggregation", "mean"]),
+        (["--model.init_args.loss.aggregation=mean"], ["aggregation", "mean"]),
         (["--model.init_args.rewards.x.function=toy_rewards.absent"], ["toy_rewards.absent"]),
     ],
 )

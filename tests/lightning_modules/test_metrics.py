@@ -7,7 +7,8 @@ from datamodules.xlam import Example
 from lightning_modules import metrics
 from lightning_modules.callbacks.board import LAYOUT
 from lightning_modules.callbacks.summary import accuracy_table
-from lightning_modules.metrics import CallAccuracy, Rollout, Throughput
+from lightning_modules.metrics import CallAccuracy, Throughput
+from lightning_modules.rollout.rollout import Rollout
 from rewards import FunctionCallReward, parse_completion
 
 TOOLS = json.dumps([{"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}])

@@ -20,13 +20,13 @@ CONFIG = ["fit", "--config", "configs/grpo.yaml"]
 RUN = {
     "data.init_args.val_path": "null",
     "data.init_args.prompts_per_step": 22,
-    "model.init_args.group_size": 2,
+    "model.init_args.sampling.group_size": 2,
     "model.init_args.mini_batches": 2,
     "model.init_args.micro_batch_tokens": 1400,
     "model.init_args.learning_rate": 0.001,
     "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
-    "model.init_args.kl_coef": 0.1,
-    "model.init_args.entropy_level": "token",  # random weights write no chain of thought
+    "model.init_args.loss.kl_coef": 0.1,
+    "model.init_args.entropy_bonus.level": "token",  # random weights write no chain of thought
     "model.init_args.rewards": '{"vowels": {"function": "toy_rewards.vowels"}}',
     "model.init_args.reward_timeout": 60,
     "trainer.max_epochs": 1,
@@ -43,7 +43,7 @@ KINDS = {
     "adapters": {
         "model.init_args.lora.r": 4,
         "model.init_args.lora.target_modules": "all-linear",
-        "model.init_args.dynamic_sampling": 2,  # of the prompts of the other batch
+        "model.init_args.dynamic_sampling.max_draws": 2,  # of the prompts of the other batch
     },
 }
 

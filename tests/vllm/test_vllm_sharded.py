@@ -13,7 +13,7 @@ from lightning_modules.generators.vllm_engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
-    "model.group_size": 4,
+    "model.sampling.group_size": 4,
     "model.learning_rate": 0.001,
     "model.rewards": '{"vowels": {"function": "vowel_rewards.vowels"}}',
     "model.reward_timeout": 60,

@@ -15,7 +15,7 @@ from tensorboard.program import TensorBoard
 from datamodules.xlam import Example
 from lightning_modules.callbacks.board import SETTINGS, quotation, sample_block
 from lightning_modules.cli import main
-from lightning_modules.metrics import Rollout
+from lightning_modules.rollout.rollout import Rollout
 from rewards import FunctionCallReward
 
 CONFIG = ["--config", "configs/srml.yaml"]

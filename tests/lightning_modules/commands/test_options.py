@@ -11,7 +11,7 @@ from lightning_modules.cli import ROOTS, main
         (["--model.lora.help"], ["--model.lora.r", "--model.lora.alpha", "Rank."]),
         (["--model.init_args.lora.help"], ["--model.lora.dropout"]),
         (["--model.lora.r.help"], ["--model.lora.r", "default: 16"]),
-        (["--model.help=GRPOModule"], ["--model.group_size", "--model.learning_rate"]),
+        (["--model.help=GRPOModule"], ["--model.sampling.group_size", "--model.learning_rate"]),
         (["--model", "GRPOModule", "--model.rewards.help"], ["--model.rewards.function", "--model.rewards.weight"]),
         (["--model.generator.help"], ["HFGenerator", "VLLMGenerator"]),
         (["--model.generator.help", "HFGenerator"], ["--model.generator.max_new_tokens"]),

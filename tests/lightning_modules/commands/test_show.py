@@ -267,7 +267,7 @@ def test_what_other_rewards_pay(show, odd_rows, tmp_path):
         "      ours: {function: {class_path: rewards.FunctionCallReward}, weight: 10}\n"
     )
     with rewards_module(tmp_path, text):
-        options = odd_rows | {"model.init_args.entropy_scale": 0, "data.init_args.think": "none"}
+        options = odd_rows | {"model.init_args.entropy_bonus.scale": 0, "data.init_args.think": "none"}
         printed = show("grpo", f"--config={settings}", "--row=3", **options)
     # "[f(city='Oslo', days=2)]" has 24 characters: 0.5 x 24 + 10; with a value of one more 0.5 x 25.
     assert "1  the row's own answer; model.rewards pay 22\n" in printed

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.objectives import (
+    EntropyBonus,
     entropy_bonus,
     entropy_shaped_advantages,
     group_advantages,
@@ -238,3 +239,16 @@ def test_bad_arguments_are_refused():
     for buffer, factor in ((0, 1.0), (101, 1.0), (20, -1.0)):
         with pytest.raises(ValueError, match="buffer must lie in"):
             overlong_penalty(torch.ones(2), 100, buffer, factor)
+
+
+@pytest.mark.parametrize("options", [{"divisor": 1.0}, {"scale": -0.1}, {"scale": math.inf}, {"level": "row"}])
+def test_impossible_settings_of_the_bonus_are_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"model\.entropy_bonus\.{name} .* got .*{value}"):
+        EntropyBonus(**options)
+
+
+def test_the_settings_of_the_bonus_are_those_of_the_function():
+    bonus = EntropyBonus(scale=2.0, divisor=4.0)(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.1, 2.0, 1.0]))
+    assert bonus.bonus.tolist() == pytest.approx([0.2, 0.25, 0])  # 2 * 0.1; |-1| / 4 below 2 * 2; 0 / 4
+    assert bonus.capped.tolist() == [False, True, False]

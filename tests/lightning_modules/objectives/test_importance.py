@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_modules.objectives import truncated_importance_weights
+from lightning_modules.objectives import ImportanceSampling, truncated_importance_weights
 
 # Ratios 1/2, 1, 4 and 2 of policy to sampler.
 OLD = torch.tensor([math.log(r) - 1 for r in (0.5, 1.0, 4.0, 2.0)], dtype=torch.float64)
@@ -69,3 +69,13 @@ def test_bad_arguments_are_refused():
     for cap, above in ((0.0, "mask"), (2.0, "drop")):
         with pytest.raises(ValueError, match="cap must be greater than 0 and above 'truncate' or 'mask'"):
             truncated_importance_weights(OLD, SAMPLING, cap, above)
+
+
+def test_settings():
+    old, reported = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -4.0])
+    weights, parts = ImportanceSampling(cap=3.0, above="mask")(old, reported)
+    assert weights.tolist() == [1, 0] and parts["capped"] == 1  # e^2 is above 3
+    assert ImportanceSampling(cap=None)(old, reported) == (None, {})
+    for options, words in (({"cap": 0.0}, r"cap is 0\.0; give"), ({"above": "cut"}, "above is 'cut'; give truncate")):
+        with pytest.raises(ValueError, match=rf"model\.importance_sampling\.{words}"):
+            ImportanceSampling(**options)

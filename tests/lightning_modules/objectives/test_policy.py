@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.objectives import PolicyTotals, group_advantages, kl_k3, policy_loss
+from lightning_modules.objectives import PolicyLoss, PolicyTotals, group_advantages, kl_k3, policy_loss
 
 AGGREGATIONS = [("token_mean", None), ("seq_mean", None), ("dr_grpo", 10)]
 
@@ -381,3 +381,34 @@ def test_half_precision_is_summed_in_float32():
 def test_bad_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         policy_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.long), **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clip_low": 2.0}, r"model\.loss\.clip_low must lie in \[0, 1\]"),
+        ({"clip_high": -0.1}, r"model\.loss\.clip_high be at least 0, got 0\.2 and -0\.1"),
+        ({"dual_clip": 1.1}, r"model\.loss\.dual_clip must be greater than 1 \+ clip_high, got 1\.1"),
+        ({"aggregation": "mean"}, r"model\.loss\.aggregation must be 'token_mean'"),
+        ({"ratio_level": "row"}, r"model\.loss\.ratio_level must be 'token' or 'sequence', got 'row'"),
+        ({"kl_coef": -1.0}, r"model\.loss\.kl_coef is -1\.0; give a number from 0 up"),
+        ({"kl_coef": math.inf}, r"model\.loss\.kl_coef is inf"),
+    ],
+)
+def test_impossible_settings_are_refused_when_the_loss_is_made(options, words):
+    with pytest.raises(ValueError, match=words):
+        PolicyLoss(**options)
+
+
+def test_the_settings_are_those_of_the_function():
+    numbers = torch.Generator().manual_seed(0)
+    new, old, reference, advantages, weights = torch.rand(5, 6, generator=numbers)
+    samples = torch.tensor([0, 0, 1, 1, 1, -1])
+    settings = {"clip_low": 0.1, "clip_high": 0.3, "dual_clip": 2.0, "aggregation": "dr_grpo", "kl_coef": 0.7}
+    given = {"weights": weights, "ref_logprobs": reference, "totals": PolicyTotals(4, 9), "max_length": 5}
+    loss, parts = PolicyLoss(**settings, ratio_level="sequence")(new, old, advantages - 0.5, samples, **given)
+    want, want_parts = policy_loss(new, old, advantages - 0.5, samples, **settings, ratio_level="sequence", **given)
+    assert torch.equal(loss, want) and parts == want_parts
+    assert PolicyLoss(ratio_level="sequence").described() == (
+        "ratio by sequence, clipped at 1 - 0.0003 and 1 + 0.0004; seq_mean"
+    )

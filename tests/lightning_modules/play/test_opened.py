@@ -4,8 +4,8 @@ from dataclasses import asdict
 import pytest
 
 from datamodules.example import Example
-from lightning_modules.metrics import Rollout
 from lightning_modules.play.opened import open_rows, reference_of
+from lightning_modules.rollout.rollout import Rollout
 from rewards import FunctionCallReward
 
 TOOLS, CALLS = '[{"name": "f", "description": "", "parameters": {}}]', '[{"name": "f", "arguments": {}}]'

@@ -136,7 +136,7 @@ def test_the_command_trains_and_exports_and_says_how_rows_are_made(
         "data.init_args.limit_val": 1,
     }
     if experiment == "grpo":
-        options |= {"model.init_args.group_size": 2, "data.init_args.prompts_per_step": 2}
+        options |= {"model.init_args.sampling.group_size": 2, "data.init_args.prompts_per_step": 2}
     else:
         options |= {"data.init_args.batch_size": 4}
     main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path, **options)])

@@ -8,7 +8,7 @@ import pytest
 from datamodules.prompts import PromptBatch
 from lightning_modules.rollout import dynamic
 from lightning_modules.rollout.dynamic import draw_groups, kept_groups
-from lightning_modules.rollout.groups import Sample
+from lightning_modules.rollout.rollout import Rollout
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def on_ranks(ranks, rows, living, tries, size, monkeypatch):
         of_draw = list(range(rows))[draw * size : (draw + 1) * size]
         return PromptBatch([], [[row] for row in of_draw[here.rank :: ranks]]) if of_draw else None
 
+    def rollout(reward):
+        return Rollout(None, "", None, None, 1, 1, "stop", scores={"": 0.0}, reward=reward)
+
     def sample(batch):
-        groups = [
-            [Sample(None, None, {"": 0.0}, 0.0), Sample(None, None, {"": 0.0}, float(row in living))]
-            for (row,) in batch.prompt_ids
-        ]
+        groups = [[rollout(0.0), rollout(float(row in living))] for (row,) in batch.prompt_ids]
         return groups, {"sampled": float(len(groups))}
 
     def one(rank):
@@ -81,7 +81,7 @@ def test_any_number_of_ranks_keeps_the_same_groups(ranks, rows, living, tries, s
     assert sum(drawn.sums["sampled"] for drawn in shares) == min(rows, (1 + further) * size)
     for drawn in shares:
         for (row,), group in zip(drawn.prompts, drawn.groups, strict=True):
-            assert [sample.reward for sample in group] == [0.0, float(row in living)]
+            assert [rollout.reward for rollout in group] == [0.0, float(row in living)]
 
 
 def test_without_tries_prompts_are_numbered_as_they_are_dealt_and_nothing_is_agreed(monkeypatch):
@@ -91,5 +91,7 @@ def test_without_tries_prompts_are_numbered_as_they_are_dealt_and_nothing_is_agr
 
 
 def test_batches_that_cannot_draw_are_refused():
-    with pytest.raises(ValueError, match=r"model\.dynamic_sampling needs batches that can draw further prompts"):
+    with pytest.raises(
+        ValueError, match=r"model\.dynamic_sampling\.max_draws needs batches that can draw further prompts"
+    ):
         draw_groups(PromptBatch([], []), 1, None, 0, 1)

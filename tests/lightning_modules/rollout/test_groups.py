@@ -6,20 +6,18 @@ import pytest
 import torch
 
 from datamodules import Example
-from lightning_modules.metrics import Rollout
-from lightning_modules.rollout.groups import Sample, check_errors
+from lightning_modules.rollout.groups import check_errors
+from lightning_modules.rollout.rollout import Rollout
 
 
-def sample(error=""):
+def rollout(error=""):
     example = Example(id="a", query="q", tools="[]", answers="[]")
-    rollout = Rollout(example, "text", None, None, 1, 1, "stop")
-    return Sample(
-        None, rollout, {"f": None if error else 1.0}, None if error else 1.0, errors={"f": error} if error else {}
-    )
+    score, errors = (None, {"f": error}) if error else (1.0, {})
+    return Rollout(example, "text", None, None, 1, 1, "stop", scores={"f": score}, reward=score, errors=errors)
 
 
 def groups(errors, count):
-    return [[sample("ValueError: x")] for _ in range(errors)] + [[sample()] for _ in range(count - errors)]
+    return [[rollout("ValueError: x")] for _ in range(errors)] + [[rollout()] for _ in range(count - errors)]
 
 
 def test_share_of_one_rank():

@@ -1,17 +1,14 @@
 """Figures by hand, and that sums over ranks give those of one."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lightning_modules.generators.base import Completion
-from lightning_modules.objectives import entropy_bonus, entropy_shaped_advantages
-from lightning_modules.objectives.advantages import EntropyBonus
+from lightning_modules.objectives import EntropyBonus, entropy_bonus, entropy_shaped_advantages
+from lightning_modules.objectives.advantages import BonusParts
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.collect import set_advantages
-from lightning_modules.rollout.groups import Sample
 from lightning_modules.rollout.metrics import (
     bonus_sums,
     length_sums,
@@ -20,12 +17,14 @@ from lightning_modules.rollout.metrics import (
     rollout_metrics,
     update_metrics,
 )
+from lightning_modules.rollout.rollout import Rollout
 
 STOP = {2}
 
 
 def completion(length, reason):
-    return Completion([5] * (length - 1) + [2 if reason == "stop" else 5], reason)
+    ids = [5] * (length - 1) + [2 if reason == "stop" else 5]
+    return Rollout(None, "", None, None, 1, length, reason, token_ids=ids)
 
 
 # Two groups of two: the first has an advantage, the second none, for one of its two has no reward.
@@ -91,19 +90,15 @@ def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
     def halved(advantages, entropy, *_):  # a cap of |A| / 4 where the equation has |A| / 2
         cap = advantages.abs() / 4
         raw = 0.4 * entropy
-        return EntropyBonus(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
+        return BonusParts(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
 
     monkeypatch.setattr("lightning_modules.objectives.advantages.entropy_bonus", halved)
-    monkeypatch.setattr("lightning_modules.rollout.collect.entropy_bonus", halved)
     # 0.4 E = 0.3 and 0.8 against 0.25: both are held back, of the paper's 0.5 only the second.
     advantages, entropy = torch.tensor([1.0, -1.0]), torch.tensor([0.75, 2.0])
     assert entropy_shaped_advantages(advantages, entropy).tolist() == [1.25, -0.75]
-    module = SimpleNamespace(
-        advantage_scale="none", entropy_scale=0.4, clip_divisor=2.0, entropy_level="rollout_cot", group_size=2
-    )
-    group = [Sample(None, None, {}, reward) for reward in (2.0, 0.0)]
     buffer = RolloutBuffer([], [], [[1], [1]], [[True], [True]], [0, 0], [False] * 2, torch.zeros(0))
-    sums, _ = set_advantages(module, buffer, [group], entropy)
+    rewards = torch.tensor([[2.0, 0.0]])
+    sums, _ = set_advantages(buffer, rewards, torch.ones(1, 2, dtype=torch.bool), entropy, "none", EntropyBonus())
     assert buffer.advantages.tolist() == [1.25, -0.75]
     assert (sums["bonus/sum"], sums["bonus/capped"], sums["bonus/alive"]) == (0.5, 2, 2)
 

@@ -1,4 +1,4 @@
-"""Functions in processes of their own, several at once: one that hangs or dies is stopped and replaced.
+"""Reward functions in processes of their own, several at once: one that hangs or dies is stopped and replaced.
 
 Nothing else can be stopped wherever it hangs. A judge behind a server mostly waits, so that many are asked at a time.
 """
@@ -30,8 +30,8 @@ class Answer(NamedTuple):
     error: str = ""
 
 
-class Worker:
-    """A process that calls a function.
+class SubprocessReward:
+    """A reward function that runs in a process of its own, which can be stopped wherever it hangs.
 
     Args:
         server: Starts the process.
@@ -82,7 +82,7 @@ class Worker:
         self.pid, self.pipe = 0, None
 
 
-def make_pools(functions: dict[str, Function], count: int, timeout: float) -> dict[str, list[Worker]]:
+def make_pools(functions: dict[str, Function], count: int, timeout: float) -> dict[str, list[SubprocessReward]]:
     """So many workers for each function; one process, which starts those of all, is forked now.
 
     Args:
@@ -93,7 +93,7 @@ def make_pools(functions: dict[str, Function], count: int, timeout: float) -> di
     if not functions:
         return {}
     server = ForkServer([partial(_answer, function) for function in functions.values()])
-    return {name: [Worker(server, i, timeout) for _ in range(count)] for i, name in enumerate(functions)}
+    return {name: [SubprocessReward(server, i, timeout) for _ in range(count)] for i, name in enumerate(functions)}
 
 
 def call(function: Function, inputs: tuple[Any, ...]) -> Answer:
@@ -105,7 +105,7 @@ def call(function: Function, inputs: tuple[Any, ...]) -> Answer:
 
 
 def call_all(
-    pools: dict[str, list[Worker]], inputs: Sequence[tuple[Any, ...]], most_errors: float = math.inf
+    pools: dict[str, list[SubprocessReward]], inputs: Sequence[tuple[Any, ...]], most_errors: float = math.inf
 ) -> dict[str, list[Answer]]:
     """Call every pool's function with every input; all workers of all pools work at the same time.
 
@@ -120,7 +120,7 @@ def call_all(
     answers = {name: [Answer(None)] * len(inputs) for name in pools}
     errors = dict.fromkeys(pools, 0)
     waiting = {name: iter(range(len(inputs))) for name in pools}
-    busy: dict[Worker, tuple[str, int]] = {}
+    busy: dict[SubprocessReward, tuple[str, int]] = {}
     try:
         while max(errors.values(), default=0) <= most_errors:
             for name, pool in pools.items():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.rollout import workers
+from lightning_modules.rollout import subprocess_reward
 from lightning_modules.rollout.fork_server import fork
-from lightning_modules.rollout.workers import Answer, call, call_all, make_pools
+from lightning_modules.rollout.subprocess_reward import Answer, call, call_all, make_pools
 
 
 def pool(function, count, timeout=30.0):
@@ -89,7 +89,7 @@ def test_an_answer_that_nobody_waited_for_is_not_the_next_call_s(monkeypatch):
 
     two = pool(float, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "wait", interrupted)
+        patch.setattr(subprocess_reward, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call_all({"f": two}, [("1",), ("2",)])
     assert call_all({"f": two}, [("3",), ("4",)]) == {"f": [Answer(3.0), Answer(4.0)]}
@@ -100,7 +100,7 @@ def test_errors_are_one_short_line():
         raise ValueError("one\ntwo " + 1000 * "x")
 
     error = call(fail, ()).error
-    assert error.startswith("ValueError: one two xxx") and len(error) <= workers.SHOWN
+    assert error.startswith("ValueError: one two xxx") and len(error) <= subprocess_reward.SHOWN
 
 
 def alive(pid):

@@ -1,0 +1,78 @@
+"""A rollout: what a generator returned for one example, and what it scored."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from datamodules.example import Example
+from rewards import ParsedCompletion, RewardResult, category_of
+
+CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the generator returned for one example, and its score; in training also what its rewards are.
+
+    Attributes:
+        example: The row that was asked.
+        text: The completion, without the token that ended it.
+        parsed: Its chain of thought and calls.
+        result: Score and parts, from the reward; None where the row has no answer to judge by.
+        prompt_tokens: Length of the prompt.
+        completion_tokens: Length of the completion, its end token included.
+        finish_reason: "stop", or "length" if it was cut.
+        token_ids: The completion as it was generated, its end token included; here and below of training alone.
+        logprobs: The generator's own log-probability of each of them, if it reports them.
+        scores: Of each reward function; None where it failed.
+        reward: Their weighted sum; None where a function failed that has a weight. The completion is then neither
+            right nor wrong: it is compared with no other, and nothing is learnt from it.
+        penalty: For its length; at most 0.
+        errors: Why functions failed, by their names.
+    """
+
+    example: Example
+    text: str
+    parsed: ParsedCompletion
+    result: RewardResult | None
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = None
+    scores: dict[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+    penalty: float = 0.0
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def category(self) -> str:
+        """One of `CATEGORIES`: the row's own if it has one, else counted from its tools and reference calls, if any."""
+        if self.example.category in CATEGORIES or not self.example.answers:
+            return self.example.category
+        return category_of(self.example.answers, self.example.tools)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether it has a reward, so that it can be compared and learnt from."""
+        return self.reward is not None
+
+    @property
+    def total(self) -> float | None:
+        """What its advantage is made of: the reward with the penalty."""
+        return None if self.reward is None else self.reward + self.penalty
+
+    def as_row(self) -> dict[str, Any]:
+        """A JSON row: the example's columns with the generated `cot`, then completion, calls, score and lengths."""
+        calls = None if self.parsed.calls is None else json.dumps([asdict(call) for call in self.parsed.calls])
+        return asdict(self.example) | {
+            "cot": self.parsed.cot,
+            "category": self.category,
+            "completion": self.text,
+            "calls": calls,
+            "score": self.result and self.result.score,
+            "parts": self.result and self.result.parts,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "finish_reason": self.finish_reason,
+        }

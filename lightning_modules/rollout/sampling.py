@@ -1,0 +1,107 @@
+"""A batch of groups of rollouts: sampled from its prompts, and anew where all rewards of a group are equal."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datamodules.prompts import PromptBatch
+from lightning_modules.generators.base import Completion
+from lightning_modules.rollout.groups import Group, all_alike, check_errors
+from lightning_modules.rollout.metrics import Sums, timed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the completions are sampled that are learnt from.
+
+    Attributes:
+        group_size: Completions per prompt, G; at least 2.
+        temperature: Divides the logits, of the sampler and of everything that is learnt from its samples; EGPO's 0.7.
+        top_p: Probability of the set of tokens sampled from; 1 is all of them. Less is refused unless the
+            cap of the importance sampling is None, because the policy is scored, and corrected, under the whole
+            distribution.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    group_size: int = 8
+    temperature: float = 0.7
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"model.sampling.group_size is {self.group_size}; give at least 2: a group of one has no advantage."
+            )
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "model.sampling.temperature must be greater than 0 and model.sampling.top_p lie in (0, 1], got "
+                f"{self.temperature} and {self.top_p}."
+            )
+
+
+def sample_groups(
+    batch: PromptBatch,
+    generate: Callable[[list[list[int]], list[str]], list[list[Completion]]],
+    score: Callable[..., list[Group]],
+    *,
+    group_size: int,
+    max_resample: int,
+    max_error_share: float,
+    step: int,
+    ranks: int,
+    on_any_rank: Callable[[bool], bool],
+    clock: dict[str, float],
+) -> tuple[list[Group], Sums]:
+    """Sample and score a group for each prompt; anew, up to `max_resample` times, where all rewards are equal.
+
+    Unlike dynamic sampling (`draw_groups`), which draws other prompts, this draws from the same ones once more, so that
+    a batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's
+    id and the attempt.
+
+    A group that is alike teaches nothing, so what changes is how often each prompt teaches something; the differences
+    shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5, rewards
+    differ in 2 p (1 - p) = 18 % and 50 % of the cases, and within two attempts in 1 - 0.82^2 = 33 % and 1 - 0.5^2 =
+    75 %: the hard prompt's share of the groups that teach grows from 26 % to 30 %. `reward/mean`, of the last attempt,
+    is drawn towards that of such groups: it is 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and 0.83 for one
+    with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
+
+    Args:
+        batch: This rank's share of the prompts.
+        generate: Samples a group for each of some prompts, whose random numbers derive from names.
+        score: `score_groups` but for its first two arguments and `of`.
+        group_size: Completions per prompt.
+        max_resample: Attempts after the first.
+        max_error_share: See `check_errors`.
+        step: Number of the optimizer step.
+        ranks: How many there are.
+        on_any_rank: Whether something holds on any rank.
+        clock: Seconds are added to it.
+
+    Returns:
+        A group for each prompt; how many groups were sampled anew, each attempt counted, and the sum and number of the
+        rewards of the first attempt.
+    """
+    groups: list[Group] = [[] for _ in batch.examples]
+    wanted, tried, resampled = list(range(len(groups))), [], 0
+    most = (len(groups) + (ranks > 1)) * ranks * group_size  # that all ranks sample at once: they differ by one
+    for attempt in range(1 + max_resample):
+        part = PromptBatch([batch.examples[i] for i in wanted], [batch.prompt_ids[i] for i in wanted])
+        again = f"/{attempt}" if attempt else ""
+        with timed(clock, "time/generate"):
+            completions = generate(part.prompt_ids, [f"{step}/{example.id}{again}" for example in part.examples])
+        with timed(clock, "time/reward"):
+            rewarded = score(completions, part, of=most * (attempt + 1))
+        tried += rewarded
+        with timed(clock, "time/wait"):
+            check_errors(tried, max_error_share)
+        for i, group in zip(wanted, rewarded, strict=True):
+            groups[i] = group
+        wanted = [i for i in wanted if all_alike(groups[i])]
+        # Generation is a collective where the policy is sharded: all ranks take part in an attempt, or none.
+        if attempt == max_resample or not on_any_rank(bool(wanted)):
+            break
+        resampled += len(wanted)
+    first = [rollout.reward for group in tried[: len(groups)] for rollout in group if rollout.rewarded]
+    return groups, {"first/sum": float(sum(first)), "first/count": float(len(first)), "resampled": float(resampled)}

@@ -1,0 +1,53 @@
+"""What one micro-batch of rollouts adds to the loss of an optimizer step."""
+
+import torch
+from torch import Tensor
+
+from datamodules.packing import IGNORED, PackedBatch
+from lightning_modules.objectives import PolicyLoss, PolicyTotals
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.rollout.buffer import RolloutBuffer, at
+
+
+def micro_loss(
+    policy: ScoredCausalLM,
+    micro: PackedBatch,
+    buffer: RolloutBuffer,
+    loss: PolicyLoss,
+    totals: PolicyTotals,
+    temperature: float,
+    max_length: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged.
+
+    Args:
+        policy: The model that learns.
+        micro: Some of the buffer's rollouts, as `pack_rollouts` packs them, where the policy is.
+        buffer: Advantages, log-probabilities and weights of all tokens.
+        loss: What is learnt from.
+        totals: The denominators.
+        temperature: Divides the logits.
+        max_length: Most tokens of a completion.
+    """
+    targets = micro["targets"] != IGNORED
+    doc_ids, tokens = micro["doc_ids"][targets], micro["tokens"][targets]  # [N]
+    scored = policy(micro["input_ids"], micro["position_ids"], micro["targets"], temperature, entropy=True)
+    old, weights, reference = (
+        None if values is None else at(values, tokens)
+        for values in (buffer.old_logprobs, buffer.weights, buffer.ref_logprobs)
+    )
+    value, parts = loss(
+        scored.logprobs,
+        scored.logprobs.detach() if old is None else old,
+        at(buffer.advantages, tokens),
+        doc_ids,
+        weights=weights,
+        ref_logprobs=reference,
+        totals=totals,
+        max_length=max_length,
+    )
+    return value, parts | {
+        "entropy": torch.where(doc_ids >= 0, scored.entropy.detach(), 0).sum(),
+        "used": (micro["doc_ids"] >= 0).sum(),
+        "padding": (micro["doc_ids"] < 0).sum(),
+    }
