@@ -37,7 +37,6 @@ import lightning_modules.srml  # noqa: F401
 from datamodules.system.command_line import OF_PYTHON, SentenceParser, check_writable, run_folder
 from datamodules.system.files import clear_unfinished
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
-from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted
 from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
@@ -49,6 +48,7 @@ from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.options import help_on
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.objectives import PolicyLoss
 
 set_parsing_settings(subclasses_enabled=[PolicyLoss])  # jsonargparse takes a dataclass as it is, unless told so
@@ -84,7 +84,7 @@ CHATTER += ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerator
 """Loggers of Lightning that tell of devices, seeds and other products; the table says what of it matters."""
 
 
-ROOTS = {"model": FunctionCallingModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
+ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
 ROOTS |= {"last_checkpoint": LastCheckpoint, "best_checkpoint": ModelCheckpoint, "rollouts": RolloutTable}
 ROOTS |= {"progress": Progress}
 """Classes of the groups of settings, for their help."""
@@ -147,7 +147,7 @@ class FunReasonCLI(LightningCLI):
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         be_quiet()
         super().__init__(
-            FunctionCallingModule,
+            EvaluationModule,
             LightningDataModule,
             save_config_callback=SaveRedactedConfig,
             trainer_class=RunTrainer,

@@ -18,12 +18,12 @@ from torch import Tensor
 from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch, XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
-from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, PolicyTotals
 from lightning_modules.policy.dropout import drop_nothing
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.reference import PREFIX, frozen_copy, reference_policy
+from lightning_modules.ranks import of_every_rank, over_ranks
 from lightning_modules.rollout.buffer import RolloutBuffer, buffer_of_rank
 from lightning_modules.rollout.collect import make_buffer, score_tokens, set_advantages, set_weights
 from lightning_modules.rollout.dynamic import DynamicSampling, draw_groups
@@ -274,11 +274,8 @@ class GRPOModule(FunctionCallingModule):
         return {name: tensor.to(self.device) for name, tensor in micro.items()}
 
     def over_ranks(self, sums: dict[str, float], peaks: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-        """Sums and greatest values over all ranks, in one collective; every rank must give the same names."""
-        mine = torch.tensor([*sums.values(), *peaks.values()], dtype=torch.float64, device=self.device)
-        every_rank = self.all_gather(mine).view(-1, len(mine))
-        total, greatest = every_rank.sum(0).tolist(), every_rank.max(0).values.tolist()
-        return dict(zip(sums, total, strict=False)), dict(zip(peaks, greatest[len(sums) :], strict=True))
+        """See `ranks.over_ranks`."""
+        return over_ranks(sums, peaks, self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was found; in training what the rollouts log, too, has `val/` before its name."""

@@ -13,7 +13,7 @@ from datamodules.bfcl.prompts import BFCLDataModule
 from datamodules.bfcl.rows import BFCLRow
 from datamodules.chat.segments import resolve_model_folder
 from datamodules.readers import fingerprint
-from lightning_modules.base import FunctionCallingModule
+from datamodules.system.files import append_jsonl
 from lightning_modules.bfcl.results import (
     SETTINGS,
     Results,
@@ -24,13 +24,13 @@ from lightning_modules.bfcl.results import (
 )
 from lightning_modules.bfcl.scores import BFCLAccuracy, Score, match_answer
 from lightning_modules.bfcl.table import bfcl_table
-from lightning_modules.callbacks.files import append_jsonl
-from lightning_modules.checkpointing.resume import of_every_rank
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Completion, Generator
+from lightning_modules.ranks import of_every_rank
 from rewards.parser import split_completion
 
 
-class BFCLModule(FunctionCallingModule):
+class BFCLModule(EvaluationModule):
     """Answers the rows of a `BFCLDataModule`, writes the answers in the official layout, and scores them officially.
 
     Answers that an earlier run below the same `trainer.default_root_dir` gave are taken over, if model, prompts and
@@ -60,7 +60,7 @@ class BFCLModule(FunctionCallingModule):
         registered_name: str = "Qwen/Qwen3-8B",
         attn_implementation: str = "sdpa",
     ) -> None:
-        super().__init__(init_from, attn_implementation=attn_implementation, generator=generator)
+        super().__init__(init_from, attn_implementation, generator)
         if samples < 1 or (samples > 1 and temperature == 0):
             raise ValueError(
                 f"model.samples is {samples} and model.temperature {temperature}; give at least one sample, and a "

@@ -21,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from datamodules.system.escaping import markdown_text
 from datamodules.system.redaction import redact
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
 from lightning_modules.rollout.rollout import Rollout
@@ -135,12 +136,12 @@ class RunLogger(TensorBoardLogger):
             writer.close()
 
 
-def settings_of(trainer: Trainer, module: FunctionCallingModule) -> dict[str, Any]:
+def settings_of(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
     """The settings of a run by their names in `SETTINGS`; of a test those of model and data alone."""
     data = getattr(trainer.datamodule, "hparams", {})
     found = {"method": module.method, "model": redact(module.init_from), "data": redact(str(data.get("path", "")))}
     found |= {"precision": str(trainer.precision), "devices": trainer.world_size}
-    if trainer.state.fn == TrainerFn.FITTING:  # also while the sanity check runs
+    if isinstance(module, FunctionCallingModule) and trainer.state.fn == TrainerFn.FITTING:  # also in the sanity check
         rows = data.get("batch_size", data.get("prompts_per_step"))
         found |= {"steps": int(trainer.estimated_stepping_batches), "learning_rate": module.learning_rate}
         found |= {"rows_per_step": rows, "lora_r": module.lora.r if module.lora else 0}

@@ -1,19 +1,19 @@
 """What a run leaves in its folder besides events and checkpoints: metrics, samples, rollouts, weights."""
 
 import csv
-import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from datamodules.system.files import append_jsonl
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import sample_block
 from lightning_modules.callbacks.progress import say
 from lightning_modules.checkpointing.export import export_hf, rehearse_export
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.rollout.rollout import Rollout
 
 
@@ -24,19 +24,19 @@ class MetricsCSV(Callback):
         """Choose the file."""
         self.path = Path(trainer.log_dir or ".") / "metrics.csv"  # `log_dir` is a collective: every rank asks
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: EvaluationModule, *args: Any) -> None:
         """Write the metrics of a training step, as often as Lightning logs them."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             self._append(trainer, pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Write the metrics of a validation or test."""
         if not trainer.sanity_checking:
             self._append(trainer, pl_module)
 
     on_test_end = on_validation_end
 
-    def _append(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def _append(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         new = not self.path.exists()
@@ -137,9 +137,3 @@ class ExportHF(Callback):
         export_hf(pl_module.policy, pl_module.tokenizer, folder, trainer.is_global_zero, pl_module.form)
         if trainer.is_global_zero:
             say(f"Exported model: {folder}")
-
-
-def append_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append rows to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
-from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.ending import ended
+from lightning_modules.evaluation import EvaluationModule
 
 SHOWN = {
     "tool/exact_match": "exact match",
@@ -40,13 +40,13 @@ class Progress(Callback):
         self.steps, self.first, self.begun = 0, 0, 0.0  # of the training: how many, from which on, since when
         self.validating, self.validated = 0.0, 0.0  # since when; seconds of all validations so far
 
-    def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Begin to count steps."""
         self.steps, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
         self.begun, self.validated = time.perf_counter(), 0.0
         self._open(trainer, self.steps, self.first, "step", "training")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: FunctionCallingModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: EvaluationModule, *args: Any, **kwargs: Any) -> None:
         """Count a step, and now and then write a line."""
         if not trainer.is_global_zero:
             return
@@ -59,7 +59,7 @@ class Progress(Callback):
             left = f", {clock(pace * (self.steps - step))} left" if step < self.steps else ""
             print(f"step {step:,} of {self.steps:,}: {shown}; {pace:.2f} s a step{left}", flush=True)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Note when it began."""
         self.validating = time.perf_counter()
         if trainer.state.fn != TrainerFn.FITTING:
@@ -67,7 +67,7 @@ class Progress(Callback):
         elif self.bar is not None:
             self.bar.set_description("validating")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Write the line of a validation."""
         seconds = time.perf_counter() - self.validating
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -84,7 +84,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.set_description("training")
 
-    def on_test_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Begin to count rows."""
         self.begun = time.perf_counter()
         loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
@@ -93,7 +93,7 @@ class Progress(Callback):
     on_predict_start = on_test_start
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: FunctionCallingModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+        self, trainer: Trainer, pl_module: EvaluationModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Count the rows of a batch."""
         loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
@@ -105,18 +105,18 @@ class Progress(Callback):
 
     on_predict_batch_end = on_test_batch_end
 
-    def on_test_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """End the bar."""
         self._close()
 
     on_predict_end = on_test_end
     on_train_end = on_test_end
 
-    def on_exception(self, trainer: Trainer, pl_module: FunctionCallingModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: EvaluationModule, exception: BaseException) -> None:
         """End the bar, so that what is said next has a line of its own."""
         self._close()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Print what came out, and the commands to go on with."""
         log_dir = trainer.log_dir  # a collective: every rank asks
         if trainer.is_global_zero and not trainer.fast_dev_run and log_dir:

@@ -13,10 +13,11 @@ from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.system.escaping import visible
-from lightning_modules.base import SANITY_ROWS, FunctionCallingModule
+from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
 from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate
 from lightning_modules.callbacks.progress import say, time_left
+from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
 from lightning_modules.generators import VLLMGenerator
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
@@ -69,7 +70,7 @@ class RunSummary(Callback):
             hidden = ("Loss",) if isinstance(pl_module, GRPOModule) else ROLLOUTS
             trainer.logger.begin(settings_of(trainer, pl_module), hidden)
 
-    def on_test_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Name the settings beside the scores."""
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.begin(settings_of(trainer, pl_module), LAYOUT)

@@ -16,7 +16,8 @@ from datamodules.chat.segments import load_tokenizer
 from datamodules.chat.serving import served_tokenizer
 from datamodules.system.command_line import check_writable
 from datamodules.system.files import atomic_write
-from lightning_modules.checkpointing.formats import check_same_model, load
+from lightning_modules.checkpointing.formats import load
+from lightning_modules.checkpointing.identity import check_same_model
 from lightning_modules.checkpointing.resume import resolve_checkpoint
 from lightning_modules.policy.generation_config import ids_of, stop_ids
 from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy

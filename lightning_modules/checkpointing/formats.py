@@ -5,7 +5,6 @@ belongs, however the parameters are grouped and sharded there (by place, as torc
 land on others).
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +16,9 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME as REST
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from transformers import PreTrainedTokenizerFast
 
 from datamodules.system.files import atomic_write
 from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
-from lightning_modules.policy.unshard import unshard
 
 Shapes = Mapping[str, tuple[int, ...]]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
@@ -161,42 +158,6 @@ def optimizer_state_to_places(state: State, groups: Iterable[Iterable[str]]) -> 
         "state": {places[name]: values for name, values in state["state"].items()},
         "param_groups": [saved[frozenset(group)] | {"params": [places[name] for name in group]} for group in ours],
     }
-
-
-def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
-    """Refuse the weights of another model.
-
-    Args:
-        theirs: Names and shapes in the checkpoint.
-        ours: Names and shapes in this run.
-        init_from: Where this run's model comes from.
-
-    Raises:
-        ValueError: If a weight is missing, unknown or of another shape.
-    """
-    for name in [*ours, *theirs]:
-        if theirs.get(name) != ours.get(name):
-            here, there = (shapes.get(name, "absent") for shapes in (ours, theirs))
-            raise ValueError(
-                f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
-                f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
-            )
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, shard in weights.items():
-        weight = unshard(shard)
-        words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
-        digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
-    return digest.hexdigest()
-
-
-def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of everything that turns text into ids."""
-    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def group_names(module: LightningModule, groups: list[State]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.loading import ResumableLoader
 from datamodules.system.files import clear_unfinished
+from lightning_modules.ranks import of_every_rank
 
 
 def resolve_checkpoint(path: str) -> str:
@@ -177,15 +178,6 @@ class ExactResume(Callback):
             counts.ready = counts.started = counts.completed
         if isinstance(trainer.train_dataloader, ResumableLoader):
             trainer.train_dataloader.batch -= 1
-
-
-def of_every_rank(value: Any) -> list[Any]:
-    """What each rank gives, in their order; a collective."""
-    values = [value]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = [None for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def random_states() -> dict[str, Any]:

@@ -5,16 +5,15 @@ heed no restart) and is written in no config; three short documents show it. Wha
 tokens: attention in chunks, which are counted from the start of the row.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from datamodules.packing import CALL, Encoded, collate_packed
-from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.ranks import failing_together
 
 LENGTHS = (11, 14, 7)
 """Tokens of the documents."""
@@ -22,21 +21,6 @@ ROUNDING = 4
 """Changes so many times as large as what rounding was seen to do are none of rounding's."""
 EXACT = 1e-6
 """Nats by which log-probabilities may differ where nothing was seen to round."""
-
-
-@contextmanager
-def failing_together() -> Iterator[None]:
-    """Raise on every rank what is raised on one of them, which the others would wait for in vain; a collective."""
-    error: ValueError | OSError | None = None
-    try:
-        yield
-    except (ValueError, OSError) as own:
-        error = own
-    complaints = of_every_rank(str(error) if error else "")
-    if error:
-        raise error
-    if complaint := next(filter(None, complaints), ""):
-        raise ValueError(complaint)
 
 
 def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: bool) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.prompts import PromptBatch
-from lightning_modules.checkpointing.resume import of_every_rank
+from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.groups import Group, all_alike
 from lightning_modules.rollout.metrics import Sums
 from lightning_modules.rollout.rollout import Rollout

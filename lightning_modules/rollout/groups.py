@@ -9,9 +9,9 @@ from torch import Tensor
 
 from datamodules.example import Example
 from datamodules.prompts import PromptBatch
-from lightning_modules.checkpointing.resume import of_every_rank
 from lightning_modules.generators.base import Completion
 from lightning_modules.objectives import overlong_penalty
+from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.scoring import Rewards
 from lightning_modules.rollout.subprocess_reward import SHOWN

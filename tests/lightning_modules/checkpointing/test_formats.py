@@ -9,8 +9,6 @@ from lightning_modules.checkpointing import formats as checkpoints
 from lightning_modules.checkpointing import sharded as sharded_checkpoints
 from lightning_modules.checkpointing.formats import (
     AnyCheckpointIO,
-    check_same_model,
-    fingerprint,
     load,
     optimizer_state_to_names,
     optimizer_state_to_places,
@@ -114,29 +112,3 @@ def test_a_checkpoint_is_flushed_to_the_disk_unless_told_otherwise(tmp_path, one
     assert load(tmp_path / "shards.ckpt")["step"] == load(tmp_path / "one.ckpt")["step"] == 1
     names = {Path(path).name.split(".")[-1] for path in flushed}
     assert names >= {"distcp", "pt", "partial", "metadata", "tmp", tmp_path.name} if fsync else not flushed
-
-
-@pytest.mark.parametrize(
-    ("theirs", "words"),
-    [
-        ({"w": (2, 3)}, r"b is absent there and \(3,\) here"),
-        ({"w": (2, 4), "b": (3,)}, r"w is \(2, 4\) there and \(2, 3\) here"),
-        ({"w": (2, 3), "b": (3,), "x": (1,)}, r"x is \(1,\) there and absent here"),
-    ],
-)
-def test_another_model_is_named_by_its_first_weight_that_differs(theirs, words):
-    ours = {"w": (2, 3), "b": (3,)}
-    check_same_model(dict(ours), ours, "m")
-    with pytest.raises(ValueError, match=words):
-        check_same_model(theirs, ours, "m")
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_fingerprint_sees_one_bit_and_no_more(dtype):
-    torch.manual_seed(0)
-    weights = nn.Linear(5, 7).to(dtype).state_dict()
-    before = fingerprint(weights)
-    assert fingerprint({name: weight.clone() for name, weight in weights.items()}) == before
-    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[weights["weight"].element_size()]
-    weights["weight"].view(bits)[3, 2] ^= 1
-    assert fingerprint(weights) != before

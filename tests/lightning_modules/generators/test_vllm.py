@@ -161,7 +161,7 @@ def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkey
     module, device, started = SRMLModule(init_from=str(tiny_model_dir)), torch.device("meta"), []
     module.policy, module._device = build_policy(str(tiny_model_dir)), device
     module._trainer = SimpleNamespace(precision="32-true")
-    monkeypatch.setattr("lightning_modules.base.is_sharded", lambda policy: True)
+    monkeypatch.setattr("lightning_modules.evaluation.is_sharded", lambda policy: True)
     copy = module.generating_policy()
     assert {tensor.device for tensor in copy.state_dict().values()} == {device}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)

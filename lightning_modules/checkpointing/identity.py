@@ -1,0 +1,110 @@
+"""Which run a checkpoint belongs to: the model, tokenizer, form and starting weights that it was trained with."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.chat.form import ChatForm
+from lightning_modules.policy.unshard import unshard
+
+Shapes = Mapping[str, tuple[int, ...]]
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
+
+
+def identity(init_from: str, tokenizer: PreTrainedTokenizerFast, form: ChatForm | None, derived: str) -> dict[str, Any]:
+    """What a checkpoint holds of this beside its weights, for `check_run`.
+
+    Args:
+        init_from: Where the run's weights came from.
+        tokenizer: The run's.
+        form: How its data put requests and want answers; None for data without one.
+        derived: The `fingerprint` of the weights that are left out, because they are as `init_from` has them.
+    """
+    return {
+        "tokenizer": fingerprint_of(tokenizer),
+        "form": form.recorded() if form else None,
+        "derived": {"init_from": init_from, "fingerprint": derived},
+    }
+
+
+def check_run(
+    checkpoint: Mapping[str, Any],
+    init_from: str,
+    tokenizer: PreTrainedTokenizerFast,
+    form: ChatForm | None,
+    derived: Callable[[], str] | None,
+) -> None:
+    """Refuse the checkpoint of a run with other starting weights, another tokenizer or another form.
+
+    Args:
+        checkpoint: With what `identity` gave for the run that wrote it.
+        init_from: Of this run, as the next two.
+        tokenizer: See `identity`.
+        form: See `identity`.
+        derived: Gives the fingerprint of this run's weights that checkpoints leave out; None if it needs none of them.
+
+    Raises:
+        ValueError: Saying what differs.
+    """
+    if "derived" not in checkpoint:
+        raise ValueError(
+            "The checkpoint does not say which weights its run started from: an earlier version has written it, "
+            "from which this one cannot go on; give the hf/ folder of its run to model.init_from."
+        )
+    if derived is not None and checkpoint["derived"]["fingerprint"] != derived():
+        raise ValueError(
+            f"model.init_from {init_from} does not hold the weights that the checkpoint's run started from "
+            f"({checkpoint['derived']['init_from']}), which it needs beside those that it learnt: give those."
+        )
+    if checkpoint["tokenizer"] != fingerprint_of(tokenizer):
+        raise ValueError(
+            f"The tokenizer of model.init_from {init_from} is not the one that the checkpoint's run had "
+            "(other vocabulary or chat template): resume with that one."
+        )
+    if form and (kept := checkpoint.get("form")):
+        for name, value in form.recorded().items():
+            if kept[name] != value:
+                raise ValueError(
+                    f"data.{name} is {value!r} in this run and was {kept[name]!r} in the one that wrote the "
+                    "checkpoint: set it to that (true is require, false none)."
+                )
+
+
+def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
+    """Refuse the weights of another model.
+
+    Args:
+        theirs: Names and shapes in the checkpoint.
+        ours: Names and shapes in this run.
+        init_from: Where this run's model comes from.
+
+    Raises:
+        ValueError: If a weight is missing, unknown or of another shape.
+    """
+    for name in [*ours, *theirs]:
+        if theirs.get(name) != ours.get(name):
+            here, there = (shapes.get(name, "absent") for shapes in (ours, theirs))
+            raise ValueError(
+                f"The checkpoint holds another model than model.init_from {init_from}: {name} is {there} there and "
+                f"{here} here; resume with the model, LoRA settings and module of the run that wrote it."
+            )
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shard in weights.items():
+        weight = unshard(shard)
+        words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
+        digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of everything that turns text into ids."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
