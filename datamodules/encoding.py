@@ -14,7 +14,6 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-import rewards
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import PAPER, checked_target, encode_texts, prompt_text
 from datamodules.chat.templates import end_of_turn_id
@@ -24,6 +23,7 @@ from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write, remove
+from datamodules.system.imports import ROOT, sources_of
 from datamodules.system.locks import sole_writer
 from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_row
 
@@ -262,7 +262,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
 
 def _key(path: str, source: str, how: _How) -> str:
     key = hashlib.blake2b(digest_size=16)
-    key.update(_code(with_toolbox=path.split(":")[0] == TOOLBOX))
+    key.update(_code(__name__, *(["datamodules.toolbox.rows"] if path.split(":")[0] == TOOLBOX else [])))
     template = json.dumps(how.tokenizer.chat_template)
     for part in (
         source,
@@ -277,26 +277,6 @@ def _key(path: str, source: str, how: _How) -> str:
 
 
 @lru_cache  # one answer per process, also when somebody edits the sources during a run
-def _code(with_toolbox: bool) -> bytes:
-    """Digest of the sources that what is cached depends on."""
-    here = Path(__file__).parent
-    names = (
-        "chat/form",
-        "chat/segments",
-        "chat/templates",
-        "encoding",
-        "example",
-        "packing",
-        "parquet",
-        "readers",
-        "reports",
-        "rows",
-        "xlam",
-    )
-    sources = (
-        [here / f"{name}.py" for name in names]
-        + sorted((here / "sources").glob("*.py"))
-        + sorted(Path(rewards.__file__).parent.glob("*.py"))
-    )
-    sources += sorted((here / TOOLBOX).glob("*.py")) if with_toolbox else []
-    return hashlib.blake2b(b"".join(source.read_bytes() for source in sources)).digest()
+def _code(*modules: str, root: Path = ROOT) -> bytes:
+    """Digest of the sources that what is cached depends on: those of modules and of all that they import."""
+    return hashlib.blake2b(b"".join(source.read_bytes() for source in sources_of(modules, root))).digest()

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 import tracemalloc
@@ -11,6 +12,7 @@ import pytest
 
 from datamodules import encoding
 from datamodules.encoding import DIGESTS, FILES, TABLE, encode_rows
+from datamodules.system.imports import ROOT
 
 
 @pytest.fixture
@@ -137,3 +139,35 @@ def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(encoded.bad) == 50 and peak < 4e6
+
+
+@pytest.mark.parametrize(
+    ("file", "matters"),
+    [
+        ("rewards/literals.py", True),
+        ("datamodules/sources/turns.py", True),
+        ("datamodules/chat/form.py", True),
+        ("datamodules/encoding.py", True),
+        ("rewards/bfcl/java.py", False),
+        ("rewards/__init__.py", False),
+        ("datamodules/refinement/run.py", False),
+        ("datamodules/sft.py", False),
+        ("datamodules/toolbox/functions.py", "of the toolbox"),
+    ],
+)
+def test_the_key_changes_with_the_code_that_the_rows_go_through(tmp_path, file, matters):
+    for package in ("rewards", "datamodules"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    sources = [("datamodules.encoding",), ("datamodules.encoding", "datamodules.toolbox.rows")]
+    code = encoding._code.__wrapped__  # without what is remembered of a process
+    before = [code(*modules, root=tmp_path) for modules in sources]
+    with (tmp_path / file).open("a", encoding="utf-8") as text:
+        text.write("# another line\n")
+    changed = [code(*modules, root=tmp_path) != digest for modules, digest in zip(sources, before, strict=True)]
+    assert changed == [matters is True, bool(matters)]
+
+
+def test_the_toolbox_counts_where_it_is_the_source(tiny_tokenizer, rows_file):
+    how = encoding._How(tiny_tokenizer, "skip", "last", encoding.PAPER, False)
+    files = [encoding._key(path, "same", how) for path in ("toolbox:train", "toolbox", rows_file)]
+    assert files[0] == files[1] != files[2]  # the source itself is told apart by its fingerprint, here the same
