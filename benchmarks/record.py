@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from datamodules.system.files import write_text
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -37,8 +39,7 @@ def record(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
     page = "# What was measured\n\nMade from `results.json` by the commands named here.\n"
     page += "".join(_section(title, found) for title, found in sorted(known.items()))
     for path, text in ((results, json.dumps(known, indent=2) + "\n"), (FOLDER / "RESULTS.md", page)):
-        path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-        os.replace(path.with_suffix(".tmp"), path)
+        write_text(path, text)
     print("\n".join([" | ".join(columns), *(" | ".join(row) for row in rows)]))
 
 

@@ -15,8 +15,8 @@ Packing = Literal["auto", "on", "off"] | bool
 """Whether documents share rows: if the model keeps them apart, in any case, or not at all. `on` and `off` are true and
 false to YAML."""
 
-IGNORED = -100
-PROMPT, COT, CALL = 0, 1, 2
+IGNORED = -100  # target where nothing is learnt, as in `torch.nn.functional.cross_entropy`
+PROMPT, COT, CALL = 0, 1, 2  # segments
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ always in earnest. EGPO starts from that model, on rows that offer several tools
 
 import csv
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from datamodules.refinement import cli as refinement
 from datamodules.system.command_line import one_sentence
+from datamodules.system.files import write_text
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.metrics import CATEGORIES, RATES
 
@@ -129,8 +129,7 @@ def show() -> None:
     models = {"before": before, "srml": srml, "egpo": egpo, "unseen": unseen}
     path = ROOT / "summary.json"
     summary = {"seconds": total, "refinement": report["planted"]} | models
-    path.with_suffix(".tmp").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    write_text(path, json.dumps(summary, indent=2) + "\n")
     print(f"\n{defects(report)}\n\n{comparison(models)}\n")
     print(f"Mean reward of EGPO's rollouts: {egpo['reward_first']:.3f} in the first fifth of its steps, ", end="")
     print(f"{egpo['reward_last']:.3f} in the last")

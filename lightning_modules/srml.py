@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datamodules.packing import PackedBatch
+from datamodules.packing import CALL, COT, IGNORED, PROMPT, PackedBatch
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_metrics
@@ -111,12 +111,12 @@ class SRMLModule(FunctionCallingModule):
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
-        supervised = micro["targets"] != -100
+        supervised = micro["targets"] != IGNORED
         segments, samples = micro["segments"][supervised], micro["doc_ids"][supervised]  # [N]
         scored = self.policy(micro["input_ids"], micro["position_ids"], micro["targets"], entropy=True)
         loss, parts = multiscale_loss(-scored.logprobs, segments, samples, self.alpha(), self.reduction, totals)
         with torch.no_grad():
-            cot, call = segments == 1, segments == 2
+            cot, call = segments == COT, segments == CALL
             parts |= {
                 "loss": loss.detach(),
                 "entropy_cot": scored.entropy[cot].sum(),
@@ -137,7 +137,7 @@ class SRMLModule(FunctionCallingModule):
         counts = torch.zeros(6, dtype=torch.float64, device=self.device)
         for micro in batch:
             segments, samples = micro["segments"], micro["doc_ids"]
-            masks = (segments > 0, segments == 1, segments == 2)
+            masks = (segments != PROMPT, segments == COT, segments == CALL)
             documents, with_cot, with_call = (samples[mask].unique().numel() for mask in masks)
             counts += counts.new_tensor([documents, masks[1].sum(), masks[2].sum(), with_cot, with_call, 1])
         every_rank = self.all_gather(counts).view(-1, 6)

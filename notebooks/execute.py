@@ -19,6 +19,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
+from datamodules.system.files import atomic_write
+
 HERE = Path(__file__).parent
 COLOURS = 128  # of a figure: a third of its size, and no difference to the eye
 
@@ -62,7 +64,8 @@ def main(names: list[str]) -> None:
             os.environ |= {"HF_DATASETS_CACHE": f"{folder}/cache", "IPYTHONDIR": f"{folder}/ipython"}
             execute(notebook, folder)
         settle(notebook)
-        nbformat.write(notebook, path)
+        with atomic_write(path) as unfinished:
+            nbformat.write(notebook, unfinished)
         print(path)
 
 

@@ -16,10 +16,11 @@ from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_me
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
-from datamodules.refinement.run import Rows, refine_rows, write_results, write_text
+from datamodules.refinement.run import Rows, refine_rows, write_results
 from datamodules.rows import Example
 from datamodules.system.command_line import SentenceParser, check_writable, one_sentence, run_folder
 from datamodules.system.escaping import visible
+from datamodules.system.files import write_text
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 
 MAY_CHANGE = (

@@ -19,7 +19,7 @@ from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
 from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
 from datamodules.rows import Example, check_request, unchecked_example
-from datamodules.system.files import atomic_write
+from datamodules.system.files import write_text
 from datamodules.system.redaction import redact
 from datamodules.xlam import write_jsonl
 
@@ -216,9 +216,3 @@ def write_results(
     report |= {"planted": metrics} if metrics else {}
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file; an interruption leaves the one that was there."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -59,6 +59,12 @@ def atomic_write(path: str | Path, fsync: bool = True) -> Iterator[Path]:
             _clear(lock)
 
 
+def write_text(path: str | Path, text: str, fsync: bool = True) -> None:
+    """Write a text file in UTF-8 as `atomic_write` does; an interruption leaves the one that was there."""
+    with atomic_write(path, fsync) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder and all that lies in it, is on the disk under its name."""
     for folder, _, files in os.walk(path):

@@ -13,7 +13,7 @@ from datamodules.bfcl.prompts import BFCLDataModule
 from datamodules.bfcl.rows import BFCLRow
 from datamodules.chat.segments import resolve_model_folder
 from datamodules.readers import fingerprint
-from datamodules.system.files import append_jsonl
+from datamodules.system.files import append_jsonl, write_text
 from lightning_modules.bfcl.results import (
     SETTINGS,
     Results,
@@ -99,8 +99,7 @@ class BFCLModule(EvaluationModule):
             known = sum(map(self.answered, data.rows))
             if known:
                 print(f"{known:,} of {len(data.rows):,} rows were answered by earlier runs in {root}.")
-            self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            write_text(self.run / SETTINGS, json.dumps(settings, indent=2) + "\n")
             self.save(data.ids)
         self.answers = self.trainer.strategy.broadcast(self.answers)
 

@@ -5,12 +5,12 @@ of `bfcl evaluate`. `bfcl.json` beside them says what the answers depend on.
 """
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datamodules.bfcl.package import BFCLPackage
+from datamodules.system.files import write_text
 
 SETTINGS = "bfcl.json"
 
@@ -61,10 +61,7 @@ def read_results(file: Path, ids: Collection[str]) -> Results:
 
 def write_results(file: Path, results: Iterable[Mapping[str, Any]]) -> None:
     """Write a result file; an interruption leaves the one before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")  # a name that the official scorer does not look at
-    unfinished.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
-    os.replace(unfinished, file)
+    write_text(file, "".join(json.dumps(result) + "\n" for result in results), fsync=False)
 
 
 def earlier_results(

@@ -29,7 +29,7 @@ def main(args: list[str] | None = None) -> None:
         print(HELP)
         return
     from datamodules.system.command_line import check_writable
-    from datamodules.system.files import atomic_write
+    from datamodules.system.files import write_text
     from lightning_modules.commands.page import as_html, as_text
     from lightning_modules.commands.preview import Preview, prepare, preview
 
@@ -43,9 +43,7 @@ def main(args: list[str] | None = None) -> None:
     sections = preview(run.trainer, run.model, run.datamodule, run.options.row)
     print(as_text(sections, run.options.color or in_color()))
     if page:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(page) as unfinished:
-            unfinished.write_text(as_html(f"What is trained on {run.datamodule.hparams.path}", sections), "utf-8")
+        write_text(page, as_html(f"What is trained on {run.datamodule.hparams.path}", sections))
         print(f"\nThe same as a page: {page}")
 
 

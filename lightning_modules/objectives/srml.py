@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+COT, CALL = 1, 2  # segments, as `datamodules.packing` numbers them, which this folder does not import
+
 
 class Totals(NamedTuple):
     """Counts over a whole optimizer step, all micro-batches and ranks: the denominators of the loss and its parts.
@@ -68,7 +70,7 @@ def multiscale_loss(
     if reduction not in ("sample", "token"):
         raise ValueError(f"reduction must be 'sample' or 'token', got {reduction!r}.")
     dtype = torch.promote_types(nll.dtype, torch.float32)
-    cot, call = (segments == 1).to(dtype), (segments == 2).to(dtype)  # [N]
+    cot, call = (segments == COT).to(dtype), (segments == CALL).to(dtype)  # [N]
     groups, group = torch.unique(torch.where(segments > 0, samples, -1), return_inverse=True)
     group_cot, group_call = (cot.new_zeros(len(groups)).index_add(0, group, mask) for mask in (cot, call))  # [G]
     n_samples, n_cot, n_call = ((group_cot + group_call) > 0).sum().to(dtype), cot.sum(), call.sum()

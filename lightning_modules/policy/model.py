@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from datamodules.chat.segments import resolve_model_folder
+from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.head import after_head, decoder_of
@@ -26,7 +27,6 @@ from lightning_modules.policy.weights import load_weights
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100
 PAST_ADAPTERS = ("dt_proj", "out_proj")
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 

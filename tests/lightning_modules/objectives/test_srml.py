@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_modules.objectives import Totals, multiscale_loss
+from datamodules import packing
+from lightning_modules.objectives import Totals, multiscale_loss, srml
 
 # One document: CoT losses 1, 2, 3 (mean 2) and call losses 4, 6 (mean 5).
 NLL = [1.0, 2.0, 3.0, 4.0, 6.0]
@@ -164,3 +165,8 @@ def test_bad_arguments_are_refused():
         multiscale_loss(nll, segments[1:], samples, 0.7)
     with pytest.raises(ValueError, match="reduction must be 'sample' or 'token', got 'mean'"):
         multiscale_loss(nll, segments, samples, 0.7, "mean")
+
+
+def test_segments_have_the_numbers_of_packed_rows():
+    assert (srml.COT, srml.CALL) == (packing.COT, packing.CALL)
+    assert torch.nn.CrossEntropyLoss().ignore_index == packing.IGNORED
