@@ -11,17 +11,18 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.chat.form import ChatForm, reads, recorded_form, settle_form
+from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, settle_form
 from datamodules.chat.segments import load_tokenizer
 from datamodules.encoding import BadRows, EncodedRows, encode_rows
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
-from datamodules.packing import PROMPT, Encoded
+from datamodules.loading import settled_seed
+from datamodules.packing import PROMPT, Encoded, Packing
 from datamodules.reports import describe
-from datamodules.sources.targets import TURNS
+from datamodules.sources.targets import TURNS, Turns
 from datamodules.system.command_line import check_writable, sentence
 from datamodules.system.escaping import visible
-from datamodules.xlam import Example, complaint, raise_if_bad, write_jsonl
+from datamodules.xlam import Example, OnBadRow, complaint, raise_if_bad, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
@@ -105,15 +106,69 @@ class PromptLoader:
 class XLAMDataModule(LightningDataModule):
     """Rows of xLAM's schema, divided into those to train on and those to evaluate; prompts of the latter.
 
-    A subclass saves its arguments as hyperparameters, among them `tokenizer`, `path`, `val_path`, `val_fraction`,
-    `limit_val`, `eval_batch_size`, `packing`, `on_bad_row`, `cache_dir`, `turns` and the five of the form (`prompt`,
-    ..., `chat_template`), calls `check`, names two more
-    below, and gives `measure`, `train_dataloader` and `training_summary`.
+    A subclass adds arguments, names those that the class attributes are about, and gives `measure`, `train_dataloader`
+    and `training_summary`. All arguments are hyperparameters.
+
+    Args:
+        tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
+        path: The rows of the command: those to train on in `fit`, those to evaluate in `validate`, `test` and
+            `predict`. A file, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
+        val_path: The rows that `fit` validates on; a held-out part of `path` when None.
+        val_fraction: How much of `path` to hold out where there is no `val_path`; 0 is no validation.
+        limit_val: Validate `fit` on at most so many rows, always the same ones.
+        eval_batch_size: Prompts generated together in evaluation, over all ranks.
+        packing: Whether documents (rows to train on, or rollouts) share rows of a batch: `auto` if the model keeps them
+            apart, which is tried when it is loaded; `on` refuses a model that does not; `off` gives each a row of its
+            own, padded at the right.
+        seed: Seed of the order of the rows; that of the run (`seed_everything`) when None.
+        on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
+            `bad_rows.jsonl` in the folder of the run.
+        cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
+        turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
+            a tool. What is left out is counted.
+        prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
+            model's own chat template. As the model was trained when None, and else "paper".
+        answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
+            "template" writes them; the reward accepts this form only. As the model was trained when None, and else
+            "python", where calls with a name that is no Python identifier are written as JSON.
+        think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows the
+            rows that fine-tuning trains on; elsewhere the model and, where it does not say how it was trained, the rows
+            (in reinforcement learning: "require").
+        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing.
+        chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
+
+    Raises:
+        ValueError: A size, fraction or choice is impossible.
     """
 
     BATCH: str  # the argument with the rows of a global training batch
     LIMIT: str  # the argument that bounds the rows trained on
+    SIZES: tuple[str, ...]  # the arguments of the subclass that must be at least 1
     REWARDED = False  # whether rows are trained on through rewards alone
+
+    def __init__(
+        self,
+        tokenizer: str,
+        path: str,
+        val_path: str | None = None,
+        val_fraction: float = 0.05,
+        limit_val: int | None = None,
+        eval_batch_size: int = 64,
+        packing: Packing = "auto",
+        seed: int | None = None,
+        on_bad_row: OnBadRow = "raise",
+        cache_dir: str | None = None,
+        turns: Turns = "last",
+        prompt: Prompt | None = None,
+        answer_form: AnswerForm | None = None,
+        think: Think = "auto",
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # the subclass' arguments, too
+        self.hparams.seed = settled_seed(seed)
+        self._check()
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
         """Tokens of each row that `LIMIT` is about, [rows]."""
@@ -123,19 +178,15 @@ class XLAMDataModule(LightningDataModule):
         """How the rows are trained on; a sentence or two."""
         raise NotImplementedError
 
-    def check(self, *sizes: str) -> None:
-        """Refuse impossible arguments; `sizes` names those that must be at least 1, or None.
-
-        Raises:
-            ValueError: A size, fraction or choice is impossible.
-        """
+    def _check(self) -> None:
+        """Refuse impossible arguments."""
         h = self.hparams
         for name in ("path", "val_path", "cache_dir"):
             if h[name] == "":
                 raise ValueError(f"data.{name} is empty; give a path, or leave it out")
         if h.cache_dir:
             check_writable("data.cache_dir", h.cache_dir)
-        for name in sizes:
+        for name in (*self.SIZES, "eval_batch_size", "limit_val"):
             if h[name] is not None and h[name] < 1:
                 raise ValueError(f"data.{name} is {h[name]}; give at least 1")
         if not 0 <= h.val_fraction < 1:

@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
-from datamodules.chat.form import AnswerForm, Prompt, Think
 from datamodules.encoding import EncodedRows
-from datamodules.loading import ResumableLoader, epoch_order, settled_seed
-from datamodules.packing import Packing
-from datamodules.sources.targets import Turns
-from datamodules.xlam import OnBadRow
+from datamodules.loading import ResumableLoader, epoch_order
 
 __all__ = ["PromptBatch", "PromptLoader", "RepeatingLoader", "XLAMPromptDataModule"]
 
@@ -84,33 +80,11 @@ class XLAMPromptDataModule(XLAMDataModule):
     ranks changes no optimizer step.
 
     Args:
-        tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
-        path: The rows of the command: those to train on in `fit`, those to evaluate in `validate`, `test` and
-            `predict`. A file, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
-        val_path: The rows that `fit` validates on; a held-out part of `path` when None.
-        val_fraction: How much of `path` to hold out where there is no `val_path`; 0 is no validation.
-        limit_val: Validate `fit` on at most so many rows, always the same ones.
         prompts_per_step: Prompts sampled from together, over all ranks.
         repeats: Optimizer steps for which a batch of prompts serves: inner epochs times mini-batches.
         max_prompt_length: Tokens; longer prompts are not trained on, and counted.
-        eval_batch_size: Prompts generated together in evaluation, over all ranks.
-        packing: Whether rollouts share rows in the update: `auto` if the model keeps them apart, which is tried when it
-            is loaded; `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
-        seed: Seed of the order of the prompts; that of the run (`seed_everything`) when None.
-        on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
-            `bad_rows.jsonl` in the folder of the run.
-        cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
-        turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
-            a tool. What is left out is counted.
-        prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
-            model's own chat template. As the model was trained when None, and else "paper".
-        answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
-            "template" writes them; the reward accepts this form only. As the model was trained when None, and else
-            "python", where calls with a name that is no Python identifier are written as JSON.
-        think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows
-            the model, and requires one where it does not say how it was trained.
-        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing.
-        chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
+        *args: Those of `XLAMDataModule`.
+        **kwargs: Those of `XLAMDataModule`.
 
     Raises:
         ValueError: A size, fraction or choice is impossible.
@@ -118,34 +92,13 @@ class XLAMPromptDataModule(XLAMDataModule):
 
     BATCH = "prompts_per_step"
     LIMIT = "max_prompt_length"
+    SIZES = ("prompts_per_step", "repeats", "max_prompt_length")
     REWARDED = True
 
     def __init__(
-        self,
-        tokenizer: str,
-        path: str,
-        val_path: str | None = None,
-        val_fraction: float = 0.05,
-        limit_val: int | None = None,
-        prompts_per_step: int = 16,
-        repeats: int = 1,
-        max_prompt_length: int = 4096,
-        eval_batch_size: int = 64,
-        packing: Packing = "auto",
-        seed: int | None = None,
-        on_bad_row: OnBadRow = "raise",
-        cache_dir: str | None = None,
-        turns: Turns = "last",
-        prompt: Prompt | None = None,
-        answer_form: AnswerForm | None = None,
-        think: Think = "auto",
-        system_prompt: str | None = None,
-        chat_template: str | None = None,
+        self, *args: Any, prompts_per_step: int = 16, repeats: int = 1, max_prompt_length: int = 4096, **kwargs: Any
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.hparams.seed = settled_seed(seed)
-        self.check("prompts_per_step", "repeats", "max_prompt_length", "eval_batch_size", "limit_val")
+        super().__init__(*args, **kwargs)
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
         """Tokens of each prompt, [rows]."""

@@ -1,14 +1,13 @@
 """Rows for supervised fine-tuning: packed optimizer batches to train on, prompts to generate from in evaluation."""
 
+from typing import Any
+
 import numpy as np
 
 from datamodules.base import XLAMDataModule, total_tokens
-from datamodules.chat.form import AnswerForm, Prompt, Think
 from datamodules.encoding import EncodedRows
-from datamodules.loading import ResumableLoader, epoch_order, settled_seed
-from datamodules.packing import PackedBatch, Packing, balance_over_ranks, collate_packed, micro_batches
-from datamodules.sources.targets import Turns
-from datamodules.xlam import OnBadRow
+from datamodules.loading import ResumableLoader, epoch_order
+from datamodules.packing import PackedBatch, balance_over_ranks, collate_packed, micro_batches
 
 
 class XLAMSFTDataModule(XLAMDataModule):
@@ -18,33 +17,11 @@ class XLAMSFTDataModule(XLAMDataModule):
     test and prediction yield `PromptBatch`es. Batch sizes are global: the number of ranks changes no optimizer step.
 
     Args:
-        tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
-        path: The rows of the command: those to train on in `fit`, those to evaluate in `validate`, `test` and
-            `predict`. A file, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
-        val_path: The rows that `fit` validates on; a held-out part of `path` when None.
-        val_fraction: How much of `path` to hold out where there is no `val_path`; 0 is no validation.
-        limit_val: Validate `fit` on at most so many rows, always the same ones.
         batch_size: Rows per optimizer step, over all ranks.
-        eval_batch_size: Prompts generated together, over all ranks.
         max_length: Tokens of a row; longer rows are not trained on, and counted.
         micro_batch_tokens: Tokens, padding included, of one forward pass on one rank.
-        packing: Whether documents share rows: `auto` if the model keeps them apart, which is tried when it is loaded;
-            `on` refuses a model that does not; `off` gives each a row of its own, padded at the right.
-        seed: Seed of the order of the rows; that of the run (`seed_everything`) when None.
-        on_bad_row: `raise` stops at the first bad row; `skip` leaves it out, counts it and writes it to
-            `bad_rows.jsonl` in the folder of the run.
-        cache_dir: Where encoded rows are kept; `funreason` in the cache of `datasets` when None.
-        turns: Which turns of a chat become rows: the `last` that answers a user, or `every` one that answers a user or
-            a tool. What is left out is counted.
-        prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
-            model's own chat template. As the model was trained when None, and else "paper".
-        answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
-            "template" writes them; the reward accepts this form only. As the model was trained when None, and else
-            "python", where calls with a name that is no Python identifier are written as JSON.
-        think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows
-            the rows of `fit`, and in other commands the model, as far as it says how it was trained.
-        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing.
-        chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
+        *args: Those of `XLAMDataModule`.
+        **kwargs: Those of `XLAMDataModule`.
 
     Raises:
         ValueError: A size, fraction or choice is impossible.
@@ -52,33 +29,12 @@ class XLAMSFTDataModule(XLAMDataModule):
 
     BATCH = "batch_size"
     LIMIT = "max_length"
+    SIZES = ("batch_size", "max_length", "micro_batch_tokens")
 
     def __init__(
-        self,
-        tokenizer: str,
-        path: str,
-        val_path: str | None = None,
-        val_fraction: float = 0.05,
-        limit_val: int | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_length: int = 4096,
-        micro_batch_tokens: int = 8192,
-        packing: Packing = "auto",
-        seed: int | None = None,
-        on_bad_row: OnBadRow = "raise",
-        cache_dir: str | None = None,
-        turns: Turns = "last",
-        prompt: Prompt | None = None,
-        answer_form: AnswerForm | None = None,
-        think: Think = "auto",
-        system_prompt: str | None = None,
-        chat_template: str | None = None,
+        self, *args: Any, batch_size: int = 32, max_length: int = 4096, micro_batch_tokens: int = 8192, **kwargs: Any
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.hparams.seed = settled_seed(seed)
-        self.check("batch_size", "eval_batch_size", "max_length", "micro_batch_tokens", "limit_val")
+        super().__init__(*args, **kwargs)
         if max_length > micro_batch_tokens:
             raise ValueError(
                 f"data.max_length {max_length} is more than data.micro_batch_tokens {micro_batch_tokens}: a forward "

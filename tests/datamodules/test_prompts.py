@@ -1,12 +1,14 @@
 """Batches of prompts to sample from: what is in them, how they are dealt and repeated, and how a run resumes."""
 
+import inspect
 import json
 from types import SimpleNamespace
 
 import pytest
 from recorder import batches_of_a_run
 
-from datamodules import PromptBatch, XLAMPromptDataModule
+from datamodules import PromptBatch, XLAMPromptDataModule, XLAMSFTDataModule
+from datamodules.base import XLAMDataModule
 from datamodules.chat.segments import encode_prompt
 from datamodules.prompts import RepeatingLoader
 from datamodules.rows import to_example
@@ -243,3 +245,23 @@ def test_resumed_trainer_takes_the_very_next_batch(make_prompts, rows_file, tmp_
     assert len(expected) == 10 and expected[0] == expected[1] != expected[2]
     for k in (1, 2, 6, 9):
         assert run(10, tmp_path / f"step={k}.ckpt") == expected[k:], k
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        (XLAMSFTDataModule, {"batch_size": 32, "max_length": 4096, "micro_batch_tokens": 8192}),
+        (XLAMPromptDataModule, {"prompts_per_step": 16, "repeats": 3, "max_prompt_length": 4096}),
+    ],
+)
+def test_every_argument_is_a_hyperparameter(kind, own):
+    given = {"val_fraction": 0.25, "seed": 7} | ({"repeats": 3} if "repeats" in own else {})
+    shared = inspect.signature(XLAMDataModule).parameters
+    defaults = {name: parameter.default for name, parameter in shared.items() if name not in ("tokenizer", "path")}
+    expected = {"tokenizer": "model", "path": "rows.jsonl"} | defaults | given | own
+    assert dict(kind("model", "rows.jsonl", **given).hparams) == expected
+
+
+def test_an_argument_that_there_is_not_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bach_size'"):
+        XLAMSFTDataModule("model", "rows.jsonl", bach_size=8)
