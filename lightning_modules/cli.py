@@ -3,29 +3,22 @@
 All commands are listed in `lightning_modules.commands.main`.
 """
 
-import logging
 import operator
 import os
-import pkgutil
 import sys
 import traceback
-import warnings
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn
 
-import datasets
 import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
-from transformers.utils import logging as transformers_logging
 
 import datamodules.bfcl.prompts  # YAML may then use bare class names
 import datamodules.prompts
@@ -34,8 +27,7 @@ import datamodules.toolbox.pretraining  # noqa: F401
 import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.system.command_line import OF_PYTHON, SentenceParser, check_writable, run_folder
-from datamodules.system.files import clear_unfinished
+from datamodules.system.command_line import OF_PYTHON, SentenceParser, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted
@@ -45,45 +37,26 @@ from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.callbacks.tables import RolloutTable
 from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
-from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
+from lightning_modules.commands.checks import (
+    check_processes,
+    check_reads_safely,
+    check_sections,
+    check_seed,
+    check_trainer_settings,
+    refuse_nulls,
+)
 from lightning_modules.commands.main import main as main
+from lightning_modules.commands.old_keys import overlay_alone, read_old_keys
 from lightning_modules.commands.options import help_on
+from lightning_modules.commands.quiet import be_quiet
+from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.objectives import PolicyLoss
 
 set_parsing_settings(subclasses_enabled=[PolicyLoss])  # jsonargparse takes a dataclass as it is, unless told so
 
-LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
-LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
-"""Settings of Lightning that it takes less of, and fails or does nothing."""
-SHARES = {
-    "val_check_interval": "give a share of an epoch or a number of steps",
-    "limit_train_batches": "nothing would be trained on",
-}
-SECTIONS = ("model", "data", "trainer", "last_checkpoint", "best_checkpoint", "samples", "rollouts")
+
 RESTORES = "checkpoint_connector.py"  # of Lightning
-PER_CORE = 8  # processes that share a core without being a slip
-BESIDE_THE_POINT = (
-    "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
-    "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
-    "The dirpath has changed from",  # a resumed run writes a folder of its own
-    "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
-    "It is recommended to use `self.log.*sync_dist=True",  # metrics are reduced before they are logged
-    "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own
-    "Found .* module.s. in eval mode at the start of training",  # the frozen reference
-    "Total length of `list` across ranks is zero",  # there is nothing to validate on
-    "The '.*dataloader' does not have many workers",  # batches are cut from an Arrow file in memory
-)
-"""Starts of warnings that a user can do nothing about."""
-CHATTER = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.seed",
-    "lightning.fabric.utilities.rank_zero",
-)
-CHATTER += ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerators.cuda")
-"""Loggers of Lightning that tell of devices, seeds and other products; the table says what of it matters."""
-
-
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
 ROOTS |= {"last_checkpoint": LastCheckpoint, "best_checkpoint": ModelCheckpoint, "rollouts": RolloutTable}
 ROOTS |= {"progress": Progress}
@@ -91,19 +64,32 @@ ROOTS |= {"progress": Progress}
 
 
 class Parser(SentenceParser, LightningArgumentParser):
-    """Lightning's parser, whose errors are one sentence."""
+    """Lightning's parser, which reads names of before, and whose errors are one sentence."""
 
-    def parse_args(self, *args: Any, **options: Any) -> Any:
+    words: Sequence[str] = ()  # of the command line
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
-        words = list(args[0] if args and args[0] is not None else sys.argv[1:])
-        if all(isinstance(word, str) for word in words) and (text := help_on(words, ROOTS)):
-            print(text)
-            sys.exit(0)
+        self.words = list(sys.argv[1:] if args is None else args)
+        if all(isinstance(word, str) for word in self.words):
+            if text := help_on(self.words, ROOTS):
+                print(text)
+                sys.exit(0)
+            args = read_old_keys(self.words)
         try:
-            return super().parse_args(*args, **options)
+            return super().parse_args(args, *more, **options)
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             self.error(f"{error.full_key or 'a YAML'}: a ${{…}} in its value cannot be resolved: {reason}")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report an error or, of a YAML that only changes another, that the other is missing."""
+        if file := overlay_alone(self.words):
+            message = (
+                f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
+                f"as in --config configs/grpo.yaml --config {file}"
+            )
+        super().error(message, ex)
 
 
 class SaveRedactedConfig(SaveConfigCallback):
@@ -111,27 +97,6 @@ class SaveRedactedConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, redact_settings(config), **options)
-
-
-class RunTrainer(Trainer):
-    """Lightning's trainer, whose `log_dir` is the run's folder, whatever its loggers make of theirs."""
-
-    step_of_model = 0  # of what a validation or test is of, which is where its scores belong
-    place: RunLogger | None = None  # knows the folder; of loggers it is one only where no other is set
-
-    @property
-    def log_dir(self) -> str | None:
-        """The run's folder; a collective, so that every rank has to ask."""
-        if self.place is None or self.fast_dev_run:
-            return super().log_dir
-        folder = self.strategy.broadcast(self.place.log_dir)
-        run_folder.set(Path(folder))  # where the traceback of what may go wrong is written
-        return folder
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps taken; of a mere validation or test, by the run that the model is of."""
-        return super().global_step or self.step_of_model
 
 
 class FunReasonCLI(LightningCLI):
@@ -188,9 +153,7 @@ class FunReasonCLI(LightningCLI):
         """Parse, and refuse a seed that not every generator takes."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
-        seed = config.get("seed_everything")
-        if isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise ValueError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1:,}.")
+        check_seed(config.get("seed_everything"))
 
     def _parse_ckpt_path(self) -> None:
         """Leave a checkpoint to who loads it: Lightning would read it here, and take settings that a file holds."""
@@ -198,12 +161,11 @@ class FunReasonCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the metrics."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
-        for name in SECTIONS:
-            if not isinstance(config[name], Namespace):
-                raise ValueError(f"{name} must hold settings, and is {config[name]}: leave it out for its defaults")
+        check_sections(config)
         refuse_masked(config)
         keep_secrets_of(config)
-        settle(config["trainer"])
+        config["trainer"]["default_root_dir"] = local_root(config["trainer"]["default_root_dir"])
+        check_trainer_settings(config["trainer"])
         for key, kind in {"model": None, "data": None, "trainer": RunTrainer}.items():
             refuse_nulls(key, kind, config[key])
         if config.get("ckpt_path") is not None:
@@ -226,9 +188,7 @@ class FunReasonCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
             raise ValueError(f"trainer: {error}") from error
-        cores = os.cpu_count() or 1
-        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
-            raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
+        check_processes(trainer)
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
@@ -265,114 +225,6 @@ class FunReasonCLI(LightningCLI):
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
-
-
-def be_quiet() -> None:
-    """Silence what other libraries say of themselves: advice, devices, bars; their warnings stay."""
-    for message in BESIDE_THE_POINT:
-        warnings.filterwarnings("ignore", message=message)
-    for name in CHATTER:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def new_folder(root: Path, kind: str, claim: bool) -> str:
-    """Name the folder of a run: `srml-fit-0`, or what number follows those that there are.
-
-    Args:
-        root: Where the folders of runs are.
-        kind: What is done, and by which command.
-        claim: Whether to make it, so that of runs that start at once each has its own, and to clear from the earlier
-            ones what a kill has left half-written.
-    """
-    if claim:
-        root.mkdir(parents=True, exist_ok=True)
-        for run in (*root.glob("*-*"), *root.glob("version_*")):  # so they were called once
-            clear_unfinished(run)
-            clear_unfinished(run / "checkpoints")
-    numbers = [run.name.removeprefix(f"{kind}-") for run in root.glob(f"{kind}-*")]
-    number = max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)
-    while claim and not made(root / f"{kind}-{number}"):
-        number += 1
-    return f"{kind}-{number}"
-
-
-def made(folder: Path) -> bool:
-    """Make a folder; False if somebody else has."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def check_reads_safely(strategy: Strategy) -> None:
-    """Refuse to resume a checkpoint with a strategy that reads it in a way of its own.
-
-    Raises:
-        ValueError: Lightning's FSDP and DeepSpeed would run code that a checkpoint holds.
-    """
-    if type(strategy).load_checkpoint not in (Strategy.load_checkpoint, ReshardableCheckpoints.load_checkpoint):
-        raise ValueError(
-            f"trainer.strategy: {type(strategy).__name__} would run code that is hidden in --ckpt_path; take FSDP2 or "
-            "FSDP1 of lightning_modules.strategies, ddp or auto, which all read checkpoints of one another"
-        )
-
-
-def refuse_nulls(key: str, kind: Any, settings: Any) -> None:
-    """Refuse `null` where a class takes none; jsonargparse lets it pass for anything.
-
-    Args:
-        key: What the settings are under.
-        kind: The class that they are for, unless they name it in `class_path`.
-        settings: Its arguments, or `class_path` and `init_args`.
-
-    Raises:
-        ValueError: Naming the first such setting.
-    """
-    if isinstance(settings, Namespace) and "class_path" in settings:
-        kind, settings = pkgutil.resolve_name(settings["class_path"]), settings.get("init_args")
-    if not isinstance(settings, Namespace) or not isinstance(kind, type):
-        return
-    wanted: dict[str, Any] = {}
-    for parent in reversed(kind.__mro__):
-        wanted |= getattr(vars(parent).get("__init__"), "__annotations__", {})
-    for name, value in vars(settings).items():
-        kinds = get_args(wanted.get(name)) or (wanted.get(name, Any),)
-        if value is None and not {None, type(None), Any} & {*kinds} and not any(isinstance(k, str) for k in kinds):
-            raise ValueError(f"{key}.{name} is null, and must have a value: leave it out for its default")
-        refuse_nulls(f"{key}.{name}", next(filter(is_dataclass, kinds), None), value)
-
-
-def settle(trainer: Namespace) -> None:
-    """Make the root a folder of this machine, and answer settings of Lightning that this project has others for.
-
-    Raises:
-        ValueError: The root is on another machine, or there is such a setting.
-    """
-    root = os.fspath(trainer["default_root_dir"] or ".")
-    if "://" in root:
-        raise ValueError(
-            f"trainer.default_root_dir: {root} is no folder of this machine: give a local or a mounted one, "
-            "and copy the run folder when it is done"
-        )
-    check_writable("trainer.default_root_dir", root)
-    trainer["default_root_dir"] = os.path.expanduser(root)
-    for name, least in LEAST.items():
-        value = trainer[name]
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
-            raise ValueError(f"trainer.{name} is {value}; give at least {least}.")
-        if name in SHARES and value == 0:
-            raise ValueError(f"trainer.{name} is 0: {SHARES[name]}.")
-    if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
-        raise ValueError("trainer.gradient_clip_val and gradient_clip_algorithm are not used: set model.max_grad_norm")
-    if trainer["accumulate_grad_batches"] != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches: {trainer['accumulate_grad_batches']} is not used: data.batch_size sets "
-            "the rows of an optimizer step, data.micro_batch_tokens (with rollouts model.micro_batch_tokens) those of "
-            "one pass"
-        )
 
 
 def run(words: list[str]) -> None:

@@ -68,7 +68,7 @@ class SentenceParser(ArgumentParser):
             if CONFIG.match(word)
         ]
         for file in filter(os.path.isfile, named):
-            if fault := _fault_of_yaml(file):
+            if fault := fault_of_yaml(file):
                 self.error(fault)
         return super().parse_args(words, *more, **options)
 
@@ -179,7 +179,7 @@ def _shipped_configs(args: Sequence[str]) -> list[str]:
     return words
 
 
-def _fault_of_yaml(file: str) -> str:
+def fault_of_yaml(file: str) -> str:
     """Why a file is no YAML of settings; nothing where it is one."""
     try:
         with open(file, encoding="utf-8") as text:

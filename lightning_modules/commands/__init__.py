@@ -1,1 +1,1 @@
-"""Commands of `funreason` that train nothing."""
+"""The commands of `funreason`, and what its command line does before anything is built."""

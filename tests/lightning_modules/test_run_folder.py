@@ -12,7 +12,9 @@ from training_runs import metrics
 
 from datamodules.system import redaction
 from datamodules.system.files import atomic_write
-from lightning_modules.cli import FunReasonCLI, check_reads_safely, main, new_folder
+from lightning_modules.cli import FunReasonCLI, main
+from lightning_modules.commands.checks import check_reads_safely
+from lightning_modules.commands.run_folders import new_folder
 from lightning_modules.strategies import FSDP1, FSDP2
 
 CONFIG = ["--config", "configs/srml.yaml"]

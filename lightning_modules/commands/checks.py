@@ -1,0 +1,115 @@
+"""What settings of a run are refused for before anything is built, each in a sentence that names the key."""
+
+import os
+import pkgutil
+from dataclasses import is_dataclass
+from typing import Any, get_args
+
+from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer import Trainer
+
+from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
+
+LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
+LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
+"""Settings of Lightning that it takes less of, and fails or does nothing."""
+SHARES = {
+    "val_check_interval": "give a share of an epoch or a number of steps",
+    "limit_train_batches": "nothing would be trained on",
+}
+SECTIONS = ("model", "data", "trainer", "last_checkpoint", "best_checkpoint", "samples", "rollouts")
+PER_CORE = 8  # processes that share a core without being a slip
+
+
+def check_sections(config: Namespace) -> None:
+    """Refuse a group of settings that holds none, as `trainer: null` does.
+
+    Raises:
+        ValueError: Naming the group.
+    """
+    for name in SECTIONS:
+        if not isinstance(config[name], Namespace):
+            raise ValueError(f"{name} must hold settings, and is {config[name]}: leave it out for its defaults")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that not every generator of random numbers takes.
+
+    Raises:
+        ValueError: Naming the range.
+    """
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1:,}.")
+
+
+def check_trainer_settings(trainer: Namespace) -> None:
+    """Refuse numbers that Lightning fails on, and settings of its that this project has others for.
+
+    Raises:
+        ValueError: Naming the first, and what to set instead.
+    """
+    for name, least in LEAST.items():
+        value = trainer[name]
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
+            raise ValueError(f"trainer.{name} is {value}; give at least {least}.")
+        if name in SHARES and value == 0:
+            raise ValueError(f"trainer.{name} is 0: {SHARES[name]}.")
+    if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
+        raise ValueError("trainer.gradient_clip_val and gradient_clip_algorithm are not used: set model.max_grad_norm")
+    if trainer["accumulate_grad_batches"] != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: {trainer['accumulate_grad_batches']} is not used: data.batch_size sets "
+            "the rows of an optimizer step, data.micro_batch_tokens (with rollouts model.micro_batch_tokens) those of "
+            "one pass"
+        )
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Refuse more processes on CPU cores than a slip of the pen explains.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
+        raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
+
+
+def check_reads_safely(strategy: Strategy) -> None:
+    """Refuse to resume a checkpoint with a strategy that reads it in a way of its own.
+
+    Raises:
+        ValueError: Lightning's FSDP and DeepSpeed would run code that a checkpoint holds.
+    """
+    if type(strategy).load_checkpoint not in (Strategy.load_checkpoint, ReshardableCheckpoints.load_checkpoint):
+        raise ValueError(
+            f"trainer.strategy: {type(strategy).__name__} would run code that is hidden in --ckpt_path; take FSDP2 or "
+            "FSDP1 of lightning_modules.strategies, ddp or auto, which all read checkpoints of one another"
+        )
+
+
+def refuse_nulls(key: str, kind: Any, settings: Any) -> None:
+    """Refuse `null` where a class takes none; jsonargparse lets it pass for anything.
+
+    Args:
+        key: What the settings are under.
+        kind: The class that they are for, unless they name it in `class_path`.
+        settings: Its arguments, or `class_path` and `init_args`.
+
+    Raises:
+        ValueError: Naming the first such setting.
+    """
+    if isinstance(settings, Namespace) and "class_path" in settings:
+        kind, settings = pkgutil.resolve_name(settings["class_path"]), settings.get("init_args")
+    if not isinstance(settings, Namespace) or not isinstance(kind, type):
+        return
+    wanted: dict[str, Any] = {}
+    for parent in reversed(kind.__mro__):
+        wanted |= getattr(vars(parent).get("__init__"), "__annotations__", {})
+    for name, value in vars(settings).items():
+        kinds = get_args(wanted.get(name)) or (wanted.get(name, Any),)
+        if value is None and not {None, type(None), Any} & {*kinds} and not any(isinstance(k, str) for k in kinds):
+            raise ValueError(f"{key}.{name} is null, and must have a value: leave it out for its default")
+        refuse_nulls(f"{key}.{name}", next(filter(is_dataclass, kinds), None), value)
