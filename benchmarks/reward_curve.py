@@ -11,21 +11,24 @@ from benchmarks.record import record
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.demo import mean_rewards
 
-NAMES = {"grpo": "EGPO", "grpo_plain": "GRPO"}  # of the advantage, by configuration
+NAMES = {
+    "grpo": "EGPO",
+    "variants/grpo_plain": "GRPO",
+}  # of the advantage, by configuration: grpo.yaml, overlaid or not
 PARTS = 5  # the run is cut into so many parts of equal length
 
 
 def curve(config: str, init_from: str, seed: int) -> list[float]:
     """Train once; the mean reward over each fifth of the steps."""
     options = {
-        "config": f"configs/{config}.yaml",
         "model.init_from": init_from,
         "seed_everything": seed,  # from which the order of the prompts and the sampler take theirs
         "trainer.default_root_dir": "runs/reward_curve",
         "trainer.limit_val_batches": 0,
         "trainer.enable_progress_bar": "false",
     }
-    cli = FunReasonCLI(["fit", *(f"--{key}={value}" for key, value in options.items())])
+    files = [f"--config=configs/{name}.yaml" for name in dict.fromkeys(("grpo", config))]
+    cli = FunReasonCLI(["fit", *files, *(f"--{key}={value}" for key, value in options.items())])
     steps = mean_rewards(Path(cli.trainer.log_dir))
     part = len(steps) // PARTS
     return [statistics.mean(steps[i * part : (i + 1) * part]) for i in range(PARTS)]

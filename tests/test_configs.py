@@ -32,8 +32,8 @@ COMMANDS = {
     "paper/funreason.yaml": ("fit", ["finetune.yaml"], FIT),
     "paper/balancesft.yaml": ("fit", ["finetune.yaml"], FIT),
     "grpo.yaml": ("fit", [], SAMPLE),
-    "grpo_plain.yaml": ("fit", [], SAMPLE),
-    "grpo_vllm.yaml": ("fit", [], SAMPLE),  # with its own generator: tests/vllm
+    "variants/grpo_plain.yaml": ("fit", ["grpo.yaml"], SAMPLE),
+    "variants/grpo_vllm.yaml": ("fit", ["grpo.yaml"], SAMPLE),  # with its own generator: tests/vllm
     "rl.yaml": ("fit", [], SAMPLE),
     "paper/egpo.yaml": ("fit", ["rl.yaml"], SAMPLE),
     "paper/funrl.yaml": ("fit", ["rl.yaml"], SAMPLE),
@@ -83,11 +83,40 @@ def holds(in_force, value, name, options):
     return name in options or in_force == value
 
 
-def test_plain_grpo_is_egpo_with_one_key_changed():
-    egpo, plain = (yaml.safe_load((ROOT / "configs" / f).read_text()) for f in ("grpo.yaml", "grpo_plain.yaml"))
-    assert plain["model"]["init_args"].pop("entropy_bonus") == {"scale": 0}
-    assert plain["trainer"].pop("default_root_dir") != egpo["trainer"].pop("default_root_dir")
-    assert plain == egpo
+@pytest.mark.parametrize(
+    ("variant", "changed"),
+    [
+        ("plain", {"entropy_bonus": {"scale": 0.0}}),
+        (
+            "vllm",
+            {
+                "generator": {
+                    "class_path": "lightning_modules.generators.VLLMGenerator",
+                    "init_args": {"kv_cache_gib": 1.0, "enforce_eager": True},
+                }
+            },
+        ),
+    ],
+)
+def test_a_variant_of_grpo_says_what_it_changes_and_where_it_runs(variant, changed):
+    overlay = yaml.safe_load((ROOT / f"configs/variants/grpo_{variant}.yaml").read_text())
+    trainer = {"default_root_dir": f"runs/grpo_{variant}"}
+    assert overlay == {"model": {"init_args": changed}, "trainer": trainer}
+
+
+@pytest.mark.parametrize("name", ["variants/grpo_plain.yaml", "variants/grpo_vllm.yaml", "paper/egpo.yaml"])
+def test_an_overlay_alone_asks_for_the_experiment_that_it_changes(name, capsys):
+    file = ROOT / "configs" / name
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(file)])
+    asked = f"error: {file} is an overlay, it names no model.class_path: give the experiment that it changes before it"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(asked)
+
+
+def test_overlays_say_in_their_first_line_or_folder_what_they_are():
+    for name in shipped():
+        first = (ROOT / "configs" / name).read_text().splitlines()[0]
+        assert first.startswith("# Overlay") == name.startswith(("variants/", "trainer/")), name
 
 
 def leaves(config, path=""):

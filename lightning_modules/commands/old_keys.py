@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.system.command_line import fault_of_yaml
 from datamodules.system.files import shipped
-from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.commands.options import classes, named, parameters
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.grpo import GRPOModule
 
 OF_GRPO = {

@@ -41,7 +41,8 @@ def test_a_run_learns_from_its_own_samples_and_goes_on_after_its_engine_has_died
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(ROOT)
     options = SMALL | {"data.cache_dir": tmp_path / "cache", "trainer.default_root_dir": tmp_path / "run"}
-    command = ["fit", "--config", "configs/grpo_vllm.yaml", *(f"--{key}={value}" for key, value in options.items())]
+    files = ("configs/grpo.yaml", "configs/variants/grpo_vllm.yaml")
+    command = ["fit", *(f"--config={file}" for file in files), *(f"--{key}={value}" for key, value in options.items())]
     generate, sampled = Engine.generate, []
 
     def dying(self, prompts, settings, progress=False):

@@ -39,7 +39,8 @@ def test_a_sharded_policy_learns_from_samples_of_its_own(tmp_path, monkeypatch, 
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.chdir(ROOT)
     options = SMALL | lora | {"data.cache_dir": tmp_path / "cache", "trainer.default_root_dir": tmp_path / "run"}
-    command = ["fit", "--config", "configs/grpo_vllm.yaml", *(f"--{key}={value}" for key, value in options.items())]
+    files = ("configs/grpo.yaml", "configs/variants/grpo_vllm.yaml")
+    command = ["fit", *(f"--config={file}" for file in files), *(f"--{key}={value}" for key, value in options.items())]
     done = run_ranks("-m", "lightning_modules", *command)
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "run" / "egpo-fit-0"

@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-import yaml
 
 from lightning_modules import SRMLModule
 from lightning_modules.generators import VLLMGenerator
@@ -80,13 +79,6 @@ def llm(monkeypatch):
 
 def engine(device=CPU, timeout=30.0, sleep=True, **options):
     return Engine("first", device, timeout, sleep, **options)
-
-
-def test_the_shipped_experiment_is_that_of_grpo_with_another_generator():
-    plain, ours = (yaml.safe_load((ROOT / "configs" / f).read_text()) for f in ("grpo.yaml", "grpo_vllm.yaml"))
-    assert ours["model"]["init_args"].pop("generator")["class_path"] == "lightning_modules.generators.VLLMGenerator"
-    assert ours["trainer"].pop("default_root_dir") != plain["trainer"].pop("default_root_dir")
-    assert ours == plain
 
 
 def test_without_vllm_the_settings_are_refused_with_what_to_install(monkeypatch):
