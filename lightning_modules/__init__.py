@@ -1,4 +1,4 @@
-"""Everything that trains: Lightning modules, the objectives they minimise, rollouts, and the command line."""
+"""Everything that trains or evaluates. Here: the Lightning modules, what all of them share, and what starts them."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Everything that decides whether a function call is right; standard library only."""
+"""Everything that decides whether a function call is right: parser, matcher, reward; standard library only."""
 
 from rewards.bfcl.checker import match_bfcl
 from rewards.bfcl.decode import decode_bfcl

@@ -233,14 +233,19 @@ def first_sentence(path):
 
 def test_the_tree_of_the_layout_page_is_that_of_the_repository():
     """Where this fails, the message has the lines as they should be."""
-    sources = [path for top in TOP[:3] for path in (ROOT / top).rglob("*.py") if path.name != "__init__.py"]
+    ours = [path for top in TOP[:3] for path in (ROOT / top).rglob("*.py")]
+    sources = [path for path in ours if path.name != "__init__.py"]
     sources += [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "benchmarks").glob("*.py")]
     told = {f"- `{path.relative_to(ROOT)}`: {first_sentence(path)}" for path in sources}
     other = [path for top in ("docs", "notebooks") for path in (ROOT / top).glob("*.*")]
-    page = [line for line in (ROOT / "docs" / "layout.md").read_text("utf-8").splitlines() if line.startswith("- `")]
+    text = (ROOT / "docs" / "layout.md").read_text("utf-8")
+    page = [line for line in text.splitlines() if line.startswith("- `")]
     named = [line.split("`")[1] for line in page]
     assert not told - set(page), "missing in docs/layout.md:\n" + "\n".join(sorted(told - set(page)))
     stale = {line for line, name in zip(page, named, strict=True) if not (ROOT / name).exists()}
     assert not stale and len(set(named)) == len(named), f"of no file, or twice: {sorted(stale)}"
     lacking = {str(path.relative_to(ROOT)) for path in other if path.is_file()} - set(named)
     assert not lacking, f"missing in docs/layout.md: {sorted(lacking)}"
+    for package in (path for path in ours if path.name == "__init__.py"):
+        belongs = (ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+        assert f"## {package.parent.relative_to(ROOT)}/\n\n{belongs}\n\n" in text, f"missing at its head: {belongs}"

@@ -1,1 +1,1 @@
-"""Rows and prompts of the Berkeley Function Calling Leaderboard."""
+"""Rows and prompts of the Berkeley Function Calling Leaderboard (BFCL)."""

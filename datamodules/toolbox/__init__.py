@@ -1,1 +1,1 @@
-"""The shipped corpus, and the general text that the tiny base model was made of."""
+"""The shipped corpus, which is generated, and the general text that the tiny base model was made of."""

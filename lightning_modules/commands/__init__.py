@@ -1,1 +1,1 @@
-"""The commands of `funreason`, and what its command line does before anything is built."""
+"""The commands of `funreason`, a file each, and what its command line does before anything is built."""

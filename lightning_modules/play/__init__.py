@@ -1,1 +1,1 @@
-"""The page of `funreason play`, and what it shows."""
+"""The page of `funreason play`, and what it shows: answers to a request, looked into token by token."""

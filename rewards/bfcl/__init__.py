@@ -1,1 +1,1 @@
-"""When a call is right on the Berkeley Function Calling Leaderboard."""
+"""When a call is right on the Berkeley Function Calling Leaderboard (BFCL), by its official rules."""
