@@ -4,8 +4,13 @@ import ast
 import csv
 import inspect
 import json
+import math
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from datamodules import BFCLDataModule, XLAMPromptDataModule, XLAMSFTDataModule
+from datamodules.example import BadRow
 from datamodules.refinement import cli as refine
 from datamodules.refinement import rounds
 from datamodules.system.command_line import SentenceParser
@@ -179,23 +185,83 @@ def test_python_of_the_client_is_python():
             ast.parse(block)
 
 
-def test_examples_of_extending_work(own, tmp_path, monkeypatch):
-    objective, reward = blocks(ROOT / "docs" / "extending.md", "python")
-    (tmp_path / "my_objective.py").write_text(objective)
-    (tmp_path / "my_rewards.py").write_text(reward)
+def extending():
+    """The files that docs/extending.md shows: name -> text. The line above a block begins or ends with its name."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"`([\w.]+)`(?:, [^\n]*)?:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def extend(own, tmp_path, monkeypatch):
+    """Runs a recipe with a YAML of docs/extending.md after it, for one step, and gives the metrics."""
+    for name, text in extending().items():
+        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    given = [f"--model.init_from={own['MODEL']}", f"--data.path={own['rows.jsonl']}", "--trainer.accelerator=cpu"]
-    clis = []
-    for base, block in zip(("finetune", "rl"), blocks(ROOT / "docs" / "extending.md", "yaml"), strict=True):
-        (tmp_path / f"{base}.yaml").write_text(block)
-        files = [f"--config=configs/{base}.yaml", f"--config={tmp_path / base}.yaml"]
-        clis.append(FunReasonCLI([*files, *given, f"--trainer.default_root_dir={tmp_path}"], run=False))
-    falling, rewarded = (cli.model for cli in clis)
+    small = {"model.init_from": own["MODEL"], "data.path": own["rows.jsonl"], "data.val_path": own["rows.jsonl"]}
+    small |= {"data.cache_dir": tmp_path / "cache", "model.generator.max_new_tokens": 4}
+    small |= {"trainer.max_steps": 1, "trainer.val_check_interval": 1, "trainer.precision": "32-true"}
+    small |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"}
+
+    def run(recipe, name, **options):
+        given = small | {"trainer.default_root_dir": tmp_path / "run"} | options
+        files = [f"--config=configs/{recipe}.yaml", f"--config={tmp_path / name}"]
+        main(["fit", *files, *(f"--{key}={value}" for key, value in given.items())])
+        (log,) = (tmp_path / "run").glob("*/metrics.csv")
+        return {row["name"]: float(row["value"]) for row in csv.DictReader(log.open())}
+
+    return run
+
+
+def run_tests(text):
+    """Run the tests of a text as pytest does those without fixtures."""
+    space = {}
+    exec(text, space)
+    tests = [test for name, test in space.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
+
+
+def test_the_objective_of_extending_trains(extend):
+    run_tests(extending()["test_my_dft.py"])
+    metrics = extend("finetune", "my_dft.yaml", **{"data.batch_size": 1})
+    assert 0 < metrics["train/loss"] < 1 / math.e  # a mean of -p log p, whose greatest value is at p = 1 / e
+    assert metrics["train/grad_norm"] > 0 and "tool/exact_match" in metrics
+    (row,) = blocks(ROOT / "docs" / "extending.md", "markdown")
+    file, name = re.fullmatch(r"\| [^|]+ \| `(.+): (\w+)` \|\n", row).groups()
+    assert f"def {name}(" in extending()[file]
+
+
+def test_the_alpha_of_extending_falls(extend, own, monkeypatch):
+    assert extend("finetune", "my_objective.yaml", **{"data.batch_size": 1})["train/loss"] > 0
+    falling = sys.modules["my_objective"].FallingSRMLModule(init_from=own["MODEL"], final_cot_weight=0.5)
     falling._trainer = type("Half", (), {"estimated_stepping_batches": 10, "global_step": 5})()
     assert falling.alpha() == pytest.approx(0.6)  # 0.7 + 5 / 10 (0.5 - 0.7)
+
+
+def test_the_rewards_of_extending_are_paid(extend):
+    metrics = extend("rl", "my_rewards.yaml", **{"data.prompts_per_step": 1, "model.group_size": 2})
+    mean = 0.2 * metrics["reward/short/mean"] + 0.1 * metrics["reward/few/mean"] + metrics["reward/function_call/mean"]
+    assert metrics["reward/mean"] == pytest.approx(mean)
+    rewards = sys.modules["my_rewards"]
     row = [f"<think>{'so ' * words}</think>\n\n[]" for words in (60, 61)]
-    assert [rewarded.rewards.functions["short"](text, "[]", "[]") for text in row] == [1.0, 0.0]
-    assert rewarded.rewards.weights == {"function_call": 1.0, "short": 0.2}
+    assert [rewards.short_thought(text, "[]", "[]") for text in row] == [1.0, 0.0]
+    calls = [f"<think>So.</think>\n\n[{', '.join(['f()'] * n)}]" for n in (0, 2, 3)]
+    assert [rewards.AtMostCalls(2)(text, "[]", "[]") for text in [*calls, "f("]] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_form_of_rows_of_extending_is_read(tmp_path):
+    files = extending()
+    test = files["test_utterances.py"]
+    with pytest.raises(BadRow) as refused:
+        run_tests(test)
+    assert f"`{refused.value}`" in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for package in ("rewards", "datamodules"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=files["utterances.diff"], text=True, check=True)
+    code = f"{inspect.getsource(run_tests)}\nrun_tests({test!r})"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def metrics_of_the_page():
