@@ -15,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks tensorboard test test-vllm serve bfcl-official code-eval lint format clean
+.PHONY: help setup demo notebooks tensorboard test test-fast test-vllm serve bfcl-official code-eval lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -42,8 +42,13 @@ LOGDIR ?= $(or $(shell ls -td runs/*/ 2>/dev/null | head -1),runs)
 tensorboard: setup  ## Curves and samples of LOGDIR=... (the newest folder below runs/): open the address it prints
 	$(BIN)/tensorboard --logdir '$(LOGDIR)' --samples_per_plugin text=100
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --durations 15
+
 test: setup  ## Run every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-fast: setup  ## Run the tests without several ranks, kills, notebooks and what else is slow
+	$(PYTEST) -m 'not (ranks or kills or notebooks or slow)'
 
 test-vllm: $(VLLM_VENV)/installed  ## Run the tests of rollouts by vLLM, on the CPU, in an environment of their own
 	$(VLLM_VENV)/bin/pytest --timeout 1800 tests/vllm

@@ -34,6 +34,7 @@ from rewards import Call, decode_bfcl, parse_completion
 from rewards.floats import float_places
 from tests.work import Work, count
 
+pytestmark = pytest.mark.slow
 TOOLS = [
     {"name": "f", "description": "x", "parameters": {"a": {"type": "List[str]"}, "b": {"type": "int, optional"}}},
     {"name": "send_mail", "parameters": {"type": "object", "properties": {"to": {"type": "string"}}}},

@@ -32,7 +32,7 @@ def shown(cell):
     return [sorted(output.data) for output in cell.outputs if "data" in output]
 
 
-@pytest.mark.slow
+@pytest.mark.notebooks
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_in_any_folder_and_shows_what_is_kept(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # where encoded rows are kept

@@ -99,6 +99,7 @@ def test_two_runs_of_one_cache_and_one_process_id(encode, rows_file, tmp_path, m
     assert found[0].table[:] == found[1].table[:] and len(found[0].table) == 29
 
 
+@pytest.mark.kills
 def test_a_killed_run_leaves_neither_a_lock_nor_half_an_entry(encode, rows_file, tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     inside = context.Event()

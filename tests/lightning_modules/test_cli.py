@@ -100,6 +100,7 @@ class Killed(BaseException):
     """What no handler of ours or of Lightning's turns into an orderly end."""
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(("hook", "step"), [("training_step", 2), ("validation_step", 3), ("training_step", 4)])
 def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monkeypatch, hook, step):
     original = getattr(SRMLModule, hook)
@@ -126,6 +127,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, monk
     assert_same(got["callbacks"]["ExactResume"], expected["callbacks"]["ExactResume"])
 
 
+@pytest.mark.kills
 def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
     original = SRMLModule.training_step
 

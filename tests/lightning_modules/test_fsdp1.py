@@ -8,7 +8,10 @@ from training_runs import metrics, run_ranks
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="FSDP1 needs a GPU")
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="FSDP1 needs a GPU"),
+]
 OPTIONS = {
     "trainer.accelerator": "gpu",
     "trainer.devices": 1,

@@ -194,6 +194,7 @@ def assert_went_on(run, resumed, step):
 PLACES = [("training_step", 6), ("clip_gradients", 3), ("score", 8)]
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(("method", "step"), PLACES)
 def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, method, step):
     args = base_args(tmp_path, **RUN | LORA)
@@ -227,6 +228,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(("method", "step", "event", "saved", "raised", "code"), ENDS)
 def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
     run, base_args, tmp_path, monkeypatch, method, step, event, saved, raised, code
@@ -254,6 +256,7 @@ class Killed(BaseException):
     """What no handler turns into an orderly end."""
 
 
+@pytest.mark.kills
 def test_full_fine_tuning_resumes_beside_a_frozen_copy(base_args, tmp_path, tiny_model_dir, monkeypatch):
     options = RUN | {"trainer.max_steps": 4}
     main(CONFIG + base_args(tmp_path, **options))
@@ -313,6 +316,7 @@ def assert_close(one, two):
     assert {key: whole[key] for key in metrics(two)} == pytest.approx(metrics(two), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.ranks
 def test_two_ranks_take_the_steps_of_one(one_and_two):
     _, two, root = one_and_two
     done = run_ranks("-m", "lightning_modules", *two)
@@ -325,6 +329,8 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
     assert (3, "reward/frac_zero_std") in logged and logged[1, "policy/loss"] != 0 and (4, "policy/kl") not in logged
 
 
+@pytest.mark.kills
+@pytest.mark.ranks
 def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
     before = set((root / "two").glob("egpo-fit-*"))

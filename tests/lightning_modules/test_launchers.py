@@ -57,7 +57,8 @@ def assert_steps(run, steps):
     assert len(saved_state(run, max(steps))["callbacks"]["ExactResume"]["ranks"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.kills
 def test_two_nodes_by_torchrun_and_by_slurm_where_a_job_is_ended_and_requeued(base_args, tmp_path, environment):
     by_torchrun, by_slurm = tmp_path / "torchrun", tmp_path / "slurm"
     node = environment | {"NODES": "2", "GPUS": "1"}

@@ -13,6 +13,8 @@ from lightning_modules.cli import main
 from lightning_modules.policy.model import LoRA, build_policy
 from lightning_modules.strategies import blocks_of
 
+pytestmark = pytest.mark.ranks
+
 FSDP2 = "lightning_modules.strategies.FSDP2"
 SRML = ["fit", "--config", "configs/srml.yaml"]
 # 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.

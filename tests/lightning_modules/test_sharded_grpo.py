@@ -10,6 +10,8 @@ from training_runs import assert_same, metrics, rewards_module, run_ranks
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 
+pytestmark = pytest.mark.ranks
+
 TOY = '''
 """A reward that a model of random weights earns now and then."""
 def vowels(completion, tools, answers):

@@ -8,6 +8,8 @@ from training_runs import metrics, run_ranks, saved_state
 
 from lightning_modules.cli import main
 
+pytestmark = pytest.mark.ranks
+
 # A micro-batch is one row of one document. 23 rows in batches of 11, 11 and 1: the ranks of the first two have six and
 # five micro-batches, and in the third one rank has none.
 OPTIONS = {

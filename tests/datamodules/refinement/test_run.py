@@ -66,6 +66,7 @@ def hold(folder, held):
     time.sleep(60)
 
 
+@pytest.mark.kills
 def test_the_lock_does_not_outlive_a_kill(tmp_path):
     context = multiprocessing.get_context("fork")
     held = context.Event()
@@ -283,6 +284,7 @@ def rows_asked_about(asked, rows):
     return {row["id"] for row in rows if any(row[name] in p for name in ("query", "cot") for p in prompts)}
 
 
+@pytest.mark.kills
 def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
     corpus = [json.loads(line) for line in Path(rows).read_text().splitlines()]

@@ -57,6 +57,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("end, code", [("killed", -signal.SIGKILL), ("closed", 0)])
 def test_the_engine_ends_with_the_judge(end, code, tmp_path):
     (tmp_path / "vllm.py").write_text(ENGINE)

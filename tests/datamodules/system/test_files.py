@@ -67,6 +67,7 @@ def test_an_error_leaves_what_was_there_and_nothing_beside(tmp_path, error):
     assert (path / "part").read_text() == "old" and os.listdir(tmp_path) == ["name"]
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("moment", ["writing", "renaming"])
 def test_what_a_killed_writer_leaves_is_cleared_and_the_old_kept(tmp_path, moment):
     path = tmp_path / "name"

@@ -35,6 +35,7 @@ def ends(pid, seconds=10):
     return False
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_program_ends_with_the_one_that_runs_it(number):
     command = [sys.executable, "-c", STARTER]

@@ -191,6 +191,7 @@ def test_bad_input_is_one_sentence(options, message, tiny_model_dir, tmp_path, c
     assert message in said and "Traceback" not in said
 
 
+@pytest.mark.ranks
 def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
     options = {
         "model.init_from": tiny_model_dir,

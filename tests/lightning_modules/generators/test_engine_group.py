@@ -34,6 +34,7 @@ dist.destroy_process_group()  # ends Gloo's threads, which abort where they outl
 """
 
 
+@pytest.mark.ranks
 def test_four_ranks_and_two_engines(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)

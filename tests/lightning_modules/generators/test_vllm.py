@@ -202,6 +202,7 @@ def test_an_engine_that_died_is_noticed_even_where_its_call_never_ends(llm, hang
         running.generate([[1], [2]], [None, None])
 
 
+@pytest.mark.kills
 def test_the_engine_does_not_outlive_a_trainer_that_is_killed():
     engine = subprocess.Popen(["sleep", "600"])
     trainer = (

@@ -108,6 +108,7 @@ def test_positions_are_turned_by_exact_angles_however_long_the_document(one_proc
     torch.testing.assert_close(4000 * frequencies.double(), 4000 * inverse, rtol=0, atol=5e-4)
 
 
+@pytest.mark.ranks
 def test_two_ranks_in_shards_hold_what_one_process_does(long_model_dir, one_process, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     done = run_ranks(HERE / "bf16_step.py", long_model_dir, tmp_path, 2, "fsdp2")

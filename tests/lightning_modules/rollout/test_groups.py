@@ -42,6 +42,7 @@ def said(pipe, rank, store, mine):
     pipe.send(words)
 
 
+@pytest.mark.ranks
 def test_share_is_that_of_all_ranks_and_no_rank_stops_alone(tmp_path):
     # First 4 of 4 and 0 of 12, a quarter of all; then 5 of 5 and nothing of 11, more than a quarter; then none has any.
     batches = [[groups(4, 4), groups(5, 5), []], [groups(0, 12), groups(0, 11), []]]

@@ -75,6 +75,7 @@ def test_more_errors_than_allowed_end_the_calls():
     assert answers == [Answer(None, f"ValueError: {i}") for i in range(3)] + [Answer(None)] * 6
 
 
+@pytest.mark.kills
 def test_a_process_that_died_between_two_calls_is_replaced():
     (worker,) = pool(float, 1)
     assert call_all({"f": [worker]}, [("1",)]) == {"f": [Answer(1.0)]}
@@ -139,6 +140,7 @@ def written(folder, count):
     raise AssertionError(f"{list(folder.iterdir())}")
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("way", ["in Python", "in a program"])
 @pytest.mark.parametrize("victim", ["trainer", "server"])
 def test_functions_that_hang_end_with_a_parent_that_is_killed(tmp_path, way, victim):
@@ -203,6 +205,7 @@ def test_a_fork_of_the_trainer_has_a_server_of_its_own():
     assert call_all({"f": [worker]}, [()])["f"] == [Answer(float(worker.server.pid))]
 
 
+@pytest.mark.kills
 def test_a_server_that_is_gone_is_one_sentence():
     (worker,) = pool(float, 1)
     os.kill(worker.server.pid, signal.SIGKILL)
@@ -210,6 +213,7 @@ def test_a_server_that_is_gone_is_one_sentence():
         call_all({"f": [worker]}, [("1",)])
 
 
+@pytest.mark.kills
 def test_a_signal_to_all_processes_of_a_job_leaves_the_server():
     """Schedulers send SIGTERM to every process before they kill: the trainer still has a step to finish."""
     (worker,) = pool(float, 1)
