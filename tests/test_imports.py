@@ -79,6 +79,7 @@ def test_package_comes_from_this_checkout(name):
     assert set(module.__all__) <= set(dir(module))
 
 
+@pytest.mark.slow
 def test_imports_bring_in_no_optional_package():
     code = "import sys, lightning_modules.cli; print(sorted({'vllm', 'openai'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

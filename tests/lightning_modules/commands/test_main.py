@@ -42,6 +42,7 @@ def test_a_command_that_is_none_is_named_with_the_nearest(capsys):
     assert exit_.value.code == 2 and capsys.readouterr().err.splitlines() == [said]
 
 
+@pytest.mark.slow
 def test_public_names_are_imported_when_they_are_asked_for():
     code = "import sys, lightning_modules, datamodules; a = 'torch' in sys.modules; lightning_modules.SRMLModule\n"
     code += "print(a, 'torch' in sys.modules, datamodules.Example.__name__, hasattr(datamodules, 'absent'))"

@@ -209,6 +209,7 @@ print(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_of_the_process_does_not_grow_with_tokens():
     # All logits of 1,536 tokens: 1536 * 50,000 * 4 bytes = 293 MiB; one chunk of 64 tokens: 12 MiB, of which there are
     # several at a time.
