@@ -33,10 +33,10 @@ lightning_modules.evaluation
 lightning_modules.base
 lightning_modules.srml  lightning_modules.grpo  lightning_modules.bfcl
 lightning_modules.callbacks
-lightning_modules.commands.main  lightning_modules.commands.options
-lightning_modules.cli
 lightning_modules.commands
-lightning_modules.play  lightning_modules.demo  lightning_modules.__main__
+lightning_modules.cli
+lightning_modules.commands.preview
+lightning_modules.commands.show  lightning_modules.play  lightning_modules.demo  lightning_modules.__main__
 """
 """Rooms and files, from the ground up: each imports from lines above its own, and from itself.
 
