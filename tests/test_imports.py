@@ -25,7 +25,8 @@ datamodules.gold
 datamodules.base
 datamodules.sft  datamodules.prompts
 datamodules.bfcl  datamodules.toolbox  datamodules.refinement
-lightning_modules.objectives  lightning_modules.ranks  lightning_modules.metrics
+lightning_modules.objectives  lightning_modules.ranks  lightning_modules.rollout.rollout
+lightning_modules.metrics
 lightning_modules.policy
 lightning_modules.generators  lightning_modules.checkpointing
 lightning_modules.rollout  lightning_modules.strategies
@@ -43,13 +44,6 @@ lightning_modules.commands.show  lightning_modules.play  lightning_modules.demo 
 A file that stands here by itself is not part of the room that it lies in.
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.strip().splitlines()) for name in line.split()}
-TO_MEND = {
-    "lightning_modules.bfcl.module -> lightning_modules.callbacks.files",
-    "lightning_modules.policy.probe -> lightning_modules.checkpointing.resume",
-    "lightning_modules.rollout.collect -> lightning_modules.grpo",
-    "lightning_modules.rollout.settings -> lightning_modules.grpo",
-}
-"""Imports that point up still."""
 
 
 def name_of(file):
@@ -61,9 +55,8 @@ imports = cache(lambda module: sorted(imports_of(module, late=True)))  # those i
 
 
 def of_ours(module):
-    """The modules of this project that a module imports, but for those still `TO_MEND`."""
-    ours = (name for name in imports(module) if name.partition(".")[0] in PACKAGES)
-    return [name for name in ours if f"{module} -> {name}" not in TO_MEND]
+    """The modules of this project that a module imports."""
+    return [name for name in imports(module) if name.partition(".")[0] in PACKAGES]
 
 
 def room_of(module):
