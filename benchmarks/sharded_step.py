@@ -24,11 +24,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.alive import Alive, Selected, allocator_peak
 from datamodules.packing import IGNORED, PackedBatch
-from lightning_modules.grpo import GRPOModule
-from lightning_modules.objectives import PolicyTotals, Totals, logprobs, policy_loss
+from lightning_modules.objectives import PolicyLoss, PolicyTotals, Totals, logprobs
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.reference import reference_policy
-from lightning_modules.rollout.collect import score
+from lightning_modules.rollout.collect import score_tokens
+from lightning_modules.rollout.update import micro_loss
 from lightning_modules.srml import SRMLModule
 from lightning_modules.strategies import FSDP2
 
@@ -39,6 +39,7 @@ SHAPES = {  # hidden size, intermediate size, layers, attention heads, key-value
     "small": (128, 512, 4, 4, 2, 4096),
 }
 MICRO_BATCHES = 2
+TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,12 @@ def scored_loss(
     policy: ScoredCausalLM, reference: ScoredCausalLM | None, micros: list[PackedBatch], device: torch.device
 ) -> Callable[[PackedBatch], Any]:
     """Score as EGPO does with the policy and the reference, and give the loss that learns from it."""
-    egpo = SimpleNamespace(policy=policy, temperature=0.7, device=device)
-    egpo.objective = partial(policy_loss, clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.001)
-    old, _ = score(policy, micros, len(micros), device, egpo.temperature, entropy=True)
+    old, _ = score_tokens(policy, micros, len(micros), device, TEMPERATURE, entropy=True)
     with reference_policy(policy, reference) as frozen:
-        ref, _ = score(frozen, micros, len(micros), device, egpo.temperature, entropy=False)
+        ref, _ = score_tokens(frozen, micros, len(micros), device, TEMPERATURE, entropy=False)
     buffer = SimpleNamespace(old_logprobs=old, ref_logprobs=ref, weights=None, advantages=torch.zeros_like(old))
-    return partial(GRPOModule.loss, egpo, buffer=buffer, totals=PolicyTotals(8.0, 8192.0))
+    settings = {"totals": PolicyTotals(8.0, 8192.0), "temperature": TEMPERATURE, "max_length": 4096}
+    return partial(micro_loss, policy, buffer=buffer, loss=PolicyLoss(dual_clip=3.0), **settings)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def show(run: str, group: SampledGroup) -> None:
     count, answers = len(group.answers), group.answers
     metrics = {"mean CoT entropy": f"{sum(answer.cot_entropy for answer in answers) / count:.3f} nats"}
     if answers[0].advantage is not None:
-        metrics = {"mean reward": f"{sum(answer.result.score for answer in answers) / count:.3f}"} | metrics
+        metrics = {"mean reward": f"{sum(answer.rollout.result.score for answer in answers) / count:.3f}"} | metrics
         metrics["capped"] = f"{sum(bool(answer.capped) for answer in answers)} of {count}"
     st.markdown(", ".join(f"{name} **{value}**" for name, value in metrics.items()))
     with st.expander(f"Prompt ({group.prompt_tokens:,} tokens)"):

@@ -17,13 +17,14 @@ from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example, check_request
 from datamodules.sources.tools import read_tools
 from lightning_modules.generators import HFGenerator
-from lightning_modules.objectives import entropy_bonus, group_advantages, mean_cot_entropy
+from lightning_modules.objectives import EntropyBonus, group_advantages, mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE, cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.collect import score_tokens
-from rewards import FunctionCallReward, RewardResult, parse_calls, write_calls
+from lightning_modules.rollout.rollout import Rollout, score_completion
+from rewards import FunctionCallReward, parse_calls, write_calls
 from rewards.forms import FRAMES
 
 SCORED_TOGETHER = 8192  # tokens of a forward that scores answers
@@ -52,11 +53,10 @@ class SampledAnswer:
     """One answer of a group.
 
     Attributes:
+        rollout: What was written and what the reward says of it; without a reference only how it was read.
         tokens: What was written, the token that ended it included.
-        result: What the reward says of it; without a reference only how it was read.
         misfit: Where its calls contradict the tools, or None.
         cot_entropy: E, the mean entropy of the chain of thought in nats; 0 without one.
-        finish_reason: "stop", or "length" if it was cut.
         advantage: A, relative to the group; None without a reference, and so for the others below.
         bonus: EGPO's min(lambda E, |A| / alpha).
         raw_bonus: lambda E.
@@ -65,11 +65,10 @@ class SampledAnswer:
         shaped: A with the bonus.
     """
 
+    rollout: Rollout
     tokens: list[ShownToken]
-    result: RewardResult
     misfit: str | None
     cot_entropy: float
-    finish_reason: Literal["stop", "length"]
     advantage: float | None = None
     bonus: float | None = None
     raw_bonus: float | None = None
@@ -158,13 +157,15 @@ def sample_group(
         completions = generator(policy, [prompt], n=samples, stop_ids=stops)[0]
     reward = FunctionCallReward()
     reward.form, reward.think = reads(form, tokenizer), form.think
-    texts = [tokenizer.decode(c.token_ids[:-1] if c.finish_reason == "stop" else c.token_ids) for c in completions]
-    results = [reward(text, example.tools, example.answers) for text in texts]
+    rollouts = [score_completion(tokenizer, reward, example, prompt, completion) for completion in completions]
     buffer = RolloutBuffer(
         rows=[example.id],
         prompts=[prompt] * samples,
         completions=[completion.token_ids for completion in completions],
-        cot=[cot_mask(tokenizer, c.token_ids, bool(r.parsed.cot)) for c, r in zip(completions, results, strict=True)],
+        cot=[
+            cot_mask(tokenizer, completion.token_ids, bool(rollout.parsed.cot))
+            for completion, rollout in zip(completions, rollouts, strict=True)
+        ],
         groups=[0] * samples,
         masked=[False] * samples,
         advantages=torch.zeros(0),
@@ -174,19 +175,20 @@ def sample_group(
         _, entropy = score_tokens(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
     inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
     level = mean_cot_entropy(entropy, inside, buffer.doc_ids, samples)
-    scores = [result.score for result in results]
-    compared = compare(scores, level, advantage_scale, entropy_scale, clip_divisor) if example.answers else {}
+    compared = {}
+    if example.answers:
+        scores = [rollout.result.score for rollout in rollouts]
+        compared = compare(scores, level, advantage_scale, EntropyBonus(entropy_scale, clip_divisor))
     offered = json.loads(example.tools)
     answers = []
-    for i, (completion, result) in enumerate(zip(completions, results, strict=True)):
-        misfit = find_misfit(result.parsed.calls, offered) if result.parsed.calls else None
+    for i, (completion, rollout) in enumerate(zip(completions, rollouts, strict=True)):
+        misfit = find_misfit(rollout.parsed.calls, offered) if rollout.parsed.calls else None
         answers.append(
             SampledAnswer(
                 tokens=shown_tokens(tokenizer, completion.token_ids, entropy[buffer.doc_ids == i], buffer.cot[i]),
-                result=result,
+                rollout=rollout,
                 misfit=misfit.reason if misfit else None,
                 cot_entropy=level[i].item(),
-                finish_reason=completion.finish_reason,
                 **{name: column[i].item() for name, column in compared.items()},
             )
         )
@@ -197,8 +199,7 @@ def compare(
     scores: list[float],
     level: torch.Tensor,
     advantage_scale: Literal["std", "none"],
-    entropy_scale: float,
-    clip_divisor: float,
+    entropy_bonus: EntropyBonus,
 ) -> dict[str, torch.Tensor]:
     """What `SampledAnswer` says of each answer of a group; all [G].
 
@@ -206,11 +207,10 @@ def compare(
         scores: Rewards, G of them.
         level: E of each, in nats, [G].
         advantage_scale: See `group_advantages`.
-        entropy_scale: lambda, see `entropy_bonus`.
-        clip_divisor: alpha, see `entropy_bonus`.
+        entropy_bonus: What EGPO adds.
     """
     plain = group_advantages(torch.tensor([scores], dtype=torch.float64), advantage_scale).flatten()
-    bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
+    bonus = entropy_bonus(plain, level)
     columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
     return columns | {"capped": bonus.capped, "shaped": plain + bonus.bonus}
 

@@ -44,8 +44,8 @@ def answer_html(answer: SampledAnswer, number: int) -> str:
     """An answer in a frame: what it scored, what it would weigh, its tokens, and how it was read."""
     reward, facts = "", [f"<b>#{number}</b>"]
     if answer.advantage is not None:
-        colour = GREEN if answer.result.score >= 1 else RED
-        reward = f'<span class="fr-badge" style="background:{colour}">reward {answer.result.score:g}</span>'
+        colour = GREEN if answer.rollout.result.score >= 1 else RED
+        reward = f'<span class="fr-badge" style="background:{colour}">reward {answer.rollout.result.score:g}</span>'
         capped = " (capped)" if answer.capped else ""
         terms = f"min(&lambda;E {answer.raw_bonus:.3f}, |A|/&alpha; {answer.cap:.3f})"
         facts += [
@@ -57,7 +57,7 @@ def answer_html(answer: SampledAnswer, number: int) -> str:
         ]
     else:
         facts.append(f"E <b>{answer.cot_entropy:.3f}</b> nats")
-    cut = ", cut" if answer.finish_reason == "length" else ""
+    cut = ", cut" if answer.rollout.finish_reason == "length" else ""
     facts.append(f'<span class="fr-dim">{len(answer.tokens)} tokens{cut}</span>')
     said, colour = verdict(answer)
     note = f'<div class="fr-note" style="color:{colour}">{html.escape(visible(said))}</div>'
@@ -67,12 +67,12 @@ def answer_html(answer: SampledAnswer, number: int) -> str:
 
 def verdict(answer: SampledAnswer) -> tuple[str, str]:
     """How an answer was read, in words, and the colour of that."""
-    parsed = answer.result.parsed
+    parsed = answer.rollout.parsed
     if parsed.calls is None:
         return f"not read as calls: {parsed.error}", RED
     if answer.misfit:
         return f"read as calls that do not fit the tools: {answer.misfit}", RED
-    if answer.advantage is not None and answer.result.score < 1:
+    if answer.advantage is not None and answer.rollout.result.score < 1:
         return f"read, but not the reference: {render_calls(parsed.calls)}", RED
     return ("read as calls that fit the tools" if parsed.calls else "no call"), GREEN if parsed.calls else GREY
 

@@ -1,11 +1,15 @@
 """A rollout: what a generator returned for one example, and what it scored."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from datamodules.example import Example
-from rewards import ParsedCompletion, RewardResult, category_of
+from lightning_modules.generators.base import Completion
+from rewards import FunctionCallReward, ParsedCompletion, RewardResult, category_of
 
 CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance")
 
@@ -76,3 +80,28 @@ class Rollout:
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
         }
+
+
+def score_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    reward: FunctionCallReward,
+    example: Example,
+    prompt: Sequence[int],
+    completion: Completion,
+) -> Rollout:
+    """A completion as text, taken apart and, where the right answer is known, scored with the reward.
+
+    Only the token that ended it is left out of the text, so that stray special tokens are seen.
+    """
+    ids = completion.token_ids
+    text = tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+    result = reward(text, example.tools, example.answers) if example.answers else None
+    return Rollout(
+        example=example,
+        text=text,
+        parsed=(result and result.parsed) or reward.parse(text),
+        result=result,
+        prompt_tokens=len(prompt),
+        completion_tokens=len(ids),
+        finish_reason=completion.finish_reason,
+    )

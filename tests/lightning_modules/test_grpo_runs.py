@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import assert_same, metrics, rewards_module, run_ranks, saved_state
 from transformers import AutoModelForCausalLM
@@ -21,7 +22,9 @@ from lightning_modules.cli import FunReasonCLI, main
 HERE = Path(__file__).parent
 CONFIG = ["fit", "--config", "configs/grpo.yaml"]
 TOY = '''
-"""Rewards that a model of random weights earns now and then."""
+"""Rewards that a model of random weights earns now and then, and a loss."""
+from dataclasses import dataclass
+from lightning_modules.objectives import PolicyLoss
 def vowels(completion, tools, answers):
     return float(sum(c in "aeiou" for c in completion) > 2)
 def picky(completion, tools, answers):
@@ -32,6 +35,12 @@ def lucky(completion, tools, answers):
     return float(vowels(completion, tools, answers) > 0.5)
 def boom(completion, tools, answers):
     raise KeyError("city")
+@dataclass(frozen=True)
+class Halved(PolicyLoss):
+    share: float = 1.0
+    def __call__(self, *tensors, **options):
+        loss, parts = super().__call__(*tensors, **options)
+        return self.share * loss, parts
 def moody(completion, tools, answers):
     return None if "e" in completion else 1.0
 '''
@@ -367,6 +376,20 @@ def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
     total = 2 * logged[1, "reward/vowels/mean"] + logged[1, "reward/strict/mean"]
     assert logged[1, "reward/mean"] == pytest.approx(total) and logged[1, "reward/vowels/mean"] > 0
     assert 0 < logged[1, "reward/errors"] < 16 and logged[1, "reward/moody/mean"] == 1 and total > 0
+
+
+def test_a_loss_of_one_s_own(base_args, tmp_path, capsys):
+    options = RUN | {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.init_args.loss.kl_coef": 0.2}
+    main(CONFIG + base_args(tmp_path / "ours", **options))
+    own = {"model.init_args.loss": "toy_rewards.Halved", "model.init_args.loss.share": 0.5}
+    capsys.readouterr()
+    main(CONFIG + base_args(tmp_path / "own", **own | options))
+    ours, halved = (metrics(tmp_path / name / "egpo-fit-0", ("train/", "policy/")) for name in ("ours", "own"))
+    assert halved[1, "train/grad_norm"] == pytest.approx(ours[1, "train/grad_norm"] / 2)
+    assert halved[1, "policy/loss"] == ours[1, "policy/loss"]  # a part, which was left as it is
+    assert "KL 0.2 with a frozen copy; Halved" in capsys.readouterr().out
+    saved = yaml.safe_load((tmp_path / "own" / "egpo-fit-0" / "config.yaml").read_text())["model"]["init_args"]["loss"]
+    assert saved["class_path"] == "toy_rewards.Halved" and saved["init_args"]["share"] == 0.5
 
 
 @pytest.mark.parametrize(

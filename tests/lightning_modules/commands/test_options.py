@@ -10,6 +10,8 @@ from lightning_modules.cli import ROOTS, main
     [
         (["--model.lora.help"], ["--model.lora.r", "--model.lora.alpha", "Rank."]),
         (["--model.init_args.lora.help"], ["--model.lora.dropout"]),
+        (["--model.loss.help"], ["--model.loss.clip_high", "--model.loss.kl_coef", "GSPO"]),
+        (["--model.dynamic_sampling.max_draws.help"], ["--model.dynamic_sampling.max_draws", "default: 0"]),
         (["--model.lora.r.help"], ["--model.lora.r", "default: 16"]),
         (["--model.help=GRPOModule"], ["--model.sampling.group_size", "--model.learning_rate"]),
         (["--model", "GRPOModule", "--model.rewards.help"], ["--model.rewards.function", "--model.rewards.weight"]),

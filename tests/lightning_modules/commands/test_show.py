@@ -126,9 +126,9 @@ def test_values_of_the_demo_are_named_where_rows_or_model_are_others():
     demo |= {"data.path": "toolbox:train:4000", "data.val_path": None, "trainer.max_steps": -1}
     assert list(demo_values(demo, 10**6)) == ["data.path"]
     own = {"data.path": "rows.jsonl", "data.val_path": "toolbox:heldout:64", "trainer.max_steps": 20}
-    own |= {"model.temperature": 1.0}
+    own |= {"model.sampling.temperature": 1.0}
     found = demo_values(demo | own, 10**6)
-    assert set(found) == {"data.val_path", "model.init_from", "model.temperature", "trainer.max_steps"}
+    assert set(found) == {"data.val_path", "model.init_from", "model.sampling.temperature", "trainer.max_steps"}
     found = demo_values(demo | own | {"model.init_from": "Qwen/Qwen3-4B"}, 4 * 10**9)
     assert set(found) == {*own, "model.learning_rate", "model.epsilon"} - {"data.path"}
     assert found["data.val_path"].startswith("toolbox:heldout:64 is the shipped corpus")

@@ -55,7 +55,7 @@ def test_the_group_is_compared_as_the_papers_say(model, answers):
     assert [token.entropy for token in right.tokens] == pytest.approx(oracle.tolist(), rel=1e-4)
     assert right.cot_entropy == pytest.approx(mean, rel=1e-4) and bare.cot_entropy == 0
     # Rewards 1, 0, 0: mean 1/3, std sqrt((4/9 + 1/9 + 1/9) / 2) = sqrt(1/3); A = (2/3) sqrt(3), twice -(1/3) sqrt(3).
-    assert [answer.result.score for answer in group.answers] == [1, 0, 0]
+    assert [answer.rollout.result.score for answer in group.answers] == [1, 0, 0]
     root = math.sqrt(3)
     expected = [2 / 3 * root, -root / 3, -root / 3]
     assert [answer.advantage for answer in group.answers] == pytest.approx(expected, rel=1e-5)
@@ -74,7 +74,7 @@ def test_without_a_reference_nothing_is_compared(model, answers):
     answers(RIGHT, WRONG)
     group = sample_group(*model, request("Which?", TOOLS), 2)
     assert [answer.advantage for answer in group.answers] == [None, None]
-    assert [len(answer.result.parsed.calls) for answer in group.answers] == [1, 1]
+    assert [len(answer.rollout.parsed.calls) for answer in group.answers] == [1, 1]
     assert group.prompt_tokens == len(encode_prompt(model[1], request("Which?", TOOLS), model[2]))
     assert "Which?" in group.prompt and '"name":"f"' in group.prompt
 
@@ -89,14 +89,15 @@ def test_the_form_of_the_run_is_read(model, answers):
     answers(RIGHT, '[{"name": "f", "arguments": {"a": 1}}]')
     form = ChatForm(answer_form="json", think=False)
     group = sample_group(*model[:2], form, request("Which?", TOOLS, "[f(a=1)]"), 2)
-    assert [answer.result.score for answer in group.answers] == [0, 1]
+    assert [answer.rollout.result.score for answer in group.answers] == [0, 1]
 
 
 def test_a_seed_gives_what_ask_gives(model):
     group = sample_group(*model, request("Which?", TOOLS), 2, 1.0, 6, seed=3)
     asked = ask(*model, "Which?", TOOLS, 2, 1.0, 6, 3)
     written = ["".join(token.text for token in answer.tokens) for answer in group.answers]
-    assert written == [answer.completion for answer in asked] and {a.finish_reason for a in group.answers} == {"length"}
+    assert written == [answer.completion for answer in asked]
+    assert {answer.rollout.finish_reason for answer in group.answers} == {"length"}
 
 
 def test_segments_are_those_of_the_targets_and_characters_stay_whole(tiny_tokenizer):

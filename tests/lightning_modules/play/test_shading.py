@@ -1,5 +1,7 @@
+from datamodules import Example
 from lightning_modules.play.sampled import SampledAnswer, ShownToken
 from lightning_modules.play.shading import answer_html, legend_html, tokens_html
+from lightning_modules.rollout.rollout import Rollout
 from rewards import FunctionCallReward
 
 HOSTILE = '<img src=x onerror="alert(1)">&\x1b'
@@ -7,8 +9,11 @@ ESCAPED = "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&amp;\\x1b"
 TOOLS = '[{"name": "f", "parameters": {}}]'
 
 
-def answer(text, tokens=(), **facts):
-    return SampledAnswer(list(tokens), FunctionCallReward()(text, TOOLS, '[{"name": "f", "arguments": {}}]'), **facts)
+def answer(text, tokens=(), finish_reason="stop", **facts):
+    example = Example("1", "q", TOOLS, '[{"name": "f", "arguments": {}}]')
+    result = FunctionCallReward()(text, TOOLS, example.answers)
+    rollout = Rollout(example, text, result.parsed, result, 5, 9, finish_reason)
+    return SampledAnswer(rollout, list(tokens), **facts)
 
 
 def test_tokens_are_coloured_by_segment_and_shaded_by_entropy():
