@@ -13,9 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from datamodules.packing import PackedBatch
 from datamodules.prompts import PromptBatch, XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import CallAccuracy
@@ -25,14 +23,21 @@ from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.reference import PREFIX, frozen_copy, reference_policy
 from lightning_modules.ranks import of_every_rank, over_ranks
 from lightning_modules.rollout.buffer import RolloutBuffer, buffer_of_rank
-from lightning_modules.rollout.collect import make_buffer, score_tokens, set_advantages, set_weights
+from lightning_modules.rollout.collect import fill_logprobs, make_buffer, set_advantages, set_weights
 from lightning_modules.rollout.dynamic import DynamicSampling, draw_groups
 from lightning_modules.rollout.groups import Overlong, reward_matrix, score_groups
-from lightning_modules.rollout.metrics import call_metrics, rollout_metrics, rollout_sums, timed, update_metrics
+from lightning_modules.rollout.metrics import call_metrics, merged, rollout_metrics, rollout_sums, timed, update_metrics
 from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.sampling import Sampling, sample_groups
 from lightning_modules.rollout.scoring import RewardFunction, Rewards, RewardTerm
-from lightning_modules.rollout.settings import check_sampling, check_sizes, extra_rows, objective_row, size_rows
+from lightning_modules.rollout.settings import (
+    check_sampling,
+    check_sizes,
+    extra_rows,
+    objective_row,
+    size_rows,
+    validation_row,
+)
 from lightning_modules.rollout.update import micro_loss
 
 ALL_ALIKE = (
@@ -107,6 +112,7 @@ class GRPOModule(FunctionCallingModule):
         self.micro_batch_tokens, self.advantage_scale = micro_batch_tokens, advantage_scale
         self.rewards = Rewards(rewards or None, reward_timeout, max_reward_errors, reward_workers, self.reward)
         self.paying = list(self.rewards.functions.values())
+        self.penalty = partial(overlong, max_length=self.generator.max_new_tokens)
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference
         self.reference: ScoredCausalLM | None = None
@@ -179,14 +185,12 @@ class GRPOModule(FunctionCallingModule):
         with timed(clock, "time/weight_sync"):
             policy = self.generating_policy()
             self.generator.sync(policy)
-        settings, ranks, limit = self.sampling, self.trainer.world_size, self.generator.max_new_tokens
-        sampled = {"temperature": settings.temperature, "top_p": settings.top_p, "stop_ids": self.stop_ids}
-        penalty = partial(self.overlong, max_length=limit)
+        sampling, ranks = self.sampling, self.trainer.world_size
         sample = partial(
             sample_groups,
-            generate=partial(self.generator, policy, n=settings.group_size, **sampled),
-            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=penalty),
-            group_size=settings.group_size,
+            generate=partial(sampling, self.generator, policy, self.stop_ids),
+            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
+            group_size=sampling.group_size,
             max_resample=self.dynamic_sampling.max_resample,
             max_error_share=self.rewards.max_error_share,
             step=self.global_step,
@@ -194,50 +198,28 @@ class GRPOModule(FunctionCallingModule):
             on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
             clock=clock,
         )
-        max_draws = self.dynamic_sampling.max_draws
-        drawn = draw_groups(batch, max_draws, sample, self.global_rank, ranks)
-        rollouts = drawn.rollouts
+        drawn = draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
         with timed(clock, "time/reward"):
             buffer = make_buffer(batch, drawn, self.tokenizer, self.overlong)
-        entropy = self.score_policies(buffer, clock)
-        rewards, valid = reward_matrix(drawn.groups, self.sampling.group_size)
-        penalized = self.overlong.treatment == "penalty"
-        sums, peaks = rollout_sums(rollouts, rewards, valid, self.rewards.weights, self.stop_ids, penalized)
-        counted = [set_advantages(buffer, rewards, valid, entropy, self.advantage_scale, self.entropy_bonus)]
-        if self.corrects:
-            counted.append(set_weights(buffer, rollouts, self.importance_sampling))
-        for more, more_peaks in (*counted, (drawn.sums, {"draws": drawn.further} if max_draws else {})):
-            sums, peaks = sums | more, peaks | more_peaks
-        sums, peaks = self.over_ranks(sums, peaks)
-        buffer.batch_prompts = int(sums["groups"])
-        return buffer, rollouts, rollout_metrics(sums, peaks) | call_metrics(self.sampled, rollouts) | clock
-
-    @property
-    def corrects(self) -> bool:
-        """Whether importance weights correct for the generator."""
-        return self.generator.reports_logprobs and self.importance_sampling.cap is not None
-
-    def score_policies(self, buffer: RolloutBuffer, clock: dict[str, float]) -> Tensor | None:
-        """Fill in the old and the reference's log-probabilities; entropies [N] come from the same pass as the old ones.
-
-        That pass is left out where nothing depends on it: the one update of a batch of rollouts is made of the policy
-        that sampled them, so that its own log-probabilities are the old ones, and no bonus asks for entropy.
-        """
         micros = buffer.pack(self.micro_batch_tokens, packed=self.packed)
         with timed(clock, "time/wait"):  # for the rank that sampled longest
             rounds = int(self.over_ranks({}, {"micros": len(micros)})[1]["micros"])
-        temperature, entropy = self.sampling.temperature, None
-        if self.entropy_bonus.scale > 0 or self.repeats > 1 or self.corrects:
-            with timed(clock, "time/old_logprob"):
-                buffer.old_logprobs, entropy = score_tokens(
-                    self.policy, micros, rounds, self.device, temperature, entropy=True
-                )
-        if self.loss.kl_coef > 0:
-            with timed(clock, "time/ref_logprob"), reference_policy(self.policy, self.reference) as reference:
-                buffer.ref_logprobs, _ = score_tokens(
-                    reference, micros, rounds, self.device, temperature, entropy=False
-                )
-        return entropy
+        corrects = self.generator.reports_logprobs and self.importance_sampling.cap is not None
+        scored = self.policy if self.entropy_bonus.scale > 0 or self.repeats > 1 or corrects else None
+        reference = reference_policy(self.policy, self.reference) if self.loss.kl_coef > 0 else None
+        entropy = fill_logprobs(buffer, micros, rounds, scored, reference, self.device, sampling.temperature, clock)
+        rewards, valid = reward_matrix(drawn.groups, sampling.group_size)
+        penalized = self.overlong.treatment == "penalty"
+        counted = merged(
+            rollout_sums(drawn.rollouts, rewards, valid, self.rewards.weights, self.stop_ids, penalized),
+            (drawn.sums, {"draws": drawn.further} if self.dynamic_sampling.max_draws else {}),
+            set_advantages(buffer, rewards, valid, entropy, self.advantage_scale, self.entropy_bonus),
+            set_weights(buffer, drawn.rollouts, self.importance_sampling) if corrects else ({}, {}),
+        )
+        sums, peaks = self.over_ranks(*counted)
+        buffer.batch_prompts = int(sums["groups"])
+        metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
+        return buffer, drawn.rollouts, metrics | clock
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the rollouts whose turn it is."""
@@ -251,7 +233,7 @@ class GRPOModule(FunctionCallingModule):
         totals, rounds = PolicyTotals(counts["rollouts"], counts["tokens"]), int(most["micros"])
         temperature, limit = self.sampling.temperature, self.generator.max_new_tokens
         parts = self.accumulate(
-            [self.on_device(micro) for micro in micros],
+            [{name: tensor.to(self.device) for name, tensor in micro.items()} for micro in micros],
             rounds,
             lambda micro: micro_loss(self.policy, micro, buffer, self.loss, totals, temperature, limit),
         )
@@ -268,10 +250,6 @@ class GRPOModule(FunctionCallingModule):
         scheduler.step()
         buffer.updates_done += 1
         return metrics | {"time/update": time.perf_counter() - start}
-
-    def on_device(self, micro: PackedBatch) -> PackedBatch:
-        """A micro-batch where the policy is."""
-        return {name: tensor.to(self.device) for name, tensor in micro.items()}
 
     def over_ranks(self, sums: dict[str, float], peaks: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
         """See `ranks.over_ranks`."""
@@ -323,11 +301,10 @@ class GRPOModule(FunctionCallingModule):
             return {}
         steps, ranks = int(self.trainer.estimated_stepping_batches), self.trainer.world_size
         sizes = (self.mini_batches, self.inner_epochs, self.micro_batch_tokens, steps, ranks)
-        prompts, shown = data.hparams.prompts_per_step, data.hparams.eval_batch_size
         return size_rows(data, self.generator, self.sampling, *sizes) | {
             "rows": self.rows_of_documents(),
-            "validation": f"{len(data.val_indices):,} prompts, {shown:,} at a time over all ranks",
+            "validation": validation_row(data),
             "objective": objective_row(self.entropy_bonus, self.loss, self.lora),
             "rewards": self.rewards.described(),
-            **extra_rows(self.dynamic_sampling.max_draws, prompts, self.lora),
+            **extra_rows(data, self.dynamic_sampling.max_draws, self.lora),
         }

@@ -17,12 +17,8 @@ TOOL = {"name": "f", "description": "", "parameters": {"a": {"type": "int", "des
 ROWS = {"data.path": "{rows}", "data.cache_dir": "{tmp}/cache"}
 GENERATE = {"model.generator": "lightning_modules.generators.HFGenerator", "model.generator.max_new_tokens": 4}
 FIT = ROWS | GENERATE | {"trainer.max_steps": 2, "data.batch_size": 4, "data.val_fraction": 0.1}
-SAMPLE = (
-    ROWS
-    | GENERATE
-    | {"trainer.max_steps": 2, "data.val_path": "null", "data.val_fraction": 0.1, "model.sampling.group_size": 2}
-)
-SAMPLE |= {"data.prompts_per_step": 4, "trainer.val_check_interval": 1}
+SAMPLE = ROWS | GENERATE | {"trainer.max_steps": 2, "data.val_path": "null", "data.val_fraction": 0.1}
+SAMPLE |= {"model.sampling.group_size": 2, "data.prompts_per_step": 4, "trainer.val_check_interval": 1}
 # file -> command, the files before it, options that make it small
 COMMANDS = {
     "srml.yaml": ("fit", [], FIT),

@@ -280,9 +280,8 @@ def test_every_metric_that_a_run_logs_is_explained(config, own, tmp_path):
     sizes = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.precision=32-true"]
     sizes += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     sizes += [f"--data.cache_dir={tmp_path / 'cache'}", "--trainer.enable_progress_bar=false"]
-    sizes += (
-        ["--data.prompts_per_step=1", "--model.sampling.group_size=2"] if config == "rl" else ["--data.batch_size=1"]
-    )
+    small = ["--data.prompts_per_step=1", "--model.sampling.group_size=2"]
+    sizes += small if config == "rl" else ["--data.batch_size=1"]
     main(["fit", f"--config=configs/{config}.yaml", *options, *sizes])
     (log,) = tmp_path.glob("*/metrics.csv")
     names = {row["name"] for row in csv.DictReader(log.open())} - {"step", "epoch"}

@@ -17,7 +17,7 @@ from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example, check_request
 from datamodules.sources.tools import read_tools
 from lightning_modules.generators import HFGenerator
-from lightning_modules.objectives import EntropyBonus, group_advantages, mean_cot_entropy
+from lightning_modules.objectives import entropy_bonus, group_advantages, mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE, cot_mask
@@ -178,7 +178,7 @@ def sample_group(
     compared = {}
     if example.answers:
         scores = [rollout.result.score for rollout in rollouts]
-        compared = compare(scores, level, advantage_scale, EntropyBonus(entropy_scale, clip_divisor))
+        compared = compare(scores, level, advantage_scale, entropy_scale, clip_divisor)
     offered = json.loads(example.tools)
     answers = []
     for i, (completion, rollout) in enumerate(zip(completions, rollouts, strict=True)):
@@ -199,7 +199,8 @@ def compare(
     scores: list[float],
     level: torch.Tensor,
     advantage_scale: Literal["std", "none"],
-    entropy_bonus: EntropyBonus,
+    entropy_scale: float,
+    clip_divisor: float,
 ) -> dict[str, torch.Tensor]:
     """What `SampledAnswer` says of each answer of a group; all [G].
 
@@ -207,10 +208,11 @@ def compare(
         scores: Rewards, G of them.
         level: E of each, in nats, [G].
         advantage_scale: See `group_advantages`.
-        entropy_bonus: What EGPO adds.
+        entropy_scale: lambda, see `entropy_bonus`.
+        clip_divisor: alpha, see `entropy_bonus`.
     """
     plain = group_advantages(torch.tensor([scores], dtype=torch.float64), advantage_scale).flatten()
-    bonus = entropy_bonus(plain, level)
+    bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
     columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
     return columns | {"capped": bonus.capped, "shaped": plain + bonus.bonus}
 

@@ -1,6 +1,7 @@
 """From groups of rollouts to a buffer to learn from: tokens, log-probabilities, advantages with the bonus, weights."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.dynamic import Drawn
 from lightning_modules.rollout.groups import Overlong
-from lightning_modules.rollout.metrics import Peaks, Sums, bonus_sums, moments
+from lightning_modules.rollout.metrics import Peaks, Sums, bonus_sums, moments, timed
 from lightning_modules.rollout.rollout import Rollout
 
 IMPORTANCE_PEAKS = ("ratio_max", "logprob_gap_max")
@@ -143,3 +144,37 @@ def set_weights(
     lowest = {"sampling/-ratio_min": -values.pop("sampling/ratio_min")}
     peaks = {f"sampling/{name}": values.pop(f"sampling/{name}") for name in IMPORTANCE_PEAKS}
     return values, peaks | lowest
+
+
+def fill_logprobs(
+    buffer: RolloutBuffer,
+    micros: Sequence[PackedBatch],
+    rounds: int,
+    policy: ScoredCausalLM | None,
+    reference: AbstractContextManager[ScoredCausalLM] | None,
+    device: torch.device,
+    temperature: float,
+    clock: dict[str, float],
+) -> Tensor | None:
+    """Fill in old and reference's log-probabilities; entropies [N] come from the same pass as the old ones.
+
+    Args:
+        buffer: The rollouts.
+        micros: All of them, packed.
+        rounds: See `score_tokens`.
+        policy: That sampled; None leaves its pass out, where nothing depends on it: the one update of a batch of
+            rollouts is made of the policy that sampled them, so that its own log-probabilities are the old ones, and no
+            bonus asks for entropy.
+        reference: Gives the reference, if there is one.
+        device: Where they compute.
+        temperature: Divides the logits.
+        clock: Seconds are added to it.
+    """
+    entropy = None
+    if policy is not None:
+        with timed(clock, "time/old_logprob"):
+            buffer.old_logprobs, entropy = score_tokens(policy, micros, rounds, device, temperature, entropy=True)
+    if reference is not None:
+        with timed(clock, "time/ref_logprob"), reference as model:
+            buffer.ref_logprobs, _ = score_tokens(model, micros, rounds, device, temperature, entropy=False)
+    return entropy

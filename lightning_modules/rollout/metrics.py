@@ -105,6 +105,14 @@ def length_sums(rollouts: Sequence[Rollout], stop_ids: Collection[int]) -> tuple
     return sums | {"truncated": float(cut.sum()), "no_eos": float(no_end), "ended": ended.sum().item()}, peaks
 
 
+def merged(*counted: tuple[Sums, Peaks]) -> tuple[Sums, Peaks]:
+    """Sums and peaks that were counted apart, under names of their own, in one."""
+    sums, peaks = (
+        {name: value for part in column for name, value in part.items()} for column in zip(*counted, strict=True)
+    )
+    return sums, peaks
+
+
 def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """Metrics of one batch of rollouts over all ranks.
 

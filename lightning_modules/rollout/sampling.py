@@ -1,11 +1,12 @@
 """A batch of groups of rollouts: sampled from its prompts, and anew where all rewards of a group are equal."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from datamodules.prompts import PromptBatch
-from lightning_modules.generators.base import Completion
+from lightning_modules.generators.base import Completion, Generator
+from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.groups import Group, all_alike, check_errors
 from lightning_modules.rollout.metrics import Sums, timed
 
@@ -39,6 +40,25 @@ class Sampling:
                 "model.sampling.temperature must be greater than 0 and model.sampling.top_p lie in (0, 1], got "
                 f"{self.temperature} and {self.top_p}."
             )
+
+    def __call__(
+        self,
+        generator: Generator,
+        policy: ScoredCausalLM,
+        stop_ids: Collection[int],
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+    ) -> list[list[Completion]]:
+        """A group of completions for each prompt, whose random numbers derive from the names; see `Generator`."""
+        return generator(
+            policy,
+            prompts,
+            names,
+            n=self.group_size,
+            stop_ids=stop_ids,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
 
 
 def sample_groups(

@@ -128,9 +128,14 @@ def objective_row(bonus: EntropyBonus, loss: PolicyLoss, lora: LoRA | None) -> s
     )
 
 
-def extra_rows(max_draws: int, prompts: int, lora: LoRA | None) -> dict[str, str]:
+def validation_row(data: XLAMPromptDataModule) -> str:
+    """What a validation generates for."""
+    return f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks"
+
+
+def extra_rows(data: XLAMPromptDataModule, max_draws: int, lora: LoRA | None) -> dict[str, str]:
     """What is sampled beyond a batch of prompts, and what has no effect."""
-    rows = {}
+    rows, prompts = {}, data.hparams.prompts_per_step
     if max_draws:
         rows["more prompts"] = (
             f"up to {max_draws} times {prompts} a batch, until {prompts} groups have rewards that differ"

@@ -188,10 +188,7 @@ def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
 @pytest.mark.parametrize(
     ("options", "of_oracle"),
     [
-        (
-            {"entropy_bonus": NO_BONUS},
-            {"entropy_scale": 0.0},
-        ),  # without the pass for old log-probabilities
+        ({"entropy_bonus": NO_BONUS}, {"entropy_scale": 0.0}),  # without the pass for old log-probabilities
         ({"reports_logprobs": True}, {"reports_logprobs": True}),
         ({"entropy_bonus": EntropyBonus(level="token")}, {"level": "token"}),
         ({"entropy_bonus": EntropyBonus(level="token_cot")}, {"level": "token_cot"}),
@@ -228,9 +225,7 @@ def test_a_completion_that_nobody_could_judge_is_as_if_it_had_not_been_sampled(
     assert metrics["reward/mean"] == metrics["reward/judge/mean"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 1) / 6)
     assert metrics["reward/length/mean"] == pytest.approx(sum(map(len, REWARDS)) / 9)
     assert metrics["reward/frac_zero_std"] == pytest.approx(1 / 3)
-    assert [not rollout.rewarded for rollout in module.rollouts] == [
-        text in FAILED for group in TEXTS for text in group
-    ]
+    assert [r.rewarded for r in module.rollouts] == [text not in FAILED for group in TEXTS for text in group]
     assert all(math.isfinite(value) for value in metrics.values())
 
 
@@ -387,12 +382,8 @@ def test_the_mean_of_the_first_attempts_is_logged_beside_that_of_the_last(tiny_m
         asked[completion] += 1
         return REWARDS[completion] if asked[completion] == 1 else float(completion == "[f()]")
 
-    module = make(
-        tiny_model_dir,
-        tiny_tokenizer,
-        rewards={"judge": RewardTerm(judge)},
-        dynamic_sampling=DynamicSampling(max_resample=2),
-    )
+    again = DynamicSampling(max_resample=2)
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, dynamic_sampling=again)
     _, _, (metrics,) = fit(module)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row2/1"]]
     assert metrics["reward/mean_first"] == pytest.approx(6.5 / 9)  # 1.5, 2 and 3 of the groups
@@ -404,12 +395,8 @@ def test_a_group_is_sampled_again_where_those_that_could_be_judged_are_alike(tin
         return None if completion == "no thought" else float(completion not in ("[]", "[g()]"))
 
     # 1, 1 and a failure; 1, 1, 0; 1, 0, 1.
-    module = make(
-        tiny_model_dir,
-        tiny_tokenizer,
-        rewards={"judge": RewardTerm(judge)},
-        dynamic_sampling=DynamicSampling(max_resample=1),
-    )
+    again = DynamicSampling(max_resample=1)
+    module = make(tiny_model_dir, tiny_tokenizer, rewards={"judge": RewardTerm(judge)}, dynamic_sampling=again)
     fit(module)
     assert module.generator.names == [["0/row0", "0/row1", "0/row2"], ["0/row0/1"]]
 
@@ -435,9 +422,8 @@ def test_other_prompts_take_the_place_of_groups_that_are_alike(tiny_model_dir, t
 def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_model_dir, tiny_tokenizer):
     given, draws = batch(), []
     given.further = lambda draw: draws.append(draw) or rows("abc", [2, 2, 2])
-    (gradients,), _, (metrics,) = fit(
-        make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(3)), of=given
-    )
+    module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(3))
+    (gradients,), _, (metrics,) = fit(module, of=given)
     assert draws == [1, 2, 3] and metrics["sampling/tries"] == 3
     assert metrics["sampling/filled_frac"] == pytest.approx(2 / 3) == 1 - metrics["reward/frac_zero_std"]
     (want,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer))

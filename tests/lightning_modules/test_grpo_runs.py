@@ -299,11 +299,8 @@ def one_and_two(base_args, tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("ranks")
     options = RUN | {"data.init_args.prompts_per_step": 22, "trainer.max_steps": -1, "trainer.max_epochs": 1}
-    options |= {
-        "trainer.precision": "64-true",
-        "model.init_args.inner_epochs": 1,
-        "model.init_args.sampling.group_size": 2,
-    }
+    options |= {"trainer.precision": "64-true", "model.init_args.inner_epochs": 1}
+    options |= {"model.init_args.sampling.group_size": 2}
     options |= {"trainer.val_check_interval": "null", "trainer.check_val_every_n_epoch": 1}
     options |= {"model.init_args.dynamic_sampling.max_resample": 1, "model.init_args.dynamic_sampling.max_draws": 0}
     options |= {"model.init_args.overlong.treatment": "mask"}

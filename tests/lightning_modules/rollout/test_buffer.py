@@ -42,9 +42,7 @@ def test_ranks_share_every_mini_batch(prompts, ranks, mini_batches):
     for rank in range(ranks):
         mine = list(range(rank, prompts, ranks))  # as the loader deals them
         turns = [
-            RolloutBuffer(
-                [], [], [], [], mine, [False] * len(mine), torch.zeros(0), batch_prompts=prompts, updates_done=step
-            )
+            buffer(groups=mine, masked=[False] * len(mine), batch_prompts=prompts, updates_done=step)
             for step in range(mini_batches)
         ]
         shares.append([[mine[i] for i in turn.chosen(mini_batches)] for turn in turns])
