@@ -18,7 +18,8 @@ from lightning_modules.checkpointing.identity import identity
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
-from lightning_modules.policy.model import LoRA, ScoredCausalLM
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2
@@ -26,7 +27,7 @@ from rewards import FunctionCallReward
 
 
 def check_numbers(**settings: tuple[Any, bool, str]) -> None:
-    """Refuse settings of a module that are out of their range.
+    """Raise if a numeric setting of a module is out of its range.
 
     Args:
         settings: By name the value, whether it can be used (NaN never can), and what is wanted.
@@ -116,7 +117,7 @@ class FunctionCallingModule(EvaluationModule):
 
     @property
     def fitting(self) -> bool:
-        """Whether a trainer is training it."""
+        """Whether the trainer is in `fit`."""
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -130,7 +131,7 @@ class FunctionCallingModule(EvaluationModule):
         return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with linear warm-up and then what `schedule` says, over the whole run.
+        """AdamW with linear warm-up and then the rate that `schedule` names, over the whole run.
 
         Raises:
             ValueError: If the run has no optimizer step, or no end.
@@ -145,11 +146,11 @@ class FunctionCallingModule(EvaluationModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def warmup_steps(self, steps: float) -> int:
-        """Of so many optimizer steps, those of the warm-up."""
+        """Number of warm-up steps of a run of so many optimizer steps."""
         return math.ceil(self.warmup_ratio * steps)
 
     def clip_gradients(self) -> float:
-        """Scale the policy's gradients down to `max_grad_norm` and return their norm before that.
+        """Clip the policy's gradients to norm `max_grad_norm`, and return their norm before that.
 
         Raises:
             RuntimeError: If the norm is not finite; no step has been taken with these gradients.
@@ -173,7 +174,7 @@ class FunctionCallingModule(EvaluationModule):
         rounds: int,
         loss: Callable[[PackedBatch], tuple[Tensor, dict[str, Tensor]]],
     ) -> list[dict[str, Tensor]]:
-        """Add up the gradients of this rank's micro-batches over all ranks, for the sum of their losses.
+        """Run backward over this rank's micro-batches; gradients become those of the loss summed over all ranks.
 
         Args:
             batch: The micro-batches.
@@ -194,19 +195,19 @@ class FunctionCallingModule(EvaluationModule):
         return every
 
     def without_sync(self) -> AbstractContextManager[None]:
-        """Keep gradients on this rank: only the last micro-batch of a step reduces them."""
+        """Context that reduces no gradients over ranks: only the last micro-batch of a step does."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def speed(self, start: float, tokens: float, samples: float) -> dict[str, float]:
-        """Seconds since a step's start, what all ranks learn from per second, and GPU memory."""
+        """Metrics of a step: its seconds, tokens and samples per second of all ranks, peak GPU memory."""
         metrics = self.throughput.update(start, tokens, samples)
         if self.device.type == "cuda":
             metrics["perf/peak_mem_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         return metrics
 
     def on_validation_end(self) -> None:
-        """Let go of gathered weights. The time of a validation is not training time: start a new window."""
+        """Free the unsharded copy, and start a new window of throughput: validating is not training time."""
         super().on_validation_end()
         self.throughput.clear()
 
@@ -214,11 +215,11 @@ class FunctionCallingModule(EvaluationModule):
     on_predict_end = on_validation_end
 
     def settings_table(self) -> dict[str, str]:
-        """What a run is told to do beyond what every run is, for the table at its start."""
+        """Rows that the module adds to the table at the start of a run, by name."""
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the optimizer's states by parameter, and leave out weights that never change.
+        """Add the run's identity, name optimizer states by parameter, and leave out weights that never change.
 
         Hashes of those, and of the tokenizer, take their place.
         """
@@ -232,7 +233,7 @@ class FunctionCallingModule(EvaluationModule):
             ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, and give the optimizer its states by place.
+        """Raise if the checkpoint is of another model, and turn names of optimizer states back into places.
 
         Raises:
             ValueError: If a weight is missing, unknown or of another shape, the tokenizer is another, or a run is to go

@@ -65,7 +65,7 @@ class EvaluationModule(LightningModule):
 
     @property
     def method(self) -> str:
-        """What the module does, as its runs' folders and TensorBoard name it."""
+        """Name of the method, as run folders and TensorBoard have it."""
         return type(self).__name__.removesuffix("Module").lower()
 
     def setup(self, stage: str) -> None:
@@ -110,7 +110,7 @@ class EvaluationModule(LightningModule):
 
     @property
     def strategy(self) -> Strategy | None:
-        """The trainer's; None in a notebook without a trainer."""
+        """The trainer's strategy; None in a notebook without a trainer."""
         return self._trainer.strategy if self._trainer else None
 
     @property
@@ -138,15 +138,15 @@ class EvaluationModule(LightningModule):
         self.why_not_packed = leak if wanted == "auto" else "data.packing is off"
 
     def rows_of_documents(self) -> str:
-        """How documents lie in rows, and why, for the table at the start of a run."""
+        """Whether documents are packed, and if not why, for the table at the start of a run."""
         return "packed" if self.packed else f"one document per row, because {self.why_not_packed}"
 
     def place(self, policy: ScoredCausalLM) -> None:
-        """Take up the model that was loaded, in shards if the strategy says so."""
+        """Keep the loaded model as `policy`, sharded if the strategy shards."""
         self.policy = self.shard(policy)
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
-        """The model as the strategy keeps it; a root of its own shards, where there are any."""
+        """The model sharded by the strategy, or unchanged if that does not shard."""
         return self.strategy.shard(policy) if isinstance(self.strategy, FSDP1 | FSDP2) else policy
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -160,7 +160,7 @@ class EvaluationModule(LightningModule):
         return super().to(*places, **kwargs) if places or kwargs else self
 
     def generating_policy(self) -> ScoredCausalLM:
-        """What to generate with: the policy or, where each rank holds a shard of it, a whole copy; a collective then.
+        """The model to generate with: the policy or, if it is sharded, an unsharded copy (a collective).
 
         The copy has the dtype that the policy computes in, adapters of its own as the policy has them, and is where the
         policy computes, be its shards offloaded.
@@ -171,7 +171,7 @@ class EvaluationModule(LightningModule):
         return unsharded_copy(self.policy, torch.bfloat16 if half else None, self.device)
 
     def on_validation_start(self) -> None:
-        """Gather weights that are sharded, once for all batches."""
+        """Unshard the policy, once for all batches."""
         self.generating = (self.generating_policy(),)
         self.generating[0].packed = self.packed
 
@@ -179,7 +179,7 @@ class EvaluationModule(LightningModule):
     on_predict_start = on_validation_start
 
     def on_validation_end(self) -> None:
-        """Let go of gathered weights."""
+        """Free the unsharded copy."""
         self.generating = ()
 
     on_test_end = on_validation_end
@@ -198,7 +198,7 @@ class EvaluationModule(LightningModule):
         return rollouts
 
     def score(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
-        """A completion as text, taken apart and, where the right answer is known, scored with `reward`."""
+        """Decode and parse a completion and, where the right answer is known, score it with `reward`."""
         text = self.decode(completion)
         result = self.reward(text, example.tools, example.answers) if example.answers else None
         return Rollout(
@@ -212,7 +212,7 @@ class EvaluationModule(LightningModule):
         )
 
     def decode(self, completion: Completion) -> str:
-        """The completion as text; only the token that ended it is left out, so that stray special tokens are seen."""
+        """Text of a completion without the token that ended it; stray special tokens stay visible."""
         ids = completion.token_ids
         return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
 
@@ -231,7 +231,7 @@ class EvaluationModule(LightningModule):
     predict_step = test_step
 
     def score_references(self, documents: Sequence[Encoded]) -> None:
-        """Count how likely the references are, each token given all before it; draws no random number."""
+        """Update `target_loss` with log-probabilities of the reference answers; draws no random number."""
         lengths = [len(document.input_ids) for document in documents]
         longest = max(lengths, default=0)
         for rows in micro_batches(lengths, longest, max(SCORED_TOKENS, longest), self.packed):
@@ -243,7 +243,7 @@ class EvaluationModule(LightningModule):
             self.target_loss.update(*torch.zeros(3, 0, dtype=torch.long, device=self.device))
 
     def evaluated(self) -> dict[str, float]:
-        """What an evaluation has found, over all ranks; the next one begins anew."""
+        """Metrics of an evaluation, reduced over ranks; their counts are then reset."""
         metrics = self.accuracy.compute()
         self.accuracy.reset()
         if self.target_loss.update_called:
@@ -271,7 +271,7 @@ class EvaluationModule(LightningModule):
         self.log_dict(others | {"step": float(self.global_step)}, batch_size=1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model; a strategy that shards has done so, and loaded it.
+        """Raise if the checkpoint is of another model; a strategy that shards has done so, and loaded it.
 
         Raises:
             ValueError: See `check_checkpoint`.
@@ -280,7 +280,7 @@ class EvaluationModule(LightningModule):
             self.check_checkpoint(checkpoint, {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()})
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Refuse the checkpoint of another model or tokenizer before any weight is changed.
+        """Raise if a checkpoint is of another model or tokenizer, before any weight is changed.
 
         Args:
             checkpoint: What it holds beside weights and optimizer states.
@@ -306,7 +306,7 @@ class EvaluationModule(LightningModule):
         return {name: weight for name, weight in self.state_dict().items() if self.is_derived(name)}
 
     def derived_fingerprint(self) -> str:
-        """A hash of them, computed once, for they never change; a collective where they are sharded."""
+        """Hash of `derived_weights`, computed once, for they never change; a collective where they are sharded."""
         if not self.derived_hash:
             self.derived_hash = fingerprint(self.derived_weights())
         return self.derived_hash

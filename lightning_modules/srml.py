@@ -80,13 +80,13 @@ class SRMLModule(FunctionCallingModule):
         return groups
 
     def alpha(self) -> Tensor | float | None:
-        """The weight of the chain of thought as the loss takes it: None stands for its share of the tokens."""
+        """Weight of the chain of thought, as the loss takes it; None is its share of the tokens."""
         if self.balance == "sft":
             return None
         return torch.sigmoid(self.alpha_logit) if self.balance == "learnable" else self.cot_weight
 
     def training_step(self, batch: list[PackedBatch], batch_idx: int) -> None:
-        """Take one optimizer step over this rank's micro-batches of a global batch, and log it."""
+        """Take one optimizer step over this rank's micro-batches of a global batch, and log its metrics."""
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha(), dtype=torch.float64).detach())
@@ -129,7 +129,7 @@ class SRMLModule(FunctionCallingModule):
         return loss, parts
 
     def count(self, batch: list[PackedBatch]) -> tuple[Totals, int]:
-        """Denominators over all ranks, and how many micro-batches the rank with most of them has.
+        """Count the denominators of the loss over all ranks, and the most micro-batches that a rank has.
 
         Raises:
             ValueError: If no rank has a supervised token in this step.
@@ -147,7 +147,7 @@ class SRMLModule(FunctionCallingModule):
         return totals, int(every_rank[:, 5].max())
 
     def settings_table(self) -> dict[str, str]:
-        """The rows of an optimizer step and what is averaged over them, for the table at the start of a run."""
+        """Rows of the batch, its packing and its loss, for the table at the start of a run."""
         weights = {
             "fixed": f"{self.cot_weight:g} of the chain of thought's mean and {1 - self.cot_weight:g} of the call's",
             "learnable": f"both segments' means, the chain of thought's with a weight that is learnt from "

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer states in shards over ranks: FSDP1 and FSDP2, with checkpoints that move.
+"""FSDP1 and FSDP2 as Lightning strategies: weights, gradients and optimizer states sharded over ranks.
 
 Lightning's strategies would shard the whole LightningModule. Here the policy is the root of its own shards, and so is a
 frozen reference: every forward pass enters through one of them, and as many forward and backward passes as a step needs
@@ -32,7 +32,7 @@ from lightning_modules.policy.model import ScoredCausalLM
 
 
 def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:
-    """The modules that are gathered one at a time.
+    """The modules that FSDP shards and gathers one at a time: decoder layers, or the classes named.
 
     Args:
         policy: The model.
@@ -55,7 +55,7 @@ def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:
-    """Give parameters on the meta device memory without values; one that modules share stays one."""
+    """Allocate parameters that are on the meta device, without values; one that modules share stays one."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
@@ -66,14 +66,14 @@ def allocate(module: nn.Module, device: torch.device) -> None:
 
 
 def set_dtypes(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Give weights and buffers the dtypes of another rank's: some that loading keeps in float32 are not made so."""
+    """Cast weights and buffers to the dtypes of another rank: some that loading keeps in float32 are not made so."""
     for name, tensor in module.state_dict(keep_vars=True).items():
         if tensor.dtype != dtypes[name]:
             tensor.data = tensor.data.to(dtypes[name])
 
 
 def move_rest(module: LightningModule, device: torch.device) -> None:
-    """Move what a module holds beside its sharded models to a device, and let it know that it is there."""
+    """Move a module to a device but for its sharded models, and set `module.device`."""
     for child in module.children():
         if not isinstance(child, FSDPModule | FullyShardedDataParallel):
             child.to(device)
@@ -83,7 +83,7 @@ def move_rest(module: LightningModule, device: torch.device) -> None:
 
 
 class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
-    """FSDP2 (`fully_shard`): every decoder layer of the policy, then what is left of it.
+    """FSDP2 (`fully_shard`) over the policy's decoder layers and then the rest of it.
 
     Weights are kept and updated as `trainer.precision` has them; with bf16-mixed they are gathered and multiplied in
     bfloat16. Gradients are always reduced in float32.
@@ -114,7 +114,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
         self.mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
-        """Start the processes' group, and lay out the ranks.
+        """Start the process group, and make the device mesh.
 
         Raises:
             ValueError: If `shard_size` does not divide the number of ranks.
@@ -134,7 +134,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
             self.mesh = self.mesh["shard"]
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
-        """Keep this rank's shard of each weight; the model is changed in place.
+        """Shard the policy in place, so that this rank keeps its part of each weight.
 
         Only the first rank's has to hold weights: it sends the others theirs, so that the machine's memory need not
         hold the model once for each of its GPUs.
@@ -160,7 +160,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
         return policy
 
     def model_to_device(self) -> None:
-        """Move what is not in shards; shards that stay in the memory of the CPU must not follow."""
+        """Move what is not sharded to the device; shards that are offloaded stay on the CPU."""
         if self.cpu_offload:
             move_rest(self.lightning_module, self.root_device)
         else:
@@ -168,7 +168,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave gradients unreduced inside, if that is what `accumulate_unsharded` asks for."""
+        """Context that reduces no gradients, if `accumulate_unsharded` is set."""
         roots = [m for m in self.lightning_module.children() if isinstance(m, FSDPModule)]
         for root in roots:
             root.set_requires_gradient_sync(not self.accumulate_unsharded)
@@ -178,7 +178,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
 
 
 class FSDP1(ReshardableCheckpoints, FSDPStrategy):
-    """FSDP1 (`FullyShardedDataParallel`): every decoder layer of the policy, then what is left of it.
+    """FSDP1 (`FullyShardedDataParallel`) over the policy's decoder layers and then the rest of it.
 
     Needs an accelerator. Gradients are reduced in float32.
 
@@ -209,13 +209,13 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
-        """Lightning's, but gradients are reduced in float32, and bfloat16 does not round positions."""
+        """Lightning's mixed precision, but gradients are reduced and buffers kept in float32 (positions, too)."""
         if not self.precision_plugin.precision.startswith("bf16"):
             return None
         return MixedPrecision(torch.bfloat16, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
 
     def shard(self, policy: ScoredCausalLM) -> nn.Module:
-        """The policy wrapped; Lightning's context, inside which this is called, knows how."""
+        """Wrap the policy in FSDP; Lightning's context, inside which this is called, knows how."""
         classes = {type(block) for block in blocks_of(policy, self.wrap)}
         return wrap(policy, auto_wrap_policy=ModuleWrapPolicy(classes), use_orig_params=True)
 
@@ -226,7 +226,7 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave gradients unreduced inside, if that is what `accumulate_unsharded` asks for."""
+        """Context that reduces no gradients, if `accumulate_unsharded` is set."""
         policy = self.lightning_module.policy
         if not self.accumulate_unsharded or not isinstance(policy, FullyShardedDataParallel):
             yield

@@ -31,7 +31,7 @@ from rewards.parser import split_completion
 
 
 class BFCLModule(EvaluationModule):
-    """Answers the rows of a `BFCLDataModule`, writes the answers in the official layout, and scores them officially.
+    """Evaluates a model on BFCL: answers the rows, writes answers in the official layout, scores them as BFCL does.
 
     Answers that an earlier run below the same `trainer.default_root_dir` gave are taken over, if model, prompts and
     settings are the same: an evaluation that was interrupted resumes where it stopped.
@@ -72,7 +72,7 @@ class BFCLModule(EvaluationModule):
         self.registered_name = registered_name
 
     def setup(self, stage: str) -> None:
-        """Validate the settings before any weight is loaded, and take over the answers of earlier runs.
+        """Validate the settings before any weight is loaded, and load the answers of earlier runs.
 
         Raises:
             ValueError: The command, the data or the registered name is not one that this works with, or a file of
@@ -90,7 +90,7 @@ class BFCLModule(EvaluationModule):
         self.take_over(data)
 
     def take_over(self, data: BFCLDataModule) -> None:
-        """Take over the answers of earlier runs, and say in this run's folder what they depend on."""
+        """Load the answers of earlier runs with the same settings, and write this run's settings."""
         self.run = Path(self.trainer.log_dir)  # a collective: every rank asks
         self.answers: list[Results] = []
         if self.trainer.is_global_zero:
@@ -104,7 +104,7 @@ class BFCLModule(EvaluationModule):
         self.answers = self.trainer.strategy.broadcast(self.answers)
 
     def settings(self, data: BFCLDataModule) -> dict[str, Any]:
-        """What the answers depend on."""
+        """All settings that the answers depend on."""
         folder = Path(resolve_model_folder(self.init_from))
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         settings = {
@@ -118,7 +118,7 @@ class BFCLModule(EvaluationModule):
         return settings | {name: getattr(self, name) for name in own}
 
     def answered(self, row: BFCLRow) -> bool:
-        """Whether all samples of a row are there."""
+        """Whether a row has answers for all samples."""
         return all(row.id in results for results in self.answers)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Any]:

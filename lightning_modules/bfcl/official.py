@@ -1,4 +1,4 @@
-"""Holds the scores of a BFCL evaluation against those of the official scorer: `make bfcl-official`."""
+"""Compares the scores of a BFCL evaluation with those of the official scorer: `make bfcl-official`."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def wrong_officially(scores: Path, package: BFCLPackage) -> dict[str, set[str]]:
 
 
 def compare(ours: Mapping[str, Score], theirs: Mapping[tuple[str, str], str], version: int) -> tuple[str, bool]:
-    """Both tables side by side, and whether they are equal."""
+    """Both tables of scores side by side, and whether they are equal."""
     lines, equal = [f"{'official table and column':<52}{'official':>12}{'ours':>12}"], True
     for (file, column), name in official_columns(version).items():
         cell = percent(name, ours[name])

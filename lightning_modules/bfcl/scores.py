@@ -1,4 +1,4 @@
-"""From the texts of answers to the columns of the BFCL leaderboard, and of the papers.
+"""Scores of BFCL answers: accuracies by category, and the columns of the leaderboard and of the papers.
 
 The official arithmetic in the official order, so that equal counts give equal metrics to the last bit.
 """
@@ -20,7 +20,7 @@ SUMMARIES = ("simple_ast", "non_live_ast", "non_live", "live_ast", "live", "irre
 
 
 def match_answer(package: BFCLPackage, row: BFCLRow, text: str) -> MatchResult:
-    """The official verdict on the text of an answer."""
+    """Check the text of an answer as the official scorer does."""
     language = language_of(row.category)
     calls, error = decoder(package, language)(text)
     verdict = match_bfcl(calls, row.possible_answers, row.functions, row.category, language)
@@ -42,13 +42,13 @@ class Score(NamedTuple):
 
 
 def unweighted(scores: Sequence[Score]) -> Score:
-    """The mean over categories."""
+    """Mean of the accuracies of categories."""
     total = _added(score.accuracy for score in scores)
     return Score(total / len(scores), sum(score.count for score in scores), all(score.known for score in scores))
 
 
 def weighted(scores: Sequence[Score]) -> Score:
-    """The mean over answers."""
+    """Accuracy over the answers of all categories."""
     count = sum(score.count for score in scores)
     total = _added(score.accuracy * score.count for score in scores)
     return Score(total / count, count, all(score.known for score in scores))

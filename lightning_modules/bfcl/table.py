@@ -21,14 +21,14 @@ FIGURE_WITHOUT_ALL = ("non_live", "live")
 
 
 def percent(name: str, score: Score) -> str:
-    """A score as the official tool writes it, without the sign."""
+    """A score in percent as the official tool writes it, without the sign."""
     return f"{score.accuracy * 100:.2f}" if score.known or name in FIGURE_WITHOUT_ALL else "N/A"
 
 
 def bfcl_table(
     scores: Mapping[str, Score], package: BFCLPackage, sizes: Mapping[str, int], model: str, samples: int
 ) -> str:
-    """The scores as text.
+    """The scores as a text table.
 
     Args:
         scores: What `BFCLAccuracy.compute` returns.

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its charts, the two segments in colours of their own, settings, samples.
+"""TensorBoard of a run: its charts, the two segments in colours of their own, settings, samples.
 
 TensorBoard colours a line by its run, never by its tag, and that in custom charts, too. What is to be told apart within
 one chart therefore has to be a run: `cot` and `call`, folders within that of the run, hold the segments' curves under
@@ -86,7 +86,7 @@ METRICS = ("tool/exact_match", "reward/mean", "train/loss", "completion/mean_len
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger of a run; what a segment has is logged once more under the tag of the whole, in its run."""
+    """TensorBoard logger of a run; metrics of a segment are logged once more, to its own run under the whole's tag."""
 
     @cached_property
     def segments(self) -> dict[str, SummaryWriter]:

@@ -1,4 +1,4 @@
-"""What a run says at its end: a box with what came out, and the commands to go on with, ready to paste."""
+"""The end of a run: a box with what came out, and the commands to go on with, ready to paste."""
 
 import json
 import shlex

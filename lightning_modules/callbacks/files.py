@@ -1,4 +1,4 @@
-"""What a run leaves in its folder besides events and checkpoints: metrics, samples, rollouts, weights."""
+"""Files in the folder of a run besides events and checkpoints: metrics, samples, rollouts, weights."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""What a training step holds in memory, by arithmetic: the estimate in the table that a run begins with.
+"""Estimate of the memory of a training step, by arithmetic, for the table that a run begins with.
 
 Letters: D hidden size, I intermediate size, L layers, A width of all attention heads together, V vocabulary, R rows of
 a micro-batch and T tokens of a row; w bytes of a stored weight, c of a factor of a matrix product, r of a hidden state.
@@ -91,7 +91,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Estimated bytes on one device, by part and by moment of a step.
 
     Attributes:
         always: What is held all the time: weights, optimizer, reference, casts.
@@ -103,17 +103,17 @@ class Memory:
 
     @property
     def moment(self) -> str:
-        """When most is held."""
+        """The moment of a step at which most is held."""
         return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
 
     @property
     def parts(self) -> dict[str, int]:
-        """What is held then, without what is nothing."""
+        """Bytes of each part at that moment, without those of 0."""
         return {name: size for name, size in (self.always | self.moments[self.moment]).items() if size}
 
     @property
     def peak(self) -> int:
-        """The sum of that."""
+        """Bytes held at that moment."""
         return sum(self.parts.values())
 
 
@@ -200,7 +200,7 @@ def embedding_bytes(plan: Plan) -> int:
 
 
 def derived(plan: Plan) -> dict[str, str]:
-    """Where each part of an estimate comes from, in words."""
+    """How each part of an estimate is computed, in words."""
     w, c, _ = plan.widths
     shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
     activations = "computed again layer by layer" if plan.checkpointing else "all kept"
@@ -228,7 +228,7 @@ def heads_of(config: Any) -> tuple[int, int]:
 
 
 def adapters(config: Any, rank: int) -> int:
-    """Parameters of LoRA on all linear layers."""
+    """Number of parameters of LoRA on all linear layers."""
     hidden, (heads, width) = config.hidden_size, heads_of(config)
     key = width * (getattr(config, "num_key_value_heads", None) or heads)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden

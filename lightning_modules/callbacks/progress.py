@@ -1,4 +1,4 @@
-"""What a run says while it goes: a bar of optimizer steps on a terminal, lines elsewhere, and its validations."""
+"""Progress of a run: a bar of optimizer steps on a terminal, lines elsewhere, and a line for each validation."""
 
 import sys
 import time
@@ -144,7 +144,7 @@ def say(text: str) -> None:
 
 
 def rows_of(loader: Any, batches: int | None = None) -> int:
-    """Rows that a loader of prompts has over all ranks, or that are in its first batches; 0 for other loaders."""
+    """Number of rows that a loader of prompts has over all ranks, or in its first batches; 0 for other loaders."""
     examples, size = getattr(loader, "examples", ()), getattr(loader, "batch_size", 1)
     return len(examples) if batches is None else min(len(examples), batches * size)
 

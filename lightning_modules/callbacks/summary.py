@@ -1,4 +1,4 @@
-"""What is said at the start and end of a run: its size, its settings, its metrics."""
+"""Tables at the start and end of a run: its size, its settings, its metrics."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
 from lightning_modules.generators import VLLMGenerator
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
-from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.unshard import FSDP1_PREFIX
 from lightning_modules.strategies import FSDP1, FSDP2
@@ -97,14 +97,14 @@ class RunSummary(Callback):
 
 
 def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:
-    """What the learning rate does."""
+    """The learning-rate schedule in words."""
     warmup = module.warmup_steps(trainer.estimated_stepping_batches)
     then = {"cosine": "falls as a cosine to 0", "constant": "stays"}[module.schedule]
     return f"{module.learning_rate:g} after {warmup:,} steps of warm-up, then it {then}"
 
 
 def parameter_counts(module: FunctionCallingModule) -> tuple[int, int]:
-    """Parameters that learn and that do not, over all shards and without a frozen reference."""
+    """Numbers of trained and of frozen parameters, over all shards and without a frozen reference."""
     counts = {True: 0, False: 0}
     for name, weight in module.named_parameters():
         if not name.startswith(PREFIX):
@@ -115,7 +115,7 @@ def parameter_counts(module: FunctionCallingModule) -> tuple[int, int]:
 
 
 def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
-    """What the memory of this run's steps depends on; None for data that are not cut by a token budget."""
+    """The `Plan` of this run's steps for the estimate of memory; None for data that are not cut by a token budget."""
     data, strategy, ranks = trainer.datamodule, trainer.strategy, trainer.world_size
     if isinstance(module, GRPOModule) and isinstance(data, XLAMPromptDataModule):
         budget, longest = module.micro_batch_tokens, module.generator.max_new_tokens
@@ -187,14 +187,14 @@ def rollout_engine(trainer: Trainer, module: FunctionCallingModule, parameters: 
 
 
 def device_memory(trainer: Trainer, device: torch.device) -> int:
-    """Bytes of the GPU, or this process's share of the machine's."""
+    """Bytes of the GPU's memory, or of this process's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.num_devices
 
 
 def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict[str, Plan]:
-    """Settings that need less memory, each by what to write."""
+    """Plans that need less memory, by the setting that makes each."""
     found = {}
     if not plan.checkpointing:
         found["model.gradient_checkpointing true"] = replace(plan, checkpointing=True)
@@ -238,7 +238,7 @@ def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[st
 
 
 def shown(size: int) -> str:
-    """Bytes for people."""
+    """Bytes in MiB or GiB."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""The Hugging Face folder of a run: written at its end, or from any checkpoint of its by `funreason export`."""
+"""Export to a Hugging Face folder: at the end of a run, or of any checkpoint by `funreason export`."""
 
 import tempfile
 from copy import deepcopy
@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import torch
 import yaml
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +19,8 @@ from lightning_modules.checkpointing.formats import load
 from lightning_modules.checkpointing.identity import check_same_model
 from lightning_modules.checkpointing.resume import resolve_checkpoint
 from lightning_modules.policy.generation_config import ids_of, stop_ids
-from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.unshard import merged_weights, named_state, unshard
 
 DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -62,7 +62,7 @@ def export_hf(
         with atomic_write(folder) as unfinished:
             policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
             write_settings(policy, tokenizer, unfinished, form)
-            if isinstance(policy.model, PeftModel):
+            if policy.has_adapters:
                 state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
                 policy.model.save_pretrained(unfinished / "adapter", state_dict=state, save_embedding_layers=False)
             for file in unfinished.rglob("*.safetensors"):
@@ -74,7 +74,7 @@ def export_hf(
 def write_settings(
     policy: ScoredCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path, form: ChatForm | None = None
 ) -> None:
-    """Write what a folder holds beside weights: configs, tokenizer, chat template.
+    """Write all of a Hugging Face folder but its weights: configs, tokenizer, chat template.
 
     They name the token that was taught to end a turn, and every other that ended a completion in training: vLLM stops
     at the tokenizer's EOS and at those of the generation config, transformers at the latter. The live model keeps its
@@ -98,7 +98,7 @@ def rehearse_export(
     tokenizer: PreTrainedTokenizerFast | None = None,
     form: ChatForm | None = None,
 ) -> None:
-    """Do all of an export but the weights themselves, which takes no memory, so that none fails after a training.
+    """Try all of an export but writing weights, which takes no memory, so that none fails after a training.
 
     Args:
         init_from: See `build_policy`.
@@ -137,7 +137,7 @@ def rehearse_export(
 
 
 def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: str | None = None) -> Path:
-    """Write the Hugging Face folder of a checkpoint.
+    """Export a checkpoint to a Hugging Face folder.
 
     Args:
         ckpt_path: A `.ckpt` file, a sharded folder, or a run folder: its newest checkpoint. It lies where its run has
@@ -187,7 +187,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
 
 
 def form_of(saved: dict[str, Any], checkpoint: Path) -> ChatForm | None:
-    """How requests were put and answered in the run of a checkpoint; None where it does not say.
+    """The chat form of a checkpoint's run; None where it does not say.
 
     Raises:
         ValueError: It is none that is known here.
@@ -203,7 +203,7 @@ def form_of(saved: dict[str, Any], checkpoint: Path) -> ChatForm | None:
 
 
 def check_replaceable(folder: Path, source: str) -> None:
-    """Refuse to put an export in the place of anything but another export.
+    """Raise if an export would replace anything but an earlier export.
 
     Args:
         folder: Where the export is to lie.

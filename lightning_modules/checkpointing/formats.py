@@ -1,4 +1,4 @@
-"""Checkpoints that move: between numbers of ranks and between strategies, as one file or as a folder of shards.
+"""Checkpoint formats: one file or a folder of shards, and either resumes on any number of ranks with any strategy.
 
 Both kinds hold weights and optimizer states by parameter name, so that whatever reads them puts each state where it
 belongs, however the parameters are grouped and sharded there (by place, as torch's optimizers have them, they would
@@ -31,7 +31,7 @@ def is_folder_of_shards(path: str | Path) -> bool:
 
 
 def check_shards(folder: Path) -> None:
-    """Refuse a sharded checkpoint of which a part is missing.
+    """Raise if a part of a sharded checkpoint is missing.
 
     Raises:
         FileNotFoundError: If a file is not there or is shorter than what lies in it.
@@ -49,7 +49,7 @@ def check_shards(folder: Path) -> None:
 
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in a sharded checkpoint; nothing but its table of contents is read."""
+    """Names and shapes of the weights in a sharded checkpoint, read from its table of contents alone."""
     contents = ShardReader(folder).read_metadata().state_dict_metadata
     return {
         name.removeprefix(f"{WEIGHTS}."): tuple(entry.size)
@@ -59,7 +59,7 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:
-    """Write a checkpoint of one file; it takes its place when all of it is written.
+    """Write a checkpoint of one file atomically.
 
     Raises:
         OSError: Naming the file, if it cannot be written.
@@ -72,7 +72,7 @@ def save_file(checkpoint: State, path: Path, fsync: bool = True) -> None:
 
 
 def load(path: str | Path) -> State:
-    """A checkpoint of either kind as what a file holds, on the CPU; shards are put together.
+    """Load a checkpoint of either kind on the CPU, as what one file would hold; shards are put together.
 
     Raises:
         FileNotFoundError: See `check_shards`.
@@ -89,7 +89,7 @@ def load(path: str | Path) -> State:
 
 
 def check_parts(checkpoint: Any, path: str | Path) -> None:
-    """Refuse what torch can read and is no checkpoint of a run, before Lightning looks for its parts.
+    """Raise if what was read is no Lightning checkpoint, before Lightning looks for its parts.
 
     Raises:
         ValueError: Naming the file and the part that is missing or of another kind.
@@ -106,7 +106,7 @@ def check_parts(checkpoint: Any, path: str | Path) -> None:
 
 
 class AnyCheckpointIO(TorchCheckpointIO):
-    """Lets strategies that shard nothing read both kinds of checkpoints, and write files in one go.
+    """Checkpoint I/O for strategies that do not shard: reads both kinds, and writes files atomically.
 
     Args:
         fsync: Whether to wait until a checkpoint is on the disk; see `atomic_write`.
@@ -127,7 +127,7 @@ class AnyCheckpointIO(TorchCheckpointIO):
 
 
 def optimizer_state_to_names(state: State, groups: Iterable[Iterable[str]]) -> State:
-    """The state of an optimizer with names where torch has places.
+    """An optimizer's state dict with parameter names in place of indices.
 
     Args:
         state: An optimizer's `state_dict()`.
@@ -141,7 +141,7 @@ def optimizer_state_to_names(state: State, groups: Iterable[Iterable[str]]) -> S
 
 
 def optimizer_state_to_places(state: State, groups: Iterable[Iterable[str]]) -> State:
-    """Undo `optimizer_state_to_names` for an optimizer whose groups may come in another order than those saved.
+    """The inverse of `optimizer_state_to_names`, for an optimizer whose groups may come in another order.
 
     Raises:
         ValueError: If the saved groups hold other parameters.

@@ -16,7 +16,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 def identity(init_from: str, tokenizer: PreTrainedTokenizerFast, form: ChatForm | None, derived: str) -> dict[str, Any]:
-    """What a checkpoint holds of this beside its weights, for `check_run`.
+    """Entries of a checkpoint that say which run it belongs to; `check_run` reads them.
 
     Args:
         init_from: Where the run's weights came from.
@@ -38,7 +38,7 @@ def check_run(
     form: ChatForm | None,
     derived: Callable[[], str] | None,
 ) -> None:
-    """Refuse the checkpoint of a run with other starting weights, another tokenizer or another form.
+    """Raise if a checkpoint's run had other initial weights, another tokenizer or another form.
 
     Args:
         checkpoint: With what `identity` gave for the run that wrote it.
@@ -75,7 +75,7 @@ def check_run(
 
 
 def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
-    """Refuse the weights of another model.
+    """Raise if a checkpoint's weights have other names or shapes than the model's.
 
     Args:
         theirs: Names and shapes in the checkpoint.
@@ -95,7 +95,7 @@ def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and weights that no device or order of summation changes; a collective over shards."""
+    """Hash of names, shapes and weights, the same on any device and however sharded; a collective over shards."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shard in weights.items():
         weight = unshard(shard)
@@ -105,6 +105,6 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of everything that turns text into ids."""
+    """Hash of everything in a tokenizer that turns text into ids."""
     text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoints read as numbers, tensors and plain values: whatever else a file asks for is refused and not run.
+"""Safe loading of checkpoints: tensors and plain values alone; whatever else a file asks for is refused and not run.
 
 A folder of shards is read by torch with pickle itself in two places: its table of contents `.metadata`, and every entry
 of the shards that is no tensor. Both are read here by unpicklers that know a few harmless names.
@@ -50,7 +50,7 @@ class WrittenPath(PurePosixPath):
 
 
 class ContentsUnpickler(pickle.Unpickler):
-    """Reads a table of contents."""
+    """Unpickles a sharded checkpoint's table of contents, and no class that it is not made of."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Find one of the names that it is made of.
@@ -67,7 +67,7 @@ class ContentsUnpickler(pickle.Unpickler):
 
 
 class ShardReader(dcp.FileSystemReader):
-    """Reads a folder of shards."""
+    """Storage reader for a sharded checkpoint that runs nothing of it."""
 
     def read_metadata(self) -> Metadata:  # type: ignore[override]  # torch's would also look for one of this rank alone
         """Read the table of contents.
@@ -98,7 +98,7 @@ class ShardReader(dcp.FileSystemReader):
 
 
 class PlainValues(dcp.DefaultLoadPlanner):
-    """Reads the entries of shards that are no tensors as plain values."""
+    """Load planner that reads entries that are no tensors as plain values."""
 
     def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
         """Put one entry in its place."""
@@ -107,11 +107,11 @@ class PlainValues(dcp.DefaultLoadPlanner):
 
 
 class Everything(PlainValues, _EmptyStateDictLoadPlanner):
-    """Reads all that shards hold."""
+    """Load planner for all that shards hold."""
 
 
 def load_file(path: Path) -> State:
-    """What a checkpoint of one file holds, on the CPU.
+    """Load a checkpoint of one file on the CPU.
 
     Raises:
         ValueError: If it holds anything but tensors and plain values, or is damaged.
@@ -124,7 +124,7 @@ def load_file(path: Path) -> State:
 
 
 def load_shards(folder: Path, into: State | None = None) -> State:
-    """What a folder of shards holds beside its `meta.pt`, which `load_file` reads.
+    """Load a sharded checkpoint but for its `meta.pt`, which `load_file` reads.
 
     Args:
         folder: The checkpoint.
@@ -152,7 +152,7 @@ def load_shards(folder: Path, into: State | None = None) -> State:
 
 
 def first_cause(error: CheckpointException) -> BaseException:
-    """What the first rank that failed has raised; torch shows the tracebacks of all."""
+    """The exception of the first rank that failed; torch shows the tracebacks of all."""
     return next(iter(error.failures.values()))[0]
 
 

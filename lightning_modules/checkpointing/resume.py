@@ -1,4 +1,4 @@
-"""Resume where a run stopped: which checkpoint is meant, and what Lightning leaves out of it or restores too late."""
+"""Resuming a run: find the checkpoint, and restore what Lightning leaves out or restores too late."""
 
 import random
 import signal
@@ -43,7 +43,7 @@ def resolve_checkpoint(path: str) -> str:
 
 
 def step_of(model: str) -> int:
-    """The optimizer step that a model is of, as its checkpoints' names say.
+    """Optimizer step of a model, by the names of its checkpoints.
 
     Args:
         model: A checkpoint, a run folder or its `hf/`, or any other model.
@@ -64,7 +64,7 @@ def _step(checkpoint: Path) -> int:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
+    """Saves the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
 
     On one rank Lightning ends a run that received SIGTERM after its step. On several its handler starts a collective
     wherever the signal finds the rank, which can be between any two others; here the ranks agree at the end of a step.
@@ -125,7 +125,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class ExactResume(Callback):
-    """Puts the random states of every rank into the checkpoint, and random states and data position back in time.
+    """Makes resuming bit-exact: saves the random states of every rank, and restores them and the data position in time.
 
     The states are plain numbers and tensors, which `weights_only` loads.
     """
@@ -181,7 +181,7 @@ class ExactResume(Callback):
 
 
 def random_states() -> dict[str, Any]:
-    """States of python's, numpy's and torch's generators of this process."""
+    """States of the random generators of Python, numpy and torch in this process."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -193,7 +193,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
+    """Restore what `random_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -1,4 +1,4 @@
-"""How strategies that keep weights in shards save and load: either kind of checkpoint, whoever has written it."""
+"""Checkpoints of strategies that shard: saved as shards or one file, loaded from either on any number of ranks."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ from lightning_modules.checkpointing.reading import State, first_cause, load_fil
 
 
 class ReshardableCheckpoints:
-    """The part of a sharding strategy that saves and loads; to be put before Lightning's in a class.
+    """Mix-in for strategies that shard, to save and load either kind of checkpoint; it comes first in the bases.
 
     Attributes:
         save_sharded: Whether to write folders of shards, or files.
@@ -43,16 +43,16 @@ class ReshardableCheckpoints:
     save_sharded: bool
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights: this rank's shards, or, where one file is saved, all of them on rank 0."""
+        """State dict of the weights: this rank's shards, or all of them on rank 0 where one file is saved."""
         return get_model_state_dict(self.model, options=self._options())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state by name, sharded or whole as the weights."""
+        """Optimizer state by parameter name, sharded or full as the weights are."""
         optimizer = getattr(optimizer, "_optimizer", optimizer)  # without Lightning's wrapper
         return get_optimizer_state_dict(self.model, optimizer, options=self._options())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint of the kind asked for; a collective."""
+        """Write shards or one file, as `save_sharded` says; a collective."""
         path = Path(self.broadcast(filepath))
         if self.save_sharded:
             optimizer = (checkpoint.pop("optimizer_states", None) or [None])[0]
@@ -61,7 +61,7 @@ class ReshardableCheckpoints:
             save_file(checkpoint, path, self.fsync)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load weights and optimizer state from either kind of checkpoint; gives the rest.
+        """Load weights and optimizer state from either kind of checkpoint, and return the rest of it.
 
         Raises:
             ValueError: If it is one of another model or tokenizer, and no weight has been changed; or see `load_file`.
@@ -103,7 +103,7 @@ class ReshardableCheckpoints:
 def save_shards(
     weights: State, optimizer: State | None, rest: State, folder: Path, rank: int, fsync: bool = True
 ) -> None:
-    """Write a sharded checkpoint; a collective. It takes its place when all of it is written.
+    """Write a sharded checkpoint atomically; a collective.
 
     Args:
         weights: By name; each rank gives its shards.
@@ -132,7 +132,7 @@ def save_shards(
 
 
 def on_rank_zero(rank: int, act: Callable[[], Any]) -> Any:
-    """What a function gives on rank 0, on every rank; a collective. An error of the disk there ends them all."""
+    """Run a function on rank 0, and return its result or raise its error of the disk on all; a collective."""
     told: list[Any] = [None]
     if rank == 0:
         try:

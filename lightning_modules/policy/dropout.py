@@ -4,7 +4,7 @@ from torch import nn
 
 
 def drop_nothing(policy: nn.Module) -> None:
-    """Put a model into eval mode, in which gradients flow as in any, but for what recomputes activations.
+    """Switch off dropout but keep gradients, and the recomputation of activations.
 
     That also leaves out other noise of train mode, such as the jitter of some routers. Modules recompute activations in
     train mode only; theirs stays, and their own probabilities become 0.

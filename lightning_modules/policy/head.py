@@ -1,4 +1,4 @@
-"""From hidden states to logits as each family of models does it: where its decoder ends, what follows the matrix."""
+"""From hidden states to logits in each family of models: where the decoder ends, and what scales or caps the logits."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ MULTIPLIED_ALL_THE_SAME = ("hyperclovax",)
 
 
 class AfterHead(NamedTuple):
-    """What a family does to the logits after the head's matrix and bias; softcap(scale * logits).
+    """What a family does to logits after the head's matrix and bias: softcap(scale * logits).
 
     Attributes:
         scale: Multiplies them.
@@ -28,7 +28,7 @@ class AfterHead(NamedTuple):
 
 
 def after_head(config: PreTrainedConfig) -> AfterHead:
-    """Read it from a model's config.
+    """Scale and soft cap of the logits, from a model's config.
 
     Families differ in which names they have and heed. Whether what was read here is what the model does is for the
     probe to see, which holds it against the model's own logits.
@@ -45,7 +45,7 @@ def after_head(config: PreTrainedConfig) -> AfterHead:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """What gives the last hidden states: all of a causal language model but its head.
+    """The decoder of a causal language model, which gives the last hidden states: all but its head.
 
     `get_decoder` goes by the names of attributes, and families exist whose names mislead it (Llama 4 gives itself).
     """

@@ -1,64 +1,34 @@
-"""The causal language model: build or load it, score tokens with it.
+"""The causal language model: load it or make a random one, and score tokens with it.
 
 The scored forward gives log-probabilities (and entropies) of the supervised tokens only; vocabulary logits of a whole
 batch never exist. It is one module, so that a sharding strategy that wraps it gathers the head once per call.
 """
 
 import logging
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from datamodules.chat.segments import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.head import after_head, decoder_of
+from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.weights import load_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
-PAST_ADAPTERS = ("dt_proj", "out_proj")
-OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters (arXiv 2106.09685) on top of frozen weights.
-
-    Attributes:
-        r: Rank.
-        alpha: Scale; the adapter's product is multiplied by alpha / r.
-        dropout: Probability of dropping an adapter input in training.
-        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head and, where it has them,
-            the MLPs of a mixture-of-experts and two layers of Mamba.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-
-    def __post_init__(self) -> None:
-        """Refuse settings that peft would take, or refuse in words of its own."""
-        if self.r < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1 or not self.target_modules:
-            raise ValueError(
-                "model.lora: r must be at least 1, alpha greater than 0, dropout from 0 to below 1 and target_modules "
-                f"not empty, got {self.r}, {self.alpha}, {self.dropout} and {self.target_modules!r}."
-            )
-
 
 class ScoredTokens(NamedTuple):
-    """What the scored forward returns; floats are float32 or wider.
+    """Log-probabilities and entropies of scored targets; float32 or wider.
 
     Attributes:
         logprobs: Log-probability of each target that is not -100, [N], in row-major order of the batch.
@@ -72,14 +42,14 @@ class ScoredTokens(NamedTuple):
 
 
 class ScoredCausalLM(nn.Module):
-    """A Hugging Face causal LM, or one with peft adapters, whose forward scores targets.
+    """A Hugging Face causal LM, with or without peft adapters, whose forward scores targets.
 
     Attributes:
         model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
         packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, chunk_tokens: int = 1024) -> None:
+    def __init__(self, model: "PreTrainedModel | PeftModel", chunk_tokens: int = 1024) -> None:
         """Wrap a model.
 
         Args:
@@ -103,7 +73,12 @@ class ScoredCausalLM(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The Hugging Face model itself; adapters, where there are any, sit inside its layers and take part."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the model is a `PeftModel`; asked without peft, whose import a run without adapters is spared."""
+        return hasattr(self.model, "get_base_model")
 
     def forward(
         self,
@@ -114,7 +89,7 @@ class ScoredCausalLM(nn.Module):
         entropy: bool = False,
         attention_mask: Tensor | None = None,
     ) -> ScoredTokens:
-        """Score the targets of rows of documents.
+        """Log-probabilities, entropies and hits of the targets in rows of documents.
 
         Positions that restart at 0 begin a new document, and attention stays inside documents, in models that `packed`
         may be true of. That holds only without cache and without a 2-D mask, so there is never a cache and a 2-D mask
@@ -196,46 +171,8 @@ def build_policy(
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:
-            config = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=_linear_layers(model) if lora.target_modules == "all-linear" else lora.target_modules,
-                task_type=TaskType.CAUSAL_LM,
-            )
-            try:
-                model = get_peft_model(model, config)
-            except ValueError as error:  # of peft: it finds no such layer, or knows this family not to take an adapter
-                raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}") from error
-            _check_adapters(model)
+            model = add_adapters(model, lora)
     policy = ScoredCausalLM(model, chunk_tokens).train()
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
     return policy
-
-
-def _check_adapters(model: PeftModel) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, peft_lora.LoraLayer) and type(module) is not peft_lora.Linear:
-            raise ValueError(
-                f"model.lora.target_modules: {name.removeprefix('base_model.model.')} is not a linear layer "
-                f"({type(module.get_base_layer()).__name__}), and an adapter on it could not be exported: name linear "
-                "layers alone, such as [q_proj, k_proj, v_proj, o_proj]."
-            )
-
-
-def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """What adapters of "all-linear" sit on: linear layers that are asked for their products and for nothing else.
-
-    The head is not one. Mamba multiplies by two of its weights itself, past an adapter. And in models whose experts are
-    one tensor peft takes the names of an MLP's layers for those of experts, whose adapters could not be merged.
-    """
-    head, modules = model.get_output_embeddings(), dict(model.named_modules())
-    mamba = {name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")}
-    experts = any(p.ndim == 3 and ".experts." in name for name, p in model.named_parameters())
-    names = [name for name, module in modules.items() if type(module) in (nn.Linear, Conv1D) and module is not head]
-    return [
-        name
-        for name, (block, _, leaf) in zip(names, (name.rpartition(".") for name in names), strict=True)
-        if not (block in mamba and leaf in PAST_ADAPTERS) and not (experts and leaf in OF_EXPERTS)
-    ]

@@ -1,4 +1,4 @@
-"""What `trainer.precision` may be: what its dtypes would lose is refused before any weight is loaded."""
+"""Which `trainer.precision` a run may have: one that would lose what it learns is refused before weights are loaded."""
 
 SUPPORTED = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 LEAST_RATE = 3e-4
@@ -16,7 +16,7 @@ AdamW's movement (the projection of what was done on what float32 does) that is 
 
 
 def check_precision(precision: str, lora: bool, learning_rate: float | None, flattens: bool = False) -> None:
-    """Validate the precision.
+    """Raise if a precision is not supported, or would lose what the run learns.
 
     Args:
         precision: As Lightning has it, such as "bf16-mixed".

@@ -1,4 +1,4 @@
-"""What a loaded model can be trusted with: documents in one row, and scores that are its own.
+"""Probe of a loaded model: whether it keeps packed documents apart, and whether its scores are those of its logits.
 
 Whether a row's documents are kept apart depends on the architecture (a state that runs on, masks and positions that
 heed no restart) and is written in no config; three short documents show it. What they cannot show is what takes more
@@ -24,7 +24,7 @@ EXACT = 1e-6
 
 
 def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: bool) -> str:
-    """`probe` on the first rank, the only one that is sure to hold weights; every rank learns what came out.
+    """Run `probe` on the first rank, the only one that is sure to hold weights, and return its result on all.
 
     Args:
         policy: The model, not yet sharded.
@@ -44,14 +44,14 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
 
 @torch.no_grad()
 def probe(policy: ScoredCausalLM) -> str:
-    """Score three documents alone and in one row, under the present autocast; no random number is drawn globally.
+    """Test whether a model keeps packed documents apart: score three alone and in one row, under the present autocast.
 
     A row keeps its documents apart if the log-probabilities of the later ones do not move with the first one's tokens
     (beyond what the tokens of another row do, which is rounding) nor with what stands before them (beyond the precision
-    of the arithmetic, since sums of other shapes round otherwise).
+    of the arithmetic, since sums of other shapes round otherwise). No random number is drawn globally.
 
     Args:
-        policy: The model, whole; it is left in train mode.
+        policy: The model, not sharded; it is left in train mode.
 
     Returns:
         Why documents cannot share a row; empty if they can.

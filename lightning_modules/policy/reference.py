@@ -1,4 +1,4 @@
-"""The policy that the KL is measured against: the weights a run started from."""
+"""The reference policy of the KL: the weights that a run started from."""
 
 import copy
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ PREFIX = "reference."
 
 
 def frozen_copy(policy: ScoredCausalLM) -> ScoredCausalLM:
-    """A copy that neither learns nor drops anything out."""
+    """A frozen copy of a model, in eval mode."""
     return copy.deepcopy(policy).requires_grad_(False).eval()
 
 
 @contextmanager
 def reference_policy(policy: ScoredCausalLM, frozen: ScoredCausalLM | None) -> Iterator[ScoredCausalLM]:
-    """The frozen copy or, without one, the policy with its adapters off: the weights below them never move."""
+    """Context with the reference: the frozen copy or, without one, the policy with its adapters disabled."""
     if frozen is not None:
         yield frozen
         if isinstance(frozen, FSDPModule):

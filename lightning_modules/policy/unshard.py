@@ -1,12 +1,10 @@
-"""Unshard the weights that strategies keep in shards: to export them, to sync a rollout engine, to generate."""
+"""Unshard the weights of a policy under FSDP: to export them, to sync a rollout engine, to generate."""
 
 from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -17,13 +15,13 @@ from lightning_modules.policy.model import ScoredCausalLM
 
 
 def is_sharded(policy: ScoredCausalLM) -> bool:
-    """Whether every rank holds a shard only, so that forward passes and gathering are collectives."""
+    """Whether FSDP shards the policy, so that forward passes and unsharding are collectives."""
     return isinstance(policy, FullyShardedDataParallel) or any(isinstance(p, DTensor) for p in policy.parameters())
 
 
 @torch.no_grad()
 def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the Hugging Face model, whole and with adapters added in; the policy is left as it is.
+    """The unsharded weights of the Hugging Face model with adapters merged; the policy is left as it is.
 
     They come one at a time, so that where they are sharded no more than one is gathered; every rank has to take all of
     them then. (FSDP1 gathers all of them at once.)
@@ -45,7 +43,7 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         if ".lora_" in name or f"{layer}.{leaf}" == tied:
             continue
         weight, module = unshard(shard), modules[layer]
-        if isinstance(module, LoraLayer) and leaf == "weight":
+        if name.endswith(".base_layer.weight"):  # of a layer with an adapter
             adapter = module.active_adapters[0]
             wide = torch.promote_types(weight.dtype, torch.float32)
             down, up = (unshard(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
@@ -60,7 +58,7 @@ FSDP1_PREFIX = "_fsdp_wrapped_module."
 
 
 def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:
-    """Weights of the Hugging Face model, adapters included, by name in it: sharded as they are, FSDP1's whole."""
+    """State dict of the Hugging Face model, adapters included, by its names: sharded as it is, FSDP1's unsharded."""
     if isinstance(policy, FullyShardedDataParallel):
         state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
     else:
@@ -78,10 +76,10 @@ def unshard(weight: Tensor) -> Tensor:
 def unsharded_copy(
     policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> ScoredCausalLM:
-    """A model of its own with the weights of a sharded policy, to generate with; a collective.
+    """An unsharded copy of a sharded policy, to generate with; a collective.
 
     Adapters stay apart and in the dtype that they learn in: added into bfloat16 weights, most of what they have learnt
-    would be rounded away, and another policy judged than the one that is trained.
+    would be rounded away, and another policy evaluated than the one that is trained.
 
     Args:
         policy: The sharded policy.
@@ -95,7 +93,9 @@ def unsharded_copy(
     device = device or first.device
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype or first.dtype)
-        if isinstance(policy.model, PeftModel):
+        if policy.has_adapters:
+            from peft import get_peft_model
+
             empty = get_peft_model(empty, deepcopy(policy.model.active_peft_config))
     copy = ScoredCausalLM(empty, policy.chunk_tokens)
     copy.causal_lm.tie_weights()  # what was shared was emptied apart

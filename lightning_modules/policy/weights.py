@@ -1,4 +1,4 @@
-"""Weights as a folder holds them: what is missing, left over, of another shape or not finite is refused by name."""
+"""Loading weights: what is missing, left over, of another shape or not finite is refused by name."""
 
 import json
 import logging
@@ -88,7 +88,7 @@ def load_weights(init_from: str, empty: bool, **options: Any) -> PreTrainedModel
 
 
 def check_names(source: str, info: dict[str, Any]) -> None:
-    """Refuse weights that are not those of the config.
+    """Raise if weights are missing, unknown or of another shape than the config's.
 
     Args:
         source: The folder or hub id they were loaded from.
@@ -114,7 +114,7 @@ def check_names(source: str, info: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def check_values(source: str, model: PreTrainedModel) -> None:
-    """Refuse weights that are not finite, at the cost of reading each once, or no floating-point numbers.
+    """Raise if a weight is not finite, at the cost of reading each once, or no floating-point number.
 
     Raises:
         ValueError: Naming the file and the tensor.

@@ -12,7 +12,7 @@ from training_runs import Steps
 
 from datamodules.packing import Encoded, collate_packed
 from lightning_modules import SRMLModule
-from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.unshard import named_state, unshard
 from lightning_modules.strategies import FSDP2
 

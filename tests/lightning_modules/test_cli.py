@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
 from lightning_modules.cli import FunReasonCLI, main
-from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.lora import LoRA
 
 # 23 rows to train on and 8 a step: steps 1-3 are the first epoch, 4-6 the second; dropout draws random numbers.
 RUN = {

@@ -16,7 +16,7 @@ from lightning_modules import GRPOModule, grpo
 from lightning_modules.generators import Completion, HFGenerator
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, advantages
 from lightning_modules.objectives.advantages import BonusParts
-from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.rollout import batching
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.dynamic import DynamicSampling

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.strategies import blocks_of
 
 pytestmark = pytest.mark.ranks

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_modules.generators import HFGenerator, VLLMGenerator
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 
 PROMPTS = [[5, 6, 7], [9], [30, 31, 32, 33, 34, 35, 36], [12, 13], [50, 60, 70, 80, 90]]
 SCORED = [5, 6, 7, 100, 200, 300, 8, 9, 10, 11, 250, 40]

@@ -16,7 +16,8 @@ from lightning_modules.checkpointing import export
 from lightning_modules.checkpointing.export import export_hf, form_of, rehearse_export
 from lightning_modules.cli import main
 from lightning_modules.policy import weights
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 
 SRML = ["fit", "--config", "configs/srml.yaml"]
 SHORT = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "last_checkpoint.every_n_train_steps": 1}

@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.generators import Completion, HFGenerator
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 
 PROMPTS = [[5, 6, 7], [9], [30, 31, 32, 33, 34, 35, 36], [12, 13], [50, 60, 70, 80, 90]]
 

@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_modules.policy.dropout import drop_nothing
-from lightning_modules.policy.model import LoRA, ScoredCausalLM, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import ScoredCausalLM, build_policy
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DROPPING = {

@@ -13,7 +13,8 @@ from lightning_modules.callbacks.memory import Plan, adapters, estimate
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import Totals, multiscale_loss
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe
 
 LENGTHS = [9, 30, 14, 6, 22]

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.objectives import Totals, multiscale_loss
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 
 LENGTHS = [9, 3, 14, 1, 6, 2, 11, 5]
 

@@ -11,7 +11,8 @@ from training_runs import Steps, run_ranks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules import SRMLModule
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.precision import LEAST_RATE, check_precision
 from lightning_modules.strategies import set_dtypes
 

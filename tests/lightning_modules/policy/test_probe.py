@@ -7,7 +7,8 @@ from torch import nn
 
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.cli import main
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_everywhere
 
 BY_KIND = {family.kind: family for family in FAMILIES}

@@ -1,6 +1,7 @@
 import torch
 
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import frozen_copy, reference_policy
 
 BATCH = [torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None], torch.tensor([[6, 7, 8, -100]])]

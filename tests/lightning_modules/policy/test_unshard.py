@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_modules.policy.model import LoRA, build_policy
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.unshard import merged_weights, unsharded_copy
 
 IDS = torch.arange(3, 60)[None]
