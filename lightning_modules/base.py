@@ -218,6 +218,10 @@ class FunctionCallingModule(EvaluationModule):
         """Rows that the module adds to the table at the start of a run, by name."""
         return {}
 
+    def rows_of_documents(self) -> str:
+        """Whether documents are packed, and if not why, for the table at the start of a run."""
+        return "packed" if self.packed else f"one document per row, because {self.why_not_packed}"
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's identity, name optimizer states by parameter, and leave out weights that never change.
 

@@ -137,10 +137,6 @@ class EvaluationModule(LightningModule):
         self.packed = policy.packed = wanted != "off" and not leak
         self.why_not_packed = leak if wanted == "auto" else "data.packing is off"
 
-    def rows_of_documents(self) -> str:
-        """Whether documents are packed, and if not why, for the table at the start of a run."""
-        return "packed" if self.packed else f"one document per row, because {self.why_not_packed}"
-
     def place(self, policy: ScoredCausalLM) -> None:
         """Keep the loaded model as `policy`, sharded if the strategy shards."""
         self.policy = self.shard(policy)
