@@ -6,7 +6,7 @@ from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.generators.base import Generator
 from lightning_modules.generators.hf import HFGenerator
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss
-from lightning_modules.policy.model import LoRA
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.rollout.sampling import Sampling
 
 
