@@ -84,7 +84,7 @@ class Parser(SentenceParser, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error or, of a YAML that only changes another, that the other is missing."""
-        if file := overlay_alone(self.words):
+        if message.startswith('Parser key "model"') and (file := overlay_alone(self.words)):
             message = (
                 f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
                 f"as in --config configs/grpo.yaml --config {file}"

@@ -42,7 +42,7 @@ MOVED = {
     "lightning_modules.rollout.hf_generator.HFGenerator": "lightning_modules.generators.HFGenerator",
     "lightning_modules.rollout.vllm_generator.VLLMGenerator": "lightning_modules.generators.VLLMGenerator",
     "lightning_modules.bfcl.BFCLModule": "lightning_modules.BFCLModule",
-    "lightning_modules.models.LoRA": "lightning_modules.policy.model.LoRA",
+    "lightning_modules.models.LoRA": "lightning_modules.policy.lora.LoRA",
     "lightning_modules.resume.ExactResume": "lightning_modules.checkpointing.resume.ExactResume",
     "lightning_modules.resume.LastCheckpoint": "lightning_modules.checkpointing.resume.LastCheckpoint",
     "lightning_modules.rollout.table.RolloutTable": "lightning_modules.callbacks.tables.RolloutTable",
@@ -154,6 +154,7 @@ def rename_keys(root: yaml.Node, kind: str) -> dict[str, str]:
         if group not in entries(arguments):
             arguments.value.append((scalar(group), yaml.MappingNode("tag:yaml.org,2002:map", [])))
         settings = entries(arguments)[group]
+        settings = entries(settings).get("init_args", settings)
         if field not in entries(settings):
             settings.value.append((scalar(field), value))
     return renamed
