@@ -24,7 +24,7 @@ from datamodules.refinement import rounds
 from datamodules.system.command_line import SentenceParser
 from datamodules.toolbox import __main__ as toolbox
 from datamodules.xlam import read_examples
-from lightning_modules import BFCLModule, GRPOModule, SRMLModule
+from lightning_modules import BFCLModule, GRPOModule, SRMLModule, objectives
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.main import main
 from rewards import FunctionCallReward
@@ -32,6 +32,8 @@ from rewards import FunctionCallReward
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("lightning_modules", "datamodules", "rewards", "configs", "docs", "notebooks", "benchmarks", "assets", "tests")
+NESTED = hasattr(objectives, "PolicyLoss")
+GROUP = "model.sampling.group_size" if NESTED else "model.group_size"
 COMMANDS = {"funreason": main, "funreason-refine": refine.main, "funreason-self-refine": rounds.main}
 
 
@@ -232,6 +234,16 @@ def test_the_objective_of_extending_trains(extend):
     assert f"def {name}(" in extending()[file]
 
 
+@pytest.mark.skipif(not NESTED, reason="the settings of GRPO are flat")
+def test_the_loss_of_extending_is_learnt_from(extend, tmp_path):
+    run_tests(extending()["test_my_loss.py"])
+    assert "policy/loss" in extend("rl", "my_loss.yaml", **{"data.prompts_per_step": 1, GROUP: 2})
+    (saved,) = (tmp_path / "run").glob("*/config.yaml")
+    loss = yaml.safe_load(saved.read_text())["model"]["init_args"]["loss"]
+    assert loss["class_path"] == "my_loss.WeightedLoss"
+    assert (loss["init_args"]["positive"], loss["init_args"]["clip_high"]) == (0.1, 0.28)
+
+
 def test_the_alpha_of_extending_falls(extend, own, monkeypatch):
     assert extend("finetune", "my_objective.yaml", **{"data.batch_size": 1})["train/loss"] > 0
     falling = sys.modules["my_objective"].FallingSRMLModule(init_from=own["MODEL"], final_cot_weight=0.5)
@@ -240,7 +252,7 @@ def test_the_alpha_of_extending_falls(extend, own, monkeypatch):
 
 
 def test_the_rewards_of_extending_are_paid(extend):
-    metrics = extend("rl", "my_rewards.yaml", **{"data.prompts_per_step": 1, "model.group_size": 2})
+    metrics = extend("rl", "my_rewards.yaml", **{"data.prompts_per_step": 1, GROUP: 2})
     mean = 0.2 * metrics["reward/short/mean"] + 0.1 * metrics["reward/few/mean"] + metrics["reward/function_call/mean"]
     assert metrics["reward/mean"] == pytest.approx(mean)
     rewards = sys.modules["my_rewards"]
