@@ -34,7 +34,6 @@ from rewards import Call, decode_bfcl, parse_completion
 from rewards.floats import float_places
 from tests.work import Work, count
 
-pytestmark = pytest.mark.slow
 TOOLS = [
     {"name": "f", "description": "x", "parameters": {"a": {"type": "List[str]"}, "b": {"type": "int, optional"}}},
     {"name": "send_mail", "parameters": {"type": "object", "properties": {"to": {"type": "string"}}}},
@@ -120,6 +119,7 @@ def _tool(declared: Any) -> dict[str, Any]:
     return {"name": "f", "parameters": declared}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_twice_the_text_is_at_most_twice_the_work(reader):
     slow = {}
