@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 
 from datamodules import BFCLDataModule, XLAMPromptDataModule, XLAMSFTDataModule
 from datamodules.example import BadRow
+from datamodules.packing import idle_batch
 from datamodules.refinement import cli as refine
 from datamodules.refinement import rounds
 from datamodules.system.command_line import SentenceParser
@@ -224,11 +225,15 @@ def run_tests(text):
         test()
 
 
-def test_the_objective_of_extending_trains(extend):
+def test_the_objective_of_extending_trains(extend, own):
     run_tests(extending()["test_my_dft.py"])
     metrics = extend("finetune", "my_dft.yaml", **{"data.batch_size": 1})
     assert 0 < metrics["train/loss"] < 1 / math.e  # a mean of -p log p, whose greatest value is at p = 1 / e
     assert metrics["train/grad_norm"] > 0 and "tool/exact_match" in metrics
+    module = sys.modules["my_dft"].DFTModule(init_from=own["MODEL"])
+    module.configure_model()
+    loss, _ = module.loss(idle_batch(module.device), 1)
+    assert loss.item() == 0 and loss.requires_grad
     (row,) = blocks(ROOT / "docs" / "extending.md", "markdown")
     file, name = re.fullmatch(r"\| [^|]+ \| `(.+): (\w+)` \|\n", row).groups()
     assert f"def {name}(" in extending()[file]
