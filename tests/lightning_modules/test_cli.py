@@ -87,6 +87,7 @@ def test_saved_config_runs_again_and_gives_the_same_run(run, tmp_path):
     assert_same(saved_state(again, 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
+@pytest.mark.slow
 def test_another_order_of_sets_gives_the_same_run(run, base_args, tmp_path):
     command = [sys.executable, "-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **RUN)]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True)

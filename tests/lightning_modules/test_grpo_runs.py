@@ -162,6 +162,7 @@ def test_table_at_the_start(base_args, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     AutoModelForCausalLM.from_pretrained(run / "hf")
     main(["fit", "--config", str(run / "config.yaml"), f"--trainer.default_root_dir={tmp_path}"])
@@ -169,6 +170,7 @@ def test_exported_model_and_saved_config_that_runs_again(run, tmp_path):
     assert_same(saved_state(tmp_path / "egpo-fit-0", 10)["state_dict"], saved_state(run, 10)["state_dict"])
 
 
+@pytest.mark.slow
 def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unless_they_have_their_own(
     base_args, tmp_path
 ):
