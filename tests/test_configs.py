@@ -172,6 +172,7 @@ def test_every_shipped_file_is_run_by_a_test():
     assert set(shipped()) == set(COMMANDS) | set(REFINE) | set(ROUNDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -210,6 +211,7 @@ def test_refinement_config_runs(name, rows, tmp_path, monkeypatch, capsys):
         assert report["rows"] == report["kept"] + report["rejected"] > 0 and (tmp_path / "run/refined.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_config_runs(name, rows, tiny_model_dir, tmp_path, monkeypatch):
     """Until there is nothing to fit on: the model is random."""

