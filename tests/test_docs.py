@@ -25,7 +25,7 @@ from datamodules.refinement import rounds
 from datamodules.system.command_line import SentenceParser
 from datamodules.toolbox import __main__ as toolbox
 from datamodules.xlam import read_examples
-from lightning_modules import BFCLModule, GRPOModule, SRMLModule, objectives
+from lightning_modules import BFCLModule, GRPOModule, SRMLModule
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.main import main
 from rewards import FunctionCallReward
@@ -33,8 +33,6 @@ from rewards import FunctionCallReward
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("lightning_modules", "datamodules", "rewards", "configs", "docs", "notebooks", "benchmarks", "assets", "tests")
-NESTED = hasattr(objectives, "PolicyLoss")
-GROUP = "model.sampling.group_size" if NESTED else "model.group_size"
 COMMANDS = {"funreason": main, "funreason-refine": refine.main, "funreason-self-refine": rounds.main}
 
 
@@ -239,10 +237,9 @@ def test_the_objective_of_extending_trains(extend, own):
     assert f"def {name}(" in extending()[file]
 
 
-@pytest.mark.skipif(not NESTED, reason="the settings of GRPO are flat")
 def test_the_loss_of_extending_is_learnt_from(extend, tmp_path):
     run_tests(extending()["test_my_loss.py"])
-    assert "policy/loss" in extend("rl", "my_loss.yaml", **{"data.prompts_per_step": 1, GROUP: 2})
+    assert "policy/loss" in extend("rl", "my_loss.yaml", **{"data.prompts_per_step": 1, "model.sampling.group_size": 2})
     (saved,) = (tmp_path / "run").glob("*/config.yaml")
     loss = yaml.safe_load(saved.read_text())["model"]["init_args"]["loss"]
     assert loss["class_path"] == "my_loss.WeightedLoss"
@@ -257,7 +254,7 @@ def test_the_alpha_of_extending_falls(extend, own, monkeypatch):
 
 
 def test_the_rewards_of_extending_are_paid(extend):
-    metrics = extend("rl", "my_rewards.yaml", **{"data.prompts_per_step": 1, GROUP: 2})
+    metrics = extend("rl", "my_rewards.yaml", **{"data.prompts_per_step": 1, "model.sampling.group_size": 2})
     mean = 0.2 * metrics["reward/short/mean"] + 0.1 * metrics["reward/few/mean"] + metrics["reward/function_call/mean"]
     assert metrics["reward/mean"] == pytest.approx(mean)
     rewards = sys.modules["my_rewards"]
