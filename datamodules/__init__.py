@@ -7,7 +7,7 @@ _WHERE = {
     "BFCLDataModule": "datamodules.bfcl.prompts",
     "Example": "datamodules.xlam",
     "PretrainingDataModule": "datamodules.toolbox.pretraining",
-    "PromptBatch": "datamodules.prompts",
+    "PromptBatch": "datamodules.loading",
     "XLAMPromptDataModule": "datamodules.prompts",
     "XLAMSFTDataModule": "datamodules.sft",
     "read_examples": "datamodules.xlam",

@@ -1,7 +1,5 @@
 """What the data modules over xLAM rows share: reading, holding out a part, and prompts to evaluate on."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -11,96 +9,23 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.cache import encode_rows
 from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, settle_form
-from datamodules.chat.segments import load_tokenizer
-from datamodules.encoding import BadRows, EncodedRows, encode_rows
+from datamodules.chat.tokenizer import load_tokenizer
+from datamodules.encoding import BadRows, EncodedRows, encoded_prompts, segment_tokens
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
-from datamodules.loading import settled_seed
-from datamodules.packing import PROMPT, Encoded, Packing
+from datamodules.loading import PromptLoader, settled_seed
+from datamodules.packing import Packing
 from datamodules.reports import describe
 from datamodules.sources.targets import TURNS, Turns
-from datamodules.system.command_line import check_writable, sentence
+from datamodules.system.errors import sentence
 from datamodules.system.escaping import visible
-from datamodules.xlam import Example, OnBadRow, complaint, raise_if_bad, write_jsonl
+from datamodules.system.files import check_writable
+from datamodules.xlam import OnBadRow, complaint, raise_if_bad, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
-
-
-class PromptBatch:
-    """Rows and, for each, the token ids of its prompt.
-
-    Not a dataclass: Lightning would take it apart, and copy each row, to move or convert tensors that are not in it.
-
-    Args:
-        examples: The rows.
-        prompt_ids: Token ids of their prompts.
-        further: Gives this rank's share of other prompts, as many as the whole batch has, for the first, second, ...
-            draw of them; None on every rank where there are none left. None where nothing can be drawn.
-        documents: The rows with their targets, where these are to be scored.
-    """
-
-    def __init__(
-        self,
-        examples: list[Example],
-        prompt_ids: list[list[int]],
-        further: "Callable[[int], PromptBatch | None] | None" = None,
-        documents: list[Encoded] | None = None,
-    ) -> None:
-        self.examples = examples
-        self.prompt_ids = prompt_ids
-        self.further = further
-        self.documents = documents
-
-    def first(self, rows: int) -> "PromptBatch":
-        """A batch of the first rows of this one."""
-        documents = None if self.documents is None else self.documents[:rows]
-        return PromptBatch(self.examples[:rows], self.prompt_ids[:rows], documents=documents)
-
-
-class PromptLoader:
-    """Yields this rank's share of each global batch, in the order of the rows; no row is repeated or left out.
-
-    Every rank yields the same number of batches, because generation under FSDP is a collective; in the last one a
-    rank's share may be empty.
-
-    Args:
-        examples: The rows.
-        prompt_ids: Their prompts.
-        batch_size: Prompts per batch over all ranks.
-        rank: This rank.
-        world_size: Number of ranks.
-        documents: The rows with their targets, where these are to be scored.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        prompt_ids: Sequence[list[int]],
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        documents: Sequence[Encoded] | None = None,
-    ) -> None:
-        self.documents = documents
-        self.examples = examples
-        self.prompt_ids = prompt_ids
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        """Batches of an epoch, the last partial one included."""
-        return math.ceil(len(self.examples) / self.batch_size)
-
-    def __iter__(self) -> Iterator[PromptBatch]:
-        """One pass over the rows."""
-        for start in range(0, len(self.examples), self.batch_size):
-            mine = range(start, min(start + self.batch_size, len(self.examples)))[self.rank :: self.world_size]
-            documents = None if self.documents is None else [self.documents[i] for i in mine]
-            prompts = [self.prompt_ids[i] for i in mine]
-            yield PromptBatch([self.examples[i] for i in mine], prompts, documents=documents)
 
 
 class XLAMDataModule(LightningDataModule):
@@ -328,23 +253,6 @@ class XLAMDataModule(LightningDataModule):
             first = complaint(next(iter(rows.bad)))
             raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {first}")
         return rows
-
-
-def total_tokens(rows: EncodedRows) -> np.ndarray:
-    """Tokens of prompt and target of each row, [rows]."""
-    return segment_tokens(rows).sum(axis=0)
-
-
-def segment_tokens(rows: EncodedRows) -> np.ndarray:
-    """Tokens of prompt, chain of thought and call of each row, [3, rows]."""
-    names = ["prompt_tokens", "cot_tokens", "call_tokens"]
-    columns = rows.table.select_columns(names).with_format("numpy")[:]
-    return np.stack([columns[name] for name in names])
-
-
-def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]]:
-    """The token ids of the rows' prompts."""
-    return [document.input_ids[: document.segments.count(PROMPT)] for document in rows.documents(indices)]
 
 
 @rank_zero_only

@@ -1,43 +1,34 @@
-"""A source of rows encoded once: an Arrow file in the cache, memory-mapped, that every rank and every run shares."""
+"""The rows of a source as token ids: read, checked, encoded a chunk at a time, written to an Arrow file."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import PAPER, checked_target, encode_texts, prompt_text
-from datamodules.chat.templates import end_of_turn_id
+from datamodules.chat.segments import checked_target, encode_texts, prompt_text
 from datamodules.example import BadRow
 from datamodules.packing import CALL, COT, PROMPT, Encoded
-from datamodules.readers import TOOLBOX, fingerprint, read_rows
+from datamodules.readers import read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
-from datamodules.system.files import atomic_write, remove
-from datamodules.system.imports import ROOT, sources_of
-from datamodules.system.locks import sole_writer
-from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_row
+from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, open_jsonl, raise_if_bad, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
+TABLE, BAD = "rows.arrow", "bad_rows.jsonl"  # what a source is written to
 SCHEMA = pa.schema(
     [(field.name, pa.large_string()) for field in fields(Example)]
     + [("input_ids", pa.large_list(pa.int32()))]
     + [(f"{segment}_tokens", pa.int32()) for segment in ("prompt", "cot", "call")]
     + [("json_form", pa.bool_()), ("row", pa.int32()), ("returned", pa.large_string())]
 )
-
-
-FILES = TABLE, BAD, COUNTS = "rows.arrow", "bad_rows.jsonl", "counts.json"  # of an entry of the cache
-DIGESTS = "digests.json"  # of these files
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,8 @@ class EncodedRows:
 
 
 @dataclass(frozen=True)
-class _How:
-    """How rows are read, checked and encoded; see `encode_rows`."""
+class How:
+    """How rows are read, checked and encoded; see `cache.encode_rows`."""
 
     tokenizer: PreTrainedTokenizerFast
     on_bad_row: OnBadRow
@@ -104,104 +95,21 @@ class _How:
     unanswered: bool
 
 
-def encode_rows(
-    path: str,
-    tokenizer: PreTrainedTokenizerFast,
-    on_bad_row: OnBadRow = "raise",
-    cache_dir: str | None = None,
-    turns: Turns = "last",
-    form: ChatForm = PAPER,
-    unanswered: bool = False,
-) -> EncodedRows:
-    """Read, check and encode the rows of a source, or take them from the cache.
-
-    The cache is keyed on the rows themselves, the tokenizer with its template, and the code that reads, checks, renders
-    and encodes, so that a stale entry is never used. An entry is whole or not there; one that the disk has damaged is
-    set aside and made again; of several runs that need the same one, on one machine or on several, one makes it.
+def write_rows(folder: Path, path: str, how: How) -> dict[str, int]:
+    """Read, check and encode the rows of a source, and write the good ones to `TABLE` and the others to `BAD`.
 
     Args:
+        folder: Where to write.
         path: See `readers.read_rows`.
-        tokenizer: Tokenizer with a chat template.
-        on_bad_row: See `xlam.read_examples`.
-        cache_dir: Folder of the cache; `funreason` inside the cache of `datasets` (`HF_HOME`) when None.
-        turns: Which turns of a chat become rows; see `xlam.check_rows`.
-        form: How requests are put and answered.
-        unanswered: Take rows without an answer, too, whose target is empty.
+        how: How they are read, checked and encoded.
 
     Returns:
-        The encoded rows, of any length.
+        What the rows were read as, see `reports.describe`, and how many are `bad`.
 
     Raises:
         FileNotFoundError: There is nothing of that name.
-        ValueError: The source cannot be read, holds no good row or changes while it is read, or the cache cannot be
-            written; with `raise`, also the first bad row.
+        ValueError: The source cannot be read; with `raise`, also the first bad row.
     """
-    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
-    source, how = fingerprint(path), _How(tokenizer, on_bad_row, turns, form, unanswered)
-    entry = folder / _key(path, source, how)
-    try:
-        rows = _read(entry, path)
-        if rows is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with sole_writer(entry, f"another run is encoding {path}; its rows are waited for"):
-                rows = _read(entry, path) or _make(entry, path, source, how)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: of the source
-            raise
-        reason = error.strerror or error
-        raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
-    raise_if_bad(rows.bad, on_bad_row)
-    if not len(rows.table):
-        first = complaint(next(iter(rows.bad)))
-        raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; the first: {first}")
-    return rows
-
-
-def _read(entry: Path, path: str) -> EncodedRows | None:
-    """An entry of the cache; None where there is none, or one that is not what was written."""
-    try:
-        digests = json.loads((entry / DIGESTS).read_text("utf-8"))
-        if any(_digest(entry / name) != digests[name] for name in FILES):
-            return None
-        counts = json.loads((entry / COUNTS).read_text("utf-8"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    bad = BadRows(counts.pop("bad"), partial(_bad_lines, entry / BAD, path))
-    return EncodedRows(datasets.Dataset.from_file(str(entry / TABLE)), bad, counts)
-
-
-def _make(entry: Path, path: str, source: str, how: _How) -> EncodedRows:
-    """Write an entry of the cache in the place of none or of a damaged one."""
-    if entry.exists():
-        aside = entry.with_name(f"{entry.name}.damaged")
-        remove(aside)
-        entry.rename(aside)  # not removed: a run on another machine may have it open
-        print(f"the cached rows of {path} are damaged; they are encoded again, and what was found is now {aside}")
-    with atomic_write(entry, fsync=False) as unfinished:  # what a power cut damages is found by its digest
-        unfinished.mkdir()
-        counts = _write(unfinished, path, how)
-        if fingerprint(path) != source:
-            raise ValueError(f"{path} changed while it was read: run again once nothing writes to it")
-        (unfinished / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
-        digests = {name: _digest(unfinished / name) for name in FILES}
-        (unfinished / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
-    return _read(entry, path)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "blake2b").hexdigest()
-
-
-def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
-    """The bad rows of an entry; the same rows may lie under another name by now."""
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line) | {"file": path}
-
-
-def _write(folder: Path, path: str, how: _How) -> dict[str, int]:
-    """Write table and bad rows; gives what the rows were read as, and how many are `bad`."""
     counts: Counter[str] = Counter()
     bad = 0
 
@@ -228,7 +136,7 @@ def _write(folder: Path, path: str, how: _How) -> dict[str, int]:
 
 
 def _texts(
-    path: str, how: _How, note: Callable[[dict[str, Any]], None], counts: Counter[str]
+    path: str, how: How, note: Callable[[dict[str, Any]], None], counts: Counter[str]
 ) -> Iterator[tuple[int, Example, str, str]]:
     """Good rows with number, prompt and target; the bad ones are noted, one by one."""
     rows = check_rows(read_rows(path), how.turns, counts, how.unanswered)
@@ -260,23 +168,13 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _key(path: str, source: str, how: _How) -> str:
-    key = hashlib.blake2b(digest_size=16)
-    key.update(_code(__name__, *(["datamodules.toolbox.rows"] if path.split(":")[0] == TOOLBOX else [])))
-    template = json.dumps(how.tokenizer.chat_template)
-    for part in (
-        source,
-        how.tokenizer.backend_tokenizer.to_str(),
-        template,
-        str(end_of_turn_id(how.tokenizer)),
-        how.turns,
-        json.dumps(how.form.recorded() | {"unanswered": how.unanswered}),
-    ):
-        key.update(hashlib.blake2b(part.encode()).digest())
-    return key.hexdigest()
+def segment_tokens(rows: EncodedRows) -> np.ndarray:
+    """Tokens of prompt, chain of thought and call of each row, [3, rows]."""
+    names = ["prompt_tokens", "cot_tokens", "call_tokens"]
+    columns = rows.table.select_columns(names).with_format("numpy")[:]
+    return np.stack([columns[name] for name in names])
 
 
-@lru_cache  # one answer per process, also when somebody edits the sources during a run
-def _code(*modules: str, root: Path = ROOT) -> bytes:
-    """Digest of the sources that what is cached depends on: those of modules and of all that they import."""
-    return hashlib.blake2b(b"".join(source.read_bytes() for source in sources_of(modules, root))).digest()
+def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]]:
+    """The token ids of the rows' prompts."""
+    return [document.input_ids[: document.segments.count(PROMPT)] for document in rows.documents(indices)]

@@ -1,10 +1,13 @@
-"""The training loader: global batches in an order that is a pure function of (seed, epoch), resumable at any batch."""
+"""Loaders: to train on, global batches in an order that (seed, epoch) gives and resumable; to evaluate on, prompts."""
 
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from datamodules.example import Example
+from datamodules.packing import Encoded
 
 
 def settled_seed(seed: int | None) -> int:
@@ -75,3 +78,136 @@ class ResumableLoader:
                     "resume with the same data and the same data.batch_size"
                 )
         self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
+
+
+class RepeatingLoader(ResumableLoader):
+    """A resumable loader that hands out each batch several times in a row.
+
+    One batch of rollouts serves several optimizer steps, and the trainer takes one batch per step: the first time a
+    batch comes it is sampled from, the other times the buffered rollouts are used. The position counts what was handed
+    out, so that a run also resumes between two repeats.
+
+    Args:
+        rows: Number of rows.
+        batch_size: Rows per global batch; the last one of an epoch may be smaller.
+        make_batch: Makes this rank's batch from the rows of the global batch.
+        seed: Seed of the order.
+        repeats: How often each batch is handed out.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, repeats: int = 1
+    ) -> None:
+        super().__init__(rows, batch_size, make_batch, seed)
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        """Batches of an epoch, repeats included."""
+        return super().__len__() * self.repeats
+
+    def __iter__(self) -> Iterator[Any]:
+        """As many batches as an epoch has, from the present position on."""
+        made, present = None, None
+        for _ in range(len(self)):
+            if self.batch == len(self):
+                self.epoch, self.batch = self.epoch + 1, 0
+            wanted = (self.epoch, self.batch // self.repeats)
+            if wanted != present:
+                start = wanted[1] * self.batch_size
+                order = epoch_order(self.rows, self.seed, self.epoch)
+                made, present = self.make_batch(order[start : start + self.batch_size]), wanted
+            self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
+            yield made
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+        return super().state_dict() | {"repeats": self.repeats}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position, in the order of the saved seed.
+
+        Raises:
+            ValueError: The position is one in other batches than this loader's.
+        """
+        for name, key in (("batch_size", "data.prompts_per_step"), ("repeats", "data.repeats")):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the checkpoint was written with {key} {state[name]} and this run has {getattr(self, name)}: "
+                    f"resume with the same {key}"
+                )
+        super().load_state_dict(state)
+
+
+class PromptBatch:
+    """Rows and, for each, the token ids of its prompt.
+
+    Not a dataclass: Lightning would take it apart, and copy each row, to move or convert tensors that are not in it.
+
+    Args:
+        examples: The rows.
+        prompt_ids: Token ids of their prompts.
+        further: Gives this rank's share of other prompts, as many as the whole batch has, for the first, second, ...
+            draw of them; None on every rank where there are none left. None where nothing can be drawn.
+        documents: The rows with their targets, where these are to be scored.
+    """
+
+    def __init__(
+        self,
+        examples: list[Example],
+        prompt_ids: list[list[int]],
+        further: "Callable[[int], PromptBatch | None] | None" = None,
+        documents: list[Encoded] | None = None,
+    ) -> None:
+        self.examples = examples
+        self.prompt_ids = prompt_ids
+        self.further = further
+        self.documents = documents
+
+    def first(self, rows: int) -> "PromptBatch":
+        """A batch of the first rows of this one."""
+        documents = None if self.documents is None else self.documents[:rows]
+        return PromptBatch(self.examples[:rows], self.prompt_ids[:rows], documents=documents)
+
+
+class PromptLoader:
+    """Yields this rank's share of each global batch, in the order of the rows; no row is repeated or left out.
+
+    Every rank yields the same number of batches, because generation under FSDP is a collective; in the last one a
+    rank's share may be empty.
+
+    Args:
+        examples: The rows.
+        prompt_ids: Their prompts.
+        batch_size: Prompts per batch over all ranks.
+        rank: This rank.
+        world_size: Number of ranks.
+        documents: The rows with their targets, where these are to be scored.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        prompt_ids: Sequence[list[int]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        documents: Sequence[Encoded] | None = None,
+    ) -> None:
+        self.documents = documents
+        self.examples = examples
+        self.prompt_ids = prompt_ids
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the last partial one included."""
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """One pass over the rows."""
+        for start in range(0, len(self.examples), self.batch_size):
+            mine = range(start, min(start + self.batch_size, len(self.examples)))[self.rank :: self.world_size]
+            documents = None if self.documents is None else [self.documents[i] for i in mine]
+            prompts = [self.prompt_ids[i] for i in mine]
+            yield PromptBatch([self.examples[i] for i in mine], prompts, documents=documents)

@@ -1,75 +1,14 @@
-"""Prompts to sample completions of, in global batches that are dealt to the ranks and handed out several times."""
+"""Rows for reinforcement learning: prompts to sample completions of and to score against the rows' answers."""
 
 import random
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from datamodules.base import PromptBatch, PromptLoader, XLAMDataModule, encoded_prompts
-from datamodules.encoding import EncodedRows
-from datamodules.loading import ResumableLoader, epoch_order
-
-__all__ = ["PromptBatch", "PromptLoader", "RepeatingLoader", "XLAMPromptDataModule"]
-
-
-class RepeatingLoader(ResumableLoader):
-    """A resumable loader that hands out each batch several times in a row.
-
-    One batch of rollouts serves several optimizer steps, and the trainer takes one batch per step: the first time a
-    batch comes it is sampled from, the other times the buffered rollouts are used. The position counts what was handed
-    out, so that a run also resumes between two repeats.
-
-    Args:
-        rows: Number of rows.
-        batch_size: Rows per global batch; the last one of an epoch may be smaller.
-        make_batch: Makes this rank's batch from the rows of the global batch.
-        seed: Seed of the order.
-        repeats: How often each batch is handed out.
-    """
-
-    def __init__(
-        self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, repeats: int = 1
-    ) -> None:
-        super().__init__(rows, batch_size, make_batch, seed)
-        self.repeats = repeats
-
-    def __len__(self) -> int:
-        """Batches of an epoch, repeats included."""
-        return super().__len__() * self.repeats
-
-    def __iter__(self) -> Iterator[Any]:
-        """As many batches as an epoch has, from the present position on."""
-        made, present = None, None
-        for _ in range(len(self)):
-            if self.batch == len(self):
-                self.epoch, self.batch = self.epoch + 1, 0
-            wanted = (self.epoch, self.batch // self.repeats)
-            if wanted != present:
-                start = wanted[1] * self.batch_size
-                order = epoch_order(self.rows, self.seed, self.epoch)
-                made, present = self.make_batch(order[start : start + self.batch_size]), wanted
-            self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
-            yield made
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
-        return super().state_dict() | {"repeats": self.repeats}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position, in the order of the saved seed.
-
-        Raises:
-            ValueError: The position is one in other batches than this loader's.
-        """
-        for name, key in (("batch_size", "data.prompts_per_step"), ("repeats", "data.repeats")):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"the checkpoint was written with {key} {state[name]} and this run has {getattr(self, name)}: "
-                    f"resume with the same {key}"
-                )
-        super().load_state_dict(state)
+from datamodules.base import XLAMDataModule
+from datamodules.encoding import EncodedRows, encoded_prompts
+from datamodules.loading import PromptBatch, RepeatingLoader
 
 
 class XLAMPromptDataModule(XLAMDataModule):

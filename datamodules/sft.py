@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.base import XLAMDataModule, total_tokens
-from datamodules.encoding import EncodedRows
+from datamodules.base import XLAMDataModule
+from datamodules.encoding import EncodedRows, segment_tokens
 from datamodules.loading import ResumableLoader, epoch_order
 from datamodules.packing import PackedBatch, balance_over_ranks, collate_packed, micro_batches
 
@@ -43,7 +43,7 @@ class XLAMSFTDataModule(XLAMDataModule):
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
         """Tokens of prompt and target of each row, [rows]."""
-        return total_tokens(rows)
+        return segment_tokens(rows).sum(axis=0)
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of this rank's micro-batches, `list[PackedBatch]`, per optimizer step."""

@@ -27,7 +27,8 @@ import datamodules.toolbox.pretraining  # noqa: F401
 import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.system.command_line import OF_PYTHON, SentenceParser, run_folder
+from datamodules.system.command_line import SentenceParser
+from datamodules.system.errors import OF_PYTHON, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.refinement import cli as refinement
-from datamodules.system.command_line import one_sentence
+from datamodules.system.errors import one_sentence
 from datamodules.system.files import write_text
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.metrics import CATEGORIES, RATES

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import load_tokenizer
+from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.packing import IGNORED, Encoded, collate_packed, micro_batches
 from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example

@@ -89,7 +89,8 @@ def tiny_model_dir(make_model_dir: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def teach(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a run folder, exported as a run exports it, of a model that knows the answers of a few rows by heart."""
-    from datamodules.chat.segments import encode_example, load_tokenizer
+    from datamodules.chat.segments import encode_example
+    from datamodules.chat.tokenizer import load_tokenizer
     from lightning_modules.checkpointing.export import export_hf
     from lightning_modules.policy.model import build_policy
 

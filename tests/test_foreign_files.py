@@ -8,7 +8,8 @@ import sys
 import pytest
 from omegaconf.basecontainer import BaseContainer
 
-from datamodules.chat.segments import load_tokenizer, turns_text
+from datamodules.chat.templates import turns_text
+from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.refinement.cli import parse
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.policy.model import build_policy

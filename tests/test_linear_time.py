@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from datamodules import readers
-from datamodules.chat.segments import without_present_date
+from datamodules.chat.templates import without_present_date
 from datamodules.example import BadRow
 from datamodules.refinement import rule_judge
 from datamodules.refinement.judging import read_reply

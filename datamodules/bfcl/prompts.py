@@ -3,11 +3,11 @@
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.base import PromptLoader
 from datamodules.bfcl.package import INSTALLED, decoder, find_package
 from datamodules.bfcl.rows import CATEGORIES, chat, check_categories, language_of, read_category
-from datamodules.chat.segments import load_tokenizer
 from datamodules.chat.templates import turns_text
+from datamodules.chat.tokenizer import load_tokenizer
+from datamodules.loading import PromptLoader
 
 
 class BFCLDataModule(LightningDataModule):

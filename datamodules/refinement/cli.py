@@ -18,9 +18,10 @@ from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
 from datamodules.refinement.run import Rows, refine_rows, write_results
 from datamodules.rows import Example
-from datamodules.system.command_line import SentenceParser, check_writable, one_sentence, run_folder
+from datamodules.system.command_line import SentenceParser
+from datamodules.system.errors import one_sentence, run_folder
 from datamodules.system.escaping import visible
-from datamodules.system.files import write_text
+from datamodules.system.files import check_writable, write_text
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 
 MAY_CHANGE = (

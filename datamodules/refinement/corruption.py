@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
-from datamodules.toolbox.rows import (
-    FUNCTIONS,
-    WORDINGS,
-    Function,
-    cot_text,
-    make_corpus,
-    request_text,
-    sample_arguments,
-)
+from datamodules.toolbox.catalogue import FUNCTIONS, Function, sample_arguments
+from datamodules.toolbox.rows import WORDINGS, cot_text, make_corpus, request_text
 from datamodules.toolbox.values import sample_value
 from rewards import Call, as_calls, as_tools, match_calls, parse_calls, render_calls
 

@@ -19,8 +19,9 @@ from typing import Any
 from datamodules.readers import read_rows
 from datamodules.rows import Example, unchecked_example
 from datamodules.system import guard
-from datamodules.system.command_line import SentenceParser, check_writable, one_sentence, run_folder
-from datamodules.system.files import write_text
+from datamodules.system.command_line import SentenceParser
+from datamodules.system.errors import one_sentence, run_folder
+from datamodules.system.files import check_writable, write_text
 from datamodules.system.locks import sole_writer
 from datamodules.system.redaction import redact
 from datamodules.xlam import write_jsonl

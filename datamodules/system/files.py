@@ -27,6 +27,38 @@ def shipped(path: str) -> str:
     return str(here) if ours and not os.path.lexists(path) and here.exists() else path
 
 
+def check_writable(key: str, folder: str | Path) -> None:
+    """Refuse a folder that could not be made or written; nothing is left of the attempt.
+
+    Args:
+        key: The setting that names it.
+        folder: The folder, there or not.
+
+    Raises:
+        ValueError: Naming the setting, the folder and the reason.
+    """
+    if not str(folder):
+        raise ValueError(f"{key} is empty: give a folder")
+    try:
+        place = Path(folder).expanduser().absolute()
+        os.stat(place)  # a name that is none, a way through a file, links in a circle
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _cannot_write(key, folder, error) from error
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=there):
+            pass
+    except OSError as error:
+        raise _cannot_write(key, folder, error) from error
+
+
+def _cannot_write(key: str, folder: str | Path, error: Exception) -> ValueError:
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(f"{key}: {str(folder)!r} cannot be written ({reason}): give another folder")
+
+
 @contextmanager
 def atomic_write(path: str | Path, fsync: bool = True) -> Iterator[Path]:
     """Give a name beside `path` to write a file or a folder under; at the end it replaces what was there.

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.system.command_line import one_sentence
+from datamodules.system.errors import one_sentence
 from datamodules.toolbox.rows import SPLITS, make_corpus
 from datamodules.xlam import write_jsonl
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from datamodules.chat.segments import load_tokenizer
+from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.loading import ResumableLoader
 from datamodules.packing import CALL, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
-from datamodules.toolbox.rows import FUNCTIONS, JOINERS, WORDINGS, Function, Parameter, request_text, sample_arguments
+from datamodules.toolbox.catalogue import FUNCTIONS, Function, Parameter, sample_arguments
+from datamodules.toolbox.rows import JOINERS, WORDINGS, request_text
 from datamodules.toolbox.values import BANKS, sample_value
 
 Message = dict[str, str]

@@ -1,6 +1,6 @@
 """The shipped corpus: a seeded generator of xLAM-shaped rows with a chain of thought.
 
-240 functions in 24 domains (`toolbox_functions`), queries in varied wording, five categories (simple, multiple,
+240 functions in 24 domains (`functions`), queries in varied wording, five categories (simple, multiple,
 parallel, parallel_multiple, irrelevance), and a chain of thought that names the tools, lists the parameters found and
 checks them. The splits:
 
@@ -15,14 +15,11 @@ checks them. The splits:
 
 import json
 import random
-import re
 from bisect import bisect
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from datamodules.toolbox.functions import CATALOGUE
-from datamodules.toolbox.values import sample_value
+from datamodules.toolbox.catalogue import FUNCTIONS, Function, sample_arguments
 from rewards import Call
 
 TRAINING = {"simple": 0.25, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.15, "irrelevance": 0.14}
@@ -60,93 +57,6 @@ VERBS = {
     "count": "count|tally|add up",
 }
 COT_OPENINGS = {"Needed is {}.": 8, "Wanted: {}.": 1, "This asks for {}.": 1}  # and how often each is used
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a function: its kind and options, the phrase that carries it, its default if it is optional."""
-
-    name: str
-    kind: str
-    options: str
-    default: str | None
-    phrase: str
-
-    @property
-    def type(self) -> str:
-        """The type in xLAM's words, such as `int, optional`."""
-        base = {"int": "int", "year": "int", "float": "float", "flag": "bool", "ilist": "List[int]", "dict": "Dict"}
-        text = base.get(self.kind, "List[str]" if self.kind == "list" else "str")
-        return text if self.default is None else f"{text}, optional"
-
-    def schema(self) -> dict[str, Any]:
-        """The parameter as xLAM describes it."""
-        schema: dict[str, Any] = {"description": self._description(), "type": self.type}
-        if self.default not in (None, "none", "any"):
-            casts = {"int": int, "float": float, "bool": lambda text: text == "True"}
-            schema["default"] = casts.get(self.type.split(",")[0], str)(self.default)
-        return schema
-
-    def _description(self) -> str:
-        name = self.name.replace("_", " ")
-        if self.kind == "flag":
-            return f"Whether {self.phrase}."
-        if self.kind == "enum":
-            return f"The {name}: {self.options.replace(',', ', ')}."
-        if self.kind in ("int", "float"):
-            return f"The {name}, {self.options.replace(',', ' to ')}."
-        if self.kind == "dict":
-            return "With " + " and ".join(field.split(":")[0] for field in self.options.split(",")) + "."
-        if self.kind in ("list", "ilist"):
-            return f"The {name}, several of them."
-        return f"The {name}." if name == self.kind else f"The {name}, a {self.kind}."
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function of the catalogue."""
-
-    name: str
-    action: str
-    domain: str
-    parameters: tuple[Parameter, ...]
-    unseen: bool
-
-    def tool(self) -> dict[str, Any]:
-        """The function as one entry of an xLAM row's `tools`."""
-        parameters = {parameter.name: parameter.schema() for parameter in self.parameters}
-        return {"name": self.name, "description": self.action.capitalize() + ".", "parameters": parameters}
-
-
-def parse_catalogue(text: str) -> list[Function]:
-    """Read the catalogue's lines; every tenth function of a domain is an unseen one."""
-    functions: list[Function] = []
-    domain, place = "", 0
-    for line in text.splitlines():
-        if line.startswith("#"):
-            domain, place = line[2:], 0
-            continue
-        name, action, *rest = (part.strip() for part in line.split(" | "))
-        place += 1
-        functions.append(Function(name, action, domain, tuple(map(_parse_parameter, rest)), place == 10))
-    return functions
-
-
-def _parse_parameter(text: str) -> Parameter:
-    match = re.fullmatch(r"(\w+):(\w+)(?:\(([^)]*)\))?(?:=(\S+))? (.*)", text)
-    if match is None:
-        raise ValueError(f"The catalogue's parameter {text!r} does not read name:kind(options)=default phrase.")
-    name, kind, options, default, phrase = match.groups()
-    return Parameter(name, kind, options or "", default, phrase)
-
-
-FUNCTIONS = parse_catalogue(CATALOGUE)
-
-
-def sample_arguments(function: Function, rng: random.Random, held_out: bool) -> dict[str, Any]:
-    """Draw the arguments of one call: all required ones, and each optional one with probability 0.4."""
-    chosen = (p for p in function.parameters if p.default is None or rng.random() < 0.4)
-    return {p.name: sample_value(p.kind, p.options, rng, held_out) for p in chosen}
 
 
 def _spoken(value: Any) -> str:

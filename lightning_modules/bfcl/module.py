@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from datamodules.base import PromptBatch
 from datamodules.bfcl.package import registered
 from datamodules.bfcl.prompts import BFCLDataModule
 from datamodules.bfcl.rows import BFCLRow
-from datamodules.chat.segments import resolve_model_folder
+from datamodules.chat.tokenizer import resolve_model_folder
+from datamodules.loading import PromptBatch
 from datamodules.readers import fingerprint
 from datamodules.system.files import append_jsonl, write_text
 from lightning_modules.bfcl.results import (

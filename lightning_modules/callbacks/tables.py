@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from datamodules.system.files import append_jsonl
 from lightning_modules.callbacks.board import sample_block
-from lightning_modules.callbacks.files import append_jsonl
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.rollout.rollout import Rollout
 

@@ -11,10 +11,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import AnswerForm, ChatForm, Prompt
-from datamodules.chat.segments import load_tokenizer
 from datamodules.chat.serving import served_tokenizer
-from datamodules.system.command_line import check_writable
-from datamodules.system.files import atomic_write
+from datamodules.system.files import atomic_write, check_writable
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.checkpointing.identity import check_same_model
 from lightning_modules.checkpointing.resume import resolve_checkpoint

@@ -68,7 +68,7 @@ def load_model(run: str) -> tuple["ScoredCausalLM", "PreTrainedTokenizerFast", "
     from transformers import AutoConfig
 
     from datamodules.chat.form import settle_form
-    from datamodules.chat.segments import load_tokenizer, resolve_model_folder
+    from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
     from lightning_modules.policy.model import build_policy
 
     tokenizer = load_tokenizer(run)

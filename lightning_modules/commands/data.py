@@ -16,9 +16,9 @@ from datamodules.readers import read_rows
 from datamodules.reports import count_example, describe
 from datamodules.sources.openai import openai_row
 from datamodules.sources.targets import Turns
-from datamodules.system.command_line import SentenceParser, check_writable
+from datamodules.system.command_line import SentenceParser
 from datamodules.system.escaping import visible
-from datamodules.system.files import atomic_write, remove
+from datamodules.system.files import atomic_write, check_writable, remove
 from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_jsonl, write_row
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from datamodules.system.command_line import one_sentence
+from datamodules.system.errors import one_sentence
 
 TRAINER = "lightning_modules.cli"
 COMMANDS = {

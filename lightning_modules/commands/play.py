@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
     if importlib.util.find_spec("streamlit") is None:
         raise ValueError("Streamlit is not installed: pip install 'funreason-lightning[play]' brings it")
 
-    from datamodules.chat.segments import load_tokenizer
+    from datamodules.chat.tokenizer import load_tokenizer
     from datamodules.readers import read_rows
 
     for run in options.runs:

@@ -7,10 +7,11 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.base import SHOWN, XLAMDataModule, segment_tokens
+from datamodules.base import SHOWN, XLAMDataModule
 from datamodules.chat.form import frame_of
 from datamodules.chat.segments import target_text
-from datamodules.system.command_line import sentence
+from datamodules.encoding import segment_tokens
+from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.summary import (

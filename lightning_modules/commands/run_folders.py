@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch.trainer import Trainer
 
-from datamodules.system.command_line import check_writable, run_folder
-from datamodules.system.files import clear_unfinished
+from datamodules.system.errors import run_folder
+from datamodules.system.files import check_writable, clear_unfinished
 from lightning_modules.callbacks.board import RunLogger
 
 

@@ -35,7 +35,7 @@ def server_arguments(model: str) -> list[str]:
         ValueError: The model does not say in which form it was trained.
     """
     from datamodules.chat.form import frame_of, recorded_form
-    from datamodules.chat.segments import load_tokenizer, resolve_model_folder
+    from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
     from rewards import FRAMES
 
     folder, tokenizer = resolve_model_folder(model), load_tokenizer(model)

@@ -28,8 +28,7 @@ def main(args: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(HELP)
         return
-    from datamodules.system.command_line import check_writable
-    from datamodules.system.files import write_text
+    from datamodules.system.files import check_writable, write_text
     from lightning_modules.commands.page import as_html, as_text
     from lightning_modules.commands.preview import Preview, prepare, preview
 

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from datamodules.chat.segments import resolve_model_folder
+from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.generation_config import generation_config

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from datamodules.chat.segments import resolve_model_folder
+from datamodules.chat.tokenizer import resolve_model_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.loading import PromptBatch
 from datamodules.packing import IGNORED, PackedBatch, idle_batch
-from datamodules.prompts import PromptBatch
 from lightning_modules.objectives import (
     EntropyBonus,
     ImportanceSampling,

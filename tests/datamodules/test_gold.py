@@ -9,7 +9,7 @@ from tokenizers import decoders, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
-from datamodules.encoding import encode_rows
+from datamodules.cache import encode_rows
 from datamodules.gold import check_gold
 from rewards import FunctionCallReward
 

@@ -10,7 +10,7 @@ from recorder import batches_of_a_run
 from datamodules import PromptBatch, XLAMPromptDataModule, XLAMSFTDataModule
 from datamodules.base import XLAMDataModule
 from datamodules.chat.segments import encode_prompt
-from datamodules.prompts import RepeatingLoader
+from datamodules.loading import RepeatingLoader
 from datamodules.rows import to_example
 
 

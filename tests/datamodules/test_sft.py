@@ -8,10 +8,10 @@ from lightning.pytorch import Trainer
 from recorder import Recorder
 from transformers import AutoTokenizer
 
-import datamodules.encoding as encoding
-from datamodules import PromptBatch, XLAMSFTDataModule
-from datamodules.base import encoded_prompts
-from datamodules.chat.segments import encode_example, encode_prompt, load_tokenizer, messages
+from datamodules import PromptBatch, XLAMSFTDataModule, cache
+from datamodules.chat.segments import encode_example, encode_prompt, messages
+from datamodules.chat.tokenizer import load_tokenizer
+from datamodules.encoding import encoded_prompts
 from datamodules.rows import to_example
 
 
@@ -74,7 +74,7 @@ def test_prompts_of_a_template_that_prints_the_date_are_the_same_on_every_day(
         on_day(monkeypatch, day)
         assert f"({day})" in present.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
         tokenizer = load_tokenizer(folder)
-        rows = encoding.encode_rows(str(rows_file), tokenizer, cache_dir=tmp_path / "cache")
+        rows = cache.encode_rows(str(rows_file), tokenizer, cache_dir=tmp_path / "cache")
         cached.append(encoded_prompts(rows, [0])[0])
         prompts += [encode_prompt(tokenizer, example), encode_prompt(present, example)]
     assert prompts == cached * 2 and len(list((tmp_path / "cache").glob("*/rows.arrow"))) == 1
@@ -177,16 +177,16 @@ def test_rows_too_long_are_left_out_and_counted(make_module, write_rows, make_ro
 
 def test_encoding_is_cached_until_rows_or_tokenizer_change(make_module, write_rows, make_row, rows_file, monkeypatch):
     make_module(rows_file).prepare_data()
-    original = encoding._write
+    original = cache.write_rows
     written = []
-    monkeypatch.setattr(encoding, "_write", lambda *args: written.append(args[1]) or original(*args))
+    monkeypatch.setattr(cache, "write_rows", lambda *args: written.append(args[1]) or original(*args))
     make_module(rows_file, max_length=2048, batch_size=4).setup("fit")
     assert written == []
     changed = write_rows([make_row(i) for i in range(39)])
     assert changed == rows_file
     make_module(changed).setup("fit")
     assert written == [changed]
-    monkeypatch.setattr(encoding, "end_of_turn_id", lambda tokenizer: 0)
+    monkeypatch.setattr(cache, "end_of_turn_id", lambda tokenizer: 0)
     make_module(changed).setup("fit")
     assert written == [changed, changed]
 

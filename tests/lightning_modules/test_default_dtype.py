@@ -8,8 +8,8 @@ from lightning.pytorch import Trainer
 from training_runs import Steps, assert_same
 
 from datamodules import Example
+from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded, collate_packed
-from datamodules.prompts import PromptBatch
 from lightning_modules import GRPOModule, SRMLModule
 from lightning_modules.generators import Completion, HFGenerator
 from lightning_modules.generators.vllm import _probe

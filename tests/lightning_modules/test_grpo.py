@@ -11,7 +11,7 @@ from training_runs import Steps, assert_same
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from datamodules import Example, XLAMPromptDataModule
-from datamodules.prompts import PromptBatch
+from datamodules.loading import PromptBatch
 from lightning_modules import GRPOModule, grpo
 from lightning_modules.generators import Completion, HFGenerator
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, advantages

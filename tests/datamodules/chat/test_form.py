@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
 from datamodules.chat.form import ChatForm, reads, recorded_form, settle_form
-from datamodules.chat.segments import encode_prompt, load_tokenizer, prompt_text, target_text
+from datamodules.chat.segments import encode_prompt, prompt_text, target_text
 from datamodules.chat.serving import own_template, served_tokenizer
 from datamodules.chat.templates import one_template, takes_tools, template_frame, without_present_date
+from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import BadRow, Example
 from datamodules.sources.openai import openai_row
 from rewards import FRAMES, FunctionCallReward

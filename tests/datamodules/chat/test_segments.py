@@ -1,6 +1,5 @@
 import copy
 import json
-import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +9,8 @@ from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import (
     encode_example,
     encode_prompt,
-    load_tokenizer,
     messages,
     prompt_text,
-    resolve_model_folder,
     target_text,
 )
 from datamodules.chat.templates import end_of_turn_id
@@ -140,39 +137,6 @@ def test_encoded_is_plain_lists(tiny_tokenizer, make_row):
     encoded = encode_example(tiny_tokenizer, to_example(make_row(1)))
     assert isinstance(encoded, Encoded)
     assert {type(i) for i in encoded.input_ids + encoded.segments} == {int}
-
-
-def test_model_folders(tiny_model_dir, tmp_path):
-    run = tmp_path / "version_0"
-    shutil.copytree(tiny_model_dir, run / "hf")
-    assert resolve_model_folder(str(run)) == str(run / "hf")
-    assert resolve_model_folder(str(run / "hf")) == str(run / "hf")
-    assert resolve_model_folder("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
-    assert len(load_tokenizer(str(run))) == len(load_tokenizer(str(tiny_model_dir)))
-    for missing in (str(tmp_path / "nowhere"), "./nowhere", "a/b/nowhere"):
-        with pytest.raises(FileNotFoundError, match="nowhere"):
-            resolve_model_folder(missing)
-    with pytest.raises(FileNotFoundError, match=r"neither a config\.json nor an hf/ folder"):
-        resolve_model_folder(str(tmp_path))
-
-
-def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
-    bare, mute = tmp_path / "bare", tmp_path / "mute"
-    bare.mkdir()
-    shutil.copy(tiny_model_dir / "config.json", bare)
-    with pytest.raises(FileNotFoundError, match=r"init_from: .*bare has no tokenizer"):
-        load_tokenizer(str(bare))
-    shutil.copytree(tiny_model_dir, mute)
-    (mute / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template"):
-        load_tokenizer(str(mute))
-
-
-def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_tokens_of(tiny_model_dir, tmp_path):
-    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
-    (folder / "chat_template.jinja").write_text("{{ 'x' * 10 ** 7 }}{{ messages[0].content }}")
-    with pytest.raises(ValueError, match=r"the chat template of .*model makes 10,000,010 characters of one question"):
-        load_tokenizer(str(folder))
 
 
 def test_answer_to_a_tool_does_not_repeat_the_request(tiny_tokenizer, make_row):

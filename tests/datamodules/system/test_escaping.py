@@ -5,7 +5,7 @@ import html
 import markdown as markdown_package
 import pytest
 
-from datamodules.system.command_line import sentence
+from datamodules.system.errors import sentence
 from datamodules.system.escaping import markdown_text, visible
 
 

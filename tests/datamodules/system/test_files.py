@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.system import files
-from datamodules.system.files import atomic_write, clear_unfinished, sync
+from datamodules.system.files import atomic_write, check_writable, clear_unfinished, sync
 
 KILLED = """
 import os, sys
@@ -114,3 +114,15 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_old_o
     done.clear()
     sync(path / "part")
     assert done == [("part", False), ("name", False)]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_nothing(tmp_path):
+    check_writable("key", tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ValueError, match="key is empty"):
+        check_writable("key", "")
+    for folder in ("file", "file/a", "loop/a", "a" * 300, "a\0b", "/proc/absent"):
+        with pytest.raises(ValueError, match=r"^key: .* cannot be written"):
+            check_writable("key", tmp_path / folder)

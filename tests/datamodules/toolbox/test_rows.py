@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from datamodules.toolbox.rows import FUNCTIONS, SPLITS, make_corpus, parse_catalogue, promise, request_text
+from datamodules.toolbox.catalogue import FUNCTIONS, parse_catalogue
+from datamodules.toolbox.rows import SPLITS, make_corpus, promise, request_text
 from datamodules.toolbox.values import BANKS, sample_value
 from rewards import FunctionCallReward, as_calls, category_of, render_calls
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import load_tokenizer
+from datamodules.chat.tokenizer import load_tokenizer
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from huggingface_hub import constants
 
-from datamodules.chat.segments import resolve_model_folder
-from datamodules.readers import load_data_set
+from datamodules.chat.tokenizer import resolve_model_folder
+from datamodules.readers.data_sets import load_data_set
 from datamodules.system.files import shipped
 from lightning_modules.commands.main import COMMANDS, main
 

@@ -5,7 +5,7 @@ from threading import Barrier, local
 
 import pytest
 
-from datamodules.prompts import PromptBatch
+from datamodules.loading import PromptBatch
 from lightning_modules.rollout import dynamic
 from lightning_modules.rollout.dynamic import draw_groups, kept_groups
 from lightning_modules.rollout.rollout import Rollout

@@ -6,8 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datamodules import readers
-from datamodules.readers import fingerprint, read_rows
+from datamodules.readers import fingerprint, json_files, read_rows
 from datamodules.system import hub
 
 
@@ -182,7 +181,7 @@ def test_a_data_set_of_a_hub_that_does_not_answer_is_refused_before_its_client_t
 
 
 def test_rows_that_are_too_long_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_ROW", 1000)
+    monkeypatch.setattr(json_files, "MAX_ROW", 1000)
     line, long = json.dumps({"query": "a"}), json.dumps({"query": "a" * 1000})
     for number in (1, 2, 3):
         lines = [line] * 3
@@ -199,7 +198,7 @@ def test_rows_that_are_too_long_are_named(tmp_path, monkeypatch):
     held = json.dumps({"data": [json.loads(line)] * 100})  # one line, which holds the rows: it may be longer
     (tmp_path / "held.json").write_text(held)
     assert len(rows_of(tmp_path / "held.json")) == 100 and len(held) > 1000
-    monkeypatch.setattr(readers, "MAX_OBJECT", 1000)
+    monkeypatch.setattr(json_files, "MAX_OBJECT", 1000)
     (tmp_path / "held.json").write_text(json.dumps({"data": [json.loads(line)] * 100}, indent=1))
     with pytest.raises(ValueError, match=r"held\.json holds more than 1,000 characters and no row to a line"):
         rows_of(tmp_path / "held.json")
@@ -207,8 +206,8 @@ def test_rows_that_are_too_long_are_named(tmp_path, monkeypatch):
 
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
     """20 MB without a line feed, of which a row may have 100,000 and a whole object 200,000 characters."""
-    monkeypatch.setattr(readers, "MAX_ROW", 100_000)
-    monkeypatch.setattr(readers, "MAX_OBJECT", 200_000)
+    monkeypatch.setattr(json_files, "MAX_ROW", 100_000)
+    monkeypatch.setattr(json_files, "MAX_OBJECT", 200_000)
     for start, words in (('{"a": 1}\n', "line 2: is longer"), ("", "line 1: is longer"), ("[", "row 1: .* breaks off")):
         (tmp_path / "rows.json").write_text(start + '"' + "a" * 20_000_000)
         tracemalloc.start()

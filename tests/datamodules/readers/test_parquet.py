@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import parquet
-from datamodules.readers import read_rows
+from datamodules.readers import parquet, read_rows
 
 
 def rows_of(file):

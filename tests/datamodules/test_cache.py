@@ -10,8 +10,9 @@ import tracemalloc
 
 import pytest
 
-from datamodules import encoding
-from datamodules.encoding import DIGESTS, FILES, TABLE, encode_rows
+from datamodules import cache, encoding
+from datamodules.cache import DIGESTS, FILES, encode_rows
+from datamodules.encoding import TABLE, How
 from datamodules.system.imports import ROOT
 
 
@@ -81,7 +82,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_cached(encode, rows_file,
 def test_two_runs_of_one_cache_and_one_process_id(encode, rows_file, tmp_path, monkeypatch, capsys):
     """As two containers have it, in both of which the run is process 1: one encodes, the other waits for its rows."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    written, original, inside = [], encoding._write, threading.Event()
+    written, original, inside = [], cache.write_rows, threading.Event()
 
     def write(*arguments):
         written.append(arguments[1])
@@ -89,7 +90,7 @@ def test_two_runs_of_one_cache_and_one_process_id(encode, rows_file, tmp_path, m
         assert other.is_alive() or not other.ident
         return original(*arguments)
 
-    monkeypatch.setattr(encoding, "_write", write)
+    monkeypatch.setattr(cache, "write_rows", write)
     found = []
     other = threading.Thread(target=lambda: (inside.wait(30), found.append(encode(rows_file))))
     other.start()
@@ -110,7 +111,7 @@ def test_a_killed_run_leaves_neither_a_lock_nor_half_an_entry(encode, rows_file,
         time.sleep(60)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_write", stuck)
+        patch.setattr(cache, "write_rows", stuck)
         other = context.Process(target=encode, args=(rows_file,))
         other.start()
         assert inside.wait(30)
@@ -152,6 +153,7 @@ def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
         ("rewards/bfcl/java.py", False),
         ("rewards/__init__.py", False),
         ("datamodules/refinement/run.py", False),
+        ("datamodules/chat/serving.py", False),
         ("datamodules/sft.py", False),
         ("datamodules/toolbox/functions.py", "of the toolbox"),
     ],
@@ -159,8 +161,8 @@ def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
 def test_the_key_changes_with_the_code_that_the_rows_go_through(tmp_path, file, matters):
     for package in ("rewards", "datamodules"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    sources = [("datamodules.encoding",), ("datamodules.encoding", "datamodules.toolbox.rows")]
-    code = encoding._code.__wrapped__  # without what is remembered of a process
+    sources = [("datamodules.cache",), ("datamodules.cache", "datamodules.toolbox.rows")]
+    code = cache._code.__wrapped__  # without what is remembered of a process
     before = [code(*modules, root=tmp_path) for modules in sources]
     with (tmp_path / file).open("a", encoding="utf-8") as text:
         text.write("# another line\n")
@@ -169,6 +171,6 @@ def test_the_key_changes_with_the_code_that_the_rows_go_through(tmp_path, file, 
 
 
 def test_the_toolbox_counts_where_it_is_the_source(tiny_tokenizer, rows_file):
-    how = encoding._How(tiny_tokenizer, "skip", "last", encoding.PAPER, False)
-    files = [encoding._key(path, "same", how) for path in ("toolbox:train", "toolbox", rows_file)]
+    how = How(tiny_tokenizer, "skip", "last", cache.PAPER, False)
+    files = [cache._key(path, "same", how) for path in ("toolbox:train", "toolbox", rows_file)]
     assert files[0] == files[1] != files[2]  # the source itself is told apart by its fingerprint, here the same

@@ -1,0 +1,110 @@
+"""The tokenizer of a model: found, loaded, and with a chat template that works."""
+
+import re
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from datamodules.chat.serving import own_template
+from datamodules.chat.templates import one_template, turns_text, without_present_date
+from datamodules.system.files import shipped
+from datamodules.system.hub import refuse_unreachable
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LONGEST_FRAME = 1 << 20  # characters that a template may put around a question
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def resolve_model_folder(init_from: str) -> str:
+    """Find the Hugging Face folder meant by `model.init_args.init_from`.
+
+    Args:
+        init_from: A run folder (its `hf/` is meant), an `hf/` folder, any Hugging Face folder, or a hub id.
+
+    Returns:
+        The folder; a hub id is returned unchanged.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no exported model.
+    """
+    if not init_from or "\0" in str(init_from):
+        raise FileNotFoundError(
+            f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
+        )
+    folder = Path(shipped(str(init_from))).expanduser()
+    if folder.is_dir():
+        for candidate in (folder, folder / "hf"):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+        if any(folder.glob("checkpoints/*.ckpt")):
+            raise FileNotFoundError(
+                f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
+                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
+            )
+        raise FileNotFoundError(f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one")
+    if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
+        raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
+    return init_from
+
+
+def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model, with the two things this project needs of it: offsets and a chat template.
+
+    Args:
+        init_from: See `resolve_model_folder`.
+        chat_template: A file with the template to use, or "chatml"; the tokenizer's own when None.
+
+    Returns:
+        The fast tokenizer. Of a model that this project exported, its template is the one that was trained with.
+
+    Raises:
+        FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
+        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, or has no chat
+            template that works.
+    """
+    folder = resolve_model_folder(init_from)
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    if not Path(folder).is_dir():
+        refuse_unreachable(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of a damaged file: tokenizers raises Exception itself, and transformers any kind
+        if isinstance(error, OSError) and not Path(folder).is_dir():
+            message = f"init_from: {folder} is neither a folder here nor a model the hub gives us"
+            raise FileNotFoundError(message) from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "
+            "data.chat_template to chatml or to a file with one"
+        )
+    question = "a question"
+    try:
+        tokenizer.chat_template = without_present_date(own_template(one_template(tokenizer.chat_template)))
+        text = turns_text(tokenizer, [{"role": "user", "content": question}])
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
+    if len(text) > LONGEST_FRAME:
+        raise ValueError(
+            f"init_from: the chat template of {tokenizer.name_or_path} makes {len(text):,} characters of one question"
+        )
+    if question not in text:
+        raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
+    return tokenizer
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.chat_template: {file} cannot be read ({error}); give a file, or chatml") from error

@@ -1,0 +1,92 @@
+"""Data sets of Hugging Face: folders of files, folders that `datasets` has saved, data sets of the hub."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from datamodules.readers.json_files import JSON, READ
+from datamodules.system.hub import refuse_unreachable_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+_SUFFIXES = (*JSON, ".parquet")
+_SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def data_set_rows(path: str) -> Iterator[tuple[int, Any]]:
+    """Read the rows of a data set with their 1-based numbers; see `load_data_set`.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: There is no such split, the folder is damaged, or a value cannot be read.
+    """
+    data, number = load_data_set(path), 0
+    try:
+        for number, row in enumerate(data, start=1):
+            yield number, row
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path}, row {number + 1}: a value cannot be read, or the data set is damaged: {error}"
+        ) from error
+
+
+def load_data_set(path: str) -> "datasets.Dataset":
+    """Load a saved `datasets` folder or a data set of the hub; one split of it.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: There is no such split, or the folder is damaged.
+    """
+    import datasets  # slow to import, and most runs read a file
+
+    name, _, split = path.partition(":")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        try:
+            data = datasets.load_from_disk(str(folder))
+        except (pa.ArrowException, FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"the saved data set {folder} is damaged: {error}") from error
+    elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
+        refuse_unreachable_rows(name)
+        try:
+            data = datasets.load_dataset(name)
+        except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
+            raise FileNotFoundError(f"{name} is neither data here nor a data set the hub gives us: {error}") from error
+    else:
+        raise FileNotFoundError(f"there is no file, folder or data set {path}")
+    if isinstance(data, dict):
+        wanted = split or "train"
+        if wanted not in data:
+            raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(data))}")
+        data = data[wanted]
+    return data
+
+
+def data_files(path: str) -> list[Path]:
+    """The files of rows in a folder, of one split where their names say which they are of; none for other sources.
+
+    Raises:
+        ValueError: The folder has no such split, or no files of rows.
+    """
+    name, _, split = path.partition(":")
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any((folder / f).is_file() for f in _SAVED):
+        return []
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+
+    try:
+        splits = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    except (EmptyDatasetError, FileNotFoundError):
+        splits = {}
+    found = {str(k): [Path(f) for f in files if Path(f).suffix in _SUFFIXES] for k, files in splits.items()}
+    found = {k: files for k, files in found.items() if files}
+    if not found:
+        raise ValueError(f"the folder {name} holds no file of rows; {READ}")
+    if (wanted := split or "train") not in found:
+        raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(found))}")
+    return found[wanted]

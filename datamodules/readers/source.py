@@ -1,0 +1,95 @@
+"""Rows of any source by its name: a file, a folder of files, a data set, the shipped corpus."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datamodules.readers.data_sets import data_files, data_set_rows, load_data_set
+from datamodules.readers.json_files import JSON, READ, json_rows
+from datamodules.readers.parquet import parquet_rows
+
+TOOLBOX = "toolbox"
+_TOOLBOX_FORM = re.compile(r"toolbox(?::([^:]*)(?::([0-9]{0,7})(?::([0-9]{0,18}))?)?)?")
+
+
+def read_rows(path: str) -> Iterator[tuple[int, Any]]:
+    """Read any source of rows, one row at a time.
+
+    Args:
+        path: A `.json` or `.jsonl` file (a JSON array, JSON lines, or an object that holds the array, whichever it is),
+            a `.parquet` file, a saved `datasets` folder, a folder of such files, a hub id, or the generated corpus as
+            `toolbox[:split[:rows[:seed]]]`. Folders and hub ids may end in `:split`, which is `train` otherwise.
+
+    Yields:
+        The 1-based row (line, for JSON lines) and what it holds: a dict, or the text of a line still to be parsed.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: The file is not what its suffix says, breaks off, or holds no row.
+    """
+    with _reading(path):
+        number = 0
+        for number, row in _rows_of(path):
+            yield number, row
+        if not number:
+            raise ValueError(f"{path} holds no rows")
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say of a source what the system says of a file that it has and does not give."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: there is no such source
+            raise
+        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+def _rows_of(path: str) -> Iterator[tuple[int, Any]]:
+    file = Path(path).expanduser()
+    if path.split(":")[0] == TOOLBOX:
+        yield from _toolbox_rows(path)
+    elif file.is_file():
+        yield from _file_rows(file)
+    elif files := data_files(path):
+        yield from enumerate((row for file in files for _, row in _file_rows(file)), start=1)
+    else:
+        yield from data_set_rows(path)
+
+
+def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".parquet":
+        yield from enumerate(parquet_rows(file), start=1)
+    elif file.suffix in JSON:
+        yield from json_rows(file)
+    else:
+        raise ValueError(f"{file} has an unknown suffix; {READ}")
+
+
+def fingerprint(path: str) -> str:
+    """A digest that changes when the rows of a source do: of files' bytes, of a data set, or of the corpus' name."""
+    if path.split(":")[0] == TOOLBOX:
+        return path
+    with _reading(path):
+        file = Path(path).expanduser()
+        files = [file] if file.is_file() else data_files(path)
+        if not files:
+            return load_data_set(path)._fingerprint
+        digest = hashlib.blake2b()
+        for one in files:
+            with one.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "blake2b").digest())
+        return digest.hexdigest()
+
+
+def _toolbox_rows(path: str) -> Iterator[tuple[int, Any]]:
+    from datamodules.toolbox.rows import make_corpus
+
+    if not (form := _TOOLBOX_FORM.fullmatch(path)):
+        raise ValueError(f"{path} is not of the form toolbox[:split[:rows[:seed]]], with at most 9,999,999 rows")
+    split, rows, seed = form.groups()
+    yield from enumerate(make_corpus(split or "train", int(rows or 1000), int(seed or 0)), start=1)

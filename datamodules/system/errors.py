@@ -1,0 +1,166 @@
+"""Errors as a user reads them: whatever goes wrong in a command, it ends with one sentence, `--debug` shows where."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import jsonargparse
+
+from datamodules.system.escaping import visible
+from datamodules.system.redaction import redact
+
+SAYS_NOTHING = re.compile(
+    "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
+    r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
+)
+"""Lines in which jsonargparse tells what it tried and what it was given as a whole."""
+LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
+"""What jsonargparse says of a class whose argument has no default and no value."""
+DEBUG = "--debug"
+HULLS = ("cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")  # what every command runs inside
+NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
+"""What torch, safetensors, Arrow and Python say of a full disk."""
+NEARLY_NOTHING = 1 << 16  # bytes
+LONGEST = 900  # characters of a sentence
+HERE = Path(__file__).resolve().parents[2]
+OURS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards")
+SPEAK = (*OURS, Path(jsonargparse.__file__).parent)
+"""Code whose ValueErrors, OSErrors and RuntimeErrors are sentences for the user."""
+MAY_END = (*SPEAK, Path(argparse.__file__), *map(Path, find_spec("lightning").submodule_search_locations))
+"""Code that ends a command on purpose: the parsers' and Lightning's, never a module that a setting names."""
+EXIT = "<frozen _sitebuiltins>"  # where the built-in `exit` lies
+OF_PYTHON = (LookupError, AssertionError, AttributeError, TypeError, NameError, ArithmeticError, NotImplementedError)
+"""Errors that are slips of code rather than of its input."""
+
+run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
+"""Where the run of this command writes; None until it is known."""
+
+
+@contextmanager
+def one_sentence(args: Sequence[str] | None = None) -> Iterator[list[str]]:
+    """Turn every error of a command into one sentence and exit code 1.
+
+    Args:
+        args: Command line; `sys.argv` when None.
+
+    Yields:
+        The words of the command line but for `--debug`, which prints the traceback above the sentence.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug, outer = DEBUG in words, run_folder.set(None)
+    try:
+        yield [word for word in words if word != DEBUG]
+    except SystemExit as end:
+        if debug and end.__context__:  # what a parser, or a command within this one, has said in its own sentence
+            traceback.print_exception(end.__context__)
+        if stranger := _stranger(end):
+            refuse(
+                ValueError(f"{stranger} ends the process with sys.exit({end.code!r}); let it raise an error instead")
+            )
+        raise
+    except BrokenPipeError as error:
+        if error.filename or run_folder.get():
+            refuse(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
+        sys.exit(141)  # as the shell says of a command that `head` has ended
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        refuse(error)
+    finally:
+        run_folder.reset(outer)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the command with an error as one sentence and exit code 1, and name the file that holds its traceback."""
+    while isinstance(error, ExceptionGroup):  # "unhandled errors in a TaskGroup"
+        error = error.exceptions[0]
+    if told := _is_sentence(error):
+        said = sentence(str(error))
+    else:
+        said = _explained(error)
+    file = _write_traceback(error, told)
+    sys.exit(f"error: {said}{f' (traceback: {file})' if file else ''}")
+
+
+def sentence(message: str) -> str:
+    """One line of an error message of several, without what says nothing about the cause, and not a whole screen."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
+    said = visible(redact(LACKS.sub(_ask, " ".join(kept) or message)))
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+
+
+def _stranger(end: SystemExit) -> str:
+    """The file and line of foreign code that has ended the process; nothing where it may."""
+    frames = traceback.extract_tb(end.__traceback__)
+    last = next((frame for frame in reversed(frames) if frame.filename != EXIT), None)
+    if last is None or any(place in (Path(last.filename), *Path(last.filename).parents) for place in MAY_END):
+        return ""
+    return f"{last.filename}, line {last.lineno},"
+
+
+def _is_sentence(error: Exception) -> bool:
+    """Whether an error was raised to tell the user something, by this project or by the parser."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, OSError) and error.strerror:
+        return False
+    told = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(error, OF_PYTHON)
+    spoken = not frames or any(folder in Path(frames[-1].filename).parents for folder in SPEAK)
+    return told and spoken and len(error.args) == 1 and bool(str(error).strip())
+
+
+def _explained(error: Exception) -> str:
+    """A sentence about an error that was raised for whoever writes code: what failed, and where of ours it did."""
+    kind, words, folder = type(error).__name__, sentence(str(error)), run_folder.get()
+    said = f"{kind}: {words}" if words.strip() else kind
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        said = f"{' and '.join(names)}: {error.strerror}" if names else sentence(error.strerror)
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [file for file in frames if any(folder in file.parents for folder in OURS) and file.name not in HULLS]
+    if ours and not getattr(error, "filename", None):
+        said += f" (in {ours[-1].relative_to(HERE)})"
+    if folder and folder.is_dir() and (NO_SPACE.search(said) or shutil.disk_usage(folder).free < NEARLY_NOTHING):
+        said = f"{folder}: its disk is full, or another that is written ({said})"
+    return f"{said}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) else said
+
+
+def _write_traceback(error: Exception, told: bool) -> Path | None:
+    """Write the traceback into the run's folder, or of what says too little elsewhere; None if it is nowhere."""
+    text, rank = (
+        redact("".join(traceback.format_exception(error))),
+        os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0"),
+    )
+    folder = run_folder.get()
+    if folder and folder.is_dir():
+        file = folder / ("traceback.txt" if rank == "0" else f"traceback-{rank}.txt")
+        try:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return file
+        except OSError:  # the folder may be what has failed
+            pass
+    if told or (isinstance(error, OSError) and error.filename):
+        return None
+    try:
+        handle, name = tempfile.mkstemp(prefix="funreason-", suffix=".traceback.txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as out:
+            out.write(text)
+    except OSError:
+        return None
+    return Path(name)
+
+
+def _ask(lacks: re.Match[str]) -> str:
+    names = " and ".join(f"--{lacks[1]}.{name}" for name in lacks[2].split(", "))
+    return f"{names} must be given, on the command line or in a YAML: there is no default."
