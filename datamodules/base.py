@@ -96,11 +96,11 @@ class XLAMDataModule(LightningDataModule):
         self._check()
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
-        """Tokens of each row that `LIMIT` is about, [rows]."""
+        """Number of tokens of each row that `LIMIT` bounds, [rows]."""
         raise NotImplementedError
 
     def training_summary(self) -> str:
-        """How the rows are trained on; a sentence or two."""
+        """How the rows are trained on, in a sentence or two."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -140,7 +140,7 @@ class XLAMDataModule(LightningDataModule):
         _report(self.summary(), bad, log_dir)
 
     def val_dataloader(self) -> PromptLoader | list[Any]:
-        """Loader of prompts, and of the targets to score; none where nothing is held out."""
+        """Loader of held-out prompts with the targets to score; an empty list where nothing is held out."""
         if not len(self.val_indices):
             return []
         loader = self.test_dataloader()

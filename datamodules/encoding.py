@@ -48,13 +48,13 @@ class BadRows:
         return self.count
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """One after the other."""
+        """Iterate over them in the order of the source."""
         return self.read()
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The good rows of a source, and a report on the bad ones.
+    """The rows of a source as a `datasets.Dataset` with token ids, and those left out as bad.
 
     Attributes:
         table: One row per good row: the columns of `Example`, `input_ids`, `prompt_tokens`, `cot_tokens`, `call_tokens`
@@ -71,12 +71,12 @@ class EncodedRows:
     unrewarded: int = 0
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
-        """The rows as examples."""
+        """The rows at these indices as examples."""
         columns = self.table.select_columns([field.name for field in fields(Example)])
         return [Example(**row) for row in columns.select(indices)]
 
     def documents(self, indices: Sequence[int]) -> list[Encoded]:
-        """The rows as token ids and segments."""
+        """The rows at these indices as token ids and segments."""
         rows = self.table.select_columns(["input_ids", "prompt_tokens", "cot_tokens"])[list(indices)]
         return [
             Encoded(ids, [PROMPT] * prompt + [COT] * cot + [CALL] * (len(ids) - prompt - cot))
@@ -169,12 +169,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, chunk: list[tuple[int, Example, 
 
 
 def segment_tokens(rows: EncodedRows) -> np.ndarray:
-    """Tokens of prompt, chain of thought and call of each row, [3, rows]."""
+    """Number of tokens of prompt, chain of thought and call of each row, [3, rows]."""
     names = ["prompt_tokens", "cot_tokens", "call_tokens"]
     columns = rows.table.select_columns(names).with_format("numpy")[:]
     return np.stack([columns[name] for name in names])
 
 
 def encoded_prompts(rows: EncodedRows, indices: Sequence[int]) -> list[list[int]]:
-    """The token ids of the rows' prompts."""
+    """The token ids of the prompts of the rows at these indices."""
     return [document.input_ids[: document.segments.count(PROMPT)] for document in rows.documents(indices)]

@@ -1,4 +1,4 @@
-"""Loaders: to train on, global batches in an order that (seed, epoch) gives and resumable; to evaluate on, prompts."""
+"""Loaders of global batches: resumable ones to train on, in an order given by (seed, epoch), and one to evaluate on."""
 
 import math
 import os
@@ -16,7 +16,7 @@ def settled_seed(seed: int | None) -> int:
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of the rows that depends on nothing but these three numbers."""
+    """The shuffled row numbers of an epoch; they depend on nothing but these three numbers."""
     order = list(range(rows))
     random.Random(f"{seed}-{epoch}").shuffle(order)
     return order
@@ -61,7 +61,7 @@ class ResumableLoader:
             yield self.make_batch(order[start : start + self.batch_size])
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
+        """The position, and the seed and sizes that it is a position in."""
         return {name: getattr(self, name) for name in ("epoch", "batch", "seed", "rows", "batch_size")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class RepeatingLoader(ResumableLoader):
             yield made
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
+        """The position, and the seed and sizes that it is a position in."""
         return super().state_dict() | {"repeats": self.repeats}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

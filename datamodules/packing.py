@@ -138,7 +138,7 @@ def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) 
 
 
 def idle_batch(device: torch.device) -> PackedBatch:
-    """One padding token: a micro-batch of weight 0 whose loss still has every parameter in its graph."""
+    """A micro-batch of one padding token: its loss is 0, and still has every parameter in its graph."""
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     return {
         "input_ids": zero,

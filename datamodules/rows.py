@@ -23,7 +23,7 @@ __all__ = [
 
 
 def to_example(raw: Any) -> Example:
-    """Check one row and bring it into the common form.
+    """Convert one row of any form to an `Example`, and check it.
 
     Args:
         raw: A row of any form that `sources.forms.read_row` knows, or its JSON text.
@@ -53,7 +53,7 @@ def read_raw(raw: Any, turns: Turns = "last", unanswered: bool = False) -> Readi
 
 
 def unchecked_example(raw: Any) -> Example:
-    """Bring one row into the common form of `to_example`; what its columns say may still be wrong.
+    """Convert one row to an `Example` as `to_example` does, unchecked: what its columns say may still be wrong.
 
     Raises:
         BadRow: Something is missing or is not of its type.
@@ -88,7 +88,7 @@ def check_example(example: Example) -> None:
 
 
 def check_request(example: Example) -> list[dict[str, Any]]:
-    """Check all of an example but its answer; gives its tools.
+    """Check everything of an example but its answer, and return its tools.
 
     Raises:
         BadRow: Naming the column at fault.

@@ -163,7 +163,7 @@ def _shown(item: Any) -> str:
 
 
 def category_of(answers: Any, tools: Any) -> str:
-    """Names the kind of a row after the number of its tools and calls, as BFCL does.
+    """The category of a row, as BFCL names them, from the number of its tools and calls.
 
     Returns:
         "irrelevance" (no call), "simple" (one tool, one call), "multiple" (one call among several tools), "parallel"

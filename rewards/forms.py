@@ -65,7 +65,7 @@ FRAMES = {
 
 
 def write_calls(calls: Any, frame: CallFrame | None = None) -> str:
-    """Calls as text.
+    """Calls as the text of an answer: a Python list, or JSON objects in a frame.
 
     Args:
         calls: Anything `as_calls` accepts.

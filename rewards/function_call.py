@@ -104,7 +104,7 @@ class FunctionCallReward:
         )
 
     def parse(self, completion: str) -> ParsedCompletion:
-        """Takes a completion apart as it is scored."""
+        """Splits a completion into reasoning and calls as the reward reads it."""
         return parse_completion(completion, self.answer_tags, self.form, self.think)
 
 

@@ -56,7 +56,7 @@ def match_calls(predicted: Any, expected: Any, tools: Any) -> MatchResult:
 
 
 def differences(predicted: Any, expected: Any, tools: Any) -> list[str]:
-    """Says for people what `match_calls` minds: the calls that have no equal, and of those that share a function, why.
+    """Explains why `match_calls` fails: the calls that have no equal and, of those that share a function, what differs.
 
     Args:
         predicted: As for `match_calls`.

@@ -111,7 +111,7 @@ def registered(package: BFCLPackage, model_name: str) -> bool:
 
 @lru_cache(maxsize=8)
 def decoder(package: BFCLPackage, language: str) -> Decoder:
-    """What reads answers in a language as the official decoders do.
+    """The function that decodes answers in a language as the official decoders do.
 
     Args:
         package: Gives the parsers of Java and JavaScript, which evaluate nothing; Python is decoded by `decode_bfcl`.

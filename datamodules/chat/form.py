@@ -27,7 +27,7 @@ KEPT_IN = "chat_form"  # among the settings of an exported tokenizer
 
 @dataclass(frozen=True)
 class ChatForm:
-    """How requests are put and answered.
+    """How a request is rendered as a prompt and how its answer is written.
 
     Attributes:
         prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
@@ -75,7 +75,7 @@ class ChatForm:
         return f"Asked by {prompt}; answered with {answer}, {thought}{chosen}."
 
     def recorded(self) -> dict[str, Any]:
-        """What a run and its exported model keep of it."""
+        """The form as a dict of plain values, which a run and its exported model save."""
         return asdict(self)
 
 

@@ -40,7 +40,7 @@ def without_present_date(template: str) -> str:
 
 
 def one_template(templates: str | dict[str, str]) -> str:
-    """Several templates by name, as Command R's, as the one that does what transformers does with them.
+    """One template that does what transformers does with several named ones, such as those of Command R.
 
     It takes `tool_use` where there are tools, and `default` else. So there is one for an export to build on, and
     prompts are those that were rendered before.
@@ -74,7 +74,7 @@ def refuses_system(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns with the system's text on top of the first of a user."""
+    """The turns with the system message merged into the first user turn."""
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
     if first is None or turns[0]["role"] != "system":
         return turns
@@ -105,7 +105,7 @@ def turns_text(
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **options: Any) -> str:
-    """What the chat template makes of turns.
+    """The text that the chat template renders from turns.
 
     Args:
         tokenizer: Tokenizer with a chat template.

@@ -109,7 +109,7 @@ class Refinement:
         self.val_fraction, self.in_flight, self.max_row_errors = val_fraction, in_flight, max_row_errors
 
     def rows(self) -> Rows:
-        """Numbers and rows as they are read."""
+        """Iterate over the rows as they are read, each with its number."""
         if self.corpus is None:
             return islice(read_rows(self.data.path), self.limit)
         return islice(((n, row) for n, (row, _, _) in enumerate(corrupted_rows(self.corpus), start=1)), self.limit)
@@ -119,7 +119,7 @@ class Refinement:
         return planted_metrics(outcomes, islice(corrupted_rows(self.corpus), self.limit))
 
     def source(self) -> str:
-        """What the rows are, in a text that changes when they do."""
+        """A fingerprint of the rows: a text that changes when they do."""
         return repr(self.corpus) if self.data is None else fingerprint(self.data.path)
 
     def run(self, settings: dict[str, Any]) -> None:

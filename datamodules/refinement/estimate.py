@@ -22,7 +22,7 @@ class _Listener:
         return "<think>-</think><judge>True</judge>"
 
     async def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing: there is nothing to release."""
 
 
 def dry_run(rows: Rows, recipe: Recipe, judge: Panel) -> str:

@@ -107,7 +107,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row.
+    """The decision on a row, with the verdicts that led to it.
 
     Attributes:
         example: The row as it is kept, or as it was read where it is not.

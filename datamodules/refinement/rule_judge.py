@@ -55,7 +55,7 @@ class RuleJudge:
         return _reply(finding, calls)
 
     async def close(self) -> None:
-        """Rules hold nothing."""
+        """Do nothing: rules have nothing to release."""
 
 
 def _reply(finding: Finding | None, calls: list[Call] | None) -> str:

@@ -82,7 +82,7 @@ def _shown(spec: Any) -> str:
 
 
 def validator(tool: dict[str, Any]) -> Any:
-    """What holds arguments against the types that a tool declares."""
+    """The `jsonschema` validator of the arguments that a tool declares."""
     return _validator(json.dumps(tool))
 
 

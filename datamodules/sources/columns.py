@@ -45,14 +45,14 @@ class Columns:
         return next((name for name in names if name in self.row), "")
 
     def take(self, *names: str) -> Any:
-        """What the first of these names holds, which is used by that; None if none holds anything."""
+        """The value of the first of these columns that holds any, now marked as used; None if none does."""
         name = self.name(names)
         if name:
             self.used.add(name)
         return self.row.get(name)
 
     def text(self, *names: str) -> str:
-        """The same for columns of text; "" if none holds anything.
+        """The text of the first of these columns that holds any, now marked as used; "" if none does.
 
         Raises:
             BadRow: It holds something else.

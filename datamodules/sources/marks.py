@@ -105,6 +105,6 @@ def blocks(text: str, opening: re.Pattern[str], closing: Mapping[str, str]) -> I
 
 
 def tags(*names: str) -> tuple[re.Pattern[str], dict[str, str]]:
-    """What `blocks` wants to know of these tags."""
+    """The arguments of `blocks` that find the blocks between these tags: opening pattern, closing tags."""
     closing = {f"<{name}>": f"</{name}>" for name in names}
     return re.compile(_any_of(list(closing))), closing

@@ -57,7 +57,7 @@ def read_whole(text: str) -> Any:
 
 
 def skip_space(text: str, at: int) -> int:
-    """The next place without white space."""
+    """The next position that holds no white space."""
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it always matches
 
 
