@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.tokenizer import load_tokenizer
+from datamodules.loading import PromptBatch
 from datamodules.packing import IGNORED, Encoded, collate_packed, micro_batches
-from datamodules.prompts import PromptBatch
 from datamodules.xlam import Example
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint
 from lightning_modules.generators import Completion, Generator, HFGenerator

@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.prompts import PromptBatch, XLAMPromptDataModule
+from datamodules.loading import PromptBatch
+from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, PolicyTotals

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import AnswerForm, ChatForm, Prompt
 from datamodules.chat.serving import served_tokenizer
+from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.system.files import atomic_write, check_writable
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.checkpointing.identity import check_same_model

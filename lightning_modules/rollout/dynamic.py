@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from datamodules.prompts import PromptBatch
+from datamodules.loading import PromptBatch
 from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.groups import Group, all_alike
 from lightning_modules.rollout.metrics import Sums

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.example import Example
-from datamodules.prompts import PromptBatch
+from datamodules.loading import PromptBatch
 from lightning_modules.generators.base import Completion
 from lightning_modules.objectives import overlong_penalty
 from lightning_modules.ranks import of_every_rank

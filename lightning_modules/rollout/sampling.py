@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from datamodules.prompts import PromptBatch
+from datamodules.loading import PromptBatch
 from lightning_modules.generators.base import Completion, Generator
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.groups import Group, all_alike, check_errors
