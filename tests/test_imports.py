@@ -15,21 +15,20 @@ PACKAGES = ("rewards", "datamodules", "lightning_modules")
 ORDER = """
 rewards
 datamodules.example  datamodules.system
-datamodules.packing  datamodules.loading  datamodules.holdout  datamodules.parquet
-datamodules.toolbox.functions  datamodules.toolbox.values  datamodules.sources
-datamodules.toolbox.rows
-datamodules.chat  datamodules.readers  datamodules.rows  datamodules.reports
+datamodules.packing  datamodules.holdout  datamodules.sources  datamodules.toolbox
+datamodules.chat  datamodules.loading  datamodules.readers  datamodules.rows  datamodules.reports
 datamodules.xlam
 datamodules.encoding
-datamodules.gold
+datamodules.cache  datamodules.gold
 datamodules.base
 datamodules.sft  datamodules.prompts
-datamodules.bfcl  datamodules.toolbox  datamodules.refinement
-lightning_modules.objectives  lightning_modules.ranks  lightning_modules.rollout.rollout
-lightning_modules.metrics
+datamodules.bfcl  datamodules.refinement  datamodules.toolbox.pretraining  datamodules.toolbox.__main__
+lightning_modules.objectives  lightning_modules.ranks
 lightning_modules.policy
 lightning_modules.generators  lightning_modules.checkpointing
-lightning_modules.rollout  lightning_modules.strategies
+lightning_modules.rollout.rollout  lightning_modules.strategies
+lightning_modules.metrics
+lightning_modules.rollout
 lightning_modules.evaluation
 lightning_modules.base
 lightning_modules.srml  lightning_modules.grpo  lightning_modules.bfcl
