@@ -69,7 +69,8 @@ def test_a_saved_config_runs_and_means_what_it_meant(name, tiny_model_dir, tmp_p
     before = yaml.safe_load(file.read_text())
     groups = GROUPS.get(name, {})
     for group, values in groups.items():
-        assert now["model"]["init_args"][group] == values
+        in_force = now["model"]["init_args"][group]
+        assert in_force.get("init_args", in_force) == values
     left = [before["model"]["init_args"].pop(key, None) for key in FLAT] if groups else []
     assert dict(leaves(now)).items() >= {k: v for k, v in leaves(before) if k not in own}.items()
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Names of an earlier version")]
@@ -85,7 +86,7 @@ def test_files_that_lean_on_others_and_the_command_line_are_read_too(tiny_model_
     assert exit_.value.code == 0
     told = capsys.readouterr()
     now = yaml.safe_load(told.out)["model"]["init_args"]
-    assert now["loss"] == GROUPS["2e32ac1/grpo_tuned"]["loss"] | {"clip_high": 0.5, "kl_coef": 0.0}
+    assert now["loss"]["init_args"] == GROUPS["2e32ac1/grpo_tuned"]["loss"] | {"clip_high": 0.5, "kl_coef": 0.0}
     assert now["overlong"] == {"treatment": "penalty", "buffer": 4}
     assert now["dynamic_sampling"] == {"max_draws": 1, "max_resample": 1}
     assert told.err.count("Names of an earlier version") == 1

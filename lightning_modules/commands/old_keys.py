@@ -108,16 +108,22 @@ def settings_in(file: str) -> yaml.Node | None:
     return yaml.compose(Path(file).read_text("utf-8"), yaml.SafeLoader)
 
 
-def entries(node: yaml.Node | None) -> dict[str, yaml.Node]:
-    """What a mapping holds, by key; nothing where there is none."""
-    return {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+def entries(node: yaml.Node | None, *way: str) -> dict[str, yaml.Node]:
+    """What a mapping holds by key, or the one that lies under these keys in it; nothing where there is none."""
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    held = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+    return entries(held.get(way[0]), *way[1:]) if way else held
+
+
+def scalar_in(node: yaml.Node | None) -> str:
+    """The text of a value; empty where it is a mapping, a list or nothing."""
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
 
 
 def class_named(root: yaml.Node) -> str:
     """The class that a YAML names for the model, by name or path; empty where it names none."""
-    model = entries(root).get("model")
-    found = entries(model).get("class_path", model)
-    return str(found.value) if isinstance(found, yaml.ScalarNode) else ""
+    return scalar_in(entries(root).get("model")) or scalar_in(entries(root, "model").get("class_path"))
 
 
 def new_name(kind: str, name: str, value: str) -> str | None:
@@ -143,21 +149,23 @@ def new_name(kind: str, name: str, value: str) -> str | None:
 
 def rename_keys(root: yaml.Node, kind: str) -> dict[str, str]:
     """Put the model's arguments of before into the groups of now; their names by those of before."""
-    arguments, renamed = entries(entries(root).get("model")).get("init_args"), {}
-    for key, value in list(arguments.value) if isinstance(arguments, yaml.MappingNode) else ():
-        name = new_name(kind, key.value, value.value if isinstance(value, yaml.ScalarNode) else "")
-        if name is None:
-            continue
-        renamed[f"model.{key.value}"] = f"model.{name}"
-        arguments.value.remove((key, value))
+    arguments = entries(root, "model", "init_args")
+    names = {key: new_name(kind, key, scalar_in(value)) for key, value in arguments.items()}
+    new = {key: name for key, name in names.items() if name}
+    if not new:
+        return {}
+    node = entries(root, "model")["init_args"]
+    node.value = [(key, value) for key, value in node.value if key.value not in new]
+    for key, name in new.items():
         group, _, field = name.partition(".")
-        if group not in entries(arguments):
-            arguments.value.append((scalar(group), yaml.MappingNode("tag:yaml.org,2002:map", [])))
-        settings = entries(arguments)[group]
-        settings = entries(settings).get("init_args", settings)
-        if field not in entries(settings):
-            settings.value.append((scalar(field), value))
-    return renamed
+        groups = entries(node)
+        if group not in groups:
+            groups[group] = yaml.MappingNode("tag:yaml.org,2002:map", [])
+            node.value.append((scalar(group), groups[group]))
+        settings = entries(groups[group]).get("init_args", groups[group])  # of a class of one's own
+        if isinstance(settings, yaml.MappingNode) and field not in entries(settings):
+            settings.value.append((scalar(field), arguments[key]))
+    return {f"model.{key}": f"model.{name}" for key, name in new.items()}
 
 
 def scalar(text: str) -> yaml.ScalarNode:

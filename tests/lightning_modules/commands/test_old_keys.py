@@ -15,8 +15,10 @@ model:
     kl_coef: 1e-2  # not a number to every reader of YAML
     loss: {dual_clip: 3.0, clip_low: 0.1}
     clip_low: 0.5
-    overlong: mask
     overlong_buffer: '8'
+    overlong: mask
+    max_resample: 1
+    dynamic_sampling: 3
     mini_batches: 2
 """
 
@@ -41,15 +43,17 @@ def test_arguments_are_put_into_groups_and_all_else_stays_as_it_is_written(tmp_p
         "class_path": "GRPOModule",
         "init_args": {
             "loss": {"dual_clip": 3.0, "clip_low": 0.1, "kl_coef": "1e-2"},  # what stands in the group wins
-            "overlong": {"treatment": "mask", "buffer": "8"},
+            "overlong": {"buffer": "8", "treatment": "mask"},
+            "dynamic_sampling": {"max_resample": 1, "max_draws": 3},
             "mini_batches": 2,
         },
     }
     assert "kl_coef: 1e-2" in text and "buffer: '8'" in text
     assert capsys.readouterr().err.splitlines() == [
         "Names of an earlier version are read as those of this one: model.kl_coef as model.loss.kl_coef, "
-        "model.clip_low as model.loss.clip_low, model.overlong as model.overlong.treatment, "
-        "model.overlong_buffer as model.overlong.buffer."
+        "model.clip_low as model.loss.clip_low, model.overlong_buffer as model.overlong.buffer, "
+        "model.overlong as model.overlong.treatment, model.max_resample as model.dynamic_sampling.max_resample, "
+        "model.dynamic_sampling as model.dynamic_sampling.max_draws."
     ]
 
 
