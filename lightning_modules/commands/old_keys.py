@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.system.command_line import fault_of_yaml
 from datamodules.system.files import shipped
 from lightning_modules.commands.options import classes, named, parameters
-from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.grpo import GRPOModule
 
 OF_GRPO = {
@@ -42,10 +41,7 @@ MOVED = {
     "lightning_modules.rollout.hf_generator.HFGenerator": "lightning_modules.generators.HFGenerator",
     "lightning_modules.rollout.vllm_generator.VLLMGenerator": "lightning_modules.generators.VLLMGenerator",
     "lightning_modules.bfcl.BFCLModule": "lightning_modules.BFCLModule",
-    "lightning_modules.models.LoRA": "lightning_modules.policy.lora.LoRA",
     "lightning_modules.resume.ExactResume": "lightning_modules.checkpointing.resume.ExactResume",
-    "lightning_modules.resume.LastCheckpoint": "lightning_modules.checkpointing.resume.LastCheckpoint",
-    "lightning_modules.rollout.table.RolloutTable": "lightning_modules.callbacks.tables.RolloutTable",
     "lightning_modules.summary.RunSummary": "lightning_modules.callbacks.summary.RunSummary",
     "datamodules.bfcl.BFCLDataModule": "datamodules.BFCLDataModule",
     "datamodules.pretraining.PretrainingDataModule": "datamodules.PretrainingDataModule",
@@ -137,7 +133,7 @@ def new_name(kind: str, name: str, value: str) -> str | None:
     if name not in OF_GRPO:
         return None
     try:
-        chosen = named(kind, EvaluationModule)
+        chosen = named(kind, GRPOModule)
     except ValueError:  # the parser says so
         return None
     if not (isinstance(chosen, type) and issubclass(chosen, GRPOModule)):
