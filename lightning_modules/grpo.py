@@ -19,7 +19,7 @@ from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, PolicyTotals
-from lightning_modules.policy.dropout import drop_nothing
+from lightning_modules.policy.dropout import disable_dropout
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.reference import PREFIX, frozen_copy, reference_policy
 from lightning_modules.ranks import of_every_rank, over_ranks
@@ -226,7 +226,7 @@ class GRPOModule(FunctionCallingModule):
         """Take one optimizer step on the rollouts whose turn it is."""
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        drop_nothing(self.policy)  # as when the old log-probabilities were computed
+        disable_dropout(self.policy)  # as when the old log-probabilities were computed
         chosen = buffer.chosen(self.mini_batches)
         micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed)
         tokens = sum(len(buffer.completions[i]) for i in chosen)

@@ -14,15 +14,8 @@ from datamodules.encoding import segment_tokens
 from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.summary import (
-    cheaper,
-    device_memory,
-    memory_rows,
-    parameter_counts,
-    plan_of,
-    rate_of,
-    tokens_of_step,
-)
+from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
+from lightning_modules.callbacks.summary import rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import Earned, earned
 from lightning_modules.commands.page import Line, Section, plain

@@ -3,7 +3,7 @@
 from torch import nn
 
 
-def drop_nothing(policy: nn.Module) -> None:
+def disable_dropout(policy: nn.Module) -> None:
     """Switch off dropout but keep gradients, and the recomputation of activations.
 
     That also leaves out other noise of train mode, such as the jitter of some routers. Modules recompute activations in

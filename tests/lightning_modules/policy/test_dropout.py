@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_modules.policy.dropout import drop_nothing
+from lightning_modules.policy.dropout import disable_dropout
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 
@@ -34,7 +34,7 @@ def test_a_model_scores_with_gradients_what_it_scores_in_eval_mode(family, recom
     gradients = torch.autograd.grad(want.sum(), model.get_input_embeddings().weight)
     policy.train()
     assert not torch.allclose(scores(policy), want)
-    drop_nothing(policy)
+    disable_dropout(policy)
     passes = []
     first = next(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
     first.register_forward_pre_hook(lambda *_: passes.append(1))  # recomputing stops before the end
@@ -52,5 +52,5 @@ def test_adapters_drop_nothing_either(tiny_model_dir):
                 parameter.fill_(0.1)
     want = scores(policy.eval())
     assert not torch.allclose(scores(policy.train()), want)
-    drop_nothing(policy)
+    disable_dropout(policy)
     assert torch.equal(scores(policy), want)
