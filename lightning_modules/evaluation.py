@@ -23,7 +23,7 @@ from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import probe_everywhere
 from lightning_modules.policy.unshard import is_sharded, unsharded_copy
 from lightning_modules.ranks import failing_together
-from lightning_modules.rollout.rollout import Rollout
+from lightning_modules.rollout.rollout import Rollout, score_completion
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 
@@ -195,22 +195,7 @@ class EvaluationModule(LightningModule):
 
     def score(self, example: Example, prompt: Sequence[int], completion: Completion) -> Rollout:
         """Decode and parse a completion and, where the right answer is known, score it with `reward`."""
-        text = self.decode(completion)
-        result = self.reward(text, example.tools, example.answers) if example.answers else None
-        return Rollout(
-            example=example,
-            text=text,
-            parsed=(result and result.parsed) or self.reward.parse(text),
-            result=result,
-            prompt_tokens=len(prompt),
-            completion_tokens=len(completion.token_ids),
-            finish_reason=completion.finish_reason,
-        )
-
-    def decode(self, completion: Completion) -> str:
-        """Text of a completion without the token that ended it; stray special tokens stay visible."""
-        ids = completion.token_ids
-        return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+        return score_completion(self.tokenizer, self.reward, example, prompt, completion)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Rollout]:
         """Generate for and score one batch of prompts, and score its references; callbacks receive the rollouts."""

@@ -148,7 +148,7 @@ class BFCLModule(EvaluationModule):
 
     def line(self, row: BFCLRow, prompt: Sequence[int], completion: Completion) -> dict[str, Any]:
         """A line of a result file: what follows the reasoning is the result, because the official decoder reads all."""
-        cot, answer, _ = split_completion(self.decode(completion), self.answer_tags)
+        cot, answer, _ = split_completion(completion.text(self.tokenizer), self.answer_tags)
         return {
             "id": row.id,
             "result": answer,

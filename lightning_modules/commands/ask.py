@@ -129,8 +129,7 @@ def ask(
     stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
     answers = []
     for completion in generator(policy, [prompt], n=samples, stop_ids=stops)[0]:
-        ids = completion.token_ids
-        text = tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+        ids, text = completion.token_ids, completion.text(tokenizer)
         parsed = parse_completion(text, form=reads(form, tokenizer), think=form.think)
         thought = cot_mask(tokenizer, ids, bool(parsed.cot))
         misfit = find_misfit(parsed.calls, offered) if parsed.calls else None

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from lightning_modules.policy.model import ScoredCausalLM
 
 
@@ -21,6 +23,10 @@ class Completion:
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     logprobs: list[float] | None = None
+
+    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Its text without the token that ended it; stray special tokens stay visible."""
+        return tokenizer.decode(self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids)
 
 
 class Generator(Protocol):

@@ -89,12 +89,8 @@ def score_completion(
     prompt: Sequence[int],
     completion: Completion,
 ) -> Rollout:
-    """A completion as text, taken apart and, where the right answer is known, scored with the reward.
-
-    Only the token that ended it is left out of the text, so that stray special tokens are seen.
-    """
-    ids = completion.token_ids
-    text = tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+    """A completion as text, taken apart and, where the right answer is known, scored with the reward."""
+    text = completion.text(tokenizer)
     result = reward(text, example.tools, example.answers) if example.answers else None
     return Rollout(
         example=example,
@@ -102,6 +98,6 @@ def score_completion(
         parsed=(result and result.parsed) or reward.parse(text),
         result=result,
         prompt_tokens=len(prompt),
-        completion_tokens=len(ids),
+        completion_tokens=len(completion.token_ids),
         finish_reason=completion.finish_reason,
     )
