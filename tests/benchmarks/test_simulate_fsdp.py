@@ -19,6 +19,7 @@ from benchmarks.simulate_fsdp import planned
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["SRML", "EGPO"])
 def test_simulated_and_estimated_peaks_are_those_of_a_real_step(objective):
     case = Case(objective, "small", length=64, layers=2)

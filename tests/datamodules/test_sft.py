@@ -286,6 +286,7 @@ def test_generated_corpus(make_module):
     assert len(module.val_indices) == 10
 
 
+@pytest.mark.slow
 def test_real_rows_encode(make_module, shared_data, capsys):
     module = make_module(shared_data / "toolrl_r1_cot.jsonl", on_bad_row="skip", max_length=8192, val_fraction=0)
     module.setup("fit")

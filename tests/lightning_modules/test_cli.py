@@ -154,6 +154,7 @@ def test_more_epochs_after_the_end(run, base_args, tmp_path):
     assert {step for step, _ in metrics(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
 
 
+@pytest.mark.slow
 def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
     once = RUN | {"last_checkpoint.every_n_train_steps": 50}
     main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": 1}))

@@ -364,6 +364,7 @@ def function(name, **more):
     return "--model.init_args.rewards=" + json.dumps({name: {"function": f"toy_rewards.{name}"} | more})
 
 
+@pytest.mark.slow
 def test_rewards_of_several_kinds_in_yaml(base_args, tmp_path):
     strict = {"class_path": "rewards.FunctionCallReward", "init_args": {"no_call": "text"}}
     terms = {"vowels": {"function": "toy_rewards.vowels", "weight": 2.0}, "strict": {"function": strict}}
@@ -413,6 +414,7 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_models_are_refused(run, base_args, tmp_path):
     cases = [
         (CONFIG, RUN, "The checkpoint holds another model than model.init_from"),  # LoRA's, and this run has none
