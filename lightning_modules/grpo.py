@@ -25,7 +25,7 @@ from lightning_modules.policy.reference import PREFIX, frozen_copy, reference_po
 from lightning_modules.ranks import of_every_rank, over_ranks
 from lightning_modules.rollout.buffer import RolloutBuffer, buffer_of_rank
 from lightning_modules.rollout.collect import fill_logprobs, make_buffer, set_advantages, set_weights
-from lightning_modules.rollout.dynamic import DynamicSampling, draw_groups
+from lightning_modules.rollout.dynamic import Drawn, DynamicSampling, draw_groups
 from lightning_modules.rollout.groups import Overlong, reward_matrix, score_groups
 from lightning_modules.rollout.metrics import call_metrics, merged, rollout_metrics, rollout_sums, timed, update_metrics
 from lightning_modules.rollout.rollout import Rollout
@@ -183,23 +183,7 @@ class GRPOModule(FunctionCallingModule):
             The buffer, the rollouts in its order, and the metrics of all ranks.
         """
         clock: dict[str, float] = {}
-        with timed(clock, "time/weight_sync"):
-            policy = self.generating_policy()
-            self.generator.sync(policy)
-        sampling, ranks = self.sampling, self.trainer.world_size
-        sample = partial(
-            sample_groups,
-            generate=partial(sampling, self.generator, policy, self.stop_ids),
-            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
-            group_size=sampling.group_size,
-            max_resample=self.dynamic_sampling.max_resample,
-            max_error_share=self.rewards.max_error_share,
-            step=self.global_step,
-            ranks=ranks,
-            on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
-            clock=clock,
-        )
-        drawn = draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
+        drawn, sampling = self.sample(batch, clock), self.sampling
         with timed(clock, "time/reward"):
             buffer = make_buffer(batch, drawn, self.tokenizer, self.overlong)
         micros = buffer.pack(self.micro_batch_tokens, packed=self.packed)
@@ -221,6 +205,26 @@ class GRPOModule(FunctionCallingModule):
         buffer.batch_prompts = int(sums["groups"])
         metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
         return buffer, drawn.rollouts, metrics | clock
+
+    def sample(self, batch: PromptBatch, clock: dict[str, float]) -> Drawn:
+        """This rank's groups of rollouts with their rewards, from its prompts or others in their place."""
+        with timed(clock, "time/weight_sync"):
+            policy = self.generating_policy()
+            self.generator.sync(policy)
+        ranks = self.trainer.world_size
+        sample = partial(
+            sample_groups,
+            generate=partial(self.sampling, self.generator, policy, self.stop_ids),
+            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
+            group_size=self.sampling.group_size,
+            max_resample=self.dynamic_sampling.max_resample,
+            max_error_share=self.rewards.max_error_share,
+            step=self.global_step,
+            ranks=ranks,
+            on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
+            clock=clock,
+        )
+        return draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the rollouts whose turn it is."""
