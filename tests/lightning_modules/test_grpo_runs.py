@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import assert_same, metrics, rewards_module, run_ranks, saved_state
 from transformers import AutoModelForCausalLM
 
-from lightning_modules import GRPOModule, base
+from lightning_modules import GRPOModule, evaluation
 from lightning_modules.cli import FunReasonCLI, main
 
 HERE = Path(__file__).parent
@@ -407,7 +407,7 @@ def test_a_loss_of_one_s_own(base_args, tmp_path, capsys):
 )
 def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, capsys, monkeypatch, args, words):
     if "boom" not in args[0]:  # which only shows when there is something to reward
-        monkeypatch.setattr(base, "build_policy", None)  # nothing is loaded
+        monkeypatch.setattr(evaluation, "build_policy", None)  # nothing is loaded
     with pytest.raises(SystemExit) as exit_:
         main(CONFIG + base_args(tmp_path, **RUN) + args)
     last = exit_.value.code if isinstance(exit_.value.code, str) else capsys.readouterr().err.splitlines()[-1]
