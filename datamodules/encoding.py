@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import checked_target, encode_texts, prompt_text
-from datamodules.example import BadRow
+from datamodules.example import BadRow, Example
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
-from datamodules.xlam import Example, OnBadRow, bad_row, check_rows, open_jsonl, raise_if_bad, write_row
+from datamodules.xlam import OnBadRow, bad_row, check_rows, open_jsonl, raise_if_bad, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
 TABLE, BAD = "rows.arrow", "bad_rows.jsonl"  # what a source is written to

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.tokenizer import load_tokenizer
+from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import IGNORED, Encoded, collate_packed, micro_batches
-from datamodules.xlam import Example
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint
 from lightning_modules.generators import Completion, Generator, HFGenerator
 from lightning_modules.metrics import CallAccuracy, TargetLoss

@@ -32,8 +32,8 @@ from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.sampling import Sampling, sample_groups
 from lightning_modules.rollout.scoring import RewardFunction, Rewards, RewardTerm
 from lightning_modules.rollout.settings import (
-    check_sampling,
     check_sizes,
+    check_whole_distribution,
     extra_rows,
     objective_row,
     size_rows,
@@ -105,7 +105,7 @@ class GRPOModule(FunctionCallingModule):
             micro_batch_tokens=(micro_batch_tokens, micro_batch_tokens >= 1, "at least 1"),
             advantage_scale=(advantage_scale, advantage_scale in ("std", "none"), "std or none"),
         )
-        check_sampling(sampling, importance_sampling)
+        check_whole_distribution(sampling, importance_sampling)
         self.sampling, self.dynamic_sampling, self.overlong = sampling, dynamic_sampling, overlong
         self.entropy_bonus, self.loss, self.importance_sampling = entropy_bonus, loss, importance_sampling
         self.mini_batches, self.inner_epochs = mini_batches, inner_epochs
@@ -188,7 +188,7 @@ class GRPOModule(FunctionCallingModule):
             buffer = make_buffer(batch, drawn, self.tokenizer, self.overlong)
         micros = buffer.pack(self.micro_batch_tokens, packed=self.packed)
         with timed(clock, "time/wait"):  # for the rank that sampled longest
-            rounds = int(self.over_ranks({}, {"micros": len(micros)})[1]["micros"])
+            rounds = int(over_ranks({}, {"micros": len(micros)}, self.device)[1]["micros"])
         corrects = self.generator.reports_logprobs and self.importance_sampling.cap is not None
         scored = self.policy if self.entropy_bonus.scale > 0 or self.repeats > 1 or corrects else None
         reference = reference_policy(self.policy, self.reference) if self.loss.kl_coef > 0 else None
@@ -201,7 +201,7 @@ class GRPOModule(FunctionCallingModule):
             set_advantages(buffer, rewards, valid, entropy, self.advantage_scale, self.entropy_bonus),
             set_weights(buffer, drawn.rollouts, self.importance_sampling) if corrects else ({}, {}),
         )
-        sums, peaks = self.over_ranks(*counted)
+        sums, peaks = over_ranks(*counted, self.device)
         buffer.batch_prompts = int(sums["groups"])
         metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
         return buffer, drawn.rollouts, metrics | clock
@@ -234,7 +234,9 @@ class GRPOModule(FunctionCallingModule):
         chosen = buffer.chosen(self.mini_batches)
         micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed)
         tokens = sum(len(buffer.completions[i]) for i in chosen)
-        counts, most = self.over_ranks({"rollouts": len(chosen), "tokens": tokens}, {"micros": max(1, len(micros))})
+        counts, most = over_ranks(
+            {"rollouts": len(chosen), "tokens": tokens}, {"micros": max(1, len(micros))}, self.device
+        )
         totals, rounds = PolicyTotals(counts["rollouts"], counts["tokens"]), int(most["micros"])
         temperature, limit = self.sampling.temperature, self.generator.max_new_tokens
         parts = self.accumulate(
@@ -243,7 +245,8 @@ class GRPOModule(FunctionCallingModule):
             lambda micro: micro_loss(self.policy, micro, buffer, self.loss, totals, temperature, limit),
         )
         peaks = {"ratio_max": max(float(part.pop("ratio_max")) for part in parts)}
-        sums, peaks = self.over_ranks({name: float(sum(part[name] for part in parts)) for name in parts[0]}, peaks)
+        sums = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
+        sums, peaks = over_ranks(sums, peaks, self.device)
         metrics = update_metrics(sums, peaks, buffer.ref_logprobs is not None)
         metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"], "rollouts": totals.rollouts}
         if totals.tokens:
@@ -255,10 +258,6 @@ class GRPOModule(FunctionCallingModule):
         scheduler.step()
         buffer.updates_done += 1
         return metrics | {"time/update": time.perf_counter() - start}
-
-    def over_ranks(self, sums: dict[str, float], peaks: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-        """See `ranks.over_ranks`."""
-        return over_ranks(sums, peaks, self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was found; in training what the rollouts log, too, has `val/` before its name."""

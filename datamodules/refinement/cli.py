@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from datamodules.example import Example
 from datamodules.readers import fingerprint, read_rows
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_metrics
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
 from datamodules.refinement.run import Rows, refine_rows, write_results
-from datamodules.rows import Example
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
 from datamodules.system.escaping import visible

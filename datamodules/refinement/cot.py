@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from datamodules.example import Example
 from datamodules.refinement.judging import MAX_WORDS, Outcome, Panel, Question, Unanswered, Unfinished, Verdict
-from datamodules.rows import Example
 from rewards.parser import split_completion
 
 

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from datamodules.example import BadRow
+from datamodules.example import BadRow, Example
 from datamodules.refinement.judging import Panel, Question
 from datamodules.refinement.run import Recipe, Rows
-from datamodules.rows import Example, check_request, unchecked_example
+from datamodules.rows import check_request, unchecked_example
 
 SHOWN = 3
 CHARACTERS_PER_TOKEN = 3.5  # of English and JSON, roughly

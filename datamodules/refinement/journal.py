@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.example import Example
 from datamodules.refinement.judging import Outcome, Verdict
-from datamodules.rows import Example
 
 NAME = "journal.sqlite"
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
+from datamodules.example import Example
 from datamodules.refinement.prompts import messages
-from datamodules.xlam import Example
 
 Vote = Literal["unanimous", "majority", "mean"]
 MAX_REPLY = 262_144  # characters

@@ -6,10 +6,10 @@ needs a tool, which the paper does not define, is what the judges say in the eva
 
 from dataclasses import replace
 
+from datamodules.example import Example
 from datamodules.refinement.judging import Outcome, Panel, Question, Verdict
 from datamodules.refinement.schema import find_misfit
 from datamodules.refinement.stages import as_statement, keep
-from datamodules.rows import Example
 from rewards import as_tools, parse_calls
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from datamodules.chat.segments import messages as training_messages
-from datamodules.rows import Example
+from datamodules.example import Example
 from rewards import parse_calls, render_calls
 
 JUDGE = "Reason inside <think></think>. Then answer <judge>True</judge> for yes or <judge>False</judge> for no."

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.example import Example
 from datamodules.readers import read_rows
-from datamodules.rows import Example, unchecked_example
+from datamodules.rows import unchecked_example
 from datamodules.system import guard
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder

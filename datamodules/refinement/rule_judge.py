@@ -9,10 +9,10 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from datamodules.example import Example
 from datamodules.refinement.judging import Question
 from datamodules.refinement.loose import looks_like_calls, read_loosely
 from datamodules.refinement.schema import cast_to_types, find_misfit
-from datamodules.rows import Example
 from datamodules.sources.declared import parameters
 from datamodules.toolbox.rows import VERBS
 from rewards import Call, as_tools, match_calls, parse_calls, render_calls

@@ -13,12 +13,12 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from datamodules.example import BadRow
+from datamodules.example import BadRow, Example
 from datamodules.holdout import opening, query_places
 from datamodules.refinement.journal import Journal
 from datamodules.refinement.judging import JudgesLost, Outcome, Panel, Verdict
 from datamodules.refinement.report import ERROR, Examples, Tally, markdown, rejection
-from datamodules.rows import Example, check_request, unchecked_example
+from datamodules.rows import check_request, unchecked_example
 from datamodules.system.files import write_text
 from datamodules.system.redaction import redact
 from datamodules.xlam import write_jsonl

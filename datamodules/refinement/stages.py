@@ -13,11 +13,11 @@ fits, counts as a statement.
 import json
 from dataclasses import replace
 
-from datamodules.example import BadRow
+from datamodules.example import BadRow, Example
 from datamodules.refinement.judging import Outcome, Panel, Question, Verdict
 from datamodules.refinement.prompts import read_answer
 from datamodules.refinement.schema import find_misfit
-from datamodules.rows import Example, check_example
+from datamodules.rows import check_example
 from rewards import as_tools
 
 

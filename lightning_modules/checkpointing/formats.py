@@ -6,7 +6,7 @@ land on others).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from datamodules.system.files import atomic_write
 from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
 
-Shapes = Mapping[str, tuple[int, ...]]
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0
+from lightning_modules.objectives.policy import LOG_RATIO_LIMIT
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lightning_modules.policy.lora import LoRA
 from lightning_modules.rollout.sampling import Sampling
 
 
-def check_sampling(sampling: Sampling, importance: ImportanceSampling) -> None:
+def check_whole_distribution(sampling: Sampling, importance: ImportanceSampling) -> None:
     """Refuse to sample from less than the whole distribution and to correct as if it were the whole.
 
     Raises:

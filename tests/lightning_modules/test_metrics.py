@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from datamodules.xlam import Example
+from datamodules.example import Example
 from lightning_modules import metrics
 from lightning_modules.callbacks.board import LAYOUT
 from lightning_modules.callbacks.summary import accuracy_table

@@ -15,9 +15,10 @@ import time
 import psutil
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import OpenAIJudge, Panel, Question, VLLMJudge, fcdr
 from datamodules.refinement.judging import Unfinished
-from datamodules.rows import Example, to_example
+from datamodules.rows import to_example
 from datamodules.toolbox.rows import make_corpus
 
 QUESTIONS = [Question("query", Example(str(n), f"request {n}", "[]", "[f()]")) for n in range(6)]
@@ -27,7 +28,7 @@ import asyncio, contextlib, json, os, signal, sys
 import psutil
 from datamodules.refinement import Question, VLLMJudge
 from datamodules.refinement.judging import Unfinished
-from datamodules.rows import Example
+from datamodules.example import Example
 
 judge = VLLMJudge(sys.argv[1], max_tokens=4, options=json.loads(sys.argv[2]))
 with contextlib.suppress(Unfinished):  # four tokens end nothing

@@ -14,9 +14,9 @@ from datamodules.chat.segments import (
     target_text,
 )
 from datamodules.chat.templates import end_of_turn_id
-from datamodules.example import BadRow
+from datamodules.example import BadRow, Example
 from datamodules.packing import Encoded
-from datamodules.rows import Example, to_example
+from datamodules.rows import to_example
 
 
 def decode(tokenizer, encoded, segment):

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import Panel, RuleJudge, fcdr
 from datamodules.refinement.corruption import FAULTS, KINDS, Corpus, corrupted_rows, planted_metrics
-from datamodules.rows import Example, unchecked_example
+from datamodules.rows import unchecked_example
 from datamodules.toolbox.rows import make_corpus
 from rewards import parse_calls
 

@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stub_server import YES, Stub, completion
 
+from datamodules.example import Example
 from datamodules.refinement import OpenAIJudge, Question, openai_judge, servers
 from datamodules.refinement.exchange import MAX_BODY, Failed, exchange, open_session, server_at, waiting_time
 from datamodules.refinement.judging import JudgesLost, Unanswered
-from datamodules.rows import Example
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 PACKED = HEAD + b"Content-Encoding: gzip\r\n\r\n"

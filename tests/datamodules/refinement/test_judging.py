@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.example import Example
 from datamodules.refinement import Panel, Question
 from datamodules.refinement.judging import MAX_REPLY, Unanswered, Unfinished, read_reply, vote, whole_reply
-from datamodules.rows import Example
 
 ROW = Example("1", "Weather in Paris?", "[]", "[]")
 

@@ -6,11 +6,11 @@ import time
 import pytest
 from stub_server import YES, Stub, completion
 
+from datamodules.example import Example
 from datamodules.refinement import Question
 from datamodules.refinement.exchange import reply_text
 from datamodules.refinement.judging import MAX_REPLY, JudgesLost, Unanswered, Unfinished, read_reply
 from datamodules.refinement.openai_judge import FIRST_QUESTIONS, PLAIN, OpenAIJudge
-from datamodules.rows import Example
 
 
 def question(number=0):

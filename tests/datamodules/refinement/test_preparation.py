@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import Panel, RuleJudge, funrl, write_cot
 from datamodules.refinement.judging import Unanswered, Unfinished
-from datamodules.rows import Example, unchecked_example
+from datamodules.rows import unchecked_example
 from datamodules.toolbox.rows import make_corpus
 
 TOOLS = json.dumps([{"name": "f", "description": "F", "parameters": {"a": {"type": "int"}}}])

@@ -3,9 +3,9 @@
 import markdown as markdown_package
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement.judging import Outcome, Verdict
 from datamodules.refinement.report import Examples, Tally, markdown
-from datamodules.rows import Example
 
 
 def report(text):

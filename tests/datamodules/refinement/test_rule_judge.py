@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import RuleJudge
 from datamodules.refinement.judging import Question, read_reply
-from datamodules.rows import Example
 
 PARAMETERS = {"street": {"type": "str"}}
 

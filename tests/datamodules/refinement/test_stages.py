@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import Panel, fcdr
-from datamodules.rows import Example
 from rewards import as_calls
 
 PARAMETERS = {"a": {"type": "int"}, "b": {"type": "str", "default": ""}}

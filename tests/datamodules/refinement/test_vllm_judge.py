@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from datamodules.example import Example
 from datamodules.refinement import Question, VLLMJudge
 from datamodules.refinement.judging import JudgesLost, Unfinished
-from datamodules.rows import Example
 
 ROOT = Path(__file__).parents[3]
 ENGINE = """
@@ -36,7 +36,7 @@ class LLM:
 ASKING = """
 import asyncio, os, signal, sys
 from datamodules.refinement import Question, VLLMJudge
-from datamodules.rows import Example
+from datamodules.example import Example
 
 async def ask():
     judge = VLLMJudge("model")

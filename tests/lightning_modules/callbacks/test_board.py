@@ -12,7 +12,7 @@ import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.program import TensorBoard
 
-from datamodules.xlam import Example
+from datamodules.example import Example
 from lightning_modules.callbacks.board import SETTINGS, quotation, sample_block
 from lightning_modules.cli import main
 from lightning_modules.rollout.rollout import Rollout
