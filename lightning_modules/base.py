@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.packing import PackedBatch, idle_batch
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
-from lightning_modules.checkpointing.identity import identity
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
@@ -227,7 +226,7 @@ class FunctionCallingModule(EvaluationModule):
 
         Hashes of those, and of the tokenizer, take their place.
         """
-        checkpoint |= identity(self.init_from, self.tokenizer, self.form, self.derived_fingerprint())
+        checkpoint |= self.identity()
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
         states = checkpoint.get("optimizer_states")

@@ -14,7 +14,7 @@ from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import IGNORED, Encoded, collate_packed, micro_batches
-from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint
+from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.generation_config import stop_ids
@@ -275,8 +275,11 @@ class EvaluationModule(LightningModule):
         ours |= {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
         check_same_model(shapes, {n: size for n, size in ours.items() if not self.is_derived(n)}, self.init_from)
         needs = any(map(self.is_derived, names))  # a validation, no frozen reference
-        derived = self.derived_fingerprint if needs else None
-        check_run(checkpoint, self.init_from, self.tokenizer, self.form, derived)
+        check_run(checkpoint, self.identity(derived=needs))
+
+    def identity(self, derived: bool = True) -> dict[str, Any]:
+        """Entries of a checkpoint that say which run it belongs to; `derived` is False where the run needs no hash."""
+        return identity(self.init_from, self.tokenizer, self.form, self.derived_fingerprint() if derived else None)
 
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it."""

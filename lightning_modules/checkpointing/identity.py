@@ -1,7 +1,7 @@
 """Which run a checkpoint belongs to: the model, tokenizer, form and starting weights that it was trained with."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,14 +15,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 
 
-def identity(init_from: str, tokenizer: PreTrainedTokenizerFast, form: ChatForm | None, derived: str) -> dict[str, Any]:
-    """Entries of a checkpoint that say which run it belongs to; `check_run` reads them.
+def identity(
+    init_from: str, tokenizer: PreTrainedTokenizerFast, form: ChatForm | None, derived: str | None
+) -> dict[str, Any]:
+    """Entries of a checkpoint that say which run it belongs to; `check_run` compares them with those of another run.
 
     Args:
         init_from: Where the run's weights came from.
         tokenizer: The run's.
         form: How its data put requests and want answers; None for data without one.
-        derived: The `fingerprint` of the weights that are left out, because they are as `init_from` has them.
+        derived: The `fingerprint` of the weights that are left out, because they are as `init_from` has them; None for
+            a run that only reads a checkpoint and needs none of them.
     """
     return {
         "tokenizer": fingerprint_of(tokenizer),
@@ -31,42 +34,34 @@ def identity(init_from: str, tokenizer: PreTrainedTokenizerFast, form: ChatForm 
     }
 
 
-def check_run(
-    checkpoint: Mapping[str, Any],
-    init_from: str,
-    tokenizer: PreTrainedTokenizerFast,
-    form: ChatForm | None,
-    derived: Callable[[], str] | None,
-) -> None:
+def check_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raise if a checkpoint's run had other initial weights, another tokenizer or another form.
 
     Args:
-        checkpoint: With what `identity` gave for the run that wrote it.
-        init_from: Of this run, as the next two.
-        tokenizer: See `identity`.
-        form: See `identity`.
-        derived: Gives the fingerprint of this run's weights that checkpoints leave out; None if it needs none of them.
+        theirs: The checkpoint, with the `identity` of the run that wrote it.
+        ours: The `identity` of this run.
 
     Raises:
         ValueError: Saying what differs.
     """
-    if "derived" not in checkpoint:
+    if "derived" not in theirs:
         raise ValueError(
             "The checkpoint does not say which weights its run started from: an earlier version has written it, "
             "from which this one cannot go on; give the hf/ folder of its run to model.init_from."
         )
-    if derived is not None and checkpoint["derived"]["fingerprint"] != derived():
+    init_from, derived = ours["derived"]["init_from"], ours["derived"]["fingerprint"]
+    if derived is not None and theirs["derived"]["fingerprint"] != derived:
         raise ValueError(
             f"model.init_from {init_from} does not hold the weights that the checkpoint's run started from "
-            f"({checkpoint['derived']['init_from']}), which it needs beside those that it learnt: give those."
+            f"({theirs['derived']['init_from']}), which it needs beside those that it learnt: give those."
         )
-    if checkpoint["tokenizer"] != fingerprint_of(tokenizer):
+    if theirs["tokenizer"] != ours["tokenizer"]:
         raise ValueError(
             f"The tokenizer of model.init_from {init_from} is not the one that the checkpoint's run had "
             "(other vocabulary or chat template): resume with that one."
         )
-    if form and (kept := checkpoint.get("form")):
-        for name, value in form.recorded().items():
+    if ours["form"] and (kept := theirs.get("form")):
+        for name, value in ours["form"].items():
             if kept[name] != value:
                 raise ValueError(
                     f"data.{name} is {value!r} in this run and was {kept[name]!r} in the one that wrote the "

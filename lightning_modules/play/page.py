@@ -9,6 +9,7 @@ import streamlit as st
 from datamodules.system.escaping import markdown_text, visible
 from lightning_modules.commands.ask import load_model
 from lightning_modules.commands.play import DEMO_QUERY, DEMO_TOOLS, page_options
+from lightning_modules.objectives import EntropyBonus
 from lightning_modules.play.opened import OpenedRow, indented, open_rows, reference_of
 from lightning_modules.play.sampled import SampledGroup, request, sample_group
 from lightning_modules.play.shading import STYLE, answer_html, legend_html
@@ -126,7 +127,9 @@ def sampled(run: str, asked: tuple[str, str, str, str], settings: dict[str, Any]
     try:
         example = request(*asked)
         with st.spinner(f"Sampling from {Path(run).name}…"):
-            return sample_group(*models(run), example, **settings)
+            bonus = EntropyBonus(settings["entropy_scale"], settings["clip_divisor"])
+            others = {name: value for name, value in settings.items() if name not in ("entropy_scale", "clip_divisor")}
+            return sample_group(*models(run), example, entropy_bonus=bonus, **others)
     except (ValueError, OSError) as error:
         st.error(markdown_text(f"{run}: {error}", 1000))
         return None

@@ -17,7 +17,7 @@ from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example, check_request
 from datamodules.sources.tools import read_tools
 from lightning_modules.generators import HFGenerator
-from lightning_modules.objectives import entropy_bonus, group_advantages, mean_cot_entropy
+from lightning_modules.objectives import EntropyBonus, group_advantages, mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE, cot_mask
@@ -126,8 +126,7 @@ def sample_group(
     max_new_tokens: int = 256,
     seed: int = 0,
     advantage_scale: Literal["std", "none"] = "std",
-    entropy_scale: float = 0.4,
-    clip_divisor: float = 2.0,
+    entropy_bonus: EntropyBonus = EntropyBonus(),
 ) -> SampledGroup:
     """Sample answers to one request, and compare them as a training step would.
 
@@ -141,8 +140,7 @@ def sample_group(
         max_new_tokens: Tokens after which an answer is cut.
         seed: Of the sampling.
         advantage_scale: See `group_advantages`.
-        entropy_scale: lambda, see `entropy_bonus`.
-        clip_divisor: alpha, see `entropy_bonus`.
+        entropy_bonus: With lambda and alpha; E is always that of the whole chain of thought.
 
     Returns:
         The group.
@@ -178,7 +176,7 @@ def sample_group(
     compared = {}
     if example.answers:
         scores = [rollout.result.score for rollout in rollouts]
-        compared = compare(scores, level, advantage_scale, entropy_scale, clip_divisor)
+        compared = compare(scores, level, advantage_scale, entropy_bonus)
     offered = json.loads(example.tools)
     answers = []
     for i, (completion, rollout) in enumerate(zip(completions, rollouts, strict=True)):
@@ -199,8 +197,7 @@ def compare(
     scores: list[float],
     level: torch.Tensor,
     advantage_scale: Literal["std", "none"],
-    entropy_scale: float,
-    clip_divisor: float,
+    entropy_bonus: EntropyBonus,
 ) -> dict[str, torch.Tensor]:
     """What `SampledAnswer` says of each answer of a group; all [G].
 
@@ -208,11 +205,10 @@ def compare(
         scores: Rewards, G of them.
         level: E of each, in nats, [G].
         advantage_scale: See `group_advantages`.
-        entropy_scale: lambda, see `entropy_bonus`.
-        clip_divisor: alpha, see `entropy_bonus`.
+        entropy_bonus: With lambda and alpha.
     """
     plain = group_advantages(torch.tensor([scores], dtype=torch.float64), advantage_scale).flatten()
-    bonus = entropy_bonus(plain, level, entropy_scale, clip_divisor)
+    bonus = entropy_bonus(plain, level)
     columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
     return columns | {"capped": bonus.capped, "shaped": plain + bonus.bonus}
 

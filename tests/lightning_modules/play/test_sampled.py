@@ -8,6 +8,7 @@ from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import encode_prompt
 from lightning_modules.commands.ask import ask, load_model
 from lightning_modules.generators.base import Completion
+from lightning_modules.objectives import EntropyBonus
 from lightning_modules.play import sampled
 from lightning_modules.play.sampled import request, sample_group, shown_tokens
 
@@ -49,7 +50,7 @@ def test_the_group_is_compared_as_the_papers_say(model, answers):
     offsets = tokenizer(RIGHT, return_offsets_mapping=True)["offset_mapping"]
     inside = [first >= len("<think>") and last <= RIGHT.index("</think>") for first, last in offsets] + [False]
     mean = float(oracle[inside].mean())
-    group = sample_group(policy, tokenizer, form, example, 3, 0.7, entropy_scale=0.4 / mean)
+    group = sample_group(policy, tokenizer, form, example, 3, 0.7, entropy_bonus=EntropyBonus(0.4 / mean))
     right, wrong, bare = group.answers
     assert [token.reasoned for token in right.tokens] == inside
     assert [token.entropy for token in right.tokens] == pytest.approx(oracle.tolist(), rel=1e-4)
