@@ -163,8 +163,6 @@ class GRPOModule(FunctionCallingModule):
         if self.buffer is None:
             self.buffer, self.rollouts, metrics = self.roll_out(batch)
             self.rollout_advantages = self.buffer.rollout_advantages()
-            if metrics["reward/frac_zero_std"] == 1:
-                rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         elif self.buffer.rows != [example.id for example in batch.examples]:
             raise ValueError(
                 f"Rollouts serve {self.repeats} optimizer steps (model.inner_epochs x model.mini_batches), and after "
@@ -203,6 +201,8 @@ class GRPOModule(FunctionCallingModule):
         )
         sums, peaks = over_ranks(*counted, self.device)
         buffer.batch_prompts = int(sums["groups"])
+        if sums["dead"] == sums["groups"]:
+            rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
         return buffer, drawn.rollouts, metrics | clock
 

@@ -18,6 +18,8 @@ from lightning_modules.rollout.rollout import Rollout
 
 Sums = dict[str, float]
 Peaks = dict[str, float]
+OF_ALL_REWARDS = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")
+"""Metrics under `reward/` that are not of one function, none of which may be called so."""
 
 
 def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | None]]) -> Sums:

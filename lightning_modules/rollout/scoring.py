@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lightning_modules.rollout.metrics import OF_ALL_REWARDS
 from lightning_modules.rollout.subprocess_reward import Answer, call, call_all, make_pools
 from rewards import FunctionCallReward, RewardResult
 
@@ -51,8 +52,6 @@ class Rewards:
             name is one of our own metrics.
     """
 
-    RESERVED = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")
-
     def __init__(
         self,
         terms: Mapping[str, RewardTerm | RewardFunction] | None,
@@ -63,10 +62,10 @@ class Rewards:
     ) -> None:
         given = {"function_call": own} if terms is None else terms
         terms = {name: term if isinstance(term, RewardTerm) else RewardTerm(term) for name, term in given.items()}
-        if not terms or set(terms) & set(self.RESERVED) or any("/" in name for name in terms):
+        if not terms or set(terms) & set(OF_ALL_REWARDS) or any("/" in name for name in terms):
             raise ValueError(
                 f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash in its name "
-                f"and not called {' or '.join(self.RESERVED)}."
+                f"and not called {' or '.join(OF_ALL_REWARDS)}."
             )
         if (timeout is not None and not 0 < timeout < math.inf) or not 0 <= max_error_share <= 1 or workers < 1:
             raise ValueError(
