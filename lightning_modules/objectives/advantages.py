@@ -63,6 +63,10 @@ class EntropyBonus:
         """What is added to advantages [M] by entropies [M], in nats: see `entropy_bonus`."""
         return entropy_bonus(advantages, entropy, self.scale, self.divisor)
 
+    def described(self) -> str:
+        """Its settings in words."""
+        return f"entropy scale {self.scale:g} ({self.level})"
+
 
 def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", valid: Tensor | None = None) -> Tensor:
     """Rewards relative to their group, (r - mean) / (std + 1e-6) (arXiv 2508.05118, eq. 1; arXiv 2402.03300).

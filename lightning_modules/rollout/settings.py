@@ -122,10 +122,7 @@ def objective_row(bonus: EntropyBonus, loss: PolicyLoss, lora: LoRA | None) -> s
     """What is learnt: the entropy bonus, the KL with its reference, and the loss; one of the user's own by its name."""
     reference = "none" if not loss.kl_coef else "a frozen copy" if lora is None else "the model without adapters"
     own = "" if type(loss) is PolicyLoss else type(loss).__name__
-    return (
-        f"entropy scale {bonus.scale:g} ({bonus.level}); KL {loss.kl_coef:g} with {reference}; "
-        f"{own or loss.described()}"
-    )
+    return f"{bonus.described()}; KL {loss.kl_coef:g} with {reference}; {own or loss.described()}"
 
 
 def validation_row(data: XLAMPromptDataModule) -> str:
