@@ -26,6 +26,7 @@ from datamodules.system.command_line import SentenceParser
 from datamodules.toolbox import __main__ as toolbox
 from datamodules.xlam import read_examples
 from lightning_modules import BFCLModule, GRPOModule, SRMLModule
+from lightning_modules.callbacks import board
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.main import main
 from rewards import FunctionCallReward
@@ -301,6 +302,13 @@ def test_every_metric_that_a_run_logs_is_explained(config, own, tmp_path):
     names = {row["name"] for row in csv.DictReader(log.open())} - {"step", "epoch"}
     known = [*metrics_of_the_page(), r"rollout/.+"]  # `rollout/` is that of the heading
     assert names and not [name for name in names if not any(re.fullmatch(known_as, name) for known_as in known)]
+
+
+def test_every_chart_is_of_a_metric_that_is_explained():
+    tags = [tag[1:-1] for charts in board.LAYOUT.values() for _, chart in charts.values() for tag in chart]
+    names = [[tag, f"{tag}_cot"] for tag in tags]  # those of a segment are drawn under the name of the whole
+    known = metrics_of_the_page()
+    assert not [ways[0] for ways in names if not any(re.fullmatch(name, way) for name in known for way in ways)]
 
 
 def first_sentence(path):
