@@ -47,7 +47,7 @@ from lightning_modules.commands.checks import (
     refuse_nulls,
 )
 from lightning_modules.commands.main import main as main
-from lightning_modules.commands.old_keys import overlay_alone, read_old_keys
+from lightning_modules.commands.old_keys import nested_nulls, overlay_alone, read_old_keys
 from lightning_modules.commands.options import help_on
 from lightning_modules.commands.quiet import be_quiet
 from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder
@@ -76,7 +76,10 @@ class Parser(SentenceParser, LightningArgumentParser):
             if text := help_on(self.words, ROOTS):
                 print(text)
                 sys.exit(0)
-            args = read_old_keys(self.words)
+            try:
+                args = nested_nulls(read_old_keys(self.words))
+            except ValueError as error:
+                self.error(str(error))
         try:
             return super().parse_args(args, *more, **options)
         except OmegaConfBaseException as error:

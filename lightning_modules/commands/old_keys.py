@@ -35,7 +35,7 @@ OF_GRPO = {
     "importance_above": "importance_sampling.above",
 }
 """Arguments that `GRPOModule` had, and the group of settings and key where each is now."""
-ALONE = re.compile(r"-?\d+|none|mask|penalty")
+ALONE = re.compile(r"(?!null$)-?\w+|\$\{oc\.env:.*\}")
 """Values of those whose name is that of a group now."""
 MOVED = {
     "lightning_modules.rollout.hf_generator.HFGenerator": "lightning_modules.generators.HFGenerator",
@@ -49,6 +49,11 @@ MOVED = {
 """Classes that a `class_path` may name by where they were, and where they are."""
 CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
 OF_MODEL = re.compile(r"--model\.(init_args\.)?(\w+)")
+IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
+IN_BRACES = {"--model": ("model",), "--model.init_args": ("model", "init_args")}
+"""Options whose value may be several settings in braces, and the keys that these lie under."""
+REFERENCE = re.compile(r"(?<=\$\{model\.init_args\.)\w+(?=\})")
+MAP, MERGE, NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "merge", "null"))
 
 
 def read_old_keys(words: Sequence[str]) -> list[str]:
@@ -58,24 +63,44 @@ def read_old_keys(words: Sequence[str]) -> list[str]:
 
     Args:
         words: The command line. A class that it or a YAML names is that of all that follows, until another is named.
+
+    Raises:
+        ValueError: A setting is given in one place under both its names.
     """
     new, told, kind = list[str](), dict[str, str](), ""
     for option, value in options_in(words):
-        if option in CONFIGS and value and (root := settings_in(value)):
+        way = IN_BRACES.get(option, ()) if value and value.startswith("{") else ()
+        root = settings_in(value) if value and option in CONFIGS else written_out(value or "", *way) if way else None
+        if root:
             kind = class_named(root) or kind
-            if renamed := rename_moved(root) | rename_keys(root, kind):
+            if renamed := rename_moved(root) | rename_keys(root, kind, option if way else f"{value}"):
                 told |= renamed
+                root = entries(root, *way[:-1])[way[-1]] if way else root
                 value = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
         elif value in MOVED:
             told[value] = value = MOVED[value]
         elif (key := OF_MODEL.fullmatch(option)) and (name := new_name(kind, key[2], value or "")):
             option = f"--model.{key[1] or ''}{name}"
             told[f"model.{key[2]}"] = f"model.{name}"
-        if option in CLASSES:
+        if option in CLASSES and not way:
             kind = value or ""
         new.append(option if value is None else f"{option}={value}")
     tell(told)
     return new if told else list(words)
+
+
+def nested_nulls(words: Sequence[str]) -> list[str]:
+    """A command line with each `--model.loss.clip_high=null` as `--model.loss={clip_high: null}`.
+
+    Of the former jsonargparse makes the text None, once it has found out that there is nothing, and refuses it.
+    """
+    options = [(*option, option[1] in ("null", "~") and IN_GROUP.fullmatch(option[0])) for option in options_in(words)]
+    if not any(key for *_, key in options):
+        return list(words)
+    return [
+        f"{key[1]}={{{key[2]}: null}}" if key else option if value is None else f"{option}={value}"
+        for option, value, key in options
+    ]
 
 
 def overlay_alone(words: Sequence[str]) -> str | None:
@@ -101,7 +126,42 @@ def settings_in(file: str) -> yaml.Node | None:
     file = shipped(file)
     if not os.path.isfile(file) or fault_of_yaml(file):
         return None
-    return yaml.compose(Path(file).read_text("utf-8"), yaml.SafeLoader)
+    return written_out(Path(file).read_text("utf-8"))
+
+
+def written_out(text: str, *way: str) -> yaml.Node | None:
+    """Settings as they stand in a text, with what `<<` brings into a mapping written there; None where it is no YAML.
+
+    Args:
+        text: The YAML.
+        way: Keys that it is put under.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        for node in nodes_in(root):
+            if isinstance(node, yaml.MappingNode) and any(key.tag == MERGE for key, _ in node.value):
+                yaml.constructor.SafeConstructor().flatten_mapping(node)
+                node.value = [*{str(key.value): (key, value) for key, value in node.value}.values()]  # its own ones win
+    except (yaml.YAMLError, RecursionError):
+        return None
+    for key in reversed(way):
+        root = yaml.MappingNode(MAP, [(scalar(key), root)])
+    return root
+
+
+def nodes_in(root: yaml.Node | None) -> Iterator[yaml.Node]:
+    """All parts of a YAML, each once, those that hold others before these."""
+    nodes, seen = [root] if root else [], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias stands for the same node again
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
 
 
 def entries(node: yaml.Node | None, *way: str) -> dict[str, yaml.Node]:
@@ -143,25 +203,59 @@ def new_name(kind: str, name: str, value: str) -> str | None:
     return OF_GRPO[name] if gone else None
 
 
-def rename_keys(root: yaml.Node, kind: str) -> dict[str, str]:
-    """Put the model's arguments of before into the groups of now; their names by those of before."""
-    arguments = entries(root, "model", "init_args")
-    names = {key: new_name(kind, key, scalar_in(value)) for key, value in arguments.items()}
-    new = {key: name for key, name in names.items() if name}
-    if not new:
-        return {}
-    node = entries(root, "model")["init_args"]
-    node.value = [(key, value) for key, value in node.value if key.value not in new]
-    for key, name in new.items():
-        group, _, field = name.partition(".")
-        groups = entries(node)
-        if group not in groups:
-            groups[group] = yaml.MappingNode("tag:yaml.org,2002:map", [])
-            node.value.append((scalar(group), groups[group]))
-        settings = entries(groups[group]).get("init_args", groups[group])  # of a class of one's own
-        if isinstance(settings, yaml.MappingNode) and field not in entries(settings):
-            settings.value.append((scalar(field), arguments[key]))
-    return {f"model.{key}": f"model.{name}" for key, name in new.items()}
+def rename_keys(root: yaml.Node, kind: str, place: str) -> dict[str, str]:
+    """Put the model's arguments of before into the groups of now; their names by those of before.
+
+    Args:
+        root: The settings.
+        kind: The model's class.
+        place: Where they are given, for what may be said of them.
+
+    Raises:
+        ValueError: One is given under both its names.
+    """
+    renamed: dict[str, str] = {}
+    for way in (("model",), ("model", "init_args")):
+        arguments = entries(root, *way)
+        names = {key: new_name(kind, key, scalar_in(value)) for key, value in arguments.items()}
+        new = {key: name for key, name in names.items() if name}
+        if not new:
+            continue
+        node = entries(root, *way[:-1])[way[-1]]
+        node.value = [(key, value) for key, value in node.value if key.value not in new]
+        for key, name in new.items():
+            name, _, field = name.partition(".")
+            settings = group(node, name)
+            if field in entries(settings):
+                raise ValueError(
+                    f"{place}: model.{key} is model.{name}.{field} now, which is given, too: leave one out"
+                )
+            if isinstance(settings, yaml.MappingNode):  # anything else is refused by what follows
+                settings.value.append((scalar(field), arguments[key]))
+        renamed |= new
+    for part in nodes_in(root) if renamed else ():
+        if isinstance(part, yaml.ScalarNode):
+            part.value = REFERENCE.sub(lambda found: renamed.get(found[0], found[0]), part.value)
+    return {f"model.{key}": f"model.{name}" for key, name in renamed.items()}
+
+
+def group(arguments: yaml.Node, name: str) -> yaml.Node:
+    """The settings of a group among the arguments of a model, which is made where there is none."""
+    found = entries(arguments).get(name, yaml.MappingNode(MAP, []))
+    if isinstance(found, yaml.ScalarNode) and found.tag != NULL:  # a class of one's own, by its path
+        found = yaml.MappingNode(MAP, [(scalar("class_path"), found)])
+    put(arguments, name, found)
+    held = entries(found)
+    if "class_path" not in held or isinstance(held.get("init_args"), yaml.MappingNode):
+        return held.get("init_args", found)
+    settings = yaml.MappingNode(MAP, [])
+    put(found, "init_args", settings)
+    return settings
+
+
+def put(mapping: yaml.Node, name: str, value: yaml.Node) -> None:
+    """Let a key of a mapping have this value, in the place of another or of none."""
+    mapping.value = [(key, held) for key, held in mapping.value if key.value != name] + [(scalar(name), value)]
 
 
 def scalar(text: str) -> yaml.ScalarNode:
@@ -171,17 +265,9 @@ def scalar(text: str) -> yaml.ScalarNode:
 
 def rename_moved(root: yaml.Node) -> dict[str, str]:
     """Put the paths of now where classes are named by those of before; the former by the latter."""
-    renamed, nodes, seen = dict[str, str](), [root], set[int]()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:  # an alias stands for the same node again
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            nodes += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif node.value in MOVED:
+    renamed = dict[str, str]()
+    for node in nodes_in(root):
+        if isinstance(node, yaml.ScalarNode) and node.value in MOVED:
             renamed[node.value] = node.value = MOVED[node.value]
     return renamed
 

@@ -6,14 +6,15 @@ import pytest
 import yaml
 
 from lightning_modules import GRPOModule
-from lightning_modules.commands.old_keys import MOVED, OF_GRPO, read_old_keys
+from lightning_modules.cli import FunReasonCLI
+from lightning_modules.commands.old_keys import MOVED, OF_GRPO, nested_nulls, read_old_keys
 
 TUNED = """\
 model:
   class_path: GRPOModule
   init_args:
     kl_coef: 1e-2  # not a number to every reader of YAML
-    loss: {dual_clip: 3.0, clip_low: 0.1}
+    loss: {dual_clip: 3.0, aggregation: seq_mean}
     clip_low: 0.5
     overlong_buffer: '8'
     overlong: mask
@@ -42,7 +43,7 @@ def test_arguments_are_put_into_groups_and_all_else_stays_as_it_is_written(tmp_p
     assert yaml.safe_load(text)["model"] == {
         "class_path": "GRPOModule",
         "init_args": {
-            "loss": {"dual_clip": 3.0, "clip_low": 0.1, "kl_coef": "1e-2"},  # what stands in the group wins
+            "loss": {"dual_clip": 3.0, "aggregation": "seq_mean", "kl_coef": "1e-2", "clip_low": 0.5},
             "overlong": {"buffer": "8", "treatment": "mask"},
             "dynamic_sampling": {"max_resample": 1, "max_draws": 3},
             "mini_batches": 2,
@@ -55,6 +56,73 @@ def test_arguments_are_put_into_groups_and_all_else_stays_as_it_is_written(tmp_p
         "model.overlong as model.overlong.treatment, model.max_resample as model.dynamic_sampling.max_resample, "
         "model.dynamic_sampling as model.dynamic_sampling.max_draws."
     ]
+
+
+def init_args(tmp_path, lines, start="model:\n  class_path: GRPOModule\n  init_args:"):
+    """The model's arguments that a YAML with these lines is read as."""
+    return yaml.safe_load(read(tmp_path, start + "\n    ".join(["", *lines]) + "\n")[0])["model"]["init_args"]
+
+
+@pytest.mark.parametrize("group", ["{clip_low: 0.1}", "{class_path: x.Loss, init_args: {clip_low: 0.1}}"])
+def test_one_setting_under_both_names_is_refused(tmp_path, group):
+    with pytest.raises(ValueError, match=r"c\.yaml: model\.clip_low is model\.loss\.clip_low now, which is given, too"):
+        init_args(tmp_path, [f"loss: {group}", "clip_low: 0.5"])
+    with pytest.raises(ValueError, match=r"^--model: model\.clip_low is model\.loss\.clip_low now"):
+        text = f"{{class_path: GRPOModule, init_args: {{clip_low: 0.5, loss: {group}}}}}"
+        read_old_keys(["--model", text])
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["x.Loss", "{class_path: x.Loss}", "{class_path: x.Loss, init_args: null}", "{class_path: x.Loss, init_args: {}}"],
+)
+def test_a_loss_of_ones_own_gets_the_argument_of_before(tmp_path, group):
+    read_as = init_args(tmp_path, [f"loss: {group}", "clip_low: 0.5"])
+    assert read_as == {"loss": {"class_path": "x.Loss", "init_args": {"clip_low": 0.5}}}
+
+
+def test_a_null_group_is_left_to_be_refused(tmp_path):
+    assert init_args(tmp_path, ["loss: null", "clip_low: 0.5"]) == {"loss": None}
+
+
+def test_merged_mappings_are_read_and_own_keys_win(tmp_path):
+    read_as = init_args(tmp_path, ["<<: {clip_low: 0.1, clip_high: 0.2, mini_batches: 2}", "clip_low: 0.5"])
+    assert read_as == {"mini_batches": 2, "loss": {"clip_low": 0.5, "clip_high": 0.2}}
+    text = "model:\n  class_path: GRPOModule\n  init_args:\n    <<: 3\n    clip_low: 0.5\n"
+    assert read(tmp_path, text)[0] == str(tmp_path / "c.yaml")  # the parser says what is wrong
+
+
+def test_references_follow_what_they_name_and_the_environment_may_hold_a_value(tmp_path):
+    lines = ["clip_low: 0.1", "clip_high: '${model.init_args.clip_low}'", "dynamic_sampling: '${oc.env:DRAWS}'"]
+    assert init_args(tmp_path, [*lines, "seed: '${model.init_args.mini_batches}'"]) == {
+        "loss": {"clip_low": 0.1, "clip_high": "${model.init_args.loss.clip_low}"},
+        "dynamic_sampling": {"max_draws": "${oc.env:DRAWS}"},
+        "seed": "${model.init_args.mini_batches}",
+    }
+
+
+def test_arguments_are_read_without_init_args_and_in_braces(tmp_path):
+    words = ["--model=GRPOModule", "--config", str(tmp_path / "c.yaml"), "--model.init_args", "{clip_low: 0.5}"]
+    (tmp_path / "c.yaml").write_text("model:\n  overlong: mask\n")
+    _, config, braces = read_old_keys(words)
+    assert yaml.safe_load(config.partition("=")[2]) == {"model": {"overlong": {"treatment": "mask"}}}
+    assert yaml.safe_load(braces.partition("=")[2]) == {"loss": {"clip_low": 0.5}}
+    (whole,) = read_old_keys(["--model={class_path: GRPOModule, init_args: {clip_low: 0.5, loss: {clip_high: 0.3}}}"])
+    assert yaml.safe_load(whole.partition("=")[2]) == {
+        "class_path": "GRPOModule",
+        "init_args": {"loss": {"clip_high": 0.3, "clip_low": 0.5}},
+    }
+
+
+def test_a_value_that_there_is_not_is_given_to_its_group(capsys):
+    words = ["fit", "--model.importance_sampling.cap", "null", "--model.init_args.loss.clip_low=~", "--model.lora=null"]
+    assert nested_nulls(words) == [
+        "fit",
+        "--model.importance_sampling={cap: null}",
+        "--model.init_args.loss={clip_low: null}",
+        "--model.lora=null",
+    ]
+    assert nested_nulls(["--model.loss.clip_low", "0.1"]) == ["--model.loss.clip_low", "0.1"]
 
 
 def test_every_argument_is_read_on_the_command_line(capsys):
@@ -95,3 +163,15 @@ def test_a_class_is_found_where_it_was(tmp_path, old, capsys):
 def test_what_is_no_settings_is_left_to_the_parser(tmp_path, text):
     assert read(tmp_path, text)[0] == str(tmp_path / "c.yaml")
     assert read_old_keys(["--config", "absent.yaml", "--config"]) == ["--config", "absent.yaml", "--config"]
+
+
+def test_the_parser_takes_what_is_read_and_says_what_is_refused(tmp_path, capsys):
+    start = ["--config=configs/grpo.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    model = FunReasonCLI([*start, "--model.importance_cap=null", "--model.loss.clip_low=0.1"], run=False).model
+    assert (model.importance_sampling.cap, model.loss.clip_low) == (None, 0.1)
+    (tmp_path / "c.yaml").write_text("model:\n  init_args:\n    clip_high: 0.3\n    loss: {clip_high: 0.4}\n")
+    with pytest.raises(SystemExit, match="2"):
+        FunReasonCLI([*start, f"--config={tmp_path / 'c.yaml'}"], run=False)
+    assert capsys.readouterr().err.endswith(
+        f"error: {tmp_path / 'c.yaml'}: model.clip_high is model.loss.clip_high now, which is given, too: leave one out\n"
+    )
