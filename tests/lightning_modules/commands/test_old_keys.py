@@ -173,5 +173,6 @@ def test_the_parser_takes_what_is_read_and_says_what_is_refused(tmp_path, capsys
     with pytest.raises(SystemExit, match="2"):
         FunReasonCLI([*start, f"--config={tmp_path / 'c.yaml'}"], run=False)
     assert capsys.readouterr().err.endswith(
-        f"error: {tmp_path / 'c.yaml'}: model.clip_high is model.loss.clip_high now, which is given, too: leave one out\n"
+        f"error: {tmp_path / 'c.yaml'}: model.clip_high is model.loss.clip_high now, which is given, too: "
+        "leave one out\n"
     )
