@@ -1,4 +1,4 @@
-"""Keeps what the benchmarks measured: `results.json`, and `RESULTS.md`, which is made from it."""
+"""Records what benchmarks measure in `results.json`, and in `RESULTS.md`, which is made from it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def record(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> None:
-    """Print a table, and put it into both files in the place of what an earlier run of the benchmark left there.
+    """Print a table, and put it into both files in the place of the benchmark's earlier one.
 
     Args:
         title: What was measured; the key of the benchmark in `results.json`.

@@ -32,7 +32,7 @@ def start_server() -> tuple[subprocess.Popen, str]:
 
 
 def ask_alone(url: str, questions: int, in_flight: int) -> float:
-    """Seconds that a judge takes for so many questions, and nothing around it."""
+    """Seconds that a judge alone takes for so many questions."""
     question = Question("call", to_example(make_corpus("train", 1, 0)[0]))
 
     async def all_of_them() -> float:

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.alive import Alive, Selected, allocator_peak
+from benchmarks.tensor_memory import Selected, TensorMemory, allocator_peak
 from datamodules.packing import IGNORED, PackedBatch
 from lightning_modules.objectives import PolicyLoss, PolicyTotals, Totals, logprobs
 from lightning_modules.policy.model import ScoredCausalLM
@@ -71,8 +71,8 @@ class Case:
 
 
 @dataclass
-class Figures:
-    """What a simulated step gave.
+class StepCost:
+    """Memory and traffic of a simulated step.
 
     Attributes:
         peaks: Most bytes at one time, by phase of the step.
@@ -119,7 +119,7 @@ def micro_batch(case: Case, device: torch.device) -> PackedBatch:
 
 
 def steps(case: Case, mesh: Any, device: torch.device, done: Callable[[str], None]) -> tuple[int, int]:
-    """Take two steps, of which the second finds the optimizer's states there; say when a phase is over.
+    """Take two steps, the second with optimizer states in memory, and call back at the end of each phase.
 
     Returns:
         Numbers of trained and of frozen parameters.
@@ -158,7 +158,7 @@ def steps(case: Case, mesh: Any, device: torch.device, done: Callable[[str], Non
 def scored_loss(
     policy: ScoredCausalLM, reference: ScoredCausalLM | None, micros: list[PackedBatch], device: torch.device
 ) -> Callable[[PackedBatch], Any]:
-    """Score as EGPO does with the policy and the reference, and give the loss that learns from it."""
+    """EGPO's loss as a function of a micro-batch, once policy and reference have scored all of them."""
     old, _ = score_tokens(policy, micros, len(micros), device, TEMPERATURE, entropy=True)
     with reference_policy(policy, reference) as frozen:
         ref, _ = score_tokens(frozen, micros, len(micros), device, TEMPERATURE, entropy=False)
@@ -181,14 +181,14 @@ def ranks(case: Case, backend: str, device: torch.device) -> Iterator[Any]:
             dist.destroy_process_group()
 
 
-def simulate(case: Case, as_on_gpu: bool = True) -> Figures:
+def simulate(case: Case, as_on_gpu: bool = True) -> StepCost:
     """Run a case on fake tensors.
 
     Args:
         case: What to run.
         as_on_gpu: Whether the head's factors stay in bfloat16, which only CUDA can multiply into float32.
     """
-    figures, cpu = Figures(), torch.device("cpu")
+    cost, cpu = StepCost(), torch.device("cpu")
     head = patch.object(logprobs, "_factor", lambda tensor, factor_dtype, _: tensor.to(factor_dtype))
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)  # peft moves what is in its place
     with (
@@ -196,21 +196,21 @@ def simulate(case: Case, as_on_gpu: bool = True) -> Figures:
         head if as_on_gpu else nullcontext(),
         still,
         FakeTensorMode(allow_non_fake_inputs=True),
-        Alive() as alive,
+        TensorMemory() as memory,
         Selected(0.5),
     ):
 
         def done(phase: str) -> None:
             if not phase:
-                figures.peaks.clear()
-                alive.moved.clear()
+                cost.peaks.clear()
+                memory.moved.clear()
             else:
-                figures.peaks[phase] = alive.peak
-            alive.peak = alive.bytes
+                cost.peaks[phase] = memory.peak
+            memory.peak = memory.bytes
 
-        figures.trained, figures.frozen = steps(case, mesh, cpu, done)
-    figures.moved = dict(alive.moved)
-    return figures
+        cost.trained, cost.frozen = steps(case, mesh, cpu, done)
+    cost.moved = dict(memory.moved)
+    return cost
 
 
 def measure(case: Case, device: torch.device) -> float:

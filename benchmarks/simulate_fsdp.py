@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 from benchmarks.record import record
-from benchmarks.sharded_step import MICRO_BATCHES, Case, Figures, measure, simulate
+from benchmarks.sharded_step import MICRO_BATCHES, Case, StepCost, measure, simulate
 from lightning_modules.callbacks.memory import Plan, estimate
 
 GIB = 2**30
 LAYOUTS = ((8, 8), (64, 64), (64, 8), (512, 512), (512, 8))  # GPUs, of which so many share one copy of the weights
-DEPTHS = (4, 8)  # layers that are run: the whole depth would take too long, and with fewer there are none in between
+DEPTHS = (4, 8)  # layers that are run: the full depth would take too long, and with fewer there are none in between
 COLUMNS = ("Qwen2.5", "step", "GPUs", "share a copy", "peak, GiB", "in phase", "estimate at start, GiB", "ratio")
 COLUMNS += ("all-gather, GiB", "reduce-scatter, GiB", "all-reduce, GiB")
 CHECKED = ("step", "device", "allocator's peak, MiB", "simulated, MiB", "estimate at start, MiB")
 CHECKED += ("simulated : real", "estimate : real")
 
 
-def deeper(case: Case, depths: tuple[int, int] = DEPTHS) -> Figures:
-    """What the whole depth would give, by the line through two smaller ones, phase by phase."""
+def deeper(case: Case, depths: tuple[int, int] = DEPTHS) -> StepCost:
+    """Memory and traffic at full depth, extrapolated linearly from two smaller depths, phase by phase."""
     low, high = (simulate(replace(case, layers=depth)) for depth in depths)
     share = (case.config.num_hidden_layers - depths[0]) / (depths[1] - depths[0])
 
@@ -35,15 +35,15 @@ def deeper(case: Case, depths: tuple[int, int] = DEPTHS) -> Figures:
         return {key: a[key] + share * (b[key] - a[key]) for key in a}
 
     counts = line({"trained": low.trained, "frozen": low.frozen}, {"trained": high.trained, "frozen": high.frozen})
-    return Figures(line(low.peaks, high.peaks), line(low.moved, high.moved), **counts)
+    return StepCost(line(low.peaks, high.peaks), line(low.moved, high.moved), **counts)
 
 
-def planned(case: Case, figures: Figures) -> Plan:
-    """The case as the table at the start of a run would see it."""
+def planned(case: Case, cost: StepCost) -> Plan:
+    """The case as a `Plan`, from which a run estimates its memory."""
     return Plan(
         config=case.config,
-        trained=round(figures.trained),
-        frozen=round(figures.frozen),
+        trained=round(cost.trained),
+        frozen=round(cost.frozen),
         precision="bf16-mixed",
         rows=case.rows,
         length=case.length,
@@ -79,12 +79,12 @@ def simulate_all() -> None:
     """Simulate every case and record the table."""
     rows = []
     for case in cases():
-        figures = deeper(case)
-        guess = estimate(planned(case, figures)).peak
-        row = [case.shape, case.objective, f"{case.gpus}", f"{case.shards}", f"{figures.peak / GIB:.1f}"]
-        row += [max(figures.peaks, key=figures.peaks.__getitem__), f"{guess / GIB:.1f}", f"{guess / figures.peak:.2f}"]
-        row += [traffic(figures.moved, "allgather_base"), traffic(figures.moved, "reduce_scatter_base")]
-        rows.append([*row, traffic(figures.moved, "allreduce")])
+        cost = deeper(case)
+        guess = estimate(planned(case, cost)).peak
+        row = [case.shape, case.objective, f"{case.gpus}", f"{case.shards}", f"{cost.peak / GIB:.1f}"]
+        row += [max(cost.peaks, key=cost.peaks.__getitem__), f"{guess / GIB:.1f}", f"{guess / cost.peak:.2f}"]
+        row += [traffic(cost.moved, "allgather_base"), traffic(cost.moved, "reduce_scatter_base")]
+        rows.append([*row, traffic(cost.moved, "allreduce")])
         print(" | ".join(rows[-1]), flush=True)
     seven = [Case("SRML", "7B", 8, 8), Case("EGPO", "7B", 64, 64, length=16384)]
     ratios = [deeper(case).peak / simulate(case).peak for case in seven]
@@ -106,14 +106,14 @@ def simulate_all() -> None:
 
 
 def check(device: torch.device) -> None:
-    """Hold simulation and estimate of a small model against a real run, and record them."""
+    """Compare simulation and estimate of a small model with a real run, and record them."""
     rows = []
     for objective in ("SRML", "EGPO"):
         case = Case(objective, "small", length=256)
-        figures, real = simulate(case, as_on_gpu=device.type == "cuda"), measure(case, device)
-        guess = estimate(planned(case, figures)).peak
-        row = [f"{value / 2**20:.1f}" for value in (real, figures.peak, guess)]
-        rows.append([objective, device.type, *row, f"{figures.peak / real:.3f}", f"{guess / real:.3f}"])
+        cost, real = simulate(case, as_on_gpu=device.type == "cuda"), measure(case, device)
+        guess = estimate(planned(case, cost)).peak
+        row = [f"{value / 2**20:.1f}" for value in (real, cost.peak, guess)]
+        rows.append([objective, device.type, *row, f"{cost.peak / real:.3f}", f"{guess / real:.3f}"])
         if device.type == "cpu":
             rows.append([objective, "cuda", "not measured", "", "", "", ""])
     record(

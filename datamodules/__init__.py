@@ -1,4 +1,4 @@
-"""Everything that reads or makes data. Here: the data modules, and a row's way into their batches."""
+"""Everything that reads or makes data. Here: the data modules, and the steps from rows to their batches."""
 
 from importlib import import_module
 from typing import Any

@@ -10,12 +10,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.cache import encode_rows
-from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, settle_form
+from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, resolve_form
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.encoding import BadRows, EncodedRows, encoded_prompts, segment_tokens
 from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
-from datamodules.loading import PromptLoader, settled_seed
+from datamodules.loading import PromptLoader, resolve_seed
 from datamodules.packing import Packing
 from datamodules.reports import describe
 from datamodules.sources.targets import TURNS, Turns
@@ -92,7 +92,7 @@ class XLAMDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the subclass' arguments, too
-        self.hparams.seed = settled_seed(seed)
+        self.hparams.seed = resolve_seed(seed)
         self._check()
 
     def measure(self, rows: EncodedRows) -> np.ndarray:
@@ -202,7 +202,7 @@ class XLAMDataModule(LightningDataModule):
             )
         self.tokenizer = load_tokenizer(h.tokenizer, h.chat_template)
         think = {"require": True, "none": False, "auto": None}[h.think]
-        self.form = settle_form(self.tokenizer, h.prompt, h.answer_form, think, h.system_prompt)
+        self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, h.system_prompt)
         by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
         self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
         by_rows = by_rows and any(self.rows.table["answers"])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import PAPER
 from datamodules.chat.templates import end_of_turn_id
-from datamodules.encoding import BAD, TABLE, BadRows, EncodedRows, How, write_rows
+from datamodules.encoding import BAD, TABLE, BadRows, EncodedRows, EncodingSettings, write_rows
 from datamodules.readers import TOOLBOX, fingerprint
 from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write, remove
@@ -58,14 +58,14 @@ def encode_rows(
             written; with `raise`, also the first bad row.
     """
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "funreason").expanduser()
-    source, how = fingerprint(path), How(tokenizer, on_bad_row, turns, form, unanswered)
-    entry = folder / _key(path, source, how)
+    source, settings = fingerprint(path), EncodingSettings(tokenizer, on_bad_row, turns, form, unanswered)
+    entry = folder / _key(path, source, settings)
     try:
         rows = _read(entry, path)
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with sole_writer(entry, f"another run is encoding {path}; its rows are waited for"):
-                rows = _read(entry, path) or _make(entry, path, source, how)
+                rows = _read(entry, path) or _make(entry, path, source, settings)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not error.strerror:  # not the system's: of the source
             raise
@@ -91,7 +91,7 @@ def _read(entry: Path, path: str) -> EncodedRows | None:
     return EncodedRows(datasets.Dataset.from_file(str(entry / TABLE)), bad, counts)
 
 
-def _make(entry: Path, path: str, source: str, how: How) -> EncodedRows:
+def _make(entry: Path, path: str, source: str, settings: EncodingSettings) -> EncodedRows:
     """Write an entry of the cache in the place of none or of a damaged one."""
     if entry.exists():
         aside = entry.with_name(f"{entry.name}.damaged")
@@ -100,7 +100,7 @@ def _make(entry: Path, path: str, source: str, how: How) -> EncodedRows:
         print(f"the cached rows of {path} are damaged; they are encoded again, and what was found is now {aside}")
     with atomic_write(entry, fsync=False) as unfinished:  # what a power cut damages is found by its digest
         unfinished.mkdir()
-        counts = write_rows(unfinished, path, how)
+        counts = write_rows(unfinished, path, settings)
         if fingerprint(path) != source:
             raise ValueError(f"{path} changed while it was read: run again once nothing writes to it")
         (unfinished / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
@@ -121,17 +121,17 @@ def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line) | {"file": path}
 
 
-def _key(path: str, source: str, how: How) -> str:
+def _key(path: str, source: str, settings: EncodingSettings) -> str:
     key = hashlib.blake2b(digest_size=16)
     key.update(_code(__name__, *(["datamodules.toolbox.rows"] if path.split(":")[0] == TOOLBOX else [])))
-    template = json.dumps(how.tokenizer.chat_template)
+    template = json.dumps(settings.tokenizer.chat_template)
     for part in (
         source,
-        how.tokenizer.backend_tokenizer.to_str(),
+        settings.tokenizer.backend_tokenizer.to_str(),
         template,
-        str(end_of_turn_id(how.tokenizer)),
-        how.turns,
-        json.dumps(how.form.recorded() | {"unanswered": how.unanswered}),
+        str(end_of_turn_id(settings.tokenizer)),
+        settings.turns,
+        json.dumps(settings.form.recorded() | {"unanswered": settings.unanswered}),
     ):
         key.update(hashlib.blake2b(part.encode()).digest())
     return key.hexdigest()

@@ -85,8 +85,8 @@ class EncodedRows:
 
 
 @dataclass(frozen=True)
-class How:
-    """How rows are read, checked and encoded; see `cache.encode_rows`."""
+class EncodingSettings:
+    """Settings of reading, checking and encoding rows; see `cache.encode_rows`."""
 
     tokenizer: PreTrainedTokenizerFast
     on_bad_row: OnBadRow
@@ -95,13 +95,13 @@ class How:
     unanswered: bool
 
 
-def write_rows(folder: Path, path: str, how: How) -> dict[str, int]:
+def write_rows(folder: Path, path: str, settings: EncodingSettings) -> dict[str, int]:
     """Read, check and encode the rows of a source, and write the good ones to `TABLE` and the others to `BAD`.
 
     Args:
         folder: Where to write.
         path: See `readers.read_rows`.
-        how: How they are read, checked and encoded.
+        settings: How they are read, checked and encoded.
 
     Returns:
         What the rows were read as, see `reports.describe`, and how many are `bad`.
@@ -115,7 +115,7 @@ def write_rows(folder: Path, path: str, how: How) -> dict[str, int]:
 
     def note(row: dict[str, Any]) -> None:
         nonlocal bad
-        raise_if_bad([row], how.on_bad_row)
+        raise_if_bad([row], settings.on_bad_row)
         write_row(bad_file, row)
         bad += 1
 
@@ -125,27 +125,27 @@ def write_rows(folder: Path, path: str, how: How) -> dict[str, int]:
         pa.ipc.new_stream(sink, SCHEMA) as writer,
     ):
         chunk: list[tuple[int, Example, str, str]] = []
-        for row in _texts(path, how, note, counts):
+        for row in _texts(path, settings, note, counts):
             chunk.append(row)
             if len(chunk) == CHUNK:
-                writer.write_batch(_encode(how.tokenizer, chunk))
+                writer.write_batch(_encode(settings.tokenizer, chunk))
                 chunk = []
         if chunk:
-            writer.write_batch(_encode(how.tokenizer, chunk))
+            writer.write_batch(_encode(settings.tokenizer, chunk))
     return counts | {"bad": bad}
 
 
 def _texts(
-    path: str, how: How, note: Callable[[dict[str, Any]], None], counts: Counter[str]
+    path: str, settings: EncodingSettings, note: Callable[[dict[str, Any]], None], counts: Counter[str]
 ) -> Iterator[tuple[int, Example, str, str]]:
     """Good rows with number, prompt and target; the bad ones are noted, one by one."""
-    rows = check_rows(read_rows(path), how.turns, counts, how.unanswered)
+    rows = check_rows(read_rows(path), settings.turns, counts, settings.unanswered)
     for number, outcome, raw in tqdm(rows, desc=f"encoding {path}", unit=" rows", disable=None):  # but on a terminal
         try:
             if isinstance(outcome, BadRow):
                 raise outcome
-            target = checked_target(how.tokenizer, outcome, how.form) if outcome.answers else ""
-            yield number, outcome, prompt_text(how.tokenizer, outcome, how.form), target
+            target = checked_target(settings.tokenizer, outcome, settings.form) if outcome.answers else ""
+            yield number, outcome, prompt_text(settings.tokenizer, outcome, settings.form), target
             count_example(outcome, counts)
         except BadRow as error:
             note(bad_row(path, number, error, raw))

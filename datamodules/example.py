@@ -1,4 +1,4 @@
-"""What a row is inside the project, and the error that a row is refused with."""
+"""`Example`, a row as the project passes it on, and `BadRow`, the error that refuses a row."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A held-out part that neither the order of the rows nor the other rows can move."""
+"""The held-out part of a source: chosen by each row's own request, so that order and other rows do not matter."""
 
 import json
 from collections.abc import Iterable

@@ -10,7 +10,7 @@ from datamodules.example import Example
 from datamodules.packing import Encoded
 
 
-def settled_seed(seed: int | None) -> int:
+def resolve_seed(seed: int | None) -> int:
     """The seed given; when None that of the run, which `seed_everything` has left in the environment, or else 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 

@@ -1,4 +1,4 @@
-"""What rows were read as, counted and in words."""
+"""Reports on the rows that were read: counts by form and kind, and the same in words."""
 
 from collections import Counter
 from collections.abc import Mapping

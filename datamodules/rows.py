@@ -1,4 +1,4 @@
-"""What a row is, and what makes it bad."""
+"""Conversion of a row of any form to an `Example`, and the checks that make a row bad."""
 
 import json
 from collections.abc import Callable

@@ -98,7 +98,7 @@ def raise_if_bad(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
 
 
 def complaint(bad: Mapping[str, Any]) -> str:
-    """The one sentence a bad row stops the run with."""
+    """The error message of a bad row that stops the run."""
     column = f", column '{bad['column']}'" if bad["column"] else ""
     advice = "correct the row, or leave such rows out with on_bad_row: skip"
     return f"{bad['file']}, row {bad['row']}{column}: {bad['reason']}; {advice}"

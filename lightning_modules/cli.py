@@ -65,7 +65,7 @@ ROOTS |= {"progress": Progress}
 
 
 class Parser(SentenceParser, LightningArgumentParser):
-    """Lightning's parser, which reads names of before, and whose errors are one sentence."""
+    """Lightning's parser, which also reads the keys of earlier versions, and whose errors are one sentence."""
 
     words: Sequence[str] = ()  # of the command line
 
@@ -97,7 +97,7 @@ class Parser(SentenceParser, LightningArgumentParser):
 
 
 class SaveRedactedConfig(SaveConfigCallback):
-    """Saves the settings to `config.yaml`, but for what is secret."""
+    """Saves the settings to `config.yaml`, with secrets masked."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, redact_settings(config), **options)

@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def show() -> None:
-    """What `main` does; its errors are those of the commands."""
+    """Run `main` with errors as the commands show them: one sentence."""
     start = time.perf_counter()
     report = refine()
     refined = time.perf_counter() - start

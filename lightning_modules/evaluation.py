@@ -115,7 +115,7 @@ class EvaluationModule(LightningModule):
 
     @property
     def form(self) -> ChatForm | None:
-        """How the run's data put requests and want them answered; None for data that have no such form."""
+        """Chat form of the run's data, for requests and answers; None for data without one."""
         return getattr(getattr(self._trainer, "datamodule", None), "form", None)
 
     def choose_packing(self, policy: ScoredCausalLM) -> None:

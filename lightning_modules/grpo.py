@@ -1,4 +1,4 @@
-"""Reinforcement learning on groups of rollouts: GRPO (arXiv 2402.03300) and EGPO (arXiv 2508.05118).
+"""Reinforcement learning from groups of rollouts: GRPO (arXiv 2402.03300) and EGPO (arXiv 2508.05118).
 
 What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy that sampled, at
 the sampling temperature, over the tokens strictly between the think tags, and no gradient flows through it; the same
@@ -109,7 +109,7 @@ class GRPOModule(FunctionCallingModule):
         self.sampling, self.dynamic_sampling, self.overlong = sampling, dynamic_sampling, overlong
         self.entropy_bonus, self.loss, self.importance_sampling = entropy_bonus, loss, importance_sampling
         self.mini_batches, self.inner_epochs = mini_batches, inner_epochs
-        self.repeats = mini_batches * inner_epochs  # optimizer steps that a batch of rollouts serves
+        self.repeats = mini_batches * inner_epochs  # optimizer steps per batch of rollouts
         self.micro_batch_tokens, self.advantage_scale = micro_batch_tokens, advantage_scale
         self.rewards = Rewards(rewards or None, reward_timeout, max_reward_errors, reward_workers, self.reward)
         self.paying = list(self.rewards.functions.values())
@@ -147,7 +147,7 @@ class GRPOModule(FunctionCallingModule):
         self.policy = loaded or self.policy
 
     def place(self, policy: ScoredCausalLM) -> None:
-        """Take up the policy and, where the KL needs one, a frozen copy of it."""
+        """Keep the loaded model as `policy` and, where the KL needs one, a frozen copy of it as reference."""
         if self.frozen:
             self.reference = self.shard(frozen_copy(policy))
         super().place(policy)
@@ -156,7 +156,7 @@ class GRPOModule(FunctionCallingModule):
         """Sample from a batch of prompts, if it is new, and take one optimizer step on its rollouts.
 
         Raises:
-            ValueError: If another batch comes before the rollouts of the last one have served.
+            ValueError: If another batch comes before all updates on the rollouts of the last one are done.
         """
         start = time.perf_counter()
         self.rollouts, metrics = [], {}
@@ -227,7 +227,7 @@ class GRPOModule(FunctionCallingModule):
         return draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
-        """Take one optimizer step on the rollouts whose turn it is."""
+        """Take one optimizer step on the next mini-batch of rollouts."""
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
@@ -260,19 +260,19 @@ class GRPOModule(FunctionCallingModule):
         return metrics | {"time/update": time.perf_counter() - start}
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was found; in training what the rollouts log, too, has `val/` before its name."""
+        """Log the metrics; in training those that rollouts log as well get the prefix `val/`."""
         prefix = "val/" if self.trainer.state.fn == TrainerFn.FITTING else ""
         metrics = self.evaluated().items()
         self.log_metrics({n if n.startswith(("tool/", "val/")) else prefix + n: v for n, v in metrics})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add every rank's half-used rollouts (those of a step that was broken off are sampled again)."""
+        """Add every rank's rollouts with updates to come (those of an interrupted step are sampled again)."""
         super().on_save_checkpoint(checkpoint)
         used = self.buffer is not None and self.buffer.updates_done
         checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up this rank's half-used rollouts.
+        """Restore this rank's rollouts whose updates are not all done.
 
         Raises:
             ValueError: See `check_checkpoint` and `buffer_of_rank`.

@@ -1,4 +1,4 @@
-"""Metrics from sums and counts: how well tokens are predicted, how often calls are right, how fast a run goes."""
+"""Metrics from sums and counts that are reduced over ranks: losses of tokens, accuracy of calls, throughput."""
 
 import time
 from collections import deque
@@ -51,7 +51,7 @@ class CallAccuracy(Metric):
 
     @torch.inference_mode(False)
     def reset(self) -> None:
-        """Start anew, with tensors that a training after a validation of its own may change, too."""
+        """Reset the counts, with tensors that training may change after a validation of its own."""
         super().reset()
 
     def compute(self) -> dict[str, float]:
@@ -93,7 +93,7 @@ class TargetLoss(Metric):
             self.add_state(name, torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, segments: Tensor, samples: Tensor) -> None:
-        """Add the supervised tokens of whole documents.
+        """Add the supervised tokens of complete documents.
 
         Args:
             nll: Negative log-likelihoods, [N], floating.
@@ -113,7 +113,7 @@ class TargetLoss(Metric):
 
     @torch.inference_mode(False)
     def reset(self) -> None:
-        """Start anew; see `CallAccuracy.reset`."""
+        """Reset the sums; see `CallAccuracy.reset`."""
         super().reset()
 
     def compute(self) -> dict[str, float]:
@@ -157,11 +157,11 @@ class Throughput:
         self.steps: deque[tuple[float, float, float]] = deque(maxlen=self.WINDOW + 1)
 
     def clear(self) -> None:
-        """Begin anew at the next step."""
+        """Forget all steps; the window starts with the next one."""
         self.steps.clear()
 
     def update(self, start: float, tokens: float, samples: float) -> dict[str, float]:
-        """Add a step that ends now; its seconds and the rates.
+        """Add a step that ends now, and return its seconds and the rates.
 
         Args:
             start: When the step began, by `time.perf_counter`.

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell one another: any value, sums and greatest values, and that one of them has failed.
+"""Collectives on plain values: gather from every rank, reduce sums and maxima, raise everywhere what one rank raised.
 
 Every function is a collective: each rank has to call it. Without a process group there is one rank.
 """
@@ -49,7 +49,7 @@ def over_ranks(
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Raise on every rank what is raised on one of them, which the others would wait for in vain.
+    """Context that raises on every rank what is raised on one of them, for which the others would wait forever.
 
     Raises:
         ValueError: What another rank has raised, be it that or an OSError.

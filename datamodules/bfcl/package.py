@@ -1,4 +1,4 @@
-"""What is read from the `bfcl-eval` package: where it is, its system prompt, its parsers of Java and JavaScript.
+"""The `bfcl-eval` package as a source: its folder and version, its system prompt, its parsers of Java and JavaScript.
 
 The package is used by path and never imported, because importing it makes folders and asks for a dozen vendors' SDKs.
 """

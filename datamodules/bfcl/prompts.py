@@ -64,7 +64,7 @@ class BFCLDataModule(LightningDataModule):
         every = {category: read_category(self.package, category) for category in CATEGORIES[self.package.version]}
         self.ids = {category: [row.id for row in rows] for category, rows in every.items()}  # of all, asked for or not
         sizes = {category: len(every[category]) for category in self.categories}
-        shares = sizes if self.limit is None else shared_out(sizes, self.limit)
+        shares = sizes if self.limit is None else spread_over_categories(sizes, self.limit)
         self.rows = [row for category in self.categories for row in every[category][: shares[category]]]
         tokenizer = load_tokenizer(self.tokenizer, self.chat_template)
         texts = [turns_text(tokenizer, chat(self.package, row)) for row in self.rows]
@@ -86,7 +86,7 @@ class BFCLDataModule(LightningDataModule):
         )
 
 
-def shared_out(sizes: dict[str, int], limit: int) -> dict[str, int]:
+def spread_over_categories(sizes: dict[str, int], limit: int) -> dict[str, int]:
     """Rows of each category that make `limit` in all: one of each in turn, of those that still have some."""
     shares, left = dict.fromkeys(sizes, 0), limit
     while left and (open_ := [name for name in sizes if shares[name] < sizes[name]]):

@@ -85,7 +85,7 @@ def recorded_form(tokenizer: PreTrainedTokenizerFast) -> ChatForm | None:
     return ChatForm(**kept) if isinstance(kept, dict) else None
 
 
-def settle_form(
+def resolve_form(
     tokenizer: PreTrainedTokenizerFast,
     prompt: Prompt | None = None,
     answer_form: AnswerForm | None = None,

@@ -1,4 +1,4 @@
-"""What a refinement would ask and what that would cost, without asking."""
+"""Dry run of a refinement: the first prompts, and an estimate of the questions and tokens of all rows."""
 
 import asyncio
 

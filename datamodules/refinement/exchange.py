@@ -1,4 +1,4 @@
-"""One request to a server, and whatever comes back in the place of an answer.
+"""Requests to a judge's server: the completion, or an error that says what came back instead.
 
 A server is another's program, and at a wrong address stands any other: what it sends may be no HTTP, may never end, and
 may be of any size. Nothing here takes longer than it may, and no more is read than an answer can hold.
@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from datamodules.refinement.judging import whole_reply
+from datamodules.refinement.judging import finished_reply
 from datamodules.refinement.servers import Server
 from datamodules.system.redaction import keep_secret, redact
 
@@ -179,7 +179,7 @@ def reply_text(reply: Any) -> str:
     if isinstance(reasoning, str) and reasoning and "</think>" not in text:
         text = f"<think>{reasoning}</think>\n\n{text}"
     text = text.encode("utf-8", "replace").decode()  # half of a pair of surrogates could not be written
-    return whole_reply(text, reason)
+    return finished_reply(text, reason)
 
 
 def waiting_time(header: str) -> float:

@@ -1,4 +1,4 @@
-"""What a run has decided so far: one row of a SQLite file per row, committed as soon as it is decided.
+"""Journal of a refinement: the outcome of each row in a SQLite file, committed at once, from which a run resumes.
 
 SQLite gives what a refinement needs of it: a decision is there or not, whenever the process dies; the run that writes
 holds a lock of the operating system, which its death releases; rows come out in order without being held in memory. No

@@ -1,4 +1,4 @@
-"""What judges are asked, and what their replies come to.
+"""Questions to judges, verdicts read from their replies, and votes of several judges.
 
 A judge gets a question and gives back text: `<think>why</think><judge>True|False</judge>`, with
 `<NewFC>[corrected calls]</NewFC>` where it was asked for a correction (FunReason, arXiv 2505.20192, figures 7-11). The
@@ -136,7 +136,7 @@ class Reply:
     needs_tool: bool | None = None
 
 
-def whole_reply(text: str, finish_reason: Any) -> str:
+def finished_reply(text: str, finish_reason: Any) -> str:
     """The text of a reply that ended by itself; one that was cut, filtered or turned into a tool call did not.
 
     Args:

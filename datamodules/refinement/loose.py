@@ -1,4 +1,4 @@
-"""Reads calls that are almost written right, so that they can be written right."""
+"""Lenient reading of calls with errors of form, so that they can be written correctly."""
 
 import re
 from typing import Any

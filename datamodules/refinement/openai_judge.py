@@ -29,7 +29,7 @@ class OpenAIJudge:
     A question whose request fails is sent again, to whichever server is free, and so is one whose reply is no chat
     completion. Where it goes on failing while others are answered, or a plain one in its place, it is given up; where
     nothing is answered any more, the run ends. A server that answers 429 is given the time that it asks for. A reply
-    counts only if the model ended it (`judging.whole_reply`).
+    counts only if the model ended it (`judging.finished_reply`).
 
     Where a question is refused (400, 413 or 422), a plain one finds out whether the settings are why: `max_tokens` is
     then sent under its other name, `temperature` and `seed` are left out, whichever the server's words name, and it is

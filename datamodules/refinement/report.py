@@ -1,4 +1,4 @@
-"""What a refinement counts, and the report that is made of it."""
+"""Counts of a refinement by stage and outcome, and its report as Markdown and JSON."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Several servers of the same model, their health and their shares of the work."""
+"""A pool of servers of one model: health checks, and a bounded number of requests to each."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -57,7 +57,7 @@ class ServerPool:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Server]:
-        """A slot of a server that is free, for the time of the block; the server is well if the block ends.
+        """A slot of a server that is free, for the time of the block; the server counts as healthy if the block ends.
 
         Raises:
             JudgesLost: All servers are lost.

@@ -6,7 +6,7 @@ import os
 import zlib
 from typing import Any
 
-from datamodules.refinement.judging import JudgesLost, Question, whole_reply
+from datamodules.refinement.judging import JudgesLost, Question, finished_reply
 from datamodules.system.guard import kill_at_exit
 
 
@@ -57,7 +57,7 @@ class VLLMJudge:
             self._working = asyncio.create_task(self._work())
             self._working.add_done_callback(self._end)
         text, reason = await reply
-        return whole_reply(text, reason or "none")  # the engine always gives one, of what has ended
+        return finished_reply(text, reason or "none")  # the engine always gives one, of what has ended
 
     async def close(self) -> None:
         """End the engine's processes, by force after a second."""

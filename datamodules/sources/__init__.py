@@ -1,1 +1,1 @@
-"""Every form that rows come in, read into one."""
+"""Readers of every form of rows (xLAM, OpenAI, ShareGPT and others) into examples."""

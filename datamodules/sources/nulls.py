@@ -1,4 +1,4 @@
-"""Nulls that the columns of other rows have left, and what schemas say by which they are known."""
+"""Removal of nulls with which Arrow fills up nested columns; what a tool's schema allows stays."""
 
 import json
 import re

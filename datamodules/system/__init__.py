@@ -1,1 +1,1 @@
-"""The machine around the data: files, locks, processes, the terminal, and what must not leave them."""
+"""Around the data: files, locks, processes, the command line and its errors, secrets, escaping of text."""

@@ -1,4 +1,4 @@
-"""Errors as a user reads them: whatever goes wrong in a command, it ends with one sentence, `--debug` shows where."""
+"""Errors of a command as one sentence and an exit code; the traceback goes to a file, or with `--debug` to stderr."""
 
 import argparse
 import os

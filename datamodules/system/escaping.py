@@ -1,4 +1,4 @@
-"""Foreign text made harmless for whatever shows it: a terminal, Markdown."""
+"""Escaping of text from rows and models for a terminal and for Markdown."""
 
 import html
 import re

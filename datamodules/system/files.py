@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place, flushed to the disk, then named."""
+"""Atomic writes of files and folders: under a temporary name beside their place, flushed to disk, then renamed."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however it ends.
+"""Child processes that end with the process that started them, even if that is killed.
 
 The kernel can kill a process for the end of the thread that started it. Processes that others start, from threads that
 end, cannot ask for that: they have a guard, a process that does nothing but wait.

@@ -1,4 +1,4 @@
-"""Whether the hub can be asked at all: its clients try for most of a minute before they say no."""
+"""A check that the Hugging Face hub answers, because its clients retry for most of a minute before they fail."""
 
 import re
 import ssl

@@ -1,4 +1,4 @@
-"""What a module of ours imports, read from its source; nothing is run."""
+"""Imports of the project's modules, read from their source without running it."""
 
 import ast
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock beside what is written, which ends with the process that holds it."""
+"""File locks for one writer at a time: a lock beside a file or folder, which ends with the process that holds it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The end of a run: a box with what came out, and the commands to go on with, ready to paste."""
+"""The end of a run: a box with its last metrics, and the next commands, ready to paste."""
 
 import json
 import shlex

@@ -63,13 +63,13 @@ class SampleTable(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
     ) -> None:
-        """Keep rollouts until there are enough of them."""
+        """Collect rollouts until there are enough of them."""
         self.samples += outputs[: self.rows - len(self.samples)]
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was kept."""
+        """Write the rollouts that were collected."""
         samples, self.samples = self.samples, []
         log_dir = trainer.log_dir  # a collective: every rank asks
         if not samples or not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:

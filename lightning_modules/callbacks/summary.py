@@ -65,7 +65,7 @@ class RunSummary(Callback):
             trainer.logger.begin(settings_of(trainer, pl_module), LAYOUT)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Say, once the first batch of rollouts has served, how long the run will take."""
+        """Print how long the run will take, once all updates on the first batch of rollouts are done."""
         if not isinstance(pl_module, GRPOModule) or self.spent is None:
             return
         if self.spent or pl_module.rollouts:  # a run that was resumed may begin with a batch that is half used

@@ -1,4 +1,4 @@
-"""Rollouts of the training as one sees them: blocks in TensorBoard, a file, a histogram of their advantages."""
+"""Rollouts of training, shown: text in TensorBoard, `train_samples.jsonl`, a histogram of their advantages."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class RolloutTable(Callback):
 
 
 def scored(rollout: Rollout, advantage: float, max_chars: int) -> str:
-    """One rollout as Markdown: what any shows, and what the training makes of it."""
+    """One rollout of training as Markdown: the completion, its rewards and its advantage."""
     scores = ", ".join(f"{k} {'failed' if v is None else format(v, 'g')}" for k, v in rollout.scores.items())
     reward = f"{rollout.total:g}" if rollout.rewarded else "failed"
     return sample_block(rollout, max_chars, f", reward {reward} ({scores}), advantage {advantage:.3f}")

@@ -1,4 +1,4 @@
-"""What answers to a row earn: its own one, and alterations of it that say what the reward looks at."""
+"""Scores of a row's own answer and of alterations of it, which show what the reward looks at."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,18 +8,18 @@ from datamodules.example import Example
 from datamodules.gold import framed
 from rewards import FRAMES, Call, CallFrame, FunctionCallReward, RewardResult, as_calls, as_tools, write_calls
 
-JUDGED = ("format", "parse", "name", "arg_names", "arg_values")
+PARTS = ("format", "parse", "name", "arg_names", "arg_values")
 """Parts of the reward in the order in which an answer fails them."""
 OTHER_FORM = {"python": FRAMES["json"], "json": None, "hermes": FRAMES["json"]}
 
 
 @dataclass(frozen=True)
-class Earned:
-    """What one answer earns.
+class ScoredAnswer:
+    """An answer and its score.
 
     Attributes:
         name: What was done to the row's own answer.
-        text: The whole completion.
+        text: The completion.
         result: Of the run's reward.
     """
 
@@ -32,15 +32,15 @@ class Earned:
         """The first part of the reward that it fails, and why where the reader says so; "" where it is right."""
         if self.result.parts["exact_match"] == 1:  # words, where those are asked for, are no list of calls
             return ""
-        part = next((name for name in JUDGED if not self.result.parts[name]), "")
+        part = next((name for name in PARTS if not self.result.parts[name]), "")
         why = self.result.parsed.error if self.result.parsed and part in ("format", "parse") else ""
         return f"{part}: {why}" if why else part
 
 
-def earned(
+def score_answers(
     reward: FunctionCallReward, example: Example, target: str, frame: CallFrame | None, learnt: bool
-) -> list[Earned]:
-    """What the row's own answer earns, and what each alteration of it does.
+) -> list[ScoredAnswer]:
+    """The row's own answer and alterations of it, each scored by the reward.
 
     Args:
         reward: The run's.
@@ -58,7 +58,7 @@ def earned(
         how = " after any thought" if reward.think and not example.cot else ""
         answers[own + (how or " as the reward asks for it")] = asked
     answers |= altered(reward, example, target if pays else asked, frame)
-    return [Earned(name, text, reward(text, example.tools, example.answers)) for name, text in answers.items()]
+    return [ScoredAnswer(name, text, reward(text, example.tools, example.answers)) for name, text in answers.items()]
 
 
 def altered(reward: FunctionCallReward, example: Example, right: str, frame: CallFrame | None) -> dict[str, str]:
@@ -67,7 +67,7 @@ def altered(reward: FunctionCallReward, example: Example, right: str, frame: Cal
     Args:
         reward: The run's: whether it wants a thought and answer tags.
         example: The row.
-        right: A completion that earns the reward.
+        right: A completion that the reward scores 1.
         frame: What calls are framed with.
     """
     before, tag, answer = right.partition("</think>") if reward.think else ("", "", right)

@@ -67,14 +67,14 @@ def load_model(run: str) -> tuple["ScoredCausalLM", "PreTrainedTokenizerFast", "
     import torch
     from transformers import AutoConfig
 
-    from datamodules.chat.form import settle_form
+    from datamodules.chat.form import resolve_form
     from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
     from lightning_modules.policy.model import build_policy
 
     tokenizer = load_tokenizer(run)
     dtype = AutoConfig.from_pretrained(resolve_model_folder(run)).dtype or torch.float32
     policy = build_policy(run, dtype=dtype).eval()
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, settle_form(tokenizer)
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, resolve_form(tokenizer)
 
 
 def ask(
@@ -88,7 +88,7 @@ def ask(
     max_new_tokens: int = 512,
     seed: int = 0,
 ) -> list[Answer]:
-    """Sample answers to one request, and say of each what it is made of.
+    """Sampled answers to one request, each with its thought, calls, misfit with the tools, and entropies.
 
     Args:
         policy: The model.

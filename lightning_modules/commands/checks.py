@@ -1,4 +1,4 @@
-"""What settings of a run are refused for before anything is built, each in a sentence that names the key."""
+"""Checks of a run's settings before anything is built; each raises one sentence that names the key."""
 
 import os
 import pkgutil

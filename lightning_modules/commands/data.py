@@ -1,4 +1,4 @@
-"""`funreason data`: rows of any form in, rows of the project's schema or chat rows out, and what they were read as."""
+"""`funreason data`: converts rows of any form to the project's schema or chat rows, and reports what was read."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ def convert(
     turns: Turns = "last",
     on_bad_row: OnBadRow = "raise",
 ) -> str:
-    """Write what is read of a source.
+    """Read a source, and write its rows to a file.
 
     Args:
         path: The rows, in any form: a file, a folder, a saved data set or a hub id; see `readers.read_rows`.

@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def overview() -> str:
-    """What `funreason --help` prints."""
+    """The text of `funreason --help`."""
     lines = [f"  {name:<10}{line}" for name, (line, _) in COMMANDS.items()]
     more = "funreason COMMAND --help shows the options of a command; of a class: funreason fit --model.help=SRMLModule,"
     return "\n".join(
@@ -49,13 +49,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # a training has said by now how to resume it
         sys.exit(130)
     except SystemExit as end:
-        if isinstance(end.code, str) and not first_to_speak():
+        if isinstance(end.code, str) and not first_to_report():
             sys.exit(1)
         raise
 
 
-def first_to_speak() -> bool:
-    """Whether no other rank has said yet why the run ends; a rank that cannot ask says it, too."""
+def first_to_report() -> bool:
+    """Whether this rank is the first to report why the run ends; True if it cannot ask the others."""
     dist = sys.modules.get("torch.distributed")
     if dist is None or not (dist.is_available() and dist.is_initialized()):
         return True

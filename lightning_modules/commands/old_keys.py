@@ -1,4 +1,4 @@
-"""Settings under names that they once had, in a YAML or on the command line, read under those of now."""
+"""Settings and class paths of earlier versions, in a YAML or on the command line, read under their present names."""
 
 import os
 import re
@@ -60,7 +60,7 @@ MAP, MERGE, NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "merge", "nu
 
 
 def read_old_keys(words: Sequence[str]) -> list[str]:
-    """A command line in the names of now; one line on stderr says which were others.
+    """The command line with present names for old ones; a line on stderr says which.
 
     A YAML that holds such names is replaced by its text.
 

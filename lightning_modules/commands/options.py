@@ -96,7 +96,7 @@ def named(name: str, *kinds: type) -> type:
 
 
 def described(kind: type, path: str, only: str | None = None) -> str:
-    """The settings of a class, or one of them, as a parser's help shows them."""
+    """Help on the settings of a class, or on one of them."""
     parser = ArgumentParser(prog="funreason", usage="", add_help=False)
     left_out = set(parameters(kind)) - {only} if only else set()
     parser.add_class_arguments(kind, path, skip=left_out, fail_untyped=False, sub_configs=False)

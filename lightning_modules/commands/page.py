@@ -1,4 +1,4 @@
-"""A report in sections, as text for a terminal and as an HTML page that stands alone; foreign text harms neither."""
+"""A report in sections, as text for a terminal and as a self-contained HTML page; text of rows is escaped in both."""
 
 import html
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a run is going to train, found without its weights: rows, lengths, one row, its rewards, steps, memory."""
+"""The report of `funreason show`, computed without weights: rows, lengths, one row, its rewards, steps, memory."""
 
 from itertools import islice
 from typing import Any
@@ -17,9 +17,9 @@ from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
 from lightning_modules.callbacks.summary import rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
-from lightning_modules.commands.answers import Earned, earned
+from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.page import Line, Section, plain
-from lightning_modules.commands.sections import decoded, demo_values, earnings, histogram, table
+from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import frozen_copy
@@ -82,7 +82,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
 def preview(
     trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule, number: int | None = None
 ) -> list[Section]:
-    """All there is to say of a run that `prepare` has made ready.
+    """The sections of the report on a run that `prepare` has set up.
 
     Args:
         trainer: The run's.
@@ -99,7 +99,7 @@ def preview(
         Section("Rows", rows_read(data)),
         Section("Lengths", histogram(data.lengths, data.hparams[data.LIMIT], f"data.{data.LIMIT}")),
         Section(f"Row {data.rows.table[place]['row']:,} of {data.hparams.path}", row_lines(data, place)),
-        Section("What answers to it earn", earnings(answers, totals)),
+        Section("What answers to it earn", answer_lines(answers, totals)),
         Section("Steps", table(steps(trainer, module, data))),
         Section("Memory", table(memory(trainer, module))),
     ]
@@ -140,7 +140,7 @@ def place_of(data: XLAMDataModule, number: int | None) -> int:
 
 
 def row_lines(data: XLAMDataModule, place: int) -> list[Line]:
-    """A row as the model is trained on it, and what becomes of it."""
+    """A row as the model is trained on it, and whether it is trained on, held out or too long."""
     row, (document,) = data.rows.table[place], data.rows.documents([place])
     if place in data.train_indices:
         use = "trained on" if not data.REWARDED else "sampled from"
@@ -160,11 +160,11 @@ def row_lines(data: XLAMDataModule, place: int) -> list[Line]:
 
 def answers_of(
     module: FunctionCallingModule, data: XLAMDataModule, place: int
-) -> tuple[list[Earned], list[float | None] | None]:
-    """What answers to a row earn under `model.reward`, and in sum under `model.rewards` where those are others."""
+) -> tuple[list[ScoredAnswer], list[float | None] | None]:
+    """Answers to a row scored by `model.reward`, and their weighted sums under `model.rewards` where those differ."""
     (example,) = data.rows.examples([place])
     target, frame = target_text(example, data.form, data.tokenizer), frame_of(data.form, data.tokenizer)
-    answers = earned(module.reward, example, target, frame, learnt=not data.REWARDED)
+    answers = score_answers(module.reward, example, target, frame, learnt=not data.REWARDED)
     rewards = getattr(module, "rewards", None)
     if rewards is None or all(same_reward(function, module.reward) for function in rewards.functions.values()):
         return answers, None

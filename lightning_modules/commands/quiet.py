@@ -1,4 +1,4 @@
-"""What of other libraries' words a run does not show."""
+"""Silence for messages of other libraries that a user can do nothing about."""
 
 import logging
 import warnings

@@ -11,7 +11,7 @@ from lightning_modules.callbacks.board import RunLogger
 
 
 class RunTrainer(Trainer):
-    """Lightning's trainer, whose `log_dir` is the run's folder, whatever its loggers make of theirs."""
+    """Lightning's trainer, whose `log_dir` is the run's folder, whichever loggers it has."""
 
     step_of_model = 0  # of what a validation or test is of, which is where its scores belong
     place: RunLogger | None = None  # knows the folder; of loggers it is one only where no other is set
@@ -27,7 +27,7 @@ class RunTrainer(Trainer):
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps taken; of a mere validation or test, by the run that the model is of."""
+        """Optimizer steps taken; in a validation or test those of the run that trained the model."""
         return super().global_step or self.step_of_model
 
 
@@ -63,13 +63,13 @@ def new_folder(root: Path, kind: str, claim: bool) -> str:
             clear_unfinished(run / "checkpoints")
     numbers = [run.name.removeprefix(f"{kind}-") for run in root.glob(f"{kind}-*")]
     number = max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)
-    while claim and not made(root / f"{kind}-{number}"):
+    while claim and not make_folder(root / f"{kind}-{number}"):
         number += 1
     return f"{kind}-{number}"
 
 
-def made(folder: Path) -> bool:
-    """Make a folder; False if somebody else has."""
+def make_folder(folder: Path) -> bool:
+    """Make a folder; False if another run has made it first."""
     try:
         folder.mkdir()
     except FileExistsError:

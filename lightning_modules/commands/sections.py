@@ -1,4 +1,4 @@
-"""Parts of the report on a run to come, from facts alone: a histogram, a row in its segments, rewards, demo values."""
+"""Sections of the report of `funreason show`: a histogram, a row by segment, scores of answers, demo values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import TOOLBOX
-from lightning_modules.commands.answers import Earned
+from lightning_modules.commands.answers import ScoredAnswer
 from lightning_modules.commands.page import Line, Span, plain
 
 BINS, WIDTH = 10, 40  # of a histogram: how many at most, and characters of its longest bar
@@ -87,12 +87,12 @@ def decoded(tokenizer: PreTrainedTokenizerFast, document: Encoded) -> list[Line]
     return lines
 
 
-def earnings(answers: Sequence[Earned], totals: Sequence[float | None] | None = None) -> list[Line]:
-    """What each answer earns, what of the reward it fails, and how it ends.
+def answer_lines(answers: Sequence[ScoredAnswer], totals: Sequence[float | None] | None = None) -> list[Line]:
+    """Lines on each answer: its score, the part of the reward that it fails, and its text.
 
     Args:
         answers: The row's own answer first.
-        totals: What each earns in sum under `model.rewards`, None where one of them fails; None where those are no
+        totals: Weighted sum of each under `model.rewards`, None where one of them fails; None where those are no
             others than the reward.
     """
     lines: list[Line] = []

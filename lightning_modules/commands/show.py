@@ -1,4 +1,4 @@
-"""`funreason show`: what a run is going to train, before it does; no weights are loaded and no run begins."""
+"""`funreason show`: what `fit` would train with these options; no weights are loaded and no run begins."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 HELP = """usage: funreason show --config FILE [any option of funreason fit] [--row N] [--html FILE] [--color]
 
 What `funreason fit` would train with these options: the form found, rows used and left out, their lengths, one row as
-the model sees it, what answers to it earn, steps, tokens and memory, and values that still are the demo's. No weights
-are loaded, and nothing is written but the cache of encoded rows.
+the model sees it, how the reward scores answers to it, steps, tokens and memory, and values that still are the demo's.
+No weights are loaded, and nothing is written but the cache of encoded rows.
 
   --row N      the row to show, by its number in the source; the first one trained on unless given
   --html FILE  write the same as a page that stands alone

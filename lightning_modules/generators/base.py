@@ -1,4 +1,4 @@
-"""What a generator takes and returns, whichever engine it runs on."""
+"""The generator protocol: what a generator takes and returns, whichever engine it runs on."""
 
 import math
 from collections.abc import Collection, Sequence

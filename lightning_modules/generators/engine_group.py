@@ -10,7 +10,7 @@ Answer = TypeVar("Answer")
 
 
 class EngineGroup:
-    """This rank's place among the ranks that share an engine; to be made on every rank at once.
+    """The ranks that share one engine, as this rank sees them; every rank makes one at the same time.
 
     Args:
         size: Ranks that share an engine; neighbours, so that they are on one node. 1 shares nothing.
@@ -36,7 +36,7 @@ class EngineGroup:
         return self.group is None or dist.get_rank() == self.first
 
     def ask(self, request: Request, answer: Callable[[list[Request]], list[Answer]]) -> Answer:
-        """Have the first rank answer the requests of all of them; a collective.
+        """The engine's answers to this rank's requests: the first rank asks it for all of them; a collective.
 
         Args:
             request: Of this rank.

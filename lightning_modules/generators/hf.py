@@ -7,9 +7,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from datamodules.loading import settled_seed
+from datamodules.loading import resolve_seed
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
-from lightning_modules.generators.padding import Way, find_way
+from lightning_modules.generators.padding import GenerationMode, find_mode
 from lightning_modules.generators.sampling import GumbelMax, row_key
 from lightning_modules.policy.model import ScoredCausalLM
 
@@ -23,7 +23,7 @@ class HFGenerator:
     penalty, do not apply.
 
     A model for which padding changes what is generated, or whose cache does, is recognised the first time
-    (`find_way`): then only prompts of equal length share a batch, and where need be there is no cache.
+    (`find_mode`): then only prompts of equal length share a batch, and where need be there is no cache.
 
     Args:
         max_new_tokens: Tokens after which a completion is cut.
@@ -57,9 +57,9 @@ class HFGenerator:
         self.temperature = temperature
         self.top_p = top_p
         self.token_budget = token_budget
-        self.seed = settled_seed(seed)
+        self.seed = resolve_seed(seed)
         self.progress = progress
-        self._ways: dict[str, Way] = {}  # of each model so far
+        self._modes: dict[str, GenerationMode] = {}  # of each model so far
 
     def __call__(
         self,
@@ -85,11 +85,11 @@ class HFGenerator:
         rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
         completions: dict[tuple[int, int], Completion] = {}
         with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
-            way = self._way(policy.causal_lm) if rows else Way(True, True)
-            for batch in self._batches(rows, [len(prompt) for prompt in prompts], way.padded):
+            mode = self._mode(policy.causal_lm) if rows else GenerationMode(True, True)
+            for batch in self._batches(rows, [len(prompt) for prompt in prompts], mode.padded):
                 keys = [row_key(self.seed, prompt_ids[prompt], sample) for prompt, sample in batch]
                 rows_of_ids = [prompts[prompt] for prompt, _ in batch]
-                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p, way.cached)
+                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p, mode.cached)
                 completions.update(zip(batch, answers, strict=True))
                 bar.update(len(batch))
         return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
@@ -97,12 +97,12 @@ class HFGenerator:
     def sync(self, policy: ScoredCausalLM) -> None:
         """Do nothing: the policy itself generates."""
 
-    def _way(self, model: PreTrainedModel) -> Way:
+    def _mode(self, model: PreTrainedModel) -> GenerationMode:
         """How this model, or one of the same configuration, generates; found out once."""
         key = f"{type(model)} {model.dtype} {model.config._attn_implementation} {model.config}"
-        if key not in self._ways:
-            self._ways[key] = find_way(model)
-        return self._ways[key]
+        if key not in self._modes:
+            self._modes[key] = find_mode(model)
+        return self._modes[key]
 
     def _batches(
         self, rows: list[tuple[int, int]], lengths: list[int], padded: bool

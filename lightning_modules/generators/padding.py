@@ -1,10 +1,11 @@
-"""How a model may be made to generate: found out on the model itself, because families differ and lists of them age.
+"""Whether a model generates correctly with a cache and with left padding: tried on the model, as families differ.
 
 Some linear-attention and recurrent layers carry what stands in the padding at the left into the prompt, and some caches
 of a family's own do not work at all. Such a model generates, without a word, from another policy than the one that is
 scored.
 """
 
+from itertools import product, starmap
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is judged, of the one beside it, of what follows
+PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is compared, of the one beside it, of what follows
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1  # total variation; rounding alone was seen to make 1e-5, and 2e-2 in bfloat16
 
 
-class Way(NamedTuple):
-    """How a model generates what it generates alone and without a cache.
+class GenerationMode(NamedTuple):
+    """How a model may generate and still give what it gives for one prompt alone, without a cache.
 
     Attributes:
         cached: With its key-value cache, or whatever states its family keeps.
@@ -29,17 +30,17 @@ class Way(NamedTuple):
 
 
 @torch.no_grad()
-def find_way(model: PreTrainedModel) -> Way:
-    """Compare what follows a prompt, padded and alone, with a plain forward pass; a warning says what fails.
+def find_mode(model: PreTrainedModel) -> GenerationMode:
+    """The fastest mode in which a model generates from the policy that a forward pass scores; warns if it is slow.
 
     Args:
         model: In eval mode, without settings of its own in `generation_config`.
 
     Returns:
-        The fastest way whose distributions are the plain ones.
+        The first of padded and cached, cached, padded, neither whose distributions are the plain ones.
 
     Raises:
-        ValueError: If there is none, or the model has room for no completion.
+        ValueError: If there is no such mode, or the model has room for no completion.
     """
     longer = _ids(model)
     prompt, following = longer[:PROMPT], longer[PROMPT : PROMPT + NEW]
@@ -47,25 +48,25 @@ def find_way(model: PreTrainedModel) -> Way:
     want = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].softmax(-1, torch.float32)  # [NEW, V]
     half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
     seen = []
-    for way in (Way(True, True), Way(True, False), Way(False, True), Way(False, False)):
-        rows = [prompt, longer] if way.padded else [prompt]
+    for mode in starmap(GenerationMode, product((True, False), repeat=2)):
+        rows = [prompt, longer] if mode.padded else [prompt]
         try:
-            got = _distributions(model, rows, following, way.cached)
+            got = _distributions(model, rows, following, mode.cached)
         except Exception as error:  # whatever a family's own cache raises
             seen.append(f"{type(error).__name__}: {error}".splitlines()[0])
             continue
         distance = (got - want).abs().sum(-1).max().item() / 2
         if distance <= (HALF_TOLERANCE if half else TOLERANCE):
             if seen:
-                rank_zero_warn(_said(model, way, seen[-1]))
-            return way
+                rank_zero_warn(_said(model, mode, seen[-1]))
+            return mode
         seen.append(f"probabilities are off by {distance:.2g}")
     raise ValueError(f"{type(model).__name__} does not generate what its forward pass predicts ({seen[-1]}).")
 
 
-def _said(model: PreTrainedModel, way: Way, why: str) -> str:
-    padded = "" if way.padded else "padded (so only prompts of equal length are generated together)"
-    cached = "" if way.cached else "with its cache (so it does without, which is slow)"
+def _said(model: PreTrainedModel, mode: GenerationMode, why: str) -> str:
+    padded = "" if mode.padded else "padded (so only prompts of equal length are generated together)"
+    cached = "" if mode.cached else "with its cache (so it does without, which is slow)"
     others = " or ".join(filter(None, (padded, cached)))
     return f"{type(model).__name__} does not generate what its forward pass predicts when {others}: {why}."
 

@@ -1,4 +1,4 @@
-"""Sampling whose random numbers are a pure function of who is sampled, so that batching cannot change what comes out.
+"""Sampling with random numbers per completion: a function of seed, prompt and position, so batching changes nothing.
 
 A token is drawn by the Gumbel-max trick: the argmax of logits / temperature + Gumbel noise is a sample of their softmax
 (arXiv 1411.0030, section 2). The noise of vocabulary entry v at position t of a row comes from a counter-based

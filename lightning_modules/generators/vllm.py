@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from datamodules.loading import settled_seed
+from datamodules.loading import resolve_seed
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
@@ -90,7 +90,7 @@ class VLLMGenerator:
             )
         check_sampling(temperature, top_p)
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
-        self.seed = settled_seed(seed)
+        self.seed = resolve_seed(seed)
         self.progress, self.timeout, self.probe_tolerance = progress, timeout, probe_tolerance
         self.sleep, self.weights_dir, self.dtype = sleep, weights_dir, dtype
         self.options = {

@@ -1,4 +1,4 @@
-"""A vLLM engine in processes of its own, whose every call ends in time or with a sentence that says what did not."""
+"""A vLLM engine in processes of its own; a call that fails or runs out of time raises a sentence that says so."""
 
 import os
 import time

@@ -30,7 +30,7 @@ TAIL = 16  # tokens in which a closing tag has room, however it is cut
 
 
 def split_thought(text: str) -> tuple[str, str, bool]:
-    """Split the text of an answer that may not be whole yet.
+    """Split the text of an answer, which may still be streaming, into thought and rest.
 
     Returns:
         What is certain of the thought, what is certain of the rest, without white space between them, and whether the
@@ -73,7 +73,7 @@ class ThoughtParser(ReasoningParser):
         return request
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """The thought and the rest of a whole answer."""
+        """The thought and the rest of a complete answer."""
         if not model_output.lstrip().startswith(OPEN):
             return None, model_output
         thought, _, rest = model_output.lstrip().removeprefix(OPEN).partition(CLOSE)
@@ -99,7 +99,7 @@ class ThoughtParser(ReasoningParser):
         return self.ended
 
     def finish_streaming(self) -> DeltaMessage | None:
-        """What was held back of a thought that was cut."""
+        """The end of a thought that was cut, which streaming had held back."""
         if self.ended:
             return None
         self.ended = True
@@ -118,7 +118,7 @@ class ThoughtParser(ReasoningParser):
         return CLOSE in self.model_tokenizer.decode(list(input_ids)[-new - TAIL :])
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:
-        """Nothing: tokens and text do not end together."""
+        """An empty list: the thought's last token may hold text of the answer, so ids cannot be split."""
         return []
 
 
@@ -141,11 +141,11 @@ class CallParser(ToolParser):
         return request
 
     def calls(self, text: str) -> list[Call]:
-        """The calls of a whole answer; none where it is no list of calls."""
+        """The calls of a complete answer; none where it is no list of calls."""
         return parse_calls(text, self.form)[0] or []
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
-        """The calls of a whole answer, or its text."""
+        """The calls of a complete answer, or its text."""
         found = [
             ToolCall(type="function", function=FunctionCall(name=call.name, arguments=_json(call)))
             for call in (self.calls(model_output) if _wanted(request) else [])

@@ -1,14 +1,14 @@
-"""Mathematics of the training objectives: tensors in, loss and parts out; nothing here knows of models or trainers."""
+"""The training objectives as functions of tensors: losses, advantages, log-probabilities; no models, no trainers."""
 
 from lightning_modules.objectives.advantages import (
     EntropyBonus,
-    alike_groups,
     entropy_bonus,
     entropy_shaped_advantages,
     group_advantages,
     mean_cot_entropy,
     overlong_penalty,
     shaping_entropy,
+    zero_std_groups,
 )
 from lightning_modules.objectives.importance import ImportanceSampling, truncated_importance_weights
 from lightning_modules.objectives.logprobs import linear_logprobs, linear_scores
@@ -21,7 +21,6 @@ __all__ = [
     "PolicyLoss",
     "PolicyTotals",
     "Totals",
-    "alike_groups",
     "entropy_bonus",
     "entropy_shaped_advantages",
     "group_advantages",
@@ -34,4 +33,5 @@ __all__ = [
     "policy_loss",
     "shaping_entropy",
     "truncated_importance_weights",
+    "zero_std_groups",
 ]

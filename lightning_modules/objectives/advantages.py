@@ -18,7 +18,7 @@ ENTROPY_LEVELS = get_args(EntropyLevel)
 
 
 class BonusParts(NamedTuple):
-    """What `entropy_bonus` adds to advantages, and what it is made of; all of the shape of the advantages.
+    """The entropy bonus of each advantage and the terms of its minimum; all of the shape of the advantages.
 
     Attributes:
         bonus: The smaller of the two terms below.
@@ -35,7 +35,7 @@ class BonusParts(NamedTuple):
 
 @dataclass(frozen=True)
 class EntropyBonus:
-    """Settings of EGPO's bonus, which calling it computes.
+    """EGPO's entropy bonus: its settings, and when called the bonus of advantages and entropies.
 
     Attributes:
         scale: lambda; 0 is plain GRPO.
@@ -102,11 +102,11 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", val
     if scale == "std":
         variance = advantages.square().sum(dim=1, keepdim=True) / (n - 1).clamp(min=1)
         advantages = advantages / (variance.sqrt() + STD_EPSILON)
-    return torch.where(alike_groups(rewards, valid)[:, None], 0.0, advantages)
+    return torch.where(zero_std_groups(rewards, valid)[:, None], 0.0, advantages)
 
 
-def alike_groups(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Which groups have no two valid completions of unlike rewards, so that none has an advantage.
+def zero_std_groups(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Which groups have rewards that are all equal, counting valid completions, so that none has an advantage.
 
     Args:
         rewards: [P, G].

@@ -1,7 +1,7 @@
-"""Correction for a sampler whose probabilities are not quite the policy's (another engine, precision or kernel).
+"""Importance sampling for a sampler whose probabilities are not quite the policy's (other engine, precision, kernel).
 
 Each token's loss is multiplied by p_policy / p_sampler, cut off at a cap: truncated importance sampling. Both sides
-must be tempered alike, and the sampler must not have cut its distribution (top-p, top-k).
+must be at the same temperature, and the sampler must not have cut its distribution (top-p, top-k).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lightning_modules.objectives.policy import LOG_RATIO_LIMIT
 
 @dataclass(frozen=True)
 class ImportanceSampling:
-    """Settings of the correction for a generator that reports log-probabilities of its own; calling it computes it.
+    """Truncated importance sampling: its settings, and when called the importance weights of sampled tokens.
 
     Attributes:
         cap: Greatest weight of a token; None corrects nothing.

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies straight from hidden states: the vocabulary logits of all tokens are never held.
+"""Log-probabilities and entropies from hidden states, in chunks: the logits of all tokens are never in memory at once.
 
 Letters: N tokens, D hidden size, V vocabulary, C tokens of one chunk. The forward walks over chunks of C tokens and
 keeps two numbers per token (logsumexp and, if asked, entropy); the backward computes a chunk's logits again. Peak

@@ -35,7 +35,7 @@ class PolicyTotals(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The loss that a policy learns from: settings, and `policy_loss` with them when it is called.
+    """The policy loss: its settings, and when called `policy_loss` with them.
 
     A loss of one's own is a subclass (a frozen dataclass, too, if it has settings) whose `__call__` returns something
     else. The training asks it for `kl_coef`, by which there is a reference or none, and calls it.
@@ -63,7 +63,7 @@ class PolicyLoss:
     def __post_init__(self) -> None:
         if not 0 <= self.kl_coef < math.inf:
             raise ValueError(f"model.loss.kl_coef is {self.kl_coef}; give a number from 0 up.")
-        low, high, aggregation = settled(
+        low, high, aggregation = with_published_defaults(
             self.clip_low, self.clip_high, self.aggregation, self.ratio_level, where="model.loss."
         )
         _check_settings(low, high, self.dual_clip, aggregation, where="model.loss.")
@@ -102,8 +102,10 @@ class PolicyLoss:
         )
 
     def described(self) -> str:
-        """Its settings in words, but for the KL."""
-        low, high, aggregation = settled(self.clip_low, self.clip_high, self.aggregation, self.ratio_level)
+        """The settings but for the KL, in words for the table of a run."""
+        low, high, aggregation = with_published_defaults(
+            self.clip_low, self.clip_high, self.aggregation, self.ratio_level
+        )
         return f"ratio by {self.ratio_level}, clipped at 1 - {low:g} and 1 + {high:g}; {aggregation}"
 
 
@@ -151,9 +153,9 @@ def policy_loss(
         old_logprobs: Those under the policy that is held fixed while this batch of rollouts is learnt from, [N].
         advantages: Of each token, [N]; those of rollouts are `advantages[samples]`.
         samples: Which rollout the token belongs to, [N], long; below 0 it is ignored (not even a NaN there counts).
-        clip_low: rho below 1 - clip_low earns nothing where the advantage is negative. None is what goes with
+        clip_low: rho below 1 - clip_low gains nothing where the advantage is negative. None is what goes with
             `ratio_level`, here and below (`PUBLISHED`): 0.2 by token, 3e-4 by sequence.
-        clip_high: rho above 1 + clip_high earns nothing where the advantage is positive (apart: arXiv 2503.14476); 0.2
+        clip_high: rho above 1 + clip_high gains nothing where the advantage is positive (apart: arXiv 2503.14476); 0.2
             by token, 4e-4 by sequence when None.
         dual_clip: Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None for no
             bound.
@@ -179,7 +181,7 @@ def policy_loss(
     """
     optional = [tensor for tensor in (weights, ref_logprobs) if tensor is not None]
     _check_shapes(logprobs, old_logprobs, advantages, samples, *optional)
-    clip_low, clip_high, aggregation = settled(clip_low, clip_high, aggregation, ratio_level)
+    clip_low, clip_high, aggregation = with_published_defaults(clip_low, clip_high, aggregation, ratio_level)
     _check_settings(clip_low, clip_high, dual_clip, aggregation)
     if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
         raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
@@ -219,14 +221,14 @@ def policy_loss(
     }
 
 
-def settled(
+def with_published_defaults(
     clip_low: float | None,
     clip_high: float | None,
     aggregation: Aggregation | None,
     ratio_level: RatioLevel,
     where: str = "",
 ) -> tuple[float, float, Aggregation]:
-    """clip_low, clip_high and aggregation: those given and, in the place of None, those `PUBLISHED`.
+    """clip_low, clip_high and aggregation, with those of `PUBLISHED` in the place of None.
 
     Raises:
         ValueError: If there is no such level; its name follows `where`.

@@ -51,8 +51,8 @@ def multiscale_loss(
         segments: 1 chain of thought, 2 call, 0 ignored (not even a NaN there counts), [N], long.
         samples: Which document of this micro-batch each token belongs to, [N], long; from 0 up where supervised.
         cot_weight: alpha in [0, 1], a number or a tensor of one element that receives its gradient. None is the share
-            of CoT tokens, N_cot / (N_cot + N_call): in the step under "token", which weighs every token alike and is
-            plain SFT; in the document under "sample", which weighs every document alike.
+            of CoT tokens, N_cot / (N_cot + N_call): in the step under "token", which weighs every token equally and is
+            plain SFT; in the document under "sample", which weighs every document equally.
         reduction: "sample" or "token".
         totals: Counts of the whole optimizer step; counted from the arguments when None.
 

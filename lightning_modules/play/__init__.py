@@ -1,1 +1,1 @@
-"""The page of `funreason play`, and what it shows: answers to a request, looked into token by token."""
+"""The page of `funreason play`: groups of sampled answers with tokens, entropies, rewards and advantages."""

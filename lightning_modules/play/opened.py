@@ -1,4 +1,4 @@
-"""Rows that can be opened in the page: those of the data, and those that a run has answered."""
+"""Rows to open in the page of `funreason play`: rows of any data, or of a run's `samples.jsonl`."""
 
 import json
 from dataclasses import dataclass

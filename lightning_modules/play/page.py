@@ -62,7 +62,7 @@ def page(runs: list[str], data: str | None) -> None:
 
 
 def has_samples(run: str) -> bool:
-    """Whether a run has answers of its validations."""
+    """Whether a run has a `samples.jsonl`."""
     return (Path(run).expanduser() / "samples.jsonl").is_file()
 
 

@@ -1,4 +1,4 @@
-"""A group of answers to one request, with all that GRPO and EGPO would make of it."""
+"""A group of answers to one request, with rewards, advantages and entropy bonus as GRPO and EGPO compute them."""
 
 import json
 import threading
@@ -128,7 +128,7 @@ def sample_group(
     advantage_scale: Literal["std", "none"] = "std",
     entropy_bonus: EntropyBonus = EntropyBonus(),
 ) -> SampledGroup:
-    """Sample answers to one request, and compare them as a training step would.
+    """A group of answers to one request, with rewards and advantages as a training step computes them.
 
     Args:
         policy: The model.
@@ -199,7 +199,7 @@ def compare(
     advantage_scale: Literal["std", "none"],
     entropy_bonus: EntropyBonus,
 ) -> dict[str, torch.Tensor]:
-    """What `SampledAnswer` says of each answer of a group; all [G].
+    """Advantages, entropies and bonuses of the answers of a group, as `SampledAnswer` names them; all [G].
 
     Args:
         scores: Rewards, G of them.

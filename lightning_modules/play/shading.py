@@ -41,7 +41,7 @@ def tokens_html(tokens: list[ShownToken]) -> str:
 
 
 def answer_html(answer: SampledAnswer, number: int) -> str:
-    """An answer in a frame: what it scored, what it would weigh, its tokens, and how it was read."""
+    """An answer as HTML: its score, advantage and bonus, its tokens, and how it was parsed."""
     reward, facts = "", [f"<b>#{number}</b>"]
     if answer.advantage is not None:
         colour = GREEN if answer.rollout.result.score >= 1 else RED
@@ -66,7 +66,7 @@ def answer_html(answer: SampledAnswer, number: int) -> str:
 
 
 def verdict(answer: SampledAnswer) -> tuple[str, str]:
-    """How an answer was read, in words, and the colour of that."""
+    """How an answer was parsed, in words, and the colour for it."""
     parsed = answer.rollout.parsed
     if parsed.calls is None:
         return f"not read as calls: {parsed.error}", RED
@@ -78,7 +78,7 @@ def verdict(answer: SampledAnswer) -> tuple[str, str]:
 
 
 def legend_html() -> str:
-    """What the colours mean."""
+    """A legend of the colours as HTML."""
     scales = [
         f'<span class="fr-scale" style="background:linear-gradient(90deg,rgba({COLOURS[kind]},.05),'
         f'rgba({COLOURS[kind]},.8))"></span> {name}'

@@ -1,1 +1,1 @@
-"""The causal language model that is trained: its head, precision and configs, and what it can be trusted with."""
+"""The policy, a causal language model: loading, adapters, head, precision, unsharding, and the probe at load."""

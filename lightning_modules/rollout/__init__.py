@@ -1,4 +1,4 @@
-"""From prompts to a buffer to learn from: sample groups, score them, compare within each, pack."""
+"""From prompts to a rollout buffer: sample groups of completions, score them, compute advantages, pack."""
 
 from lightning_modules.generators import HFGenerator, VLLMGenerator  # where configs of before name them
 

@@ -53,7 +53,7 @@ def pack_rollouts(
     """Pack rollouts without padding into micro-batches whose targets are the completion tokens.
 
     A value per rollout, such as the advantage, is looked up by `doc_ids`; a value per token, such as the old
-    log-probability, by `tokens`. So the same rollouts can be packed anew, whole or in part, for each pass.
+    log-probability, by `tokens`. So all or some of the same rollouts can be packed again for each pass.
 
     Args:
         prompts: Token ids of each rollout's prompt, not empty; those of a group are repeated.

@@ -1,4 +1,4 @@
-"""What the optimizer steps that share a batch of rollouts need to know of them; part of the checkpoint."""
+"""The rollout buffer: a batch of rollouts, kept (and checkpointed) for the optimizer steps that learn from it."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -62,17 +62,17 @@ class RolloutBuffer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "RolloutBuffer":
-        """A buffer from its `state_dict`, be it of a time when `updates_done` was called `served`."""
+        """A buffer from its `state_dict`, also one of the time when `updates_done` was called `served`."""
         return cls(**{"updates_done" if name == "served" else name: value for name, value in state.items()})
 
     def chosen(self, mini_batches: int) -> list[int]:
         """The rollouts of the next optimizer step.
 
         A mini-batch is a block of consecutive groups of the global batch, which no number of ranks changes; prompts
-        are dealt to the ranks in turn, so that each has its share of every block (not of what dynamic sampling keeps).
+        go to the ranks in turn, so that each has its share of every block (not of what dynamic sampling keeps).
 
         Args:
-            mini_batches: Parts that the batch is divided into; each serves once per pass over the batch.
+            mini_batches: Parts that the batch is divided into; each is one update per pass over the batch.
         """
         turn = self.updates_done % mini_batches
         turns = [group * mini_batches // self.batch_prompts for group in self.groups]
@@ -97,7 +97,7 @@ def buffer_of_rank(states: list[dict[str, Any] | None], rank: int, ranks: int, r
         states: Of every rank of the run that wrote it; all None between two batches of rollouts.
         rank: This rank.
         ranks: Ranks of this run.
-        repeats: Optimizer steps that a batch of rollouts serves.
+        repeats: Optimizer steps per batch of rollouts.
 
     Raises:
         ValueError: If the checkpoint was written on another number of ranks in the middle of a batch of rollouts.

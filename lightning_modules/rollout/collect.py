@@ -1,4 +1,4 @@
-"""From groups of rollouts to a buffer to learn from: tokens, log-probabilities, advantages with the bonus, weights."""
+"""From groups of rollouts to the rollout buffer: log-probabilities, advantages with the bonus, importance weights."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -32,11 +32,11 @@ IMPORTANCE_PEAKS = ("ratio_max", "logprob_gap_max")
 def make_buffer(
     batch: PromptBatch, drawn: Drawn, tokenizer: PreTrainedTokenizerBase, overlong: Overlong
 ) -> RolloutBuffer:
-    """The rollouts as tokens, still without log-probabilities and advantages.
+    """A rollout buffer with tokens and masks, still without log-probabilities and advantages.
 
     Args:
         batch: The prompts that they were sampled for.
-        drawn: The groups that are learnt from.
+        drawn: The groups to learn from.
         tokenizer: Of the model that generated them.
         overlong: Says which of those that were cut are left out.
     """
@@ -102,7 +102,7 @@ def set_advantages(
     scale: Literal["std", "none"],
     bonus: EntropyBonus,
 ) -> tuple[Sums, Peaks]:
-    """Give each token its advantage, with the entropy bonus, and sum up what is logged of it.
+    """Set the advantage of each token, entropy bonus included, and return sums and peaks for its metrics.
 
     Args:
         buffer: The rollouts, R of them with N tokens.
@@ -137,7 +137,7 @@ def set_advantages(
 def set_weights(
     buffer: RolloutBuffer, rollouts: Sequence[Rollout], importance: ImportanceSampling
 ) -> tuple[Sums, Peaks]:
-    """Give each token its importance weight, from what the generator reported of it, and sum up the ratios."""
+    """Set importance weights from the generator's log-probabilities, and return sums and peaks for their metrics."""
     reported = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs], dtype=torch.float64)
     buffer.weights, parts = importance(buffer.old_logprobs, reported)
     values = {f"sampling/{name}": value.item() for name, value in parts.items()}
@@ -156,7 +156,7 @@ def fill_logprobs(
     temperature: float,
     clock: dict[str, float],
 ) -> Tensor | None:
-    """Fill in old and reference's log-probabilities; entropies [N] come from the same pass as the old ones.
+    """Set the log-probabilities of old policy and reference, and return entropies [N] from the pass of the old policy.
 
     Args:
         buffer: The rollouts.

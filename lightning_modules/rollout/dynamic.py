@@ -1,4 +1,4 @@
-"""Dynamic sampling: other prompts take the place of those whose rewards are all equal (DAPO, arXiv 2503.14476, 3.2)."""
+"""Dynamic sampling: other prompts replace those whose group has no advantage (DAPO, arXiv 2503.14476, 3.2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from datamodules.loading import PromptBatch
 from lightning_modules.ranks import of_every_rank
-from lightning_modules.rollout.groups import Group, all_alike
+from lightning_modules.rollout.groups import Group, all_equal
 from lightning_modules.rollout.metrics import Sums
 from lightning_modules.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)
 class DynamicSampling:
-    """What takes the place of groups whose rewards are all equal, from which nothing is learnt.
+    """Settings of dynamic sampling: what replaces groups whose rewards are all equal, which have no advantage.
 
     Attributes:
         max_draws: How often further prompts, as many as the batch has, are drawn and sampled from to take their place
@@ -43,7 +43,7 @@ class DynamicSampling:
 
 
 class Drawn(NamedTuple):
-    """This rank's part of the groups that a batch learns from.
+    """The groups of this rank that a batch learns from, with their prompts.
 
     Attributes:
         prompts: Token ids of each group's prompt.
@@ -61,16 +61,16 @@ class Drawn(NamedTuple):
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """Those of all groups, in their order."""
+        """All rollouts, group by group."""
         return [rollout for group in self.groups for rollout in group]
 
 
 def draw_groups(
     batch: PromptBatch, tries: int, sample: Callable[[PromptBatch], tuple[list[Group], Sums]], rank: int, ranks: int
 ) -> Drawn:
-    """Sample a group for each prompt and then, while too few of them are alive, for further prompts.
+    """Sample a group for each prompt and then, while too few have an advantage, for further prompts.
 
-    A group is alive if its rewards are not all equal. Every rank takes part in every draw, with its share of it, for
+    A group has none where its rewards are all equal. Every rank takes part in every draw, with its share of it, for
     generation can be a collective; the groups that are kept, and their numbers, are the same on any number of ranks.
 
     Args:
@@ -91,45 +91,47 @@ def draw_groups(
     groups, sums = sample(batch)
     if not tries:
         return Drawn(batch.prompt_ids, groups, list(range(rank, rank + ranks * len(groups), ranks)), sums, 0)
-    prompts, sampled, alive = [batch.prompt_ids], [groups], [_alive(groups)]
-    wanted = len(alive[0])
-    while sum(map(sum, alive)) < wanted and len(alive) <= tries and (more := batch.further(len(alive))) is not None:
+    prompts, sampled, useful = [batch.prompt_ids], [groups], [_with_advantage(groups)]
+    wanted = len(useful[0])
+    while sum(map(sum, useful)) < wanted and len(useful) <= tries and (more := batch.further(len(useful))) is not None:
         groups, counted = sample(more)
         sums = {name: value + counted[name] for name, value in sums.items()}
         prompts.append(more.prompt_ids)
         sampled.append(groups)
-        alive.append(_alive(groups))
-    kept = enumerate(kept_groups(alive, wanted))
+        useful.append(_with_advantage(groups))
+    kept = enumerate(chosen_groups(useful, wanted))
     mine = [(number, draw, place // ranks) for number, (draw, place) in kept if place % ranks == rank]
     return Drawn(
         prompts=[prompts[draw][i] for _, draw, i in mine],
         groups=[sampled[draw][i] for _, draw, i in mine],
         numbers=[number for number, _, _ in mine],
         sums=sums,
-        further=len(alive) - 1,
+        further=len(useful) - 1,
     )
 
 
-def kept_groups(draws: Sequence[Sequence[bool]], wanted: int) -> list[tuple[int, int]]:
-    """Which of the groups that were sampled a batch learns from.
+def chosen_groups(draws: Sequence[Sequence[bool]], wanted: int) -> list[tuple[int, int]]:
+    """The sampled groups that a batch learns from, as pairs of draw and place in it.
 
-    The first that are alive; where there are too few, the first of the others fill the batch up, so that it has always
-    the same size, and is at worst what it would be without dynamic sampling.
+    The first that have an advantage; where there are too few, the first of the others fill the batch up, so that its
+    size is always the same, and it is at worst what it would be without dynamic sampling.
 
     Args:
-        draws: Of each draw of prompts, the batch's own first, whether each group is alive.
+        draws: Of each draw of prompts, the batch's own first, whether each group has an advantage.
         wanted: Groups of a batch.
 
     Returns:
         Draw and place in it of each group that is kept, in order: the place of one here is its number in the batch.
     """
-    places = [(draw, place) for draw, alive in enumerate(draws) for place in range(len(alive))]
-    first = sorted(places, key=lambda at: not draws[at[0]][at[1]])  # a stable sort: the living, then the others
+    places = [(draw, place) for draw, useful in enumerate(draws) for place in range(len(useful))]
+    first = sorted(
+        places, key=lambda at: not draws[at[0]][at[1]]
+    )  # a stable sort: those with an advantage, then the others
     return sorted(first[:wanted])
 
 
-def _alive(groups: list[Group]) -> list[bool]:
-    """Of all groups of a draw, in the order before their prompts were dealt to the ranks in turn; a collective."""
-    shares = of_every_rank([not all_alike(group) for group in groups])
+def _with_advantage(groups: list[Group]) -> list[bool]:
+    """Whether each group of a draw over all ranks has an advantage, in the order of the global batch; a collective."""
+    shares = of_every_rank([not all_equal(group) for group in groups])
     ranks = len(shares)
     return [shares[i % ranks][i // ranks] for i in range(sum(map(len, shares)))]

@@ -1,4 +1,4 @@
-"""A process that starts processes, itself forked before there are threads, devices and weights.
+"""A fork server for reward functions: forked before the run has threads, devices and weights, it starts processes.
 
 Whatever is forked in the midst of a training takes over locks that threads held at that moment, and may wait for them
 for ever. What is forked off an early process does not, and any function reaches it by inheritance: one of a notebook,

@@ -1,4 +1,4 @@
-"""Groups of rollouts of the same prompt, with their rewards, and what becomes of those that are cut or not scored."""
+"""Groups of rollouts of the same prompt with their rewards; the treatment of truncated ones and of failed rewards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ Group = list[Rollout]
 
 @dataclass(frozen=True)
 class Overlong:
-    """What becomes of completions that are cut at the limit, or come near it.
+    """Treatment of overlong completions: those truncated at the limit, or near it.
 
     Attributes:
         treatment: "none" treats them as others, "mask" leaves those that are cut out of the loss, "penalty" takes up to
@@ -42,13 +42,13 @@ class Overlong:
             raise ValueError(f"model.overlong.buffer is {self.buffer}; give at least 1.")
 
     def __call__(self, lengths: Tensor, max_length: int) -> Tensor:
-        """Penalties of completions of so many tokens, [R]; at most 0, and 0 without that treatment."""
+        """Penalty of each completion by its number of tokens, [R]; at most 0, and 0 without that treatment."""
         if self.treatment != "penalty":
             return torch.zeros(len(lengths), dtype=torch.float32)
         return overlong_penalty(lengths, max_length, min(self.buffer, max_length))
 
     def masks(self, rollout: Rollout) -> bool:
-        """Whether a rollout is left out of the loss."""
+        """Whether a rollout is masked, that is left out of the loss."""
         return self.treatment == "mask" and rollout.finish_reason == "length"
 
 
@@ -60,7 +60,7 @@ def score_groups(
     penalty: Callable[[Tensor], Tensor] | None = None,
     of: int | None = None,
 ) -> list[Group]:
-    """Groups of rollouts with their rewards.
+    """Groups of rollouts, scored with the reward and every reward function.
 
     Args:
         completions: Of each prompt.
@@ -98,8 +98,8 @@ def score_groups(
     return [[next(places) for _ in group] for group in completions]
 
 
-def all_alike(group: Group) -> bool:
-    """Whether all rollouts of a group that have a reward are worth the same, so that none has an advantage."""
+def all_equal(group: Group) -> bool:
+    """Whether all rewards of a group are equal, so that none of its rollouts has an advantage."""
     return len({rollout.total for rollout in group if rollout.rewarded}) < 2
 
 

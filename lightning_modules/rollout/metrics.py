@@ -1,4 +1,4 @@
-"""TensorBoard metrics of rollouts and of updates, from sums and peaks that have been reduced over ranks.
+"""TensorBoard metrics of rollouts and updates, computed from sums and maxima reduced over ranks.
 
 A peak is a greatest value; a least value is the peak of the negative. Nothing here is ever NaN: what has no rollout or
 token behind it is left out.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.metrics import CallAccuracy
-from lightning_modules.objectives import alike_groups
+from lightning_modules.objectives import zero_std_groups
 from lightning_modules.objectives.advantages import BonusParts
 from lightning_modules.rollout.rollout import Rollout
 
@@ -33,7 +33,7 @@ def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | N
     sums = {
         "rollouts": float(rewards.numel()),
         "groups": float(len(rewards)),
-        "dead": float(alike_groups(rewards, valid).sum()),
+        "zero_std": float(zero_std_groups(rewards, valid).sum()),
         "errors": float(sum(score is None for column in scores.values() for score in column)),
     }
     for name, column in scores.items():
@@ -108,7 +108,7 @@ def length_sums(rollouts: Sequence[Rollout], stop_ids: Collection[int]) -> tuple
 
 
 def merged(*counted: tuple[Sums, Peaks]) -> tuple[Sums, Peaks]:
-    """Sums and peaks that were counted apart, under names of their own, in one."""
+    """Pairs of sums and peaks, whose names differ, merged into one pair."""
     sums, peaks = (
         {name: value for part in column for name, value in part.items()} for column in zip(*counted, strict=True)
     )
@@ -126,7 +126,7 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     """
     rollouts = sums["rollouts"]
     length = _spread("length", sums, peaks)
-    metrics = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["dead"] / sums["groups"]}
+    metrics = {"reward/errors": sums["errors"], "reward/frac_zero_std": sums["zero_std"] / sums["groups"]}
     if sums["reward/count"]:
         reward, advantage = (_spread(name, sums, peaks) for name in ("reward", "advantage"))
         metrics |= {"reward/mean": reward["mean"], "reward/std": reward["std"]}
@@ -146,7 +146,7 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
         "sampling/resampled_frac": sums["resampled"] / sums["groups"],
     }
     if "draws" in peaks:
-        metrics |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["dead"] / sums["groups"]}
+        metrics |= {"sampling/tries": peaks["draws"], "sampling/filled_frac": 1 - sums["zero_std"] / sums["groups"]}
     if rollouts > sums["truncated"]:
         metrics["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
     if sums.get("entropy/count"):
@@ -161,7 +161,7 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
 
 
 def call_metrics(accuracy: CallAccuracy, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """How right the calls of a batch of rollouts are, over all ranks; `accuracy` counts them and is empty again."""
+    """Accuracy of the calls of a batch of rollouts over all ranks; `accuracy` counts them and is reset."""
     for rollout in rollouts:
         accuracy.update(rollout)
     metrics = accuracy.compute()
@@ -170,7 +170,7 @@ def call_metrics(accuracy: CallAccuracy, rollouts: Sequence[Rollout]) -> dict[st
 
 
 def sampling_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
-    """How far the sampler's probabilities are from the policy's, before any cap."""
+    """Metrics of importance sampling: how far the sampler's probabilities are from the policy's, before any cap."""
     tokens = sums["sampling/tokens"]
     return {
         "sampling/logp_diff_mean": sums["sampling/logprob_gap"] / tokens,

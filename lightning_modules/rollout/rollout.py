@@ -16,7 +16,7 @@ CATEGORIES = ("simple", "multiple", "parallel", "parallel_multiple", "irrelevanc
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the generator returned for one example, and its score; in training also what its rewards are.
+    """A completion of one example with its score; in training also its rewards and token ids.
 
     Attributes:
         example: The row that was asked.
@@ -63,7 +63,7 @@ class Rollout:
 
     @property
     def total(self) -> float | None:
-        """What its advantage is made of: the reward with the penalty."""
+        """Reward plus penalty: what its advantage is computed from."""
         return None if self.reward is None else self.reward + self.penalty
 
     def as_row(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A batch of groups of rollouts: sampled from its prompts, and anew where all rewards of a group are equal."""
+"""Sampling groups of rollouts for a batch of prompts, and again where all rewards of a group are equal."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datamodules.loading import PromptBatch
 from lightning_modules.generators.base import Completion, Generator
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.rollout.groups import Group, all_alike, check_errors
+from lightning_modules.rollout.groups import Group, all_equal, check_errors
 from lightning_modules.rollout.metrics import Sums, timed
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the completions are sampled that are learnt from.
+    """Settings of sampling: group size, temperature and top-p of the rollouts to learn from.
 
     Attributes:
         group_size: Completions per prompt, G; at least 2.
@@ -74,18 +74,18 @@ def sample_groups(
     on_any_rank: Callable[[bool], bool],
     clock: dict[str, float],
 ) -> tuple[list[Group], Sums]:
-    """Sample and score a group for each prompt; anew, up to `max_resample` times, where all rewards are equal.
+    """Sample and score a group for each prompt; again, up to `max_resample` times, where all rewards are equal.
 
     Unlike dynamic sampling (`draw_groups`), which draws other prompts, this draws from the same ones once more, so that
     a batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's
     id and the attempt.
 
-    A group that is alike teaches nothing, so what changes is how often each prompt teaches something; the differences
-    shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5, rewards
-    differ in 2 p (1 - p) = 18 % and 50 % of the cases, and within two attempts in 1 - 0.82^2 = 33 % and 1 - 0.5^2 =
-    75 %: the hard prompt's share of the groups that teach grows from 26 % to 30 %. `reward/mean`, of the last attempt,
-    is drawn towards that of such groups: it is 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and 0.83 for one
-    with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
+    A group whose rewards are equal has no advantage, so what changes is how often each prompt contributes; the
+    differences shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5,
+    rewards differ in 2 p (1 - p) = 18 % and 50 % of the cases, and within two attempts in 1 - 0.82^2 = 33 % and
+    1 - 0.5^2 = 75 %: the hard prompt's share of the groups with an advantage grows from 26 % to 30 %. `reward/mean`, of
+    the last attempt, is biased towards that of such groups: 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and
+    0.83 for one with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
 
     Args:
         batch: This rank's share of the prompts.
@@ -118,7 +118,7 @@ def sample_groups(
             check_errors(tried, max_error_share)
         for i, group in zip(wanted, rewarded, strict=True):
             groups[i] = group
-        wanted = [i for i in wanted if all_alike(groups[i])]
+        wanted = [i for i in wanted if all_equal(groups[i])]
         # Generation is a collective where the policy is sharded: all ranks take part in an attempt, or none.
         if attempt == max_resample or not on_any_rank(bool(wanted)):
             break

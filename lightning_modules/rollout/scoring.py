@@ -44,7 +44,7 @@ class Rewards:
             after the other and without a limit, as a function that uses the accelerator must be. The project's own
             reward is always run so: it cannot hang.
         max_error_share: Share of a batch's completions above which the failures of one function stop the run.
-        workers: Processes of each function, as many completions as are judged at a time; they start when needed.
+        workers: Processes of each function, as many completions as are scored at a time; they start when needed.
         own: The reward whose results are known already when completions are scored.
 
     Raises:
@@ -165,7 +165,7 @@ def same_reward(function: RewardFunction, own: FunctionCallReward | None) -> boo
 
 
 def score(function: RewardFunction, *inputs: str) -> float:
-    """What a reward function says of a completion, as a finite number; raises what it raises, and `as_score`."""
+    """A reward function's score of a completion, as a finite number; raises what it and `as_score` raise."""
     return as_score(function(*inputs))
 
 

@@ -1,4 +1,4 @@
-"""What settings of GRPO have to do with each other, with the data and with the run: what is refused, and the table."""
+"""Checks of GRPO's settings against each other, the data and the run, and their rows in the table at its start."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from lightning_modules.rollout.sampling import Sampling
 
 
 def check_whole_distribution(sampling: Sampling, importance: ImportanceSampling) -> None:
-    """Refuse to sample from less than the whole distribution and to correct as if it were the whole.
+    """Raise if top-p is combined with importance sampling, which scores under the full distribution.
 
     Raises:
         ValueError: Naming both settings.
@@ -32,7 +32,7 @@ def check_sizes(
     max_new_tokens: int,
     bonus: EntropyBonus,
 ) -> None:
-    """Refuse sizes of data and step that do not go together.
+    """Raise if the sizes of data, step and micro-batch do not go together.
 
     Raises:
         ValueError: Naming the settings and how to mend them.
@@ -72,7 +72,7 @@ def size_rows(
     steps: int,
     ranks: int,
 ) -> dict[str, str]:
-    """Every size of a step, and what follows from it; a line each.
+    """Rows of the table on the sizes of a step: rollouts, updates, run, rank, generation.
 
     Args:
         data: The prompts.
@@ -100,7 +100,7 @@ def size_rows(
 
 
 def generation_row(generator: Generator, lengths: np.ndarray, rollouts: int) -> str:
-    """How many of a rank's rollouts of a batch are generated together, and how many decoding steps follow each other.
+    """The row on generation: rollouts of a rank that are generated together, and decoding steps of a batch.
 
     Args:
         generator: The sampler.
@@ -119,19 +119,19 @@ def generation_row(generator: Generator, lengths: np.ndarray, rollouts: int) -> 
 
 
 def objective_row(bonus: EntropyBonus, loss: PolicyLoss, lora: LoRA | None) -> str:
-    """What is learnt: the entropy bonus, the KL with its reference, and the loss; one of the user's own by its name."""
+    """The row on the objective: entropy bonus, KL with its reference, and loss (one of the user's own by its name)."""
     reference = "none" if not loss.kl_coef else "a frozen copy" if lora is None else "the model without adapters"
     own = "" if type(loss) is PolicyLoss else type(loss).__name__
     return f"{bonus.described()}; KL {loss.kl_coef:g} with {reference}; {own or loss.described()}"
 
 
 def validation_row(data: XLAMPromptDataModule) -> str:
-    """What a validation generates for."""
+    """The row on validation: its prompts, and how many of them at a time."""
     return f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks"
 
 
 def extra_rows(data: XLAMPromptDataModule, max_draws: int, lora: LoRA | None) -> dict[str, str]:
-    """What is sampled beyond a batch of prompts, and what has no effect."""
+    """Rows on dynamic sampling, and on dropout, which has no effect."""
     rows, prompts = {}, data.hparams.prompts_per_step
     if max_draws:
         rows["more prompts"] = (

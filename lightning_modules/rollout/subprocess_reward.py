@@ -19,7 +19,7 @@ SHOWN = 300  # characters of a text that an error shows
 
 
 class Answer(NamedTuple):
-    """What came of one call.
+    """The result of one call: a value or an error.
 
     Attributes:
         value: What was returned; None if it failed or was not called.

@@ -1,4 +1,4 @@
-"""What one micro-batch of rollouts adds to the loss of an optimizer step."""
+"""The loss of one micro-batch of rollouts as its part of the loss of an optimizer step."""
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ def micro_loss(
     temperature: float,
     max_length: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged.
+    """Loss of one micro-batch, divided by the counts of the whole step, and sums for the metrics.
 
     Args:
         policy: The model that learns.
         micro: Some of the buffer's rollouts, as `pack_rollouts` packs them, where the policy is.
         buffer: Advantages, log-probabilities and weights of all tokens.
-        loss: What is learnt from.
+        loss: The policy loss.
         totals: The denominators.
         temperature: Divides the logits.
         max_length: Most tokens of a completion.

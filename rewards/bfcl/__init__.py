@@ -1,1 +1,1 @@
-"""When a call is right on the Berkeley Function Calling Leaderboard (BFCL), by its official rules."""
+"""Whether calls are right by the official rules of the Berkeley Function Calling Leaderboard (BFCL)."""

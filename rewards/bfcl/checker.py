@@ -1,4 +1,4 @@
-"""When a call is right on the Berkeley Function Calling Leaderboard: the official rules of BFCL v3 and v4.
+"""Whether calls are right by the official rules of the Berkeley Function Calling Leaderboard (BFCL v3 and v4).
 
 For evaluation only: the rules forgive so much (`1.5` equals `15` as text) that a model could learn to exploit them.
 

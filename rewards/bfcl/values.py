@@ -1,4 +1,4 @@
-"""When one argument is right on BFCL: its type as declared, its value among the accepted ones."""
+"""Whether one argument is right on BFCL: its type as declared, its value among the accepted ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -12,9 +12,9 @@ from lightning_modules.callbacks.memory import Plan, estimate
 from lightning_modules.policy.model import ScoredCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
-from benchmarks.alive import allocator_peak
 from benchmarks.sharded_step import Case, measure, simulate
 from benchmarks.simulate_fsdp import planned
+from benchmarks.tensor_memory import allocator_peak
 
 CPU = torch.device("cpu")
 
@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("objective", ["SRML", "EGPO"])
 def test_simulated_and_estimated_peaks_are_those_of_a_real_step(objective):
     case = Case(objective, "small", length=64, layers=2)
-    figures, real = simulate(case, as_on_gpu=False), measure(case, CPU)
-    assert figures.peak == pytest.approx(real, rel=0.15)
-    assert estimate(planned(case, figures)).peak == pytest.approx(real, rel=0.15)
+    cost, real = simulate(case, as_on_gpu=False), measure(case, CPU)
+    assert cost.peak == pytest.approx(real, rel=0.15)
+    assert estimate(planned(case, cost)).peak == pytest.approx(real, rel=0.15)
 
 
 @pytest.mark.parametrize(("gpus", "shards"), [(8, 8), (64, 8)])

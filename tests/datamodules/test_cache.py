@@ -12,7 +12,7 @@ import pytest
 
 from datamodules import cache, encoding
 from datamodules.cache import DIGESTS, FILES, encode_rows
-from datamodules.encoding import TABLE, How
+from datamodules.encoding import TABLE, EncodingSettings
 from datamodules.system.imports import ROOT
 
 
@@ -171,6 +171,6 @@ def test_the_key_changes_with_the_code_that_the_rows_go_through(tmp_path, file, 
 
 
 def test_the_toolbox_counts_where_it_is_the_source(tiny_tokenizer, rows_file):
-    how = How(tiny_tokenizer, "skip", "last", cache.PAPER, False)
-    files = [cache._key(path, "same", how) for path in ("toolbox:train", "toolbox", rows_file)]
+    settings = EncodingSettings(tiny_tokenizer, "skip", "last", cache.PAPER, False)
+    files = [cache._key(path, "same", settings) for path in ("toolbox:train", "toolbox", rows_file)]
     assert files[0] == files[1] != files[2]  # the source itself is told apart by its fingerprint, here the same

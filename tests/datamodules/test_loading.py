@@ -2,7 +2,7 @@ import pytest
 from lightning.pytorch import seed_everything
 from recorder import batches_of_a_run
 
-from datamodules.loading import ResumableLoader, epoch_order, settled_seed
+from datamodules.loading import ResumableLoader, epoch_order, resolve_seed
 
 
 def loader(rows=10, batch_size=3, seed=0):
@@ -16,10 +16,10 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
 
 
 def test_a_seed_that_is_not_given_is_that_of_the_run_or_0():
-    assert [settled_seed(seed) for seed in (None, 5)] == [0, 5]
+    assert [resolve_seed(seed) for seed in (None, 5)] == [0, 5]
     for given in (7, None):  # None, or `seed_everything: true`, takes what there is
         seed_everything(given)
-        assert [settled_seed(seed) for seed in (None, 5, 0)] == [7, 5, 0]
+        assert [resolve_seed(seed) for seed in (None, 5, 0)] == [7, 5, 0]
 
 
 def test_an_epoch_has_every_row_once_and_the_last_batch_is_partial():

@@ -9,7 +9,7 @@ import pytest
 
 from datamodules import BFCLDataModule
 from datamodules.bfcl.package import decoder, find_package, registered
-from datamodules.bfcl.prompts import shared_out
+from datamodules.bfcl.prompts import spread_over_categories
 from datamodules.bfcl.rows import CATEGORIES, SIMPLE, chat, check_categories, language_of, read_category
 
 V4 = Path(sys.prefix) / "bfcl-v4"
@@ -80,9 +80,9 @@ def test_java_and_javascript_are_decoded_by_the_official_parsers(v3):
 
 
 def test_a_limit_is_the_number_of_rows_and_is_spread_over_the_categories():
-    assert shared_out({"a": 9, "b": 1, "c": 9}, 8) == {"a": 4, "b": 1, "c": 3}  # b has no more to give
-    assert shared_out({"a": 9, "b": 9}, 1) == {"a": 1, "b": 0}
-    assert shared_out({"a": 2, "b": 1}, 50) == {"a": 2, "b": 1}
+    assert spread_over_categories({"a": 9, "b": 1, "c": 9}, 8) == {"a": 4, "b": 1, "c": 3}  # b has no more to give
+    assert spread_over_categories({"a": 9, "b": 9}, 1) == {"a": 1, "b": 0}
+    assert spread_over_categories({"a": 2, "b": 1}, 50) == {"a": 2, "b": 1}
 
 
 def test_registered_names(v3, v4):

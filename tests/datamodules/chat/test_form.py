@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
-from datamodules.chat.form import ChatForm, reads, recorded_form, settle_form
+from datamodules.chat.form import ChatForm, reads, recorded_form, resolve_form
 from datamodules.chat.segments import encode_prompt, prompt_text, target_text
 from datamodules.chat.serving import own_template, served_tokenizer
 from datamodules.chat.templates import one_template, takes_tools, template_frame, without_present_date
@@ -120,7 +120,7 @@ def test_the_exported_template_renders_the_training_prompt(tokenizer_of, kind, f
     tokenizer = tokenizer_of(kind)
     if form.prompt == "template" and not takes_tools(tokenizer):
         with pytest.raises(ValueError, match="says the same whatever tools it is given"):
-            settle_form(tokenizer, form.prompt, form.answer_form)
+            resolve_form(tokenizer, form.prompt, form.answer_form)
         return
     served_tokenizer(tokenizer, form).save_pretrained(tmp_path)
     served = AutoTokenizer.from_pretrained(tmp_path)
@@ -201,7 +201,7 @@ def test_templates_by_name_are_one(tiny_tokenizer, tiny_model_dir, tmp_path):
 
 def test_contradictions_are_refused(tokenizer_of, tiny_model_dir):
     with pytest.raises(ValueError, match=r"data\.answer_form is template, but data\.prompt is paper"):
-        settle_form(tokenizer_of("tools"), answer_form="template")
+        resolve_form(tokenizer_of("tools"), answer_form="template")
     with pytest.raises(ValueError, match=r"data\.answer_form is template"):
         XLAMSFTDataModule(str(tiny_model_dir), "rows.jsonl", answer_form="template")
     with pytest.raises(ValueError, match=r"data\.chat_template: /no/such cannot be read"):

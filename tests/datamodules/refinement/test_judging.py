@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from datamodules.example import Example
 from datamodules.refinement import Panel, Question
-from datamodules.refinement.judging import MAX_REPLY, Unanswered, Unfinished, read_reply, vote, whole_reply
+from datamodules.refinement.judging import MAX_REPLY, Unanswered, Unfinished, finished_reply, read_reply, vote
 
 ROW = Example("1", "Weather in Paris?", "[]", "[]")
 
@@ -71,7 +71,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more(scripted, run):
 
 @pytest.mark.parametrize("reason", ["stop", "eos", "eos_token", "stop_sequence", None])
 def test_a_reply_that_ended_by_itself_is_whole(reason):
-    assert whole_reply("text", reason) == "text"
+    assert finished_reply("text", reason) == "text"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_reply_that_ended_by_itself_is_whole(reason):
 )
 def test_a_reply_that_did_not_is_none(reason):
     with pytest.raises(Unfinished, match="the reply did not end by itself"):
-        whole_reply("<judge>True</judge>", reason)
+        finished_reply("<judge>True</judge>", reason)
 
 
 def test_a_reply_that_is_cut_is_asked_for_once_more(scripted, run):

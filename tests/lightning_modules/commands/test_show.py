@@ -12,7 +12,7 @@ from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import target_text
 from datamodules.example import Example
 from lightning_modules.cli import main
-from lightning_modules.commands.answers import earned, other_value
+from lightning_modules.commands.answers import other_value, score_answers
 from lightning_modules.commands.page import Section, Span, as_html, as_text, plain
 from lightning_modules.commands.sections import demo_values, histogram, ranges, shortened
 from lightning_modules.commands.show import in_color
@@ -35,7 +35,8 @@ def scores(row, form="python", learnt=True, **settings):
     reward = FunctionCallReward(**settings)
     reward.form, reward.think = form, think
     target = target_text(row, ChatForm(answer_form=form, think=think))
-    return {one.name: one.fails.partition(":")[0] for one in earned(reward, row, target, FRAMES.get(form), learnt)}
+    answers = score_answers(reward, row, target, FRAMES.get(form), learnt)
+    return {answer.name: answer.fails.partition(":")[0] for answer in answers}
 
 
 @pytest.mark.parametrize("form", ["python", "json", "hermes"])

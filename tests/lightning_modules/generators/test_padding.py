@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.generators import HFGenerator
-from lightning_modules.generators.padding import Way, find_way
+from lightning_modules.generators.padding import GenerationMode, find_mode
 from lightning_modules.policy.model import ScoredCausalLM
 
 SIZES = {
@@ -113,7 +113,7 @@ def test_batches_of_unlike_prompts_equal_each_alone(family):
 def test_what_is_found_out_once_serves_every_call(monkeypatch):
     policy, generator, asked = ScoredCausalLM(tiny("minimax")), HFGenerator(max_new_tokens=1), []
     monkeypatch.setattr(
-        "lightning_modules.generators.hf.find_way", lambda model: asked.append(model) or Way(True, False)
+        "lightning_modules.generators.hf.find_mode", lambda model: asked.append(model) or GenerationMode(True, False)
     )
     rows = []
     original = generator._generate
@@ -128,19 +128,19 @@ def test_what_is_found_out_once_serves_every_call(monkeypatch):
 
 
 def test_rounding_is_no_reason_and_a_forward_pass_that_no_way_follows_is_refused():
-    assert find_way(tiny("bamba").to(torch.bfloat16)) == Way(cached=True, padded=True)
+    assert find_mode(tiny("bamba").to(torch.bfloat16)) == GenerationMode(cached=True, padded=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert find_way(tiny("qwen2")) == Way(cached=True, padded=True)
+        assert find_mode(tiny("qwen2")) == GenerationMode(cached=True, padded=True)
     with pytest.warns(
         UserWarning, match="MiniMaxForCausalLM does not generate what its forward pass predicts when pad"
     ):
-        assert find_way(tiny("minimax").to(torch.bfloat16)) == Way(cached=True, padded=False)
+        assert find_mode(tiny("minimax").to(torch.bfloat16)) == GenerationMode(cached=True, padded=False)
     model = tiny("qwen2")
     model.generate = None
     with pytest.raises(
         ValueError, match=r"Qwen2ForCausalLM does not generate .* \(TypeError: 'NoneType' object is not"
     ):
-        find_way(model)
+        find_mode(model)
 
 
 def test_models_of_few_positions():
@@ -148,5 +148,5 @@ def test_models_of_few_positions():
     model.config.n_positions = 40
     seen = []
     model.register_forward_hook(lambda module, args, kwargs, out: seen.append(out.logits.shape[1]), with_kwargs=True)
-    assert find_way(model) == Way(cached=True, padded=True)
+    assert find_mode(model) == GenerationMode(cached=True, padded=True)
     assert max(seen) <= 40

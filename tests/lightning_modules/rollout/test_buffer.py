@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_modules.rollout.buffer import RolloutBuffer, at, buffer_of_rank
-from lightning_modules.rollout.groups import all_alike
+from lightning_modules.rollout.groups import all_equal
 from lightning_modules.rollout.rollout import Rollout
 
 
@@ -98,7 +98,7 @@ def test_alike():
     def rollout(reward, penalty=0.0):
         return Rollout(None, "", None, None, 1, 1, "stop", reward=reward, penalty=penalty)
 
-    assert all_alike([rollout(0.3)] * 3)
-    assert not all_alike([rollout(0.3), rollout(0.3, -0.1)])
-    assert all_alike([rollout(0.3), rollout(None), rollout(0.3)]) and all_alike([rollout(0.3), rollout(None)])
-    assert all_alike([rollout(None)] * 2) and not all_alike([rollout(0.3), rollout(None), rollout(0.2)])
+    assert all_equal([rollout(0.3)] * 3)
+    assert not all_equal([rollout(0.3), rollout(0.3, -0.1)])
+    assert all_equal([rollout(0.3), rollout(None), rollout(0.3)]) and all_equal([rollout(0.3), rollout(None)])
+    assert all_equal([rollout(None)] * 2) and not all_equal([rollout(0.3), rollout(None), rollout(0.2)])

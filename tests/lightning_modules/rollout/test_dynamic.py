@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.loading import PromptBatch
 from lightning_modules.rollout import dynamic
-from lightning_modules.rollout.dynamic import draw_groups, kept_groups
+from lightning_modules.rollout.dynamic import chosen_groups, draw_groups
 from lightning_modules.rollout.rollout import Rollout
 
 
@@ -22,7 +22,7 @@ from lightning_modules.rollout.rollout import Rollout
     ],
 )
 def test_the_living_are_kept_and_the_first_of_the_dead_fill_the_batch_up(draws, wanted, kept):
-    assert kept_groups(draws, wanted) == kept
+    assert chosen_groups(draws, wanted) == kept
 
 
 def on_ranks(ranks, rows, living, tries, size, monkeypatch):

@@ -1,7 +1,7 @@
-"""What tensors hold at any time, and what collectives move.
+"""Bytes that tensors hold at any time, and bytes that collectives move; of fake tensors, too.
 
-`Alive` counts storages as operations make them and as they die, so that it sees fake tensors, too, which have a size
-and no memory. `allocator_peak` asks torch's allocator, which knows real tensors only: the other is checked against it.
+`TensorMemory` counts storages as operations make and free them, so that it sees fake tensors, which have a size and no
+memory. `allocator_peak` asks torch's allocator, which knows real tensors only: the other is checked against it.
 """
 
 import gc
@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of all storages that operations under it have made and that still live.
+class TensorMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that operations under it have made and not freed.
 
     Attributes:
         bytes: At this time.
@@ -36,10 +36,10 @@ class Alive(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak = 0
         self.moved: Counter[tuple[str, int]] = Counter()
-        self._sizes: dict[int, int] = {}  # by the id of a storage that lives
+        self._sizes: dict[int, int] = {}  # by the id of a storage in use
         self._watches: dict[int, weakref.ref] = {}
 
-    def __enter__(self) -> "Alive":
+    def __enter__(self) -> "TensorMemory":
         """Watch operations, and the storages that FSDP empties and fills again without one."""
         self._mode, self._resize = active_fake_mode(), torch.UntypedStorage.resize_
 
