@@ -32,7 +32,7 @@ def official() -> tuple[Callable[..., dict[str, Any]], Callable[[str], list[Any]
 
 
 def gold_rows() -> list[tuple[Any, ...]]:
-    """Of each single-turn row: functions, calls made of the first accepted values, ground truth, language, category."""
+    """Single-turn rows: functions, calls made of the first accepted values, ground truth, language, category."""
     data, rows = Path(find_spec("bfcl_eval").origin).parent / "data", []
     for file in sorted((data / "possible_answer").glob("BFCL_v3_*.json")):
         category = file.stem.removeprefix("BFCL_v3_")

@@ -16,14 +16,14 @@ from lightning_modules.checkpointing.formats import save_file
 
 
 def seconds(path: Path, checkpoint: dict[str, torch.Tensor], fsync: bool) -> float:
-    """How long one save takes that replaces the one before."""
+    """Seconds of one save, which replaces the one before."""
     start = time.perf_counter()
     save_file(checkpoint, path, fsync)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Save with and without in turn, so that whatever else the machine does meets both, and record the medians."""
+    """Save with and without in turn, so that other load on the machine affects both, and record the medians."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fsync", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where checkpoints lie: the disk to measure")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 30, 300], help="sizes of a checkpoint")

@@ -44,7 +44,7 @@ TEMPERATURE = 0.7
 
 @dataclass(frozen=True)
 class Case:
-    """What is simulated: a step of `MICRO_BATCHES` micro-batches of `rows` x `length` tokens on each GPU."""
+    """A training step to simulate: `MICRO_BATCHES` micro-batches of `rows` x `length` tokens on each GPU."""
 
     objective: Literal["SRML", "EGPO", "EGPO, LoRA"]
     shape: str

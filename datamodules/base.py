@@ -1,4 +1,4 @@
-"""What the data modules over xLAM rows share: reading, holding out a part, and prompts to evaluate on."""
+"""The base of the data modules over xLAM rows: reading, holding out a part, and prompts to evaluate on."""
 
 from dataclasses import replace
 from itertools import chain, islice
@@ -100,7 +100,7 @@ class XLAMDataModule(LightningDataModule):
         raise NotImplementedError
 
     def training_summary(self) -> str:
-        """How the rows are trained on, in a sentence or two."""
+        """A sentence or two on how the rows are trained on."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -158,7 +158,7 @@ class XLAMDataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def summary(self) -> str:
-        """What was read, what was left out, and how the rest is trained on; one paragraph."""
+        """A paragraph on the rows read, those left out, and how the rest is trained on."""
         table = self.rows.table
         prompt, cot, call = segment_tokens(self.rows)
         text = (

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class BadRows:
-    """The bad rows of a source, read again from where they are kept whenever they are looked at: they may be many.
+    """The bad rows of a source, read from disk at each iteration, because they may be many.
 
     Attributes:
         count: How many there are.

@@ -25,7 +25,7 @@ def opening(query: str, history: str) -> str:
 
 
 def hold_out(places: np.ndarray, fraction: float) -> np.ndarray:
-    """Which rows to hold out: those placed below the fraction, and the first of all where that is none.
+    """Mask of the rows to hold out: those placed below the fraction, or the first of all where that is none.
 
     Args:
         places: From `query_places`, [rows].

@@ -49,7 +49,7 @@ class XLAMPromptDataModule(XLAMDataModule):
         return RepeatingLoader(len(self.train_indices), h.prompts_per_step, self._batch, h.seed, h.repeats)
 
     def training_summary(self) -> str:
-        """How many prompts there are, and what an epoch of them is."""
+        """Number of prompts, and steps of an epoch, in words."""
         h, steps = self.hparams, len(self.train_dataloader())
         served = f"{h.repeats} optimizer steps" if h.repeats > 1 else "one optimizer step"
         return (

@@ -64,7 +64,7 @@ def unchecked_example(raw: Any) -> Example:
 
 
 def check_example(example: Example) -> None:
-    """Check what an example says: its JSON, that called tools are offered, that its gold answer earns the reward.
+    """Check what an example says: its JSON, that called tools are offered, that the reward accepts its gold answer.
 
     The gold answer is rendered as the model would have to write it. Where no tool fits and the row has a `response`, it
     is held against the rule "anything but a call" (`no_call: text`); every other row against the default rule.

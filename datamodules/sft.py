@@ -52,7 +52,7 @@ class XLAMSFTDataModule(XLAMDataModule):
         )
 
     def training_summary(self) -> str:
-        """How many rows there are, and what an epoch of them is."""
+        """Number of rows, and steps of an epoch, in words."""
         h = self.hparams
         return (
             f"{self.too_long:,} rows are longer than max_length {h.max_length} and not trained on. Training on "

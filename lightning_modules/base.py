@@ -1,4 +1,4 @@
-"""What every module trains with: AdamW, its learning-rate schedule, gradients over micro-batches, checkpoints."""
+"""The base of modules that train: AdamW, its learning-rate schedule, gradients over micro-batches, checkpoints."""
 
 import math
 from collections.abc import Callable, Sequence

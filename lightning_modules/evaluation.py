@@ -1,4 +1,4 @@
-"""What every module evaluates with: load a model and its tokenizer, generate, score completions, log the metrics."""
+"""The base of all modules: load a model and its tokenizer, generate, score completions, log the metrics."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self

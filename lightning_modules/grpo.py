@@ -139,7 +139,7 @@ class GRPOModule(FunctionCallingModule):
             check_sizes(data, self.mini_batches, self.inner_epochs, self.micro_batch_tokens, limit, self.entropy_bonus)
 
     def configure_model(self) -> None:
-        """Load tokenizer and weights, once; again, for the copy alone, if they were loaded for a mere validation."""
+        """Load tokenizer and weights once; if they were loaded for validation alone, a fit then adds the reference."""
         loaded = self.policy
         if self.frozen and self.reference is None:
             self.policy, self.derived_hash = None, ""

@@ -110,7 +110,7 @@ class SRMLModule(FunctionCallingModule):
         self.log_metrics(metrics, shown="train/loss")
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch against the denominators of the whole step, and the sums that are logged."""
+        """Loss of one micro-batch, divided by the counts of the whole step, and sums for the metrics."""
         supervised = micro["targets"] != IGNORED
         segments, samples = micro["segments"][supervised], micro["doc_ids"][supervised]  # [N]
         scored = self.policy(micro["input_ids"], micro["position_ids"], micro["targets"], entropy=True)

@@ -18,7 +18,7 @@ class MatchResult:
 
 
 class Agreement(NamedTuple):
-    """How far calls agree under the best pairing; each level includes the one before."""
+    """Levels of agreement of calls under the best pairing; each includes the one before."""
 
     names: bool
     argument_names: bool

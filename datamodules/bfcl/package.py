@@ -48,7 +48,7 @@ class BFCLPackage:
 
     @property
     def prefix(self) -> str:
-        """What the names of its data and result files start with."""
+        """Prefix of the names of its data and result files."""
         return f"BFCL_v{self.version}_"
 
 

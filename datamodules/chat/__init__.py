@@ -1,1 +1,1 @@
-"""How rows become chats: the form of requests and answers, chat templates, tokens in their segments."""
+"""Rows as chats: the form of requests and answers, chat templates, tokenizers, tokens by segment."""

@@ -1,4 +1,4 @@
-"""How a request is put to a model and how it answers: one form for training, evaluation, export and serving."""
+"""The chat form, how requests are put and answers written: one for training, evaluation, export and serving."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -27,7 +27,7 @@ KEPT_IN = "chat_form"  # among the settings of an exported tokenizer
 
 @dataclass(frozen=True)
 class ChatForm:
-    """How a request is rendered as a prompt and how its answer is written.
+    """The form in which requests are rendered as prompts and answers are written.
 
     Attributes:
         prompt: "paper" puts our text and the tools as JSON into the system message; "template" gives the tools to the
@@ -92,7 +92,7 @@ def resolve_form(
     think: bool | None = None,
     system_prompt: str | None = None,
 ) -> ChatForm:
-    """The form of a run: what is given, then what the model was trained in, then the papers'.
+    """The form of a run: the given parts, else those that the model was trained in, else the papers'.
 
     Raises:
         ValueError: The parts contradict each other, or the model's template cannot do what is asked of it.
@@ -112,7 +112,7 @@ def resolve_form(
 
 
 def frame_of(form: ChatForm, tokenizer: PreTrainedTokenizerFast) -> CallFrame | None:
-    """What an answer's calls are framed with; None for the Python form."""
+    """The frame of an answer's calls; None for the Python form."""
     return template_frame(tokenizer) if form.answer_form == "template" else FRAMES.get(form.answer_form)
 
 

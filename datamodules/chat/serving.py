@@ -1,4 +1,4 @@
-"""The tokenizer of an exported model: whoever renders a chat with it gets the prompt that the model was trained on."""
+"""The tokenizer of an exported model, whose chat template renders the prompts that the model was trained on."""
 
 import json
 import keyword

@@ -1,4 +1,4 @@
-"""What a model's own chat template does: prompts as text, the end of a turn, tools, calls in its own syntax."""
+"""A model's own chat template: prompts as text, the token that ends a turn, tools, calls in its own syntax."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def without_present_date(template: str) -> str:
 
 
 def one_template(templates: str | dict[str, str]) -> str:
-    """One template that does what transformers does with several named ones, such as those of Command R.
+    """A single template for several named ones (as Command R has), which chooses among them as transformers does.
 
     It takes `tool_use` where there are tools, and `default` else. So there is one for an export to build on, and
     prompts are those that were rendered before.

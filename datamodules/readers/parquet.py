@@ -67,7 +67,7 @@ def check_declared(file: Path, table: pq.ParquetFile) -> None:
 
 
 def rows_at_once(group: pq.RowGroupMetaData) -> int:
-    """How many rows of a row group to read together: one where a single value may be as long as all that is declared.
+    """Number of rows of a row group to read together: one where a single value may be as long as all that is declared.
 
     A value stands in its column once at least, so none is longer than the column; but a dictionary, or a prefix that is
     told once, lets every row have one as long as that.

@@ -190,7 +190,7 @@ def _differing(ours: Any, theirs: Any, key: str = "settings") -> list[str]:
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:
-    """What is printed at the end of a run."""
+    """Text to print at the end of a run."""
     lines = [
         f"{report['rows']:,} rows: {report['kept']:,} kept ({report['regenerated']:,} with a regenerated answer, "
         f"{report['statements']:,} without a call), {report['rejected']:,} rejected "

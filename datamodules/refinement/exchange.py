@@ -42,7 +42,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server has sent.
+    """The response of a server.
 
     Attributes:
         status: The status code.

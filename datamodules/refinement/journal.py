@@ -59,7 +59,7 @@ class Journal:
         return int(self._execute("SELECT count(outcome) FROM rows").fetchone()[0])
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
-        """What was decided, in the order of the rows."""
+        """The outcomes of all decided rows, in the order of the rows."""
         for number, text in self._execute("SELECT number, outcome FROM rows WHERE outcome IS NOT NULL ORDER BY 1"):
             values = json.loads(text)
             verdicts = tuple(Verdict(**verdict) for verdict in values["verdicts"])
@@ -83,7 +83,7 @@ class Journal:
         self._db.close()
 
     def delete(self) -> None:
-        """Release the lock and remove the file, with the log beside it that a full disk keeps SQLite from emptying."""
+        """Release the lock and remove the file and its write-ahead log, which SQLite cannot empty on a full disk."""
         self.close()
         for path in self.path.parent.glob(f"{NAME}*"):
             path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ _JUDGE = re.compile(r"<judge>\s*(true|false|0(?:\.\d+)?|1(?:\.0+)?)\s*</judge>",
 
 
 class Unanswered(Exception):
-    """A judge could not be brought to answer a question, though it answers others."""
+    """A judge has not answered a question, though it answers others."""
 
 
 class Unfinished(Unanswered):
@@ -63,7 +63,7 @@ class Question:
 
 
 class Judge(Protocol):
-    """Whatever answers questions: rules, a model behind servers, a model in this process."""
+    """Protocol of a judge, which answers questions: rules, a model behind servers, a model in this process."""
 
     async def __call__(self, question: Question) -> str:
         """The judge's reply.
@@ -82,7 +82,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one stage says about a row.
+    """The verdict of one stage on a row.
 
     Attributes:
         stage: The stage.

@@ -27,7 +27,7 @@ _STATED = re.compile(r"^([\w.]+): (.+)$", re.MULTILINE)  # a line of a chain of 
 
 
 class Finding(NamedTuple):
-    """What a rule finds wrong."""
+    """A fault that a rule has found."""
 
     fault: str
     reason: str

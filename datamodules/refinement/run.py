@@ -54,7 +54,7 @@ class Progress:
             self.draw()
 
     def draw(self) -> None:
-        """Put a point on every curve, and what was decided up to here on the disk."""
+        """Write a point of every curve, and flush the journal to disk."""
         self.drawn = monotonic()
         self.journal.sync()
         for name, value in self.tally.metrics().items():

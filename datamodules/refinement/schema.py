@@ -21,7 +21,7 @@ _Validator = extend(Draft202012Validator, type_checker=_TYPES)
 
 
 class Misfit(NamedTuple):
-    """Where calls contradict the tools: "function", "parameter" or "type", and a sentence."""
+    """A contradiction between calls and tools: "function", "parameter" or "type", and a sentence."""
 
     fault: str
     reason: str

@@ -1,4 +1,4 @@
-"""Rows that are chats: where the messages stand, what answers them, and what is said beside them."""
+"""Rows that are chats: their messages, the answer to them, and the columns beside them."""
 
 from collections import Counter
 from itertools import takewhile

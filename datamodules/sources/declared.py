@@ -1,4 +1,4 @@
-"""What tools declare of their arguments, in every style, as a JSON Schema that a validator takes."""
+"""Declared arguments of tools, in every style, as a JSON Schema for a validator."""
 
 import re
 from collections import deque
@@ -20,7 +20,7 @@ _MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to m
 
 
 def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a tool declares for each parameter, and the names of those that it requires.
+    """The declaration of each parameter of a tool, and the names of the required ones.
 
     Of a JSON Schema those are required that its list says, or that say so of themselves; of xLAM's flat parameters all
     but those with a default, with a type that says optional, or with `required: false`.

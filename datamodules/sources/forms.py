@@ -14,7 +14,7 @@ from datamodules.sources.targets import Turns
 
 @dataclass
 class Reading:
-    """What a row was read as.
+    """The result of reading a row.
 
     Attributes:
         examples: One, or more with `turns: every`.

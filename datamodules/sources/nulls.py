@@ -37,7 +37,7 @@ def _cleaned(node: Any, keep: tuple[str, ...]) -> tuple[Any, int]:
 
 
 def declared(tool: dict[str, Any]) -> dict[str, Any]:
-    """What a tool declares for each of its parameters."""
+    """The declaration of each parameter of a tool."""
     return _properties(tool.get("parameters"))
 
 

@@ -1,4 +1,4 @@
-"""Which turns of a chat become targets, and the example of each."""
+"""Examples of a chat: the turns that become targets, each with the history before it."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What an assistant's text is made of: a chain of thought, words before the calls, the calls or a plain answer."""
+"""An assistant's text, split: a chain of thought, words before the calls, the calls or a plain answer."""
 
 import re
 from dataclasses import dataclass

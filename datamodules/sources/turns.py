@@ -1,4 +1,4 @@
-"""Turns of one form, made of messages: what assistants say is read, and what belongs together is joined."""
+"""Turns of a chat, made of its messages: assistants' texts parsed, and messages that are one turn joined."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -110,7 +110,7 @@ def sync(path: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what killed writers have left in a folder, and put back what one of them was about to replace.
+    """Remove unfinished files of killed writers in a folder, and restore what one of them was about to replace.
 
     A writer holds a lock that ends with it, so none that lives is disturbed; where the file system has no locks,
     nothing is removed.

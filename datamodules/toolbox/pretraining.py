@@ -235,7 +235,7 @@ class PretrainingDataModule(LightningDataModule):
         return ResumableLoader(self.hparams.documents, self.hparams.batch_size, self._packed, self.hparams.seed)
 
     def val_dataloader(self) -> list[Any]:
-        """Nothing to validate on: the base model is judged by what it becomes."""
+        """An empty list: there is nothing to validate on."""
         return []
 
     def encode(self, chat: list[Message]) -> Encoded:

@@ -77,7 +77,7 @@ def request_text(function: Function, arguments: dict[str, Any], rng: random.Rand
 
 
 def cot_text(offered: list[Function], wanted: list[Function], calls: list[Call], rng: random.Random) -> str:
-    """The chain of thought: what is wanted and offered; the parameters found for each call; a check of them."""
+    """A chain of thought: the request, the tools offered, the parameters found for each call, a check of them."""
     lines = [
         rng.choices(*zip(*COT_OPENINGS.items(), strict=True))[0].format(", ".join(f.name for f in wanted)),
         f"Offered: {', '.join(function.name for function in offered)}.",

@@ -19,7 +19,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def result_folder(run: Path, sample: int) -> Path:
-    """Where the answers of a sample, counted from 0, are kept."""
+    """The folder of the answers of a sample, counted from 0."""
     return run / ("result" if sample == 0 else f"result-{sample + 1}")
 
 

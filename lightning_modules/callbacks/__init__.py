@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: the terminal, TensorBoard, files in its folder."""
+"""Output of a run: terminal, TensorBoard, files in its folder, and the estimate of its memory."""
 
 from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
 

@@ -86,7 +86,7 @@ METRICS = ("tool/exact_match", "reward/mean", "train/loss", "completion/mean_len
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard logger of a run; metrics of a segment are logged once more, to its own run under the whole's tag."""
+    """TensorBoard logger of a run; metrics of a segment also go to a run of its own, under a common tag."""
 
     @cached_property
     def segments(self) -> dict[str, SummaryWriter]:
@@ -181,7 +181,7 @@ def sample_block(rollout: Rollout, max_chars: int, remarks: str = "") -> str:
 
 
 def what_is_wrong(rollout: Rollout) -> Sequence[str]:
-    """Why a completion is not right: what makes it unreadable, or where its calls differ from the reference."""
+    """The error in a completion: why it cannot be parsed, or where its calls differ from the reference."""
     if rollout.finish_reason == "length":
         return ["cut at the length limit"]
     if rollout.parsed.calls is None:

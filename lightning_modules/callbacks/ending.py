@@ -79,7 +79,7 @@ def question(data: Any, run: Path) -> str:
 
 
 def interrupted(run: Path | None) -> str:
-    """How to go on with a run that was interrupted, or use it as it is; "" if there is nothing to go on from."""
+    """The commands that resume an interrupted run, or use it as it is; "" if it has no checkpoint."""
     if run is None or not (run / "config.yaml").is_file() or not any(run.glob("checkpoints/*.ckpt")):
         return ""
     folder = shlex.quote(str(run))

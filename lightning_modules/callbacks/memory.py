@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plan:
-    """What the memory of a step depends on.
+    """The quantities on which the memory of a step depends.
 
     Attributes:
         config: Of the model, with the names that transformers gives sizes.
@@ -156,7 +156,7 @@ def estimate(plan: Plan) -> Memory:
 
 
 def layer_bytes(plan: Plan) -> tuple[int, int]:
-    """What autograd keeps of a layer for its backward pass, and what comes on top of that there."""
+    """Bytes that autograd keeps of a layer for its backward pass, and bytes on top of them in that pass."""
     _, c, r = plan.widths
     config, squares = plan.config, plan.rows * plan.length**2
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -179,7 +179,7 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
 
 
 def head_bytes(plan: Plan) -> int:
-    """What the backward pass of the chunked head needs (`objectives.logprobs`)."""
+    """Bytes that the backward pass of the chunked head needs (`objectives.logprobs`)."""
     w, c, r = plan.widths
     targets = plan.tokens if plan.scored is None else plan.scored
     matrix = plan.config.vocab_size * plan.config.hidden_size
@@ -192,7 +192,7 @@ def head_bytes(plan: Plan) -> int:
 
 
 def embedding_bytes(plan: Plan) -> int:
-    """What the last part of the backward pass needs, that of what is in no layer; all activations are gone."""
+    """Bytes of the last part of the backward pass, that of embedding and head; all activations are freed."""
     w, c, _ = plan.widths
     if not plan.everything:
         return 0
@@ -200,7 +200,7 @@ def embedding_bytes(plan: Plan) -> int:
 
 
 def derived(plan: Plan) -> dict[str, str]:
-    """How each part of an estimate is computed, in words."""
+    """The computation of each part of an estimate, in words."""
     w, c, _ = plan.widths
     shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
     activations = "computed again layer by layer" if plan.checkpointing else "all kept"

@@ -157,7 +157,7 @@ def clock(seconds: float) -> str:
 
 
 def time_left(seconds: float, taken: int, remaining: int) -> str:
-    """How long a run will take by its first batch of rollouts, validation left out.
+    """Estimated duration of a run by its first batch of rollouts, without validation, in words.
 
     Args:
         seconds: That it took, its updates included.

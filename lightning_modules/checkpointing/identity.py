@@ -1,4 +1,4 @@
-"""Which run a checkpoint belongs to: the model, tokenizer, form and starting weights that it was trained with."""
+"""The run of a checkpoint, identified: by the model, tokenizer, form and initial weights that it was trained with."""
 
 import hashlib
 from collections.abc import Mapping

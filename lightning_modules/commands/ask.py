@@ -1,4 +1,4 @@
-"""`funreason ask`: put one request to a model in the form that it was trained in, and see what it answers."""
+"""`funreason ask`: samples answers of a model to one request, in the chat form that it was trained in."""
 
 import json
 import sys

@@ -45,7 +45,7 @@ def check_seed(seed: Any) -> None:
 
 
 def check_trainer_settings(trainer: Namespace) -> None:
-    """Refuse numbers that Lightning fails on, and settings of its that this project has others for.
+    """Refuse numbers on which Lightning fails, and its settings for which this project has others.
 
     Raises:
         ValueError: Naming the first, and what to set instead.

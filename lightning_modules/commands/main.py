@@ -1,4 +1,4 @@
-"""The `funreason` command: what it can do, in a line each; the module of a command is imported when it is called."""
+"""The `funreason` command: lists its commands, and imports the module of one when it is called."""
 
 import difflib
 import sys

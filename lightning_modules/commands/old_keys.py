@@ -168,7 +168,7 @@ def nodes_in(root: yaml.Node | None) -> Iterator[yaml.Node]:
 
 
 def entries(node: yaml.Node | None, *way: str) -> dict[str, yaml.Node]:
-    """What a mapping holds by key, or the one that lies under these keys in it; nothing where there is none."""
+    """The entries by key of a mapping, or of the one under these keys in it; empty where there is none."""
     if not isinstance(node, yaml.MappingNode):
         return {}
     held = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
@@ -186,7 +186,7 @@ def class_named(root: yaml.Node) -> str:
 
 
 def new_name(kind: str, name: str, value: str) -> str | None:
-    """What an argument of a model is called now, if that class had it once and has it no more.
+    """The present name of an argument of a model, if an earlier version of that class had it.
 
     Args:
         kind: The model's class. One of a user's own that has such an argument keeps it.
@@ -277,7 +277,7 @@ def rename_moved(root: yaml.Node) -> dict[str, str]:
 
 @rank_zero_only
 def tell(renamed: dict[str, str]) -> None:
-    """Say which names were read as others, so that they are changed one day."""
+    """Print which old names were read as which present ones, so that they can be changed."""
     if renamed:
         pairs = ", ".join(f"{old} as {new}" for old, new in renamed.items())
         print(f"Names of an earlier version are read as those of this one: {pairs}.", file=sys.stderr)

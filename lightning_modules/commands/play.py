@@ -45,7 +45,7 @@ def streamlit_arguments(runs: list[str], data: str | None, address: str, port: i
 
 
 def page_options(args: list[str]) -> tuple[list[str], str | None]:
-    """What the command hands to the page: the models, and the rows to open or None."""
+    """The options that the command passes to the page: the models, and the rows to open or None."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data")
     parser.add_argument("runs", nargs="+")

@@ -32,7 +32,7 @@ class Preview(FunReasonCLI):
     starts = False
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Add what `show` knows beside the options of `fit`."""
+        """Add the options of `show` to those of `fit`."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--row", type=int | None, default=None)
         parser.add_argument("--html", type=str | None, default=None)
@@ -108,7 +108,7 @@ def preview(
 
 
 def rows_read(data: XLAMDataModule) -> list[Line]:
-    """What the rows were read as, in which form they are put, what was left out, and why."""
+    """Lines on the rows read: forms of rows, chat form, rows left out and why."""
     lines = [plain(line.strip()) for line in data.summary().splitlines()]
     bad = [data.rows.bad, *([data.val_rows.bad] if data.val_rows is not data.rows else [])]
     for rows in bad:
@@ -119,7 +119,7 @@ def rows_read(data: XLAMDataModule) -> list[Line]:
 
 
 def reason_of(bad: dict[str, Any]) -> str:
-    """Which row is bad, and why, in a sentence without advice."""
+    """The error of a bad row as a sentence without advice."""
     return sentence(complaint(bad)).rpartition(";")[0]
 
 

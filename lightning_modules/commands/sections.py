@@ -25,13 +25,13 @@ OTHER_ROWS = {
 
 
 def table(rows: Mapping[str, str]) -> list[Line]:
-    """Names and what is said of them, one below the other."""
+    """Lines of a table of names and values."""
     width = max(map(len, rows), default=0) + 2
     return [(Span(f"{name:<{width}}", "bad" if name.isupper() else "title"), Span(text)) for name, text in rows.items()]
 
 
 def histogram(lengths: np.ndarray, limit: int, key: str) -> list[Line]:
-    """How long rows are, a line for each range of lengths, and how many are longer than the limit.
+    """Lines of a histogram of the lengths of rows, and the number of those longer than the limit.
 
     Args:
         lengths: Tokens of each row, [rows].

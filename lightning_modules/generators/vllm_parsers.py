@@ -88,7 +88,7 @@ class ThoughtParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """What new text adds to the thought, and the beginning of what follows it."""
+        """The part of new text that belongs to the thought, and the beginning of what follows it."""
         self.text += delta_text
         thought, rest, self.ended = split_thought(self.text)
         new, self.sent = thought[self.sent :], max(self.sent, len(thought))

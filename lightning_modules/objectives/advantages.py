@@ -106,7 +106,7 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", val
 
 
 def zero_std_groups(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Which groups have rewards that are all equal, counting valid completions, so that none has an advantage.
+    """Mask of the groups whose valid rewards are all equal, so that no completion has an advantage.
 
     Args:
         rewards: [P, G].

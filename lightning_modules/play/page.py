@@ -1,4 +1,4 @@
-"""The page of `funreason play`, which Streamlit runs anew at every click; it only lays out."""
+"""The page of `funreason play`, which Streamlit runs again at every click; layout only."""
 
 import sys
 from pathlib import Path

@@ -16,7 +16,7 @@ MULTIPLIED_ALL_THE_SAME = ("hyperclovax",)
 
 
 class AfterHead(NamedTuple):
-    """What a family does to logits after the head's matrix and bias: softcap(scale * logits).
+    """Operations of a family on logits after the head's matrix and bias: softcap(scale * logits).
 
     Attributes:
         scale: Multiplies them.

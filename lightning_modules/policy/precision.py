@@ -1,4 +1,4 @@
-"""Which `trainer.precision` a run may have: one that would lose what it learns is refused before weights are loaded."""
+"""Check of `trainer.precision`: one that would lose what a run learns is refused before weights are loaded."""
 
 SUPPORTED = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 LEAST_RATE = 3e-4

@@ -1,4 +1,4 @@
-"""Loading weights: what is missing, left over, of another shape or not finite is refused by name."""
+"""Loading weights: those missing, unexpected, of another shape or not finite are refused by name."""
 
 import json
 import logging

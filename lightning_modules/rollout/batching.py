@@ -17,15 +17,15 @@ OPEN, CLOSE = "<think>", "</think>"
 def cot_mask(
     tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int], well_formed: bool | None = None
 ) -> list[bool]:
-    """Tell which tokens lie strictly between the think tags (the W tokens of arXiv 2508.05118, eq. 4).
+    """Mask of the tokens strictly between the think tags (the W tokens of arXiv 2508.05118, eq. 4).
 
-    A token that holds a character of a tag does not, however little of it. Where the think block is not well formed
-    (the judge of `rewards` decides: unclosed, empty, a tag twice, text before it), no token does.
+    A token that holds a character of a tag is left out. Where the think block is not well formed (the parser of
+    `rewards` decides: unclosed, empty, a tag twice, text before it), all tokens are.
 
     Args:
         tokenizer: The tokenizer of the model that generated the ids.
         completion_ids: Generated ids; any ids at all, be it half a character.
-        well_formed: Whether the think block is, for who has asked the judge already; asked here when None.
+        well_formed: Whether the think block is, where that is known already; parsed here when None.
 
     Returns:
         A boolean for each id.

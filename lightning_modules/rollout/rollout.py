@@ -1,4 +1,4 @@
-"""A rollout: what a generator returned for one example, and what it scored."""
+"""A rollout: a completion of one example, parsed and scored."""
 
 import json
 from collections.abc import Sequence

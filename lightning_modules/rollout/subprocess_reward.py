@@ -83,7 +83,7 @@ class SubprocessReward:
 
 
 def make_pools(functions: dict[str, Function], count: int, timeout: float) -> dict[str, list[SubprocessReward]]:
-    """So many workers for each function; one process, which starts those of all, is forked now.
+    """A pool of workers for each function; the fork server that starts them all is forked now.
 
     Args:
         functions: By name.

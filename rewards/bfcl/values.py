@@ -24,7 +24,7 @@ _FORGIVEN = str.maketrans({**dict.fromkeys(" ,./-_*^"), "'": '"'})
 
 
 def argument_differs(value: Any, alternatives: Sequence[Any], declared: Mapping[str, Any], language: str) -> str:
-    """What is wrong with the value of an argument.
+    """The error in the value of an argument, or "" if it is right.
 
     Args:
         value: As decoded; a text for Java and JavaScript.
