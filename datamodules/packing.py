@@ -58,7 +58,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def balance_over_ranks(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Deal documents to ranks so that their token counts are near equal: longest first, to the least loaded rank.
+    """Assign documents to ranks so that their token counts are near equal: longest first, to the least loaded rank.
 
     Args:
         lengths: Tokens of each document.

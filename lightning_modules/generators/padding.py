@@ -22,7 +22,7 @@ class GenerationMode(NamedTuple):
 
     Attributes:
         cached: With its key-value cache, or whatever states its family keeps.
-        padded: Prompts of unlike length together, the shorter ones padded at the left.
+        padded: Prompts of different lengths in one batch, the shorter ones padded at the left.
     """
 
     cached: bool
