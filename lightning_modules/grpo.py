@@ -32,8 +32,8 @@ from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.sampling import Sampling, sample_groups
 from lightning_modules.rollout.scoring import RewardFunction, Rewards, RewardTerm
 from lightning_modules.rollout.settings import (
+    check_full_distribution,
     check_sizes,
-    check_whole_distribution,
     extra_rows,
     objective_row,
     size_rows,
@@ -105,7 +105,7 @@ class GRPOModule(FunctionCallingModule):
             micro_batch_tokens=(micro_batch_tokens, micro_batch_tokens >= 1, "at least 1"),
             advantage_scale=(advantage_scale, advantage_scale in ("std", "none"), "std or none"),
         )
-        check_whole_distribution(sampling, importance_sampling)
+        check_full_distribution(sampling, importance_sampling)
         self.sampling, self.dynamic_sampling, self.overlong = sampling, dynamic_sampling, overlong
         self.entropy_bonus, self.loss, self.importance_sampling = entropy_bonus, loss, importance_sampling
         self.mini_batches, self.inner_epochs = mini_batches, inner_epochs
@@ -201,7 +201,7 @@ class GRPOModule(FunctionCallingModule):
         )
         sums, peaks = over_ranks(*counted, self.device)
         buffer.batch_prompts = int(sums["groups"])
-        if sums["dead"] == sums["groups"]:
+        if sums["zero_std"] == sums["groups"]:
             rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
         return buffer, drawn.rollouts, metrics | clock

@@ -10,7 +10,7 @@ from lightning_modules.policy.lora import LoRA
 from lightning_modules.rollout.sampling import Sampling
 
 
-def check_whole_distribution(sampling: Sampling, importance: ImportanceSampling) -> None:
+def check_full_distribution(sampling: Sampling, importance: ImportanceSampling) -> None:
     """Raise if top-p is combined with importance sampling, which scores under the full distribution.
 
     Raises:

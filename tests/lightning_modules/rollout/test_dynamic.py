@@ -16,7 +16,7 @@ from lightning_modules.rollout.rollout import Rollout
     [
         ([[1, 1, 1]], 3, [(0, 0), (0, 1), (0, 2)]),
         ([[1, 0, 1], [0, 1, 1]], 3, [(0, 0), (0, 2), (1, 1)]),  # the last is one too many
-        ([[0, 0, 0], [0, 1, 0]], 3, [(0, 0), (0, 1), (1, 1)]),  # the first of the dead fill it up
+        ([[0, 0, 0], [0, 1, 0]], 3, [(0, 0), (0, 1), (1, 1)]),  # the first of those without an advantage fill it up
         ([[0, 0], [0, 0]], 2, [(0, 0), (0, 1)]),  # what it would be without
         ([[0, 1], [1]], 2, [(0, 1), (1, 0)]),
     ],
@@ -61,7 +61,7 @@ def on_ranks(ranks, rows, living, tries, size, monkeypatch):
 CASES = [
     # rows, living, tries, size -> kept rows in order, draws of further prompts
     (23, {1, 3, 6, 9, 10, 14, 20}, 10, 5, [1, 3, 6, 9, 10], 2),
-    (23, {1, 3, 6, 9, 10, 14, 20}, 1, 5, [0, 1, 3, 6, 9], 1),  # one dead group fills the batch up
+    (23, {1, 3, 6, 9, 10, 14, 20}, 1, 5, [0, 1, 3, 6, 9], 1),  # one group of equal rewards fills the batch up
     (23, {22}, 10, 5, [0, 1, 2, 3, 22], 4),  # no prompts are left
     (23, set(range(5)), 10, 5, [0, 1, 2, 3, 4], 0),
     (23, set(), 2, 5, [0, 1, 2, 3, 4], 2),
