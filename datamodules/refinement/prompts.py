@@ -10,7 +10,6 @@ import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
-from datamodules.chat.segments import messages as training_messages
 from datamodules.example import Example
 from rewards import parse_calls, render_calls
 
@@ -79,6 +78,8 @@ def messages(stage: str, example: Example, finding: str = "") -> list[dict[str, 
         finding: What a parser or the schema found wrong with it.
     """
     if stage == "write_cot":
+        from datamodules.chat.segments import messages as training_messages  # late: of all stages only this needs torch
+
         return training_messages(example)
     shown = {
         "query": "\n\n".join([*_turns(example.history), example.query]),

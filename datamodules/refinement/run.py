@@ -10,7 +10,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datamodules.example import BadRow, Example
@@ -37,6 +36,8 @@ class Progress:
     """
 
     def __init__(self, journal: Journal, total: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # late: seconds that no question and no --help should take
+
         self.tally = Tally()
         for _, outcome in journal.outcomes():
             self.tally.add(outcome)
