@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,11 @@ REFINE = ["--config", "configs/refine.yaml"]
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
+
+
+def test_the_command_is_imported_without_torch():
+    code = "import sys, datamodules.refinement.cli; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_demo_finds_what_was_planted(tmp_path, capsys):
