@@ -84,10 +84,11 @@ def test_a_disk_that_is_full_is_blamed_whatever_a_library_says(tmp_path):
 
 def test_the_traceback_goes_to_the_run_folder_by_rank_and_to_the_screen_under_debug(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "3")
+    outside = run_folder.get()
     said = ended(KeyError("x"), ["fit", "--debug"], tmp_path)
     assert said.endswith(f"(traceback: {tmp_path / 'traceback-3.txt'})")
     assert (tmp_path / "traceback-3.txt").read_text() in capsys.readouterr().err
-    assert run_folder.get() is None  # the next command has a folder of its own
+    assert run_folder.get() == outside != tmp_path  # the next command has a folder of its own
 
 
 @pytest.mark.parametrize("end", ["import sys; sys.exit(0)", "exit(3)", "raise SystemExit"])
