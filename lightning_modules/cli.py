@@ -46,8 +46,9 @@ from lightning_modules.commands.checks import (
     check_trainer_settings,
     refuse_nulls,
 )
+from lightning_modules.commands.given import nested_nulls, overlay_alone
 from lightning_modules.commands.main import main as main
-from lightning_modules.commands.old_keys import nested_nulls, overlay_alone, read_old_keys
+from lightning_modules.commands.old_keys import read_old_keys
 from lightning_modules.commands.options import help_on
 from lightning_modules.commands.quiet import be_quiet
 from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder

@@ -1,17 +1,15 @@
 """Settings and class paths of earlier versions, in a YAML or on the command line, read under their present names."""
 
-import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.system.command_line import fault_of_yaml
-from datamodules.system.files import shipped
+from lightning_modules.commands.given import CLASSES, CONFIGS, class_named, options_in, settings_in
 from lightning_modules.commands.options import classes, named, parameters
+from lightning_modules.commands.yaml_nodes import MAP, NULL, entries, nodes_in, put, scalar, scalar_in, written_out
 from lightning_modules.grpo import GRPOModule
 
 OF_GRPO = {
@@ -50,13 +48,10 @@ MOVED = {
     "datamodules.pretraining.PretrainingDataModule": "datamodules.PretrainingDataModule",
 }
 """Classes that a `class_path` may name by where they were, and where they are."""
-CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
 OF_MODEL = re.compile(r"--model\.(init_args\.)?(\w+)")
-IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
 IN_BRACES = {"--model": ("model",), "--model.init_args": ("model", "init_args")}
 """Options whose value may be several settings in braces, and the keys that these lie under."""
 REFERENCE = re.compile(r"(?<=\$\{model\.init_args\.)\w+(?=\})")
-MAP, MERGE, NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "merge", "null"))
 
 
 def read_old_keys(words: Sequence[str]) -> list[str]:
@@ -90,99 +85,6 @@ def read_old_keys(words: Sequence[str]) -> list[str]:
         new.append(option if value is None else f"{option}={value}")
     tell(told)
     return new if told else list(words)
-
-
-def nested_nulls(words: Sequence[str]) -> list[str]:
-    """A command line with each `--model.loss.clip_high=null` as `--model.loss={clip_high: null}`.
-
-    Of the former jsonargparse makes the text None, once it has found out that there is nothing, and refuses it.
-    """
-    options = [(*option, option[1] in ("null", "~") and IN_GROUP.fullmatch(option[0])) for option in options_in(words)]
-    if not any(key for *_, key in options):
-        return list(words)
-    return [
-        f"{key[1]}={{{key[2]}: null}}" if key else option if value is None else f"{option}={value}"
-        for option, value, key in options
-    ]
-
-
-def overlay_alone(words: Sequence[str]) -> str | None:
-    """The first YAML of a command line, if no class of a model is named anywhere on it."""
-    options = [*options_in(words)]
-    roots = {value: root for option, value in options if option in CONFIGS and value and (root := settings_in(value))}
-    if any(option in CLASSES for option, _ in options) or any(map(class_named, roots.values())):
-        return None
-    return next(iter(roots), None)
-
-
-def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """The options of a command line and their values; a word on its own is an option without one."""
-    rest = list(reversed(words))
-    while rest:
-        option, equals, value = rest.pop().partition("=")
-        takes = option.startswith("-") and not equals and bool(rest) and not rest[-1].startswith("--")
-        yield option, rest.pop() if takes else value if equals else None
-
-
-def settings_in(file: str) -> yaml.Node | None:
-    """The settings of a YAML as they stand there; None where the parser will say what is wrong with it."""
-    file = shipped(file)
-    if not os.path.isfile(file) or fault_of_yaml(file):
-        return None
-    return written_out(Path(file).read_text("utf-8"))
-
-
-def written_out(text: str, *way: str) -> yaml.Node | None:
-    """Settings as they stand in a text, with what `<<` brings into a mapping written there; None where it is no YAML.
-
-    Args:
-        text: The YAML.
-        way: Keys that it is put under.
-    """
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        for node in nodes_in(root):
-            if isinstance(node, yaml.MappingNode) and any(key.tag == MERGE for key, _ in node.value):
-                yaml.constructor.SafeConstructor().flatten_mapping(node)
-                node.value = [*{str(key.value): (key, value) for key, value in node.value}.values()]  # its own ones win
-    except (yaml.YAMLError, RecursionError):
-        return None
-    for key in reversed(way):
-        root = yaml.MappingNode(MAP, [(scalar(key), root)])
-    return root
-
-
-def nodes_in(root: yaml.Node | None) -> Iterator[yaml.Node]:
-    """All parts of a YAML, each once, those that hold others before these."""
-    nodes, seen = [root] if root else [], set[int]()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:  # an alias stands for the same node again
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            nodes += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-
-
-def entries(node: yaml.Node | None, *way: str) -> dict[str, yaml.Node]:
-    """The entries by key of a mapping, or of the one under these keys in it; empty where there is none."""
-    if not isinstance(node, yaml.MappingNode):
-        return {}
-    held = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
-    return entries(held.get(way[0]), *way[1:]) if way else held
-
-
-def scalar_in(node: yaml.Node | None) -> str:
-    """The text of a value; empty where it is a mapping, a list or nothing."""
-    return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
-
-
-def class_named(root: yaml.Node) -> str:
-    """The class that a YAML names for the model, by name or path; empty where it names none."""
-    return scalar_in(entries(root).get("model")) or scalar_in(entries(root, "model").get("class_path"))
 
 
 def new_name(kind: str, name: str, value: str) -> str | None:
@@ -254,16 +156,6 @@ def group(arguments: yaml.Node, name: str) -> yaml.Node:
     settings = yaml.MappingNode(MAP, [])
     put(found, "init_args", settings)
     return settings
-
-
-def put(mapping: yaml.Node, name: str, value: yaml.Node) -> None:
-    """Let a key of a mapping have this value, in the place of another or of none."""
-    mapping.value = [(key, held) for key, held in mapping.value if key.value != name] + [(scalar(name), value)]
-
-
-def scalar(text: str) -> yaml.ScalarNode:
-    """A text in YAML."""
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
 
 
 def rename_moved(root: yaml.Node) -> dict[str, str]:

@@ -7,7 +7,8 @@ import yaml
 
 from lightning_modules import GRPOModule
 from lightning_modules.cli import FunReasonCLI
-from lightning_modules.commands.old_keys import MOVED, OF_GRPO, nested_nulls, read_old_keys
+from lightning_modules.commands.given import nested_nulls
+from lightning_modules.commands.old_keys import MOVED, OF_GRPO, read_old_keys
 
 TUNED = """\
 model:

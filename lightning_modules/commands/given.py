@@ -1,0 +1,60 @@
+"""Options of a command line before it is parsed: their values, the settings in YAML files, the class of the model."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from datamodules.system.command_line import fault_of_yaml
+from datamodules.system.files import shipped
+from lightning_modules.commands.yaml_nodes import entries, scalar_in, written_out
+
+CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
+IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
+
+
+def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The options of a command line and their values; a word on its own is an option without one."""
+    rest = list(reversed(words))
+    while rest:
+        option, equals, value = rest.pop().partition("=")
+        takes = option.startswith("-") and not equals and bool(rest) and not rest[-1].startswith("--")
+        yield option, rest.pop() if takes else value if equals else None
+
+
+def settings_in(file: str) -> yaml.Node | None:
+    """The settings of a YAML as they stand there; None where the parser will say what is wrong with it."""
+    file = shipped(file)
+    if not os.path.isfile(file) or fault_of_yaml(file):
+        return None
+    return written_out(Path(file).read_text("utf-8"))
+
+
+def class_named(root: yaml.Node) -> str:
+    """The class that a YAML names for the model, by name or path; empty where it names none."""
+    return scalar_in(entries(root).get("model")) or scalar_in(entries(root, "model").get("class_path"))
+
+
+def overlay_alone(words: Sequence[str]) -> str | None:
+    """The first YAML of a command line, if no class of a model is named anywhere on it."""
+    options = [*options_in(words)]
+    roots = {value: root for option, value in options if option in CONFIGS and value and (root := settings_in(value))}
+    if any(option in CLASSES for option, _ in options) or any(map(class_named, roots.values())):
+        return None
+    return next(iter(roots), None)
+
+
+def nested_nulls(words: Sequence[str]) -> list[str]:
+    """A command line with each `--model.loss.clip_high=null` as `--model.loss={clip_high: null}`.
+
+    Of the former jsonargparse makes the text None, once it has found out that there is nothing, and refuses it.
+    """
+    options = [(*option, option[1] in ("null", "~") and IN_GROUP.fullmatch(option[0])) for option in options_in(words)]
+    if not any(key for *_, key in options):
+        return list(words)
+    return [
+        f"{key[1]}={{{key[2]}: null}}" if key else option if value is None else f"{option}={value}"
+        for option, value, key in options
+    ]
