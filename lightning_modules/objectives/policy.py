@@ -41,11 +41,18 @@ class PolicyLoss:
     else. The training asks it for `kl_coef`, by which there is a reference or none, and calls it.
 
     Attributes:
-        clip_low: See `policy_loss`; 0.2, or 3e-4 where `ratio_level` is "sequence", when None.
-        clip_high: See `policy_loss`; 0.2, or 4e-4 where `ratio_level` is "sequence", when None.
-        dual_clip: See `policy_loss`.
-        aggregation: See `policy_loss`; "token_mean", or "seq_mean" where `ratio_level` is "sequence", when None.
-        ratio_level: See `policy_loss`; "sequence" is GSPO (arXiv 2507.18071).
+        clip_low: A ratio below 1 - clip_low gains nothing where the advantage is negative; when None what goes with
+            `ratio_level` (`PUBLISHED`): 0.2 by token, 3e-4 by sequence.
+        clip_high: A ratio above 1 + clip_high gains nothing where the advantage is positive (apart: arXiv 2503.14476);
+            0.2 by token, 4e-4 by sequence when None.
+        dual_clip: Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None for no
+            bound.
+        aggregation: "token_mean" is the mean over all tokens of the step; "seq_mean" the mean over rollouts of their
+            token means (arXiv 2402.03300); "dr_grpo" the sum over tokens / (rollouts * max_length) (arXiv 2503.20783);
+            "token_mean" by token and "seq_mean" by sequence when None.
+        ratio_level: "token" is p(token) / p_old(token). "sequence" is the geometric mean of these over the rollout,
+            whose gradient reaches each token with its own advantage (GSPO-token, arXiv 2507.18071, 4.3); with the
+            settings above at None it is GSPO as published.
         kl_coef: Weight of the KL with the reference: the model without its adapters where LoRA is used, else a frozen
             copy of the initial weights; with 0 there is no reference.
 
@@ -153,18 +160,11 @@ def policy_loss(
         old_logprobs: Those under the policy that is held fixed while this batch of rollouts is learnt from, [N].
         advantages: Of each token, [N]; those of rollouts are `advantages[samples]`.
         samples: Which rollout the token belongs to, [N], long; below 0 it is ignored (not even a NaN there counts).
-        clip_low: rho below 1 - clip_low gains nothing where the advantage is negative. None is what goes with
-            `ratio_level`, here and below (`PUBLISHED`): 0.2 by token, 3e-4 by sequence.
-        clip_high: rho above 1 + clip_high gains nothing where the advantage is positive (apart: arXiv 2503.14476); 0.2
-            by token, 4e-4 by sequence when None.
-        dual_clip: Where the advantage is negative the loss is at most -dual_clip * A (arXiv 1912.09729); None for no
-            bound.
-        aggregation: "token_mean" is the mean over all tokens of the step; "seq_mean" the mean over rollouts of their
-            token means (arXiv 2402.03300); "dr_grpo" the sum over tokens / (rollouts * max_length) (arXiv 2503.20783);
-            "token_mean" by token and "seq_mean" by sequence when None.
-        ratio_level: "token" is rho_t = p(token) / p_old(token). "sequence" is the geometric mean of these over the
-            rollout, whose gradient reaches each token with its own advantage (GSPO-token, arXiv 2507.18071, 4.3); with
-            the settings above at None it is GSPO as published.
+        clip_low: See `PolicyLoss`, as for the next four; rho is the ratio.
+        clip_high: Bound of rho above 1.
+        dual_clip: Bound of the loss where the advantage is negative.
+        aggregation: What the mean is over.
+        ratio_level: Whether rho is of each token or of the whole rollout.
         max_length: Greatest number of tokens of a completion; needed for "dr_grpo".
         weights: Importance weights that the surrogate (not the KL) of each token is multiplied by, [N].
         ref_logprobs: Log-probabilities under the reference, [N]; without them there is no KL.
