@@ -24,6 +24,8 @@ SAYS_NOTHING = re.compile(
     r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
 )
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
+NO_GROUP = re.compile(r"""(Parser key "[\w.]+": )Unable to load config (['"])(.*?)\2( \1Unable to load config .*)?""")
+"""What jsonargparse says of a value in the place of several settings, which it takes for the name of a YAML."""
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
 """What jsonargparse says of a class whose argument has no default and no value."""
 DEBUG = "--debug"
@@ -97,7 +99,10 @@ def sentence(message: str) -> str:
     """One line of an error message of several, without what says nothing about the cause, and not a whole screen."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
-    said = visible(redact(LACKS.sub(_ask, " ".join(kept) or message)))
+    said = NO_GROUP.sub(
+        r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
+    )
+    said = visible(redact(LACKS.sub(_ask, said)))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
 
 

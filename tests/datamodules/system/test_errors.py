@@ -30,6 +30,18 @@ def test_a_sentence_keeps_the_cause():
     assert sentence("Errors:\nSubtypes: x") == "Errors:\nSubtypes: x"  # better all of it than an empty line
 
 
+def test_a_value_in_the_place_of_several_settings_is_told_what_goes_there():
+    said = """Parser key "model":
+      Parser key "sampling":
+      Unable to load config '3'
+        Parser key "sampling":
+        Unable to load config "3\""""
+    wanted = (
+        'Parser key "model": Parser key "sampling": takes several settings, key: value, or a YAML with them, and got 3'
+    )
+    assert sentence(said) == wanted
+
+
 def test_refused_input_ends_with_exit_code_1():
     with pytest.raises(SystemExit) as exit_:
         refuse(ValueError("rows:\n  - too few"))
