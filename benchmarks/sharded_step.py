@@ -186,10 +186,10 @@ def simulate(case: Case, as_on_gpu: bool = True) -> StepCost:
 
     Args:
         case: What to run.
-        as_on_gpu: Whether the head's factors stay in bfloat16, which only CUDA can multiply into float32.
+        as_on_gpu: Whether the head's tiles are as large, and its factors as narrow, as on a GPU.
     """
     cost, cpu = StepCost(), torch.device("cpu")
-    head = patch.object(logprobs, "_factor", lambda tensor, factor_dtype, _: tensor.to(factor_dtype))
+    head = patch.object(logprobs, "_on_cpu", lambda _: False)
     still = patch.object(torch.nn.Module, "to", lambda module, *_, **__: module)  # peft moves what is in its place
     with (
         ranks(case, "fake", cpu) as mesh,

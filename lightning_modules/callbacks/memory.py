@@ -9,6 +9,8 @@ to fragments, CUDA's context, buffers of NCCL, the key-value cache of `HFGenerat
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_modules.objectives.logprobs import BLOCK, CHUNK_TOKENS, LARGE_BLOCK
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,7 +25,6 @@ class Plan:
         length: T.
         checkpointing: Whether activations are computed again, layer by layer.
         scored: Targets among the tokens of a micro-batch; all of them when None.
-        chunk_tokens: Tokens per chunk of the head.
         fsdp: Whether weights are gathered for use, be it on a single device.
         shards: Ranks that share one copy of the weights; 1 without sharding.
         unsharded: Whether FSDP adds up whole gradients over the micro-batches of a step.
@@ -44,7 +45,6 @@ class Plan:
     length: int
     checkpointing: bool
     scored: int | None = None
-    chunk_tokens: int = 1024
     fsdp: bool = False
     shards: int = 1
     unsharded: bool = False
@@ -179,16 +179,18 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
 
 
 def head_bytes(plan: Plan) -> int:
-    """Bytes that the backward pass of the chunked head needs (`objectives.logprobs`)."""
-    w, c, r = plan.widths
+    """Bytes that the backward pass of the head needs (`objectives.logprobs`)."""
+    _, c, r = plan.widths
     targets = plan.tokens if plan.scored is None else plan.scored
-    matrix = plan.config.vocab_size * plan.config.hidden_size
-    # Log-probabilities and their gradient in float32, and that as a factor, which off CUDA is then widened to float32.
-    scores = (4 + 4 + (c if plan.cuda or c > 2 else c + 4)) * min(plan.chunk_tokens, targets) * plan.config.vocab_size
-    gradient = 2 * 4 * matrix if plan.everything else 0  # a sum in float32, and what a chunk adds to it
-    cast = c if plan.cuda and w != c and not plan.fsdp else 4 if c < 4 and not plan.cuda else 0
+    hidden, wide = plan.config.hidden_size, max(4, c)
+    ids = min(BLOCK if not plan.cuda else LARGE_BLOCK, plan.config.vocab_size)
+    # Of a tile log-probabilities, their gradient, and that as a factor; of its ids a factor, gradient and sum.
+    narrow = c if c < 4 else 0
+    tile = ids * ((2 * wide + narrow) * min(CHUNK_TOKENS, targets) + (2 * wide + narrow) * hidden)
+    gradient = r * plan.config.vocab_size * hidden if plan.everything else 0
     layer = c * plan.block if plan.fsdp else 0  # the last one is gathered already
-    return scores + gradient + cast * matrix + 2 * r * plan.config.hidden_size * targets + layer
+    states = (2 * r + wide + narrow) * hidden * targets  # with their gradient, its sum in float32, and as a factor
+    return tile + gradient + states + layer
 
 
 def embedding_bytes(plan: Plan) -> int:
@@ -213,7 +215,7 @@ def derived(plan: Plan) -> dict[str, str]:
         "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
         "gathered": "embedding and head of all shards",
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
-        "head": f"{plan.chunk_tokens:,} tokens x {plan.config.vocab_size:,} ids at a time, and the head's gradient",
+        "head": f"the logits of {CHUNK_TOKENS:,} tokens and some thousands of ids at a time, and the head's gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
         "embedding": "gradients of embedding and head",
         "update": "roots of second moments",

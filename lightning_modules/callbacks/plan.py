@@ -45,7 +45,6 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         rows=max(1, min(budget, documents * longest) // length),
         length=length,
         checkpointing=module.gradient_checkpointing,
-        chunk_tokens=module.policy.chunk_tokens,
         fsdp=fsdp,
         shards=shards_of(trainer),
         unsharded=fsdp and strategy.accumulate_unsharded,

@@ -1,14 +1,23 @@
-"""Log-probabilities and entropies from hidden states, in chunks: the logits of all tokens are never in memory at once.
+"""Log-probabilities and entropies from hidden states, in tiles: the logits of all tokens are never in memory at once.
 
-Letters: N tokens, D hidden size, V vocabulary, C tokens of one chunk. The forward walks over chunks of C tokens and
-keeps two numbers per token (logsumexp and, if asked, entropy); the backward computes a chunk's logits again. Peak
-memory is that of a few [C, V] buffers, however many tokens there are.
+Letters: N tokens, D hidden size, V vocabulary; a tile is the logits of C tokens and B ids. The forward walks over the
+vocabulary, block by block, with a running maximum and sums for each token, and keeps two numbers per token (logsumexp
+and, if asked, entropy); the backward computes the tiles again. A tile fits into the caches of a CPU, so that what is
+done to it costs little beside the matrix products, and peak memory grows with neither N nor V, but for the gradients.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+BLOCK = 2048
+"""Ids of a tile on a CPU: with 1,024 tokens 8 MiB of float32, which the caches of a CPU hold."""
+CHUNK_TOKENS = 1024
+"""Tokens of a tile."""
+LARGE_BLOCK = 16384
+"""Ids of a tile on any other device, whose products want to be large."""
 
 
 def linear_logprobs(
@@ -16,7 +25,7 @@ def linear_logprobs(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
     entropy: bool = False,
     bias: Tensor | None = None,
     scale: float = 1.0,
@@ -29,14 +38,16 @@ def linear_logprobs(
     Both results are differentiable with respect to `hidden`, `weight` and `bias`; second derivatives are refused.
     Inside `torch.autocast` the factors of the matrix products, and the bias, take the autocast dtype; products are
     summed, and the softmax computed, in float32 at least. The gradients of weight and bias are summed over chunks in
-    float32 at least.
+    float32 at least. On a CPU, which multiplies bfloat16 faster only into bfloat16, the backward rounds its products
+    to it tile by tile, and the logits that it computes again as their distance from the logsumexp: the relative error
+    of a probability p is then |log p| / 512 at most, beside the 1 / 512 of its rounding as a factor.
 
     Args:
         hidden: Last hidden states, [N, D], floating. N may be 0: the results are then empty and still in the graph.
         weight: Head matrix, [V, D].
         targets: Ids in [0, V), [N], long. Positions to ignore must be dropped by the caller.
         temperature: Divides the logits; greater than 0.
-        chunk_tokens: Tokens per chunk; a time against memory choice that does not change the result.
+        chunk_tokens: Most tokens of a tile, C; a time against memory choice that changes the rounding alone.
         entropy: Whether to compute H = logsumexp(l) - sum(softmax(l) * l) of l = logits / temperature, in nats.
         bias: Added to the products, [V].
         scale: Multiplies the products and the bias.
@@ -56,13 +67,13 @@ def linear_scores(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
     entropy: bool = False,
     bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`linear_logprobs`, and whether each target is the most likely token, [N], bool, for the token accuracy."""
+    """`linear_logprobs`, and whether no token is likelier than the target, [N], bool, for the token accuracy."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         raise ValueError(
             "hidden [N, D], weight [V, D] and targets [N] disagree: "
@@ -78,13 +89,67 @@ def linear_scores(
         )
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
-    arguments = (hidden, weight, bias, targets, temperature, chunk_tokens, entropy, scale, softcap)
+    device = hidden.device.type
+    factor = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    form = _Form(temperature, scale, softcap, factor, torch.promote_types(hidden.dtype, torch.float32), chunk_tokens)
+    arguments = (hidden, weight, bias, targets, form, entropy)
     logprobs, entropies, hits = _LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return logprobs, entropies, hits
 
 
+class _Form(NamedTuple):
+    """How logits are made of hidden states, and in tiles of what size.
+
+    Attributes:
+        temperature: See `linear_logprobs`, as for the next two and the last.
+        scale: Multiplies products and bias.
+        softcap: Greatest absolute value of a logit.
+        factor: Dtype that the factors of matrix products are rounded to.
+        dtype: Of sums and of everything else.
+        chunk_tokens: Most tokens of a tile.
+    """
+
+    temperature: float
+    scale: float
+    softcap: float | None
+    factor: torch.dtype
+    dtype: torch.dtype
+    chunk_tokens: int
+
+    def chunks(self, tokens: int) -> list[slice]:
+        """All tokens, in chunks."""
+        return _slices(tokens, self.chunk_tokens)
+
+    def blocks(self, weight: Tensor, tokens: int) -> list[slice]:
+        """All ids, in blocks; none if there are no tokens."""
+        return _slices(len(weight) if tokens else 0, BLOCK if _on_cpu(weight) else LARGE_BLOCK)
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """Factor of a product in `dtype`; on a CPU, where no kernel sums half products in `dtype`, held in it."""
+        factor = tensor.to(self.factor)
+        return factor.to(self.dtype) if _on_cpu(factor) else factor
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Matrix product of factors: in `dtype`, but on a CPU in theirs."""
+        return a @ b if _on_cpu(a) or a.dtype == self.dtype else torch.mm(a, b, out_dtype=self.dtype)
+
+    def half_products(self, hidden: Tensor) -> bool:
+        """Whether the backward makes products in half precision: see `linear_logprobs`; a cap leaves no distance."""
+        return _on_cpu(hidden) and self.factor != self.dtype and self.softcap is None
+
+    def logits(self, products: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Bias, scale, soft cap and temperature, in place; with a cap also the tanh, for its derivative."""
+        if bias is not None:
+            products.add_(bias)
+        if self.softcap is None:
+            factor = self.scale / self.temperature
+            return products if factor == 1 else products.mul_(factor), None
+        tanh = products.mul_(self.scale / self.softcap).tanh_()
+        return tanh * (self.softcap / self.temperature), tanh
+
+
 class _LinearLogprobs(torch.autograd.Function):
-    """Chunked forward and recomputing backward.
+    """Tiled forward and recomputing backward.
 
     Autocast is switched off inside both and the dtype of the factors is remembered from the forward, so that the
     backward does the same arithmetic whether it runs inside the autocast region (manual optimisation) or outside it.
@@ -93,41 +158,34 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        chunk_tokens: int,
-        entropy: bool,
-        scale: float,
-        softcap: float | None,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: _Form, entropy: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        device = hidden.device.type
         ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.chunk_tokens, ctx.scale, ctx.softcap = temperature, chunk_tokens, scale, softcap
-        ctx.factor_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs = hidden.new_empty(len(targets), dtype=dtype)
-        normalisers = torch.empty_like(logprobs)
-        entropies = torch.empty_like(logprobs) if entropy else None
-        hits = torch.empty_like(targets, dtype=torch.bool)
-        with torch.autocast(device, enabled=False):
-            head = _factor(weight, ctx.factor_dtype, dtype)
-            offset = None if bias is None else _factor(bias, ctx.factor_dtype, dtype)
-            for chunk in _chunks(len(targets), chunk_tokens):
-                logits = _product(_factor(hidden[chunk], ctx.factor_dtype, dtype), head.T, dtype)
-                logits = _after_product(logits, offset, scale, softcap)[0].div_(temperature)
-                normalisers[chunk] = torch.logsumexp(logits, dim=-1)
-                hits[chunk] = logits.argmax(dim=-1) == targets[chunk]
-                logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalisers[chunk]
-                if entropies is not None:
-                    probabilities = (logits - normalisers[chunk, None]).exp_()
-                    entropies[chunk] = normalisers[chunk] - logits.mul_(probabilities).sum(-1)
+        ctx.form = form
+        # Below every logit, and finite, so that no sum of 0 is multiplied by an infinite difference.
+        maxima = hidden.new_full((len(targets),), torch.finfo(form.dtype).min / 2, dtype=form.dtype)
+        chosen, sums, moments = torch.zeros_like(maxima), torch.zeros_like(maxima), torch.zeros_like(maxima)
+        with torch.autocast(hidden.device.type, enabled=False):
+            states = form.rounded(hidden)
+            for block in form.blocks(weight, len(targets)):
+                head, offset = form.rounded(weight[block]), None if bias is None else form.rounded(bias[block])
+                for chunk in form.chunks(len(targets)):
+                    logits = form.logits(form.product(states[chunk], head.T), offset)[0]
+                    places, inside = _places(targets[chunk], block)
+                    chosen[chunk] = torch.where(inside, logits.gather(1, places).squeeze(1), chosen[chunk])
+                    highest = torch.maximum(maxima[chunk], logits.amax(-1))
+                    moved, maxima[chunk] = maxima[chunk] - highest, highest
+                    exps = logits.sub_(highest[:, None]).exp()
+                    if entropy:  # the sum of e^(l - m) (l - m), which a new maximum m moves
+                        before = (moments[chunk] + moved * sums[chunk]) * moved.exp()
+                        moments[chunk] = before + logits.mul_(exps).sum(-1)
+                    sums[chunk] = sums[chunk] * moved.exp() + exps.sum(-1)
+        normalisers = maxima + sums.log()
+        entropies = sums.log() - moments / sums if entropy else None
+        hits = chosen >= maxima
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
         ctx.mark_non_differentiable(hits)
-        return logprobs, entropies, hits
+        return chosen - normalisers, entropies, hits
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -135,69 +193,93 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
-        dtype = normalisers.dtype
+        form: _Form = ctx.form
         if grad_logprobs is None:  # only the entropy is in the loss
             grad_logprobs = torch.zeros_like(normalisers)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=dtype) if needs_bias else None
+        new = torch.empty_like if len(targets) else torch.zeros_like  # every block is written once
+        grad_hidden = torch.zeros_like(hidden, dtype=form.dtype) if needs_hidden else None
+        grad_weight, grad_bias = new(weight) if needs_weight else None, new(bias) if needs_bias else None
+        half = form.half_products(hidden)
+        factor = partial(torch.Tensor.to, dtype=form.factor) if half else form.rounded
         with torch.autocast(hidden.device.type, enabled=False):
-            head = _factor(weight, ctx.factor_dtype, dtype)
-            offset = None if bias is None else _factor(bias, ctx.factor_dtype, dtype)
-            for chunk in _chunks(len(targets), ctx.chunk_tokens):
-                states = _factor(hidden[chunk], ctx.factor_dtype, dtype)
-                logits, tanh = _after_product(_product(states, head.T, dtype), offset, ctx.scale, ctx.softcap)
-                log_p = logits.div_(ctx.temperature).sub_(normalisers[chunk, None])
-                grad_logits = log_p.exp()
-                # dlogprob/dl = onehot - p and dH/dl = -p (log p + H): first what has the factor -p, then the onehot.
-                outer = grad_logprobs[chunk, None]
-                if grad_entropies is not None:
-                    outer = log_p.add_(entropies[chunk, None]).mul_(grad_entropies[chunk, None]).add_(outer)
-                grad_logits.mul_(outer).neg_().scatter_add_(1, targets[chunk, None], grad_logprobs[chunk, None])
-                grad_logits.div_(ctx.temperature)
-                if tanh is not None:
-                    grad_logits.addcmul_(grad_logits * tanh, tanh, value=-1)  # d cap tanh(z / cap) / dz = 1 - tanh^2
-                if ctx.scale != 1:
-                    grad_logits.mul_(ctx.scale)
-                factor = _factor(grad_logits, ctx.factor_dtype, dtype)
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = _product(factor, head, dtype).to(hidden.dtype)
-                if grad_weight is not None:
-                    grad_weight += _product(factor.T, states, dtype)
-                if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
-        sums = [
-            None if grad is None else grad.to(parameter.dtype)
-            for grad, parameter in ((grad_weight, weight), (grad_bias, bias))
-        ]
-        return grad_hidden, *sums, None, None, None, None, None, None
+            states = factor(hidden)
+            for block in form.blocks(weight, len(targets)):
+                head, offset = factor(weight[block]), None if bias is None else form.rounded(bias[block])
+                sum_weight = torch.zeros_like(head, dtype=form.dtype) if needs_weight else None
+                sum_bias = torch.zeros_like(grad_bias[block], dtype=form.dtype) if grad_bias is not None else None
+                for chunk in form.chunks(len(targets)):
+                    log_p, tanh = _log_probabilities(form, states[chunk], head, offset, normalisers[chunk], half)
+                    outer = grad_logprobs[chunk]
+                    entropic = None if grad_entropies is None else (grad_entropies[chunk], entropies[chunk])
+                    grad_products = _grad_products(form, log_p, tanh, *_places(targets[chunk], block), outer, entropic)
+                    narrow = factor(grad_products)
+                    if grad_hidden is not None:
+                        grad_hidden[chunk] += form.product(narrow, head)
+                    if sum_weight is not None:
+                        sum_weight += form.product(narrow.T, states[chunk])
+                    if sum_bias is not None:
+                        sum_bias += grad_products.sum(0)
+                if grad_weight is not None and sum_weight is not None:
+                    grad_weight[block] = sum_weight
+                if grad_bias is not None and sum_bias is not None:
+                    grad_bias[block] = sum_bias
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, *[None] * 3
 
 
-def _after_product(
-    logits: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+def _log_probabilities(
+    form: _Form, states: Tensor, head: Tensor, bias: Tensor | None, normalisers: Tensor, half: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Bias, scale and soft cap, in place; with a cap also the tanh, which its derivative is made of."""
-    if bias is not None:
-        logits.add_(bias)
-    if scale != 1:
-        logits.mul_(scale)
-    if softcap is None:
-        return logits, None
-    tanh = logits.div_(softcap).tanh_()
-    return tanh * softcap, tanh
+    """Log-probabilities of a tile, and the tanh of a soft cap; with `half` products, of which the normalisers are part.
+
+    The rounding of a half product is relative to its size: what is computed in half precision is logit - normaliser,
+    as rounded before, which is near 0 where it matters.
+    """
+    if not half:
+        logits, tanh = form.logits(form.product(states, head.T), bias)
+        return logits.sub_(normalisers[:, None]), tanh
+    factor = form.scale / form.temperature
+    shift = (normalisers / factor).to(form.factor)  # [C]
+    distances = torch.addmm(-shift[:, None], states, head.T).to(form.dtype)
+    logits, tanh = form.logits(distances, bias)
+    return logits.add_((shift.to(form.dtype) * factor - normalisers)[:, None]), tanh
 
 
-def _chunks(length: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]
+def _grad_products(
+    form: _Form,
+    log_p: Tensor,
+    tanh: Tensor | None,
+    places: Tensor,
+    inside: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropies: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient of the loss with respect to a tile of products with their bias, [C, B]; `log_p` is lost.
+
+    `grad_entropies` come with the entropies themselves.
+    """
+    # dlogprob/dl = onehot - p and dH/dl = -p (log p + H): first what has the factor -p, then the onehot.
+    grad, outer = log_p.exp(), grad_logprobs[:, None]
+    if grad_entropies is not None:
+        gradients, entropies = grad_entropies
+        outer = log_p.add_(entropies[:, None]).mul_(gradients[:, None]).add_(outer)
+    grad.mul_(outer).neg_().scatter_add_(1, places, (grad_logprobs * inside)[:, None])
+    if form.scale != form.temperature:
+        grad.mul_(form.scale / form.temperature)
+    if tanh is not None:
+        grad.addcmul_(grad * tanh, tanh, value=-1)  # d cap tanh(z / cap) / dz = 1 - tanh^2
+    return grad
 
 
-def _factor(tensor: Tensor, factor_dtype: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """Round to the dtype of the factors; off CUDA, where no kernel sums half products in `dtype`, hold them in it."""
-    rounded = tensor.to(factor_dtype)
-    return rounded if rounded.is_cuda else rounded.to(dtype)
+def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Columns of the targets in a block of ids, [C, 1], 0 where they are outside, and whether they are inside, [C]."""
+    inside = (targets >= block.start) & (targets < block.stop)
+    return torch.where(inside, targets - block.start, 0)[:, None], inside
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrix product summed and returned in `dtype`."""
-    return a @ b if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -49,24 +49,22 @@ class ScoredCausalLM(nn.Module):
         packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
     """
 
-    def __init__(self, model: "PreTrainedModel | PeftModel", chunk_tokens: int = 1024) -> None:
+    def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
         """Wrap a model.
 
         Args:
             model: The model; its head must be a matrix, with what `policy.head` knows of after it.
-            chunk_tokens: Tokens per chunk of the head (see `linear_logprobs`).
 
         Raises:
             ValueError: If the model's head has an adapter, or is no linear layer.
         """
         super().__init__()
         self.model = model
-        self.chunk_tokens = chunk_tokens
         self.packed = True
         self.after_head = after_head(self.causal_lm.config)
         if type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
             raise ValueError(
-                f"{type(self.causal_lm).__name__} cannot be scored in chunks: its head must be one linear layer, "
+                f"{type(self.causal_lm).__name__} cannot be scored in tiles: its head must be one linear layer, "
                 "without an adapter."
             )
 
@@ -122,8 +120,8 @@ class ScoredCausalLM(nn.Module):
         ).last_hidden_state
         scored = targets != IGNORED
         head = self.causal_lm.get_output_embeddings()
-        arguments = (hidden[scored], head.weight, targets[scored], temperature, self.chunk_tokens, entropy, head.bias)
-        return ScoredTokens(*linear_scores(*arguments, *self.after_head))
+        arguments = (hidden[scored], head.weight, targets[scored], temperature)
+        return ScoredTokens(*linear_scores(*arguments, entropy=entropy, bias=head.bias, **self.after_head._asdict()))
 
 
 def build_policy(
@@ -132,7 +130,6 @@ def build_policy(
     gradient_checkpointing: bool = False,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
-    chunk_tokens: int = 1024,
     empty: bool = False,
 ) -> ScoredCausalLM:
     """Load a causal LM, or make a random one, ready to train.
@@ -147,7 +144,6 @@ def build_policy(
         attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2". Where
             there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
-        chunk_tokens: Tokens per chunk of the head.
         empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
 
     Returns:
@@ -155,7 +151,7 @@ def build_policy(
 
     Raises:
         FileNotFoundError: See `load_weights`.
-        ValueError: See `load_weights`; also if the head cannot be scored in chunks, or adapters would sit on other than
+        ValueError: See `load_weights`; also if the head cannot be scored in tiles, or adapters would sit on other than
             linear layers.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
@@ -172,7 +168,7 @@ def build_policy(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:
             model = add_adapters(model, lora)
-    policy = ScoredCausalLM(model, chunk_tokens).train()
+    policy = ScoredCausalLM(model).train()
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
     return policy

@@ -97,7 +97,7 @@ def unsharded_copy(
             from peft import get_peft_model
 
             empty = get_peft_model(empty, deepcopy(policy.model.active_peft_config))
-    copy = ScoredCausalLM(empty, policy.chunk_tokens)
+    copy = ScoredCausalLM(empty)
     copy.causal_lm.tie_weights()  # what was shared was emptied apart
     parameters, buffers = (dict(named()) for named in (copy.causal_lm.named_parameters, copy.causal_lm.named_buffers))
     weights = {}

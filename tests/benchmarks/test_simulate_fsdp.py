@@ -73,7 +73,7 @@ def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing,
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora:
             model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-        policy = ScoredCausalLM(model, chunk_tokens=64).train()
+        policy = ScoredCausalLM(model).train()
         weights = [p for p in policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights)
         for _ in range(2):
@@ -84,5 +84,5 @@ def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing,
                 optimizer.zero_grad()
     trained = sum(p.numel() for p in weights)
     frozen = sum(p.numel() for p in policy.parameters()) - trained
-    plan = Plan(config, trained, frozen, precision, 2, 128, checkpointing, chunk_tokens=64, cuda=False)
+    plan = Plan(config, trained, frozen, precision, 2, 128, checkpointing, cuda=False)
     assert estimate(plan).peak == pytest.approx(found[0], rel=0.15)

@@ -7,6 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lightning_modules.objectives import logprobs
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.strategies import allocate, blocks_of
@@ -19,11 +20,12 @@ def two_ranks():
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("chunk_tokens", [1000, 4])
-def test_a_pass_gathers_each_layer_and_the_head_once_however_many_chunks_there_are(
-    two_ranks, tiny_model_dir, chunk_tokens
+@pytest.mark.parametrize("block", [1000, 50])
+def test_a_pass_gathers_each_layer_and_the_head_once_however_many_tiles_there_are(
+    two_ranks, tiny_model_dir, block, monkeypatch
 ):
-    policy = build_policy(str(tiny_model_dir), chunk_tokens=chunk_tokens)
+    monkeypatch.setattr(logprobs, "BLOCK", block)
+    policy = build_policy(str(tiny_model_dir))
     for block in blocks_of(policy, None):
         fully_shard(block, mesh=two_ranks)
     fully_shard(policy, mesh=two_ranks)

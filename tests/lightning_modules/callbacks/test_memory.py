@@ -64,13 +64,13 @@ def test_flash_attention_has_no_mask():
     assert layer_bytes(PLAN)[0] - layer_bytes(replace(PLAN, attention="flash_attention_2"))[0] == 800
 
 
-def test_the_head_holds_chunks_and_not_all_logits():
-    # 5 tokens x 100 ids in float32 three times over; the gradient of 800 weights twice; hidden states of 20 targets and
-    # their gradient, 2 x 4 x 8 each.
-    assert head_bytes(replace(PLAN, chunk_tokens=5)) == 3 * 4 * 500 + 2 * 4 * 800 + 20 * 64
-    more = replace(PLAN, chunk_tokens=5, rows=200)
-    assert head_bytes(more) == 3 * 4 * 500 + 2 * 4 * 800 + 2000 * 64
-    assert head_bytes(replace(more, scored=3)) == 3 * 4 * 300 + 2 * 4 * 800 + 3 * 64
+def test_the_head_holds_a_tile_and_not_all_logits():
+    # A tile of 20 targets x 100 ids in float32 twice; of these ids two sums of 8; the gradient of 800 weights; hidden
+    # states of 20 targets, their gradient and its sum, 3 x 4 x 8 each.
+    assert head_bytes(PLAN) == 2 * 4 * 2000 + 2 * 4 * 800 + 4 * 800 + 20 * 96
+    more = replace(PLAN, rows=200)  # 2,000 targets, of which a tile has 1,024
+    assert head_bytes(more) == 2 * 4 * 102_400 + 2 * 4 * 800 + 4 * 800 + 2000 * 96
+    assert head_bytes(replace(more, scored=3)) == 2 * 4 * 300 + 2 * 4 * 800 + 4 * 800 + 3 * 96
 
 
 def test_fsdp_holds_embedding_and_head_whole_but_not_those_of_a_reference():

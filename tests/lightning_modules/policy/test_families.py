@@ -30,7 +30,7 @@ def family(request):
 @pytest.fixture(scope="module")
 def policy(family, tmp_path_factory, tiny_tokenizer):
     folder = family.save(tmp_path_factory.mktemp(family.kind), tiny_tokenizer)
-    policy = build_policy(str(folder), chunk_tokens=16)
+    policy = build_policy(str(folder))
     leak = probe(policy)
     assert (not leak) == family.packed == policy.packed, leak
     assert policy.training
