@@ -107,4 +107,4 @@ format: setup  ## Apply the formatter
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was built; runs/ stays
-	rm -rf $(VENV) $(VLLM_VENV) .venv-bfcl-* $(CODE_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .venv-bfcl-* $(CODE_VENV) .venv-trl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,15 @@ from datamodules.system.files import write_text
 FOLDER = Path(__file__).resolve().parent
 
 
-def record(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> None:
+def record(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str,
+    key: str | None = None,
+    ratios: dict[str, Any] | None = None,
+    keep: bool = True,
+) -> None:
     """Print a table, and put it into both files in the place of the benchmark's earlier one.
 
     Args:
@@ -23,7 +32,13 @@ def record(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
         columns: Headings.
         rows: Cells, with units where the heading has none.
         note: How it was measured and what to read from it.
+        key: Under which `ratios` stand in `results.json`, for those who read numbers.
+        ratios: Numbers by name, such as `speed_vs_trl`, or lists of them, such as the least and the greatest.
+        keep: Whether to write; else the table is printed only.
     """
+    print("\n".join([title, " | ".join(columns), *(" | ".join(row) for row in rows), note, json.dumps(ratios or {})]))
+    if not keep:
+        return
     results = FOLDER / "results.json"
     known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     name = Path(sys.argv[0]).stem
@@ -36,11 +51,27 @@ def record(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
         "columns": list(columns),
         "rows": [list(row) for row in rows],
     }
-    page = "# What was measured\n\nMade from `results.json` by the commands named here.\n"
-    page += "".join(_section(title, found) for title, found in sorted(known.items()))
-    for path, text in ((results, json.dumps(known, indent=2) + "\n"), (FOLDER / "RESULTS.md", page)):
+    if key is not None:
+        known[key] = ratios or {}
+    for path, text in ((results, json.dumps(known, indent=2) + "\n"), (FOLDER / "RESULTS.md", page(known))):
         write_text(path, text)
-    print("\n".join([" | ".join(columns), *(" | ".join(row) for row in rows)]))
+
+
+def page(known: dict[str, dict[str, Any]]) -> str:
+    """`RESULTS.md`: one table of all ratios, and a section for each benchmark."""
+    tables = {name: found for name, found in known.items() if "columns" in found}
+    ratios = {name: found for name, found in known.items() if name not in tables}
+    text = "# What was measured\n\nMade from `results.json` by the commands named here.\n"
+    if ratios:
+        rows = [
+            [f"`{key}`", f"`{name}`", _number(v)] for key, found in sorted(ratios.items()) for name, v in found.items()
+        ]
+        text += f"\n## Ratios\n\n{_table(['benchmark', 'ratio', 'value'], rows)}\n"
+    return text + "".join(_section(title, found) for title, found in sorted(tables.items()))
+
+
+def _number(value: float | list[float]) -> str:
+    return " to ".join(f"{v:.3g}" for v in (value if isinstance(value, list) else [value]))
 
 
 def _commit() -> str:
@@ -51,8 +82,10 @@ def _commit() -> str:
     return git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if changed else "")
 
 
-def _section(title: str, found: dict) -> str:
-    lines = [found["columns"], ["---"] * len(found["columns"]), *found["rows"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
+
+
+def _section(title: str, found: dict[str, Any]) -> str:
     made = f"`{found['command']}` at commit {found['commit']}, on {found['machine']}."
-    return f"\n## {title}\n\n{table}\n\n{found['note']}\n\n{made}\n"
+    return f"\n## {title}\n\n{_table(found['columns'], found['rows'])}\n\n{found['note']}\n\n{made}\n"

@@ -1,0 +1,96 @@
+"""Our side of the benchmarks against TRL, with Lightning's Trainer: `python -m benchmarks.our_side JOB RESULT`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules import XLAMSFTDataModule
+from datamodules.loading import epoch_order
+from lightning_modules import SRMLModule
+from lightning_modules.commands.quiet import be_quiet
+from lightning_modules.policy.lora import LoRA
+
+RUN = {  # of a trainer: nothing beside the steps
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+}
+LEARNING = {"schedule": "constant", "warmup_ratio": 0.0}
+
+
+class Clock(Callback):
+    """Times at which optimizer steps ended, and what they logged."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Note the end of a step."""
+        self.ends.append(time.perf_counter())
+        self.logged.append(pl_module.logged)
+
+
+class StepsOfRows(XLAMSFTDataModule):
+    """Trains on the rows of each of `steps` in turn, whatever the order of an epoch is."""
+
+    steps: list[list[int]]
+
+    def setup(self, stage: str) -> None:
+        """See `XLAMDataModule.setup`."""
+        super().setup(stage)
+        rows = [row for step in self.steps for row in step]
+        self.train_indices = np.zeros(len(rows), dtype=int)
+        self.train_indices[epoch_order(len(rows), self.hparams.seed, 0)] = rows
+
+
+def data_options(job: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the data module that reads a job's rows, all of them to train on."""
+    return {
+        "tokenizer": job["model"],
+        "path": job["rows"],
+        "val_fraction": 0.0,
+        "on_bad_row": "skip",
+        "seed": 0,
+        "max_length": job["max_length"],
+        "micro_batch_tokens": job["max_length"] * job["rows_together"],
+    }
+
+
+def sft(job: dict[str, Any]) -> dict[str, Any]:
+    """Take a step on the rows of each of `job["steps"]`; the seconds of each but the first, and the first loss."""
+    data, clock = StepsOfRows(**data_options(job), batch_size=len(job["steps"][0])), Clock()
+    data.steps = job["steps"]
+    lora = LoRA(r=job["lora"]) if job["lora"] else None
+    rate = job["learning_rate"]
+    module = SRMLModule(init_from=job["model"], balance=job["balance"], lora=lora, learning_rate=rate, **LEARNING)
+    precision = "bf16-mixed" if job["bf16"] else "32-true"
+    Trainer(precision=precision, max_steps=len(job["steps"]), callbacks=[clock], **RUN).fit(module, datamodule=data)
+    return {"seconds": np.diff(clock.ends).tolist(), "loss": clock.logged[0]["train/loss"]}
+
+
+def main() -> None:
+    """Do the job of a file, and write the result to another."""
+    given, made = map(Path, sys.argv[1:])
+    job = json.loads(given.read_text(encoding="utf-8"))
+    be_quiet()
+    torch.manual_seed(0)
+    result = {"sft": sft}[job["kind"]](job)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    made.write_text(json.dumps(result | {"versions": versions}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

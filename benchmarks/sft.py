@@ -1,0 +1,202 @@
+"""Supervised fine-tuning beside TRL: tokens per second and peak memory, of a step on two packed rows of 2,048 tokens.
+
+Command: python -m benchmarks.sft; `--quick` takes about a minute a side and records nothing without `--record`.
+"""
+
+import argparse
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.our_side import data_options
+from benchmarks.record import record
+from benchmarks.sides import THREADS, TRL, Result, by_turns, check_same, ratio, run_ours
+from datamodules import XLAMSFTDataModule
+from datamodules.packing import PROMPT, micro_batches
+
+BASE = Path("assets/tiny-base")
+CORPUS = "toolbox:train:4000"
+ROWS_A_STEP = 2
+DRAWS = 200
+CASES = {  # by name: what is trained, rank of adapters, bf16
+    "sft": ("Qwen2 shape of 2 layers, hidden 256, vocabulary 151,936, float32", 0, False),
+    "sft_gemma": ("{model}, bf16-mixed, all weights", 0, True),
+    "sft_gemma_lora": ("{model}, bf16-mixed, LoRA of rank 16", 16, True),
+}
+TOLERANCE = {False: 1e-4, True: 5e-3}  # of the first loss, by bf16, whose numbers have 8 bits
+COLUMNS = ("", "tokens per second", "seconds a step", "peak, GB", "loss of the first step")
+
+
+def qwen2_shape(folder: Path) -> str:
+    """A folder with random weights of a small Qwen2 with a large vocabulary, and a tokenizer of few ids."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=151_936, **sizes, **heads)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (BASE / name).is_file():
+            shutil.copy(BASE / name, folder)
+    return str(folder)
+
+
+def choose_steps(lengths: Sequence[int], steps: int, max_length: int) -> list[list[int]]:
+    """Rows for each step that fill the packed rows of one micro-batch, as many rows in each step.
+
+    Of `DRAWS` drawn at random those that leave the least room, so that a mix of lengths stays as it is.
+
+    Raises:
+        ValueError: No two rows fit.
+    """
+    capacity, draw = ROWS_A_STEP * max_length, random.Random(0)
+    size = min(len(lengths), capacity * len(lengths) // sum(lengths))
+
+    def filled(rows: list[int]) -> int:
+        packed = [row for micro in micro_batches([lengths[i] for i in rows], max_length, capacity) for row in micro]
+        return sum(lengths[i] for i in rows) if len(packed) == ROWS_A_STEP else 0
+
+    while size >= ROWS_A_STEP:
+        drawn = [[draw.sample(range(len(lengths)), size) for _ in range(DRAWS)] for _ in range(steps)]
+        best = [max(rows, key=filled) for rows in drawn]
+        if all(map(filled, best)):
+            return best
+        size -= 1
+    raise ValueError(f"No rows fill {ROWS_A_STEP} packed rows of {max_length} tokens: give others.")
+
+
+def make_job(model: str, rows: str, steps: int, max_length: int, **settings: Any) -> dict[str, Any]:
+    """What both sides do: the model, the places of the rows of each step for ours, and their tokens for TRL."""
+    job = {"kind": "sft", "model": model, "rows": rows, "max_length": max_length} | settings
+    data = XLAMSFTDataModule(**data_options(job))
+    data.setup("fit")
+    lengths = data.lengths[data.train_indices].tolist()
+    chosen = [data.train_indices[step].tolist() for step in choose_steps(lengths, steps, max_length)]
+    packed, tokens = [], []
+    for step in chosen:
+        documents = data.rows.documents(step)
+        micros = micro_batches([len(d.input_ids) for d in documents], max_length, ROWS_A_STEP * max_length)
+        packed_rows = [[documents[i] for i in row] for micro in micros for row in micro]
+        parts = [[(d.input_ids, d.segments.count(PROMPT)) for d in row] for row in packed_rows]
+        packed.append(parts)
+        tokens.append(sum(len(d.input_ids) for d in documents))
+    targets = sum(len(ids) - prompt for step in packed for row in step for ids, prompt in row) / steps
+    return job | {"steps": chosen, "packed": packed, "tokens": tokens, "targets": targets}
+
+
+def speeds(results: list[Result], job: dict[str, Any]) -> list[float]:
+    """Tokens per second of each repeat, without the first step."""
+    return [sum(job["tokens"][1:]) / sum(result["seconds"]) for result in results]
+
+
+def summary(job: dict[str, Any], ours: list[Result], theirs: list[Result]) -> dict[str, float | list[float]]:
+    """The ratios of a case."""
+    speed = ratio(speeds(ours, job), speeds(theirs, job))
+    memory = ratio([r["memory_gb"] for r in ours], [r["memory_gb"] for r in theirs])
+    return {
+        "speed_vs_trl": speed.value,
+        "speed_spread": [speed.least, speed.greatest],
+        "memory_vs_trl": memory.value,
+        "memory_spread": [memory.least, memory.greatest],
+    }
+
+
+def weighted_over_plain(job: dict[str, Any], repeats: int) -> list[float]:
+    """Time of a step with SRML's weights over that of plain fine-tuning, with the least and the greatest of repeats."""
+    seconds: dict[str, list[float]] = {"fixed": [], "sft": []}
+    longer = job | {"steps": 3 * job["steps"]}
+    for _ in range(repeats):
+        for balance, taken in seconds.items():
+            taken.append(sum(run_ours(longer | {"balance": balance})["seconds"]))
+    return list(ratio(seconds["fixed"], seconds["sft"]))
+
+
+def table(job: dict[str, Any], sides: dict[str, list[Result]]) -> list[list[str]]:
+    """A row for each side: medians over the repeats."""
+    steps = len(job["steps"]) - 1
+    return [
+        [
+            name,
+            f"{median(speeds(results, job)):,.0f}",
+            f"{median(sum(r['seconds']) for r in results) / steps:.2f}",
+            f"{median(r['memory_gb'] for r in results):.2f}",
+            f"{results[0]['loss']:.5f}",
+        ]
+        for name, results in sides.items()
+    ]
+
+
+def measure(case: str, job: dict[str, Any], repeats: int) -> tuple[list[list[str]], dict[str, Any], str]:
+    """The table of a case, its ratios, and what both sides computed."""
+    ours, theirs = by_turns(job, repeats)
+    same = check_same("loss of the first step", ours[0]["loss"], theirs[0]["loss"], TOLERANCE[job["bf16"]])
+    ratios = summary(job, ours, theirs)
+    if case == "sft":
+        value, *spread = weighted_over_plain(job, repeats)
+        ratios |= {"weighted_over_plain": value, "weighted_spread": spread}
+    return table(job, {"ours": ours, "TRL": theirs}), ratios, same
+
+
+def options() -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sft", description=__doc__)
+    parser.add_argument("--model", help="folder of a model, such as Gemma 3 270M, for the cases that train one")
+    parser.add_argument("--rows", default=CORPUS, help="rows of any form that is read (the shipped corpus)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--rows_together", type=int, choices=(1, 2), default=2, help="packed rows of a forward pass, on both sides (2)"
+    )
+    parser.add_argument("--repeats", type=int, help="of each side, by turns (3; 1 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="one repeat of two steps, on rows of 1,024 tokens")
+    parser.add_argument("--record", action="store_true", help="record a quick run, too")
+    return parser.parse_args()
+
+
+def note(case: str, given: argparse.Namespace, job: dict[str, Any], repeats: int, same: str) -> str:
+    """How a case was measured."""
+    trained = CASES[case][0].format(model=Path(given.model or "").name)
+    tokens = sum(job["tokens"]) / len(job["tokens"])
+    return (
+        f"{trained}. Medians of {repeats} runs of each side by turns, {len(job['steps']) - 1} steps each after one not "
+        f"counted. A step is {len(job['steps'][0])} rows of {Path(given.rows).name} in {ROWS_A_STEP} packed rows of "
+        f"{job['max_length']:,} tokens, {given.rows_together} in a forward pass; {tokens:,.0f} tokens are no padding, "
+        f"{job['targets']:,.0f} of them targets, the same ones on both sides. {same[0].upper()}{same[1:]}. {THREADS} "
+        f"threads, no gradient checkpointing, AdamW at a constant rate; {TRL} with its default loss, which is computed "
+        "in chunks, and SDPA under transformers' mask of packed rows. Memory is the largest resident set of the whole "
+        "process."
+    )
+
+
+def main() -> None:
+    """Measure the cases, and record them."""
+    given = options()
+    max_length, steps, repeats = (1024, 2, 1) if given.quick else (2048, 3, 3)
+    repeats = given.repeats or repeats
+    for case in given.cases:
+        _, rank, bf16 = CASES[case]
+        if case != "sft" and not given.model:
+            print(f"{case}: skipped, for it trains a model: give its folder, --model FOLDER")
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            model = qwen2_shape(Path(scratch)) if case == "sft" else given.model
+            learning = {"lora": rank, "bf16": bf16, "learning_rate": 1e-4, "balance": "sft"}
+            job = make_job(model, given.rows, steps, max_length, rows_together=given.rows_together, **learning)
+            rows, ratios, same = measure(case, job, repeats)
+        record(
+            f"SFT beside TRL: {case}",
+            COLUMNS,
+            rows,
+            note(case, given, job, repeats, same),
+            key=case,
+            ratios=ratios,
+            keep=not given.quick or given.record,
+        )
+
+
+if __name__ == "__main__":
+    main()
