@@ -7,6 +7,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 IGNORED = -100
 
@@ -100,12 +102,87 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "loss": clock.logged[0]["loss"]}
 
 
+class TimedGRPOTrainer(GRPOTrainer):
+    """GRPO on prompts that are token ids already, with the seconds of each phase; the first step has few tokens."""
+
+    ids: list[list[int]]
+    warm_prompt: int
+    warm_tokens: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds: dict[str, float] = {}
+        super().__init__(*args, **kwargs)
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        cut = None if self.state.global_step else self.warm_prompt
+        return [self.ids[int(prompt)][:cut] for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        tokens = self.max_completion_length if self.state.global_step else self.warm_tokens
+        self.generation_config.min_new_tokens = self.generation_config.max_new_tokens = tokens  # nothing ends early
+        with self._timed("generate"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        with self._timed("reference" if model is self.ref_model else "old"):
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self.seconds.clear()  # of the step before
+        with self._timed("rollout"):
+            made = super()._generate_and_score_completions(inputs)
+        self.tokens = {name: int(made[f"{name}_mask"].sum()) for name in ("prompt", "completion")}
+        return made
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def parity(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A reward that differs inside groups, whatever the model says."""
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def grpo(job: dict[str, Any]) -> dict[str, Any]:
+    """Take a short step and one on all of `job["prompts"]`; seconds of the latter by phase.
+
+    One optimizer step per batch of rollouts, so that TRL takes the policy's own log-probabilities as the old ones.
+    """
+    prompts, group, clock = job["prompts"], job["group_size"], Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            max_steps=2,
+            per_device_train_batch_size=group,
+            gradient_accumulation_steps=len(prompts),
+            num_generations=group,
+            max_completion_length=job["tokens"],
+            temperature=1.0,
+            beta=job["kl_coef"],
+            num_iterations=1,
+            shuffle_dataset=False,
+            **settings(job, folder),
+        )
+        rows = Dataset.from_dict({"prompt": [str(i) for i in range(len(prompts))]})
+        trainer = TimedGRPOTrainer(job["model"], parity, config, train_dataset=rows, callbacks=[clock])
+        trainer.ids, trainer.warm_prompt, trainer.warm_tokens = prompts, job["warm_prompt"], job["warm_tokens"]
+        trainer.train()
+    seconds, step = trainer.seconds, clock.ends[1] - clock.ends[0]
+    phases = {phase: seconds.get(phase, 0.0) for phase in ("generate", "old", "reference")}
+    logged = {"entropy": clock.logged[1]["entropy"], "kl": clock.logged[1]["kl"]}
+    return {"step": step, "update": step - seconds["rollout"], **phases, **logged, "tokens": trainer.tokens}
+
+
 def main() -> None:
     """Do the job of a file, and write the result to another."""
     given, made = map(Path, sys.argv[1:])
     job = json.loads(given.read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    result = {"sft": sft}[job["kind"]](job)
+    result = {"sft": sft, "grpo": grpo}[job["kind"]](job)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     made.write_text(json.dumps(result | {"versions": versions}), encoding="utf-8")
 
