@@ -133,7 +133,7 @@ def steps(case: Case, mesh: Any, device: torch.device, done: Callable[[str], Non
     if case.objective == "EGPO":
         reference = FSDP2.shard(overlay, build(case, device).requires_grad_(False).eval())
     weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, foreach=True)  # as torch itself chooses on a GPU
+    optimizer = torch.optim.AdamW(weights, fused=True)
     micros = [micro_batch(case, device) for _ in range(MICRO_BATCHES)]
     for _ in range(2):
         done("")

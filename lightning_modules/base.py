@@ -139,7 +139,7 @@ class FunctionCallingModule(EvaluationModule):
         if not 1 <= steps < math.inf:
             raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
         groups = self.parameter_groups()
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
         warmup, factor = self.warmup_steps(steps), warmup_cosine if self.schedule == "cosine" else warmup_constant
         scheduler = LambdaLR(optimizer, lambda step: factor(step, warmup, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

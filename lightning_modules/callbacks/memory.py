@@ -148,8 +148,6 @@ def estimate(plan: Plan) -> Memory:
             "the backward pass of the head": backward | {"head": head_bytes(plan)},
             "the backward pass of a layer": backward | {"layer": (kept if plan.checkpointing else 0) + passing},
             "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan)},
-            # On a GPU torch takes the square roots of all second moments at once.
-            "the update of the weights": learning | {"update": learnt if plan.cuda and not plan.offload else 0},
             "sampling rollouts": {"gathered": gathered, "rollouts": plan.engine},
         },
     )
@@ -218,7 +216,6 @@ def derived(plan: Plan) -> dict[str, str]:
         "head": f"the logits of {CHUNK_TOKENS:,} tokens and some thousands of ids at a time, and the head's gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
         "embedding": "gradients of embedding and head",
-        "update": "roots of second moments",
         "rollouts": "the engine, or a whole copy of the weights; the key-value cache of HFGenerator comes on top",
     }
 
