@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
+from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.head import after_head, decoder_of
 from lightning_modules.policy.lora import LoRA, add_adapters
@@ -78,6 +79,15 @@ class ScoredCausalLM(nn.Module):
         """Whether the model is a `PeftModel`; asked without peft, whose import a run without adapters is spared."""
         return hasattr(self.model, "get_base_model")
 
+    @property
+    def by_document(self) -> bool:
+        """Whether documents of a row attend each by itself, and not under a mask of the row."""
+        return bool(self.causal_lm.config._attn_implementation == BY_DOCUMENT)
+
+    @by_document.setter
+    def by_document(self, on: bool) -> None:  # of a model whose attention is sdpa otherwise
+        self.causal_lm.config._attn_implementation = BY_DOCUMENT if on else "sdpa"
+
     def forward(
         self,
         input_ids: Tensor,
@@ -115,8 +125,10 @@ class ScoredCausalLM(nn.Module):
         if self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
             # Its variable-length kernel recognises restarting positions in a single row only, and silently not in more.
             input_ids, position_ids, targets = (x.reshape(1, -1) for x in (input_ids, position_ids, targets))
+        apart = self.by_document and attention_mask is None
+        options = decoder_options(position_ids) if apart else {"attention_mask": attention_mask}
         hidden = decoder_of(self.causal_lm)(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **options
         ).last_hidden_state
         scored = targets != IGNORED
         head = self.causal_lm.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Probe of a loaded model: whether it keeps packed documents apart, and whether its scores are those of its logits.
+"""Probe of a loaded model: how it keeps packed documents apart, and whether its scores are those of its logits.
 
 Whether a row's documents are kept apart depends on the architecture (a state that runs on, masks and positions that
 heed no restart) and is written in no config; three short documents show it. What they cannot show is what takes more
@@ -6,12 +6,15 @@ tokens: attention in chunks, which are counted from the start of the row.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from datamodules.packing import CALL, Encoded, collate_packed
+from lightning_modules.policy.attention import decoder_options
+from lightning_modules.policy.head import decoder_of
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.ranks import failing_together
 
@@ -39,7 +42,11 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
         if strategy is None or strategy.is_global_zero:
             with torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed):
                 leak = probe(policy)
-    return strategy.broadcast(leak) if strategy else leak
+    if strategy:
+        leak, by_document = strategy.broadcast((leak, policy.by_document))
+        if by_document:
+            policy.by_document = True
+    return leak
 
 
 @torch.no_grad()
@@ -48,7 +55,8 @@ def probe(policy: ScoredCausalLM) -> str:
 
     A row keeps its documents apart if the log-probabilities of the later ones do not move with the first one's tokens
     (beyond what the tokens of another row do, which is rounding) nor with what stands before them (beyond the precision
-    of the arithmetic, since sums of other shapes round otherwise). No random number is drawn globally.
+    of the arithmetic, since sums of other shapes round otherwise). Attention by document is tried first, and left on if
+    it does; a mask of the row is next. No random number is drawn globally.
 
     Args:
         policy: The model, not sharded; it is left in train mode.
@@ -60,6 +68,8 @@ def probe(policy: ScoredCausalLM) -> str:
         ValueError: If the scores of a document alone are not those of the model's own logits.
     """
     policy.eval()
+    if policy.by_document:  # probed before
+        policy.by_document = False
     first, second, third, other = _documents(policy)
     documents = [first, second, third]
     own = torch.cat([_own_scores(policy, document) for document in documents])
@@ -79,7 +89,12 @@ def probe(policy: ScoredCausalLM) -> str:
             f"the model's own by {(alone - own).abs().max():.2g} nats; train another model, or add what it does to "
             "lightning_modules/policy/head.py."
         )
+    if _can_attend_by_document(policy):
+        policy.by_document = True
     leak = _leak(policy, documents, other, alone, allowed)
+    if leak and policy.by_document:
+        policy.by_document = False
+        leak = _leak(policy, documents, other, alone, allowed)
     policy.packed = not leak
     policy.train()
     return leak
@@ -101,6 +116,30 @@ def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alon
     if not apart.mean() <= allowed:
         return f"in one row documents score otherwise than alone, by {apart.max():.2g} nats"
     return ""
+
+
+def _can_attend_by_document(policy: ScoredCausalLM) -> bool:
+    """Whether all layers attend by `policy.attention`, and tell it the windows that the config names.
+
+    The documents of the probe are shorter than windows, which they cannot show.
+    """
+    config, decoder = policy.causal_lm.config, decoder_of(policy.causal_lm)
+    takes_more = any(
+        argument.kind == argument.VAR_KEYWORD for argument in signature(decoder.forward).parameters.values()
+    )
+    if config._attn_implementation != "sdpa" or not takes_more:
+        return False
+    text, device = config.get_text_config(), next(policy.parameters()).device
+    window = getattr(text, "sliding_window", None)
+    everywhere = ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
+    windows = {"sliding_attention": window, "full_attention": None}
+    wanted = [windows.get(kind, kind) for kind in getattr(text, "layer_types", None) or everywhere]
+    positions = torch.arange(3, device=device)[None]
+    options = decoder_options(positions)
+    policy.by_document = True
+    decoder(input_ids=positions, position_ids=positions, use_cache=False, **options)
+    policy.by_document = False
+    return options["documents"].windows == wanted
 
 
 def _documents(policy: ScoredCausalLM) -> list[Encoded]:

@@ -157,8 +157,8 @@ FAMILIES = [
         attention_window_size=16,
         logits_soft_cap=3.0,
     ),
-    Family("opt", False, OPT),
-    like_llama("biogpt", packed=False),
+    Family("opt", True, OPT),
+    like_llama("biogpt"),
     Family("mpt", False, MPT),
     Family("xglm", False, XGLM),
 ]
