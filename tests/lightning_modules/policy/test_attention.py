@@ -106,10 +106,18 @@ def gradients(policy, rows):
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+# Norms are computed in float32 in models of float64, too: what differs in the last bit before them differs by more.
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [
+        ("qwen2", torch.float32, 1e-5),
+        ("qwen2", torch.float64, 1e-10),
+        ("gemma3_text", torch.float32, 1e-5),
+        ("gemma3_text", torch.float64, 1e-6),
+    ],
+)
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text"])
 def test_gradients_are_those_of_one_document_at_a_time(
     kind, checkpointing, lora, dtype, tolerance, tmp_path, tiny_tokenizer
 ):
