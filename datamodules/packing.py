@@ -1,7 +1,7 @@
 """Documents laid end to end in rows without padding between them: best-fit decreasing, and the tensors of a row."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,10 +21,18 @@ PROMPT, COT, CALL = 0, 1, 2  # segments
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document: its token ids, and for each token its segment (0 prompt, 1 chain of thought, 2 call)."""
+    """One document: its token ids, and for each token its segment (0 prompt, 1 chain of thought, 2 call).
+
+    Attributes:
+        input_ids: The ids.
+        segments: The segments.
+        start: Position of the first token. Above 0 the document goes on from as many tokens of the latest one before it
+            that starts at 0, for a model that lets documents share a beginning.
+    """
 
     input_ids: list[int]
     segments: list[int]
+    start: int = 0
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -103,18 +111,18 @@ def micro_batches(
     return batches
 
 
-def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) -> PackedBatch:
+def collate_packed(documents: Sequence[Encoded] | Mapping[int, Encoded], rows: Sequence[Sequence[int]]) -> PackedBatch:
     """Lay documents end to end in rows and shift ids and segments together by one.
 
     Args:
-        documents: The encoded documents.
-        rows: For each row the indices of its documents.
+        documents: The encoded documents, by their numbers.
+        rows: For each row the numbers of its documents.
 
     Returns:
-        Long tensors [R, T], T the longest row: `input_ids`; `position_ids`, restarting at 0 in each document (the
-        padding tail is a document of its own); `targets`, the id of the next token of the same document, -100 where
-        there is none or where it is a prompt token; `segments`, the segment of that target (0 where it is -100);
-        `doc_ids`, the number of the document inside this micro-batch in order of appearance, -1 in the padding.
+        Long tensors [R, T], T the longest row: `input_ids`; `position_ids`, from each document's `start` (the padding
+        tail is a document of its own); `targets`, the id of the next token of the same document, -100 where there is
+        none or where it is a prompt token; `segments`, the segment of that target (0 where it is -100); `doc_ids`, the
+        number of the document inside this micro-batch in order of appearance, -1 in the padding.
     """
     width = max(sum(len(documents[i].input_ids) for i in row) for row in rows)
     batch = {
@@ -128,7 +136,7 @@ def collate_packed(documents: Sequence[Encoded], rows: Sequence[Sequence[int]]) 
             ids, segments = torch.tensor(documents[i].input_ids), torch.tensor(documents[i].segments)
             here, before = slice(start, start + len(ids)), slice(start, start + len(ids) - 1)
             batch["input_ids"][r, here] = ids
-            batch["position_ids"][r, here] = torch.arange(len(ids))
+            batch["position_ids"][r, here] = torch.arange(len(ids)) + documents[i].start
             batch["targets"][r, before] = ids[1:].masked_fill(segments[1:] == PROMPT, IGNORED)
             batch["segments"][r, before] = segments[1:]
             batch["doc_ids"][r, here] = sample

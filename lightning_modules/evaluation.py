@@ -58,6 +58,7 @@ class EvaluationModule(LightningModule):
         self.target_loss = TargetLoss()
         self.policy: ScoredCausalLM | None = None
         self.packed, self.why_not_packed = True, ""  # whether documents share a row; set when the model is loaded
+        self.shares_prefixes = False  # whether rollouts of a prompt share it in a row; set then, too
         self.sizes_of_weights: dict[str, torch.Size] = {}  # of the policy, before any strategy cuts it into shards
         self.generating: tuple[ScoredCausalLM, ...] = ()  # what evaluations generate with, hidden from torch
         self.derived_hash = ""  # see `derived_fingerprint`
@@ -135,6 +136,7 @@ class EvaluationModule(LightningModule):
                 f"keep documents apart: {leak}. Set data.packing to auto."
             )
         self.packed = policy.packed = wanted != "off" and not leak
+        self.shares_prefixes = self.packed and policy.shares_prefixes
         self.why_not_packed = leak if wanted == "auto" else "data.packing is off"
 
     def place(self, policy: ScoredCausalLM) -> None:

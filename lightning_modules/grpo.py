@@ -45,6 +45,7 @@ ALL_ALIKE = (
     "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
     "moves the policy: look at model.rewards and train_samples.jsonl, or give easier or harder prompts."
 )
+SHARED = "; completions of a prompt share it, as many as a micro-batch holds"
 
 
 class GRPOModule(FunctionCallingModule):
@@ -184,7 +185,7 @@ class GRPOModule(FunctionCallingModule):
         drawn, sampling = self.sample(batch, clock), self.sampling
         with timed(clock, "time/reward"):
             buffer = make_buffer(batch, drawn, self.tokenizer, self.overlong)
-        micros = buffer.pack(self.micro_batch_tokens, packed=self.packed)
+        micros = buffer.pack(self.micro_batch_tokens, packed=self.packed, shared=self.shares_prefixes)
         with timed(clock, "time/wait"):  # for the rank that sampled longest
             rounds = int(over_ranks({}, {"micros": len(micros)}, self.device)[1]["micros"])
         corrects = self.generator.reports_logprobs and self.importance_sampling.cap is not None
@@ -232,10 +233,11 @@ class GRPOModule(FunctionCallingModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
         chosen = buffer.chosen(self.mini_batches)
-        micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed)
+        micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed, self.shares_prefixes)
         tokens = sum(len(buffer.completions[i]) for i in chosen)
+        read = tokens + sum(len(buffer.prompts[i]) for i in chosen)  # a shared prompt counts for each of them
         counts, most = over_ranks(
-            {"rollouts": len(chosen), "tokens": tokens}, {"micros": max(1, len(micros))}, self.device
+            {"rollouts": len(chosen), "tokens": tokens, "read": read}, {"micros": max(1, len(micros))}, self.device
         )
         totals, rounds = PolicyTotals(counts["rollouts"], counts["tokens"]), int(most["micros"])
         temperature, limit = self.sampling.temperature, self.generator.max_new_tokens
@@ -248,7 +250,7 @@ class GRPOModule(FunctionCallingModule):
         sums = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
         sums, peaks = over_ranks(sums, peaks, self.device)
         metrics = update_metrics(sums, peaks, buffer.ref_logprobs is not None)
-        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": sums["used"], "rollouts": totals.rollouts}
+        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": counts["read"], "rollouts": totals.rollouts}
         if totals.tokens:
             metrics["train/grad_norm"] = self.clip_gradients()
         else:
@@ -306,7 +308,7 @@ class GRPOModule(FunctionCallingModule):
         steps, ranks = int(self.trainer.estimated_stepping_batches), self.trainer.world_size
         sizes = (self.mini_batches, self.inner_epochs, self.micro_batch_tokens, steps, ranks)
         return size_rows(data, self.generator, self.sampling, *sizes) | {
-            "rows": self.rows_of_documents(),
+            "rows": self.rows_of_documents() + (SHARED if self.shares_prefixes else ""),
             "validation": validation_row(data),
             "objective": objective_row(self.entropy_bonus, self.loss, self.lora),
             "rewards": self.rewards.described(),

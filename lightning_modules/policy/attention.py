@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_DOCUMENT = "by_document"
@@ -105,10 +105,9 @@ def attention_by_document(
     window = kwargs.get("sliding_window")
     documents.windows.append(window)
     rows, heads, tokens, _ = query.shape
-    # Keys for each head of the queries: kernels of the CPU that let heads share them are slower.
-    key, value = (repeat_kv(x, heads // x.shape[1]) for x in (key, value))
     # Split and joined at once: the gradient of a slice would be as large as all rows, for each document.
-    columns = [x.transpose(1, 2).flatten(0, 1).split(documents.lengths) for x in (query, key, value)]
+    laid = [_for_each_head(x.transpose(1, 2).flatten(0, 1), heads) for x in (query, key, value)]
+    columns = [x.split(documents.lengths) for x in laid]
     attended: list[Tensor] = []
     for prefix, q, k, v in zip(documents.prefixes, *columns, strict=True):
         if prefix == 0:
@@ -119,6 +118,11 @@ def attention_by_document(
             k, v = (torch.cat(parts) for parts in zip(cuts[prefix], (k, v), strict=True))
         attended.append(_causal(q, k, v, window, dropout, scaling))
     return torch.cat(attended).unflatten(0, (rows, tokens)), None
+
+
+def _for_each_head(x: Tensor, heads: int) -> Tensor:
+    """Repeat what heads share, [N, K, D] to [N, H, D]: kernels of the CPU that let them share it are slower."""
+    return x.unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1).flatten(1, 2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, scaling: float | None) -> Tensor:

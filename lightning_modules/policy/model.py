@@ -48,6 +48,7 @@ class ScoredCausalLM(nn.Module):
     Attributes:
         model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
         packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
+        shares_prefixes: Whether documents of a row may go on from the beginning of another one; the probe says so, too.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
@@ -62,6 +63,7 @@ class ScoredCausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.packed = True
+        self.shares_prefixes = False
         self.after_head = after_head(self.causal_lm.config)
         if type(self.causal_lm.get_output_embeddings()) is not nn.Linear:
             raise ValueError(

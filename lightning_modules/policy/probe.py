@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from datamodules.packing import CALL, Encoded, collate_packed
+from datamodules.packing import CALL, PROMPT, Encoded, collate_packed
 from lightning_modules.policy.attention import decoder_options
 from lightning_modules.policy.head import decoder_of
 from lightning_modules.policy.model import ScoredCausalLM
@@ -43,7 +43,8 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
             with torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed):
                 leak = probe(policy)
     if strategy:
-        leak, by_document = strategy.broadcast((leak, policy.by_document))
+        found = (leak, policy.by_document, policy.shares_prefixes)
+        leak, by_document, policy.shares_prefixes = strategy.broadcast(found)
         if by_document:
             policy.by_document = True
     return leak
@@ -57,6 +58,8 @@ def probe(policy: ScoredCausalLM) -> str:
     (beyond what the tokens of another row do, which is rounding) nor with what stands before them (beyond the precision
     of the arithmetic, since sums of other shapes round otherwise). Attention by document is tried first, and left on if
     it does; a mask of the row is next. No random number is drawn globally.
+
+    Documents may share a prefix if what goes on from another document's beginning scores as it does alone.
 
     Args:
         policy: The model, not sharded; it is left in train mode.
@@ -96,6 +99,7 @@ def probe(policy: ScoredCausalLM) -> str:
         policy.by_document = False
         leak = _leak(policy, documents, other, alone, allowed)
     policy.packed = not leak
+    policy.shares_prefixes = policy.by_document and _shares_prefixes(policy, documents, allowed)
     policy.train()
     return leak
 
@@ -116,6 +120,16 @@ def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alon
     if not apart.mean() <= allowed:
         return f"in one row documents score otherwise than alone, by {apart.max():.2g} nats"
     return ""
+
+
+def _shares_prefixes(policy: ScoredCausalLM, documents: list[Encoded], allowed: Tensor) -> bool:
+    """Whether two ends of one beginning score in one row, where the beginning is once, as in a row each."""
+    beginning, *ends = (document.input_ids for document in documents)
+    start = len(beginning) - 1
+    alone = [Encoded(beginning + end, [PROMPT] * len(beginning) + [CALL] * len(end)) for end in ends]
+    later = Encoded(alone[1].input_ids[start:], alone[1].segments[start:], start)
+    apart = (_scores(policy, [alone[0], later], [[0, 1]]) - _scores(policy, alone, [[0], [1]])).abs()
+    return bool(apart.mean() <= allowed)
 
 
 def _can_attend_by_document(policy: ScoredCausalLM) -> bool:

@@ -49,8 +49,12 @@ def pack_rollouts(
     micro_batch_tokens: int,
     chosen: Sequence[int] | None = None,
     packed: bool = True,
+    shared: bool = False,
 ) -> list[PackedBatch]:
     """Pack rollouts without padding into micro-batches whose targets are the completion tokens.
+
+    Rollouts that share their prompt lie behind each other: the first one whole, and of each other one the last token of
+    the prompt, from which its first token is predicted, and the completion.
 
     A value per rollout, such as the advantage, is looked up by `doc_ids`; a value per token, such as the old
     log-probability, by `tokens`. So all or some of the same rollouts can be packed again for each pass.
@@ -63,6 +67,7 @@ def pack_rollouts(
         micro_batch_tokens: Bound on rows x longest row of a micro-batch.
         chosen: The rollouts to pack; all of them when None.
         packed: Whether rollouts share rows.
+        shared: Whether neighbours with the same prompt share it, too. A row then holds as many tokens as a micro-batch.
 
     Returns:
         Micro-batches as `datamodules.packing.collate_packed` makes them, with these differences: `doc_ids` is the
@@ -74,13 +79,18 @@ def pack_rollouts(
         ValueError: If a rollout is longer than `max_length`, its prompt is empty, or its mask is not of its length.
     """
     numbers = range(len(prompts)) if chosen is None else list(chosen)
-    documents = [_document(prompts[i], completions[i], cot[i]) for i in numbers]
+    room = max(max_length, micro_batch_tokens) if shared else max_length
+    groups = _neighbours(prompts, completions, numbers, room) if shared else [[i] for i in numbers]
+    documents = {
+        i: _document(prompts[i], completions[i], cot[i], whole=i == group[0]) for group in groups for i in group
+    }
+    lengths = [sum(len(documents[i].input_ids) for i in group) for group in groups]
     starts = torch.tensor([0, *map(len, completions)]).cumsum(0).tolist()
     batches = []
-    lengths = [len(document.input_ids) for document in documents]
-    for rows in micro_batches(lengths, max_length, micro_batch_tokens, packed):
+    for plan in micro_batches(lengths, room, micro_batch_tokens, packed):
+        rows = [[i for group in row for i in groups[group]] for row in plan]
         batch = collate_packed(documents, rows)
-        order = [numbers[i] for row in rows for i in row]  # as they appear, which is how `doc_ids` counts them
+        order = [i for row in rows for i in row]  # as they appear, which is how `doc_ids` counts them
         padding = batch["doc_ids"] < 0
         batch["doc_ids"] = torch.tensor(order)[batch["doc_ids"]].masked_fill(padding, -1)
         places = [torch.arange(starts[i], starts[i + 1]) for i in order]
@@ -90,11 +100,30 @@ def pack_rollouts(
     return batches
 
 
-def _document(prompt: Sequence[int], completion: Sequence[int], cot: Sequence[bool]) -> Encoded:
+def _neighbours(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], numbers: Sequence[int], room: int
+) -> list[list[int]]:
+    """Rollouts behind each other that have the same prompt, as many together as a row has room for."""
+    groups: list[list[int]] = []
+    filled = 0
+    for i in numbers:
+        more = 1 + len(completions[i])
+        if groups and filled + more <= room and prompts[groups[-1][0]] == prompts[i]:
+            groups[-1].append(i)
+            filled += more
+        else:
+            groups.append([i])
+            filled = len(prompts[i]) + len(completions[i])
+    return groups
+
+
+def _document(prompt: Sequence[int], completion: Sequence[int], cot: Sequence[bool], whole: bool) -> Encoded:
+    """A rollout, or what comes after a prompt that another one has brought."""
     if not prompt:
         raise ValueError("A rollout has an empty prompt: its first token has nothing to be predicted from.")
+    start = 0 if whole else len(prompt) - 1
     segments = [COT if inside else CALL for _, inside in zip(completion, cot, strict=True)]
-    return Encoded([*prompt, *completion], [PROMPT] * len(prompt) + segments)
+    return Encoded([*prompt[start:], *completion], [PROMPT] * (len(prompt) - start) + segments, start)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

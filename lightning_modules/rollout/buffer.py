@@ -78,11 +78,14 @@ class RolloutBuffer:
         turns = [group * mini_batches // self.batch_prompts for group in self.groups]
         return [i for i, mine in enumerate(turns) if mine == turn and not self.masked[i]]
 
-    def pack(self, micro_batch_tokens: int, chosen: list[int] | None = None, packed: bool = True) -> list[PackedBatch]:
-        """Micro-batches of some rollouts, or of all, in rows as long as the longest of them, shared if `packed`."""
+    def pack(
+        self, micro_batch_tokens: int, chosen: list[int] | None = None, packed: bool = True, shared: bool = False
+    ) -> list[PackedBatch]:
+        """Micro-batches of some rollouts, or of all, as `pack_rollouts` makes them for the longest of them."""
         numbers = range(len(self.prompts)) if chosen is None else chosen
         longest = max((len(self.prompts[i]) + len(self.completions[i]) for i in numbers), default=1)
-        return pack_rollouts(self.prompts, self.completions, self.cot, longest, micro_batch_tokens, chosen, packed)
+        rollouts = (self.prompts, self.completions, self.cot)
+        return pack_rollouts(*rollouts, longest, micro_batch_tokens, chosen, packed, shared)
 
 
 def at(values: Tensor, tokens: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def policy(family, tmp_path_factory, tiny_tokenizer):
     folder = family.save(tmp_path_factory.mktemp(family.kind), tiny_tokenizer)
     policy = build_policy(str(folder))
     leak = probe(policy)
-    assert (not leak) == family.packed == policy.packed == policy.by_document, leak
+    assert (not leak) == family.packed == policy.packed == policy.by_document == policy.shares_prefixes, leak
     assert policy.training
     return policy.eval()  # without the dropout that some families have by default
 

@@ -74,19 +74,19 @@ class OtherRanks:
         self.heard = heard
 
     def broadcast(self, mine):
-        assert mine == ("", False)
+        assert mine == ("", False, False)
         return self.heard
 
 
 def test_ranks_without_weights_take_the_verdict_of_the_first(folder, monkeypatch):
     policy = build_policy(str(folder("lfm2")), empty=True)
-    assert probe_everywhere(policy, OtherRanks(("a state runs on", False)), mixed=False) == "a state runs on"
+    assert probe_everywhere(policy, OtherRanks(("a state runs on", False, False)), mixed=False) == "a state runs on"
     assert not policy.by_document
-    assert probe_everywhere(policy, OtherRanks(("", True)), mixed=False) == ""
-    assert policy.by_document
+    assert probe_everywhere(policy, OtherRanks(("", True, True)), mixed=False) == ""
+    assert policy.by_document and policy.shares_prefixes
     monkeypatch.setattr("lightning_modules.ranks.of_every_rank", lambda mine: ["not its own", mine])
     with pytest.raises(ValueError, match="not its own"):
-        probe_everywhere(policy, OtherRanks(("", True)), mixed=False)
+        probe_everywhere(policy, OtherRanks(("", True, True)), mixed=False)
 
 
 def test_documents_have_rows_of_their_own_where_the_model_asks_for_it(tiny_model_dir, rows_file, tmp_path):

@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.rollout.batching import cot_mask, pack_rollouts
 
@@ -163,8 +165,9 @@ def scored(batch):
 
 @pytest.mark.parametrize(("max_length", "budget"), [(7, 7), (7, 14), (13, 26), (40, 40)])
 @pytest.mark.parametrize("chosen", [None, [3, 1], [2, 0, 3]])
-def test_every_completion_token_is_a_target_once(max_length, budget, chosen):
-    batches = pack_rollouts(PROMPTS, COMPLETIONS, COT, max_length, budget, chosen)
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_completion_token_is_a_target_once(max_length, budget, chosen, shared):
+    batches = pack_rollouts(PROMPTS, COMPLETIONS, COT, max_length, budget, chosen, shared=shared)
     flat = sum(COMPLETIONS, [])  # noqa: RUF017
     expected, place = [], 0
     for i, (completion, cot) in enumerate(zip(COMPLETIONS, COT, strict=True)):
@@ -176,7 +179,7 @@ def test_every_completion_token_is_a_target_once(max_length, budget, chosen):
     assert sorted(row for batch in batches for row in scored(batch)) == expected
     for batch in batches:
         rows, width = batch["input_ids"].shape
-        assert width <= max_length and (rows == 1 or rows * width <= budget)
+        assert width <= (max(max_length, budget) if shared else max_length) and (rows == 1 or rows * width <= budget)
         assert all(tensor.dtype == torch.long and tensor.shape == (rows, width) for tensor in batch.values())
         assert ((batch["tokens"] < 0) == (batch["targets"] == -100)).all()
 
@@ -191,6 +194,69 @@ def test_one_row_by_hand():
         "doc_ids": [[0] * 7 + [2] * 5],
         "tokens": [[-1, -1, 0, 1, 2, 3, -1, -1, 5, 6, 7, -1]],  # rollout 1 has place 4
     }
+
+
+def test_a_shared_prompt_by_hand():
+    completions, cot = [[10, 11], [20], [21, 22]], [[True, False], [False], [False, True]]
+    (batch,) = pack_rollouts([[1, 2, 3]] * 3, completions, cot, 5, 10, shared=True)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[1, 2, 3, 10, 11, 3, 20, 3, 21, 22]],  # the last token of the prompt is there for each of them
+        "position_ids": [[0, 1, 2, 3, 4, 2, 3, 2, 3, 4]],
+        "targets": [[-100, -100, 10, 11, -100, 20, -100, 21, 22, -100]],
+        "segments": [[0, 0, 1, 2, 0, 2, 0, 2, 1, 0]],
+        "doc_ids": [[0] * 5 + [1] * 2 + [2] * 3],
+        "tokens": [[-1, -1, 0, 1, -1, 2, -1, 3, 4, -1]],
+    }
+    batches = pack_rollouts([[1, 2, 3]] * 3, completions, cot, 5, 7, shared=True)  # 5 + 2 are 7; the third is 5 again
+    assert [batch["position_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 4, 2, 3]], [[0, 1, 2, 3, 4]]]
+    batches = pack_rollouts([[1, 2], [1, 3], [1, 2]], completions, cot, 4, 9, shared=True)  # 4, 3 and 4
+    assert [batch["position_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 0, 1, 2, 3]], [[0, 1, 2]]]
+
+
+# Norms are computed in float32 in models of float64, too: what differs in the last bit before them differs by more.
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [
+        ("gpt_neox", torch.float64, 1e-10),  # whose norms are float64, then
+        ("qwen2", torch.float32, 1e-5),
+        ("gemma3_text", torch.float32, 1e-5),  # with a window of 6 in every second layer
+        ("gemma3_text", torch.float64, 1e-6),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+def test_gradients_of_rollouts_that_share_their_prompt_are_those_of_each_alone(
+    kind, lora, checkpointing, dtype, tolerance, tmp_path, tiny_tokenizer
+):
+    [family] = [family for family in FAMILIES if family.kind == kind]
+    folder = family.save(tmp_path, tiny_tokenizer)
+    policy = build_policy(str(folder), lora, gradient_checkpointing=checkpointing, dtype=dtype)
+    draw = torch.Generator().manual_seed(1)
+    sizes = [(12, 5), (12, 1), (12, 9), (12, 0), (3, 4), (3, 8), (1, 6), (1, 2), (7, 3)]  # of prompt and completion
+    ids = torch.randint(3, 320, (100,), generator=draw).tolist()
+    prompts = [ids[size : 2 * size] for size, _ in sizes]
+    completions = [ids[7 * i : 7 * i + size] for i, (_, size) in enumerate(sizes)]
+    cot = [[False] * size for _, size in sizes]
+    weights = torch.randn(sum(size for _, size in sizes), generator=draw, dtype=dtype)
+
+    def scores_and_gradients(budget, **options):
+        policy.zero_grad()
+        scores = torch.zeros_like(weights)
+        for batch in pack_rollouts(prompts, completions, cot, 21, budget, **options):
+            places = batch["tokens"][batch["targets"] != -100]
+            logprobs = policy(batch["input_ids"], batch["position_ids"], batch["targets"], temperature=0.9).logprobs
+            (logprobs * weights[places]).sum().div(len(weights)).backward()
+            scores[places] = logprobs.detach()
+        return {"scores": scores} | {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+    want = scores_and_gradients(1, packed=False)
+    policy.by_document = True
+    for budget in (25, 200):  # groups are cut, and all is in one row
+        got = scores_and_gradients(budget, shared=True)
+        assert got.keys() == want.keys() and len(got) > 10
+        for name, values in want.items():
+            atol = tolerance * max(1.0, float(values.abs().max()))
+            torch.testing.assert_close(got[name], values, rtol=0, atol=atol, msg=name)
 
 
 def test_scores_find_their_tokens_however_they_were_packed(tiny_model_dir):
