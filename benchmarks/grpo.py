@@ -75,12 +75,12 @@ def note(case: str, given: argparse.Namespace, job: dict[str, Any], repeats: int
         f"{trained}. Medians of {repeats} runs of each side by turns, of one step after one of few tokens. "
         f"{len(lengths)} prompts of {Path(given.rows).name} ({lengths[0]} to {lengths[-1]} tokens), the same ids on "
         f"both sides, {job['group_size']} completions each of exactly {job['tokens']} tokens at temperature 1: none "
-        f"may end early. KL with a frozen reference ({job['kl_coef']}), one update per batch: both take the policy's own "
-        "log-probabilities as the old ones, and the rows of GRPO are compared. EGPO, our default, needs entropies from "
-        f"a pass of its own. {same[0].upper()}{same[1:]}; samples differ. {TRL} generates with transformers; it learns "
-        f"from {job['group_size']} rollouts at a time, ours from 8,192 tokens, the default of each. {THREADS} threads. "
-        "The update includes the optimizer's step; what remains of a step is reward and bookkeeping. Memory is the "
-        "largest resident set of the whole process."
+        f"may end early. KL with a frozen reference ({job['kl_coef']}), one update per batch: both take the policy's "
+        "own log-probabilities as the old ones, and the rows of GRPO are compared. EGPO, our default, needs entropies "
+        f"from a pass of its own. {same[0].upper()}{same[1:]}; samples differ. {TRL} generates with transformers, and "
+        f"learns from {job['group_size']} rollouts at a time, ours from 8,192 tokens, the default of each. {THREADS} "
+        "threads. The update includes the optimizer's step; what remains of a step is reward and bookkeeping. Memory "
+        "is the largest resident set of the whole process."
     )
 
 

@@ -5,11 +5,14 @@ Peak memory is the largest resident set of a side's process, as `wait4` reports 
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -97,6 +100,17 @@ def check_same(what: str, ours: float, theirs: float, tolerance: float) -> str:
             f"{what} is {ours:.6g} with ours and {theirs:.6g} with TRL: the sides compute different things."
         )
     return f"{what}: {ours:.6g} with ours, {theirs:.6g} with TRL (at most {tolerance:g} of it apart)"
+
+
+def in_process(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """Call a function of this project in a fresh process; what it returns, and the peak of that process in GB."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_with_peak, function, *args).result()
+
+
+def _with_peak(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    result = function(*args)
+    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _run(command: list[str], job: dict[str, Any]) -> Result:
