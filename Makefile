@@ -15,7 +15,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks tensorboard test test-fast test-vllm serve bfcl-official code-eval lint format clean
+.PHONY: help setup demo notebooks tensorboard test test-fast test-vllm serve bfcl-official code-eval bench lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -96,6 +96,13 @@ $(CODE_VENV)/installed:
 	echo 'torch<2.14' > $(CODE_VENV)/constraints.txt
 	$(CODE_VENV)/bin/pip install -q --disable-pip-version-check -c $(CODE_VENV)/constraints.txt 'lm-eval[hf]==0.4.13'
 	@touch $@
+
+bench: setup  ## Run the benchmarks and record them: MODEL=... a model's folder, ROWS=... its rows, ARGS=--quick for a short try
+	$(BIN)/python -m benchmarks.sft $(MODEL:%=--model %) $(ROWS:%=--rows %) $(ARGS)
+	$(BIN)/python -m benchmarks.grpo $(MODEL:%=--model %) $(ROWS:%=--rows %) $(ARGS)
+	$(BIN)/python -m benchmarks.head $(ARGS)
+	$(BIN)/python -m benchmarks.rewards $(ARGS)
+	$(BIN)/python -m benchmarks.data $(ARGS)
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .

@@ -20,8 +20,8 @@ CASES = {  # by name: what is trained, bf16
     "grpo": ("Qwen2 shape of 2 layers, hidden 256, vocabulary 151,936, float32", False),
     "grpo_gemma": ("{model}, bf16-mixed, all weights", True),
 }
-PROMPT = 620  # tokens, about
-FULL, QUICK = {"prompts": 4, "group_size": 8, "tokens": 100}, {"prompts": 2, "group_size": 4, "tokens": 32}
+FULL = {"prompts": 4, "prompt_tokens": 620, "group_size": 8, "tokens": 100}
+QUICK = {"prompts": 2, "prompt_tokens": 200, "group_size": 4, "tokens": 32}
 WARM_UP = {"warm_prompt": 32, "warm_tokens": 4}  # tokens of a first step, which is not counted
 PHASES = ("generate", "old", "reference", "update", "step")
 COLUMNS = ("", *(f"{phase}, s" for phase in PHASES), "peak, GB")
@@ -29,11 +29,11 @@ ENTROPY_TOLERANCE = 0.1  # of its mean over different samples of the same distri
 
 
 def make_job(model: str, rows: str, sizes: dict[str, int], bf16: bool) -> dict[str, Any]:
-    """What both sides do: the rows whose prompts are nearest to `PROMPT` tokens, as places and as token ids."""
+    """What both sides do: the rows whose prompts are nearest to `prompt_tokens`, as places and as token ids."""
     job = {"kind": "grpo", "model": model, "rows": rows, "bf16": bf16, "egpo": False, **sizes, **WARM_UP}
     data = XLAMPromptDataModule(**prompt_options(job))
     data.setup("fit")
-    nearest = sorted(data.train_indices.tolist(), key=lambda i: (abs(int(data.lengths[i]) - PROMPT), i))
+    nearest = sorted(data.train_indices.tolist(), key=lambda i: (abs(int(data.lengths[i]) - sizes["prompt_tokens"]), i))
     chosen = nearest[: sizes["prompts"]]
     learning = {"learning_rate": 1e-6, "kl_coef": 0.001, "lora": 0}
     return job | learning | {"chosen": chosen, "prompts": encoded_prompts(data.rows, chosen)}
@@ -91,7 +91,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rows", default=CORPUS, help="rows of any form that is read (the shipped corpus)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, help="of each side, by turns (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="one repeat of 2 prompts x 4 completions x 32 tokens")
+    parser.add_argument(
+        "--quick", action="store_true", help="one repeat of 2 prompts of 200 tokens x 4 completions x 32"
+    )
     parser.add_argument("--record", action="store_true", help="record a quick run, too")
     return parser.parse_args()
 

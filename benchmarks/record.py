@@ -41,9 +41,11 @@ def record(
         return
     results = FOLDER / "results.json"
     known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    name = Path(sys.argv[0]).stem
+    module, *words = (
+        Path(word).stem if Path(word).is_absolute() else word for word in sys.argv
+    )  # no paths of a machine
     known[title] = {
-        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{module}", *words]),
         "commit": _commit(),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}",

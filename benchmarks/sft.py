@@ -19,7 +19,7 @@ from benchmarks.our_side import data_options
 from benchmarks.record import record
 from benchmarks.sides import THREADS, TRL, Result, by_turns, check_same, ratio, run_ours
 from datamodules import XLAMSFTDataModule
-from datamodules.packing import PROMPT, micro_batches
+from datamodules.packing import IGNORED, PROMPT, Encoded, micro_batches
 
 BASE = Path("assets/tiny-base")
 CORPUS = "toolbox:train:4000"
@@ -71,22 +71,35 @@ def choose_steps(lengths: Sequence[int], steps: int, max_length: int) -> list[li
 
 
 def make_job(model: str, rows: str, steps: int, max_length: int, **settings: Any) -> dict[str, Any]:
-    """What both sides do: the model, the places of the rows of each step for ours, and their tokens for TRL."""
+    """What both sides do: the model, the places of the rows of each step for ours, and their packed rows for TRL."""
     job = {"kind": "sft", "model": model, "rows": rows, "max_length": max_length} | settings
     data = XLAMSFTDataModule(**data_options(job))
     data.setup("fit")
     lengths = data.lengths[data.train_indices].tolist()
     chosen = [data.train_indices[step].tolist() for step in choose_steps(lengths, steps, max_length)]
-    packed, tokens = [], []
-    for step in chosen:
-        documents = data.rows.documents(step)
-        micros = micro_batches([len(d.input_ids) for d in documents], max_length, ROWS_A_STEP * max_length)
-        packed_rows = [[documents[i] for i in row] for micro in micros for row in micro]
-        parts = [[(d.input_ids, d.segments.count(PROMPT)) for d in row] for row in packed_rows]
-        packed.append(parts)
-        tokens.append(sum(len(d.input_ids) for d in documents))
-    targets = sum(len(ids) - prompt for step in packed for row in step for ids, prompt in row) / steps
+    steps_of_documents = [data.rows.documents(rows) for rows in chosen]
+    packed = [packed_rows(documents, max_length) for documents in steps_of_documents]
+    tokens = [sum(len(d.input_ids) for d in documents) for documents in steps_of_documents]
+    targets = sum(label != IGNORED for step in packed for row in step for label in row["labels"]) / steps
     return job | {"steps": chosen, "packed": packed, "tokens": tokens, "targets": targets}
+
+
+def packed_rows(documents: Sequence[Encoded], max_length: int) -> list[dict[str, list[int]]]:
+    """Documents in the rows that our packing gives them, in the columns that TRL's own packing makes."""
+    micros = micro_batches([len(d.input_ids) for d in documents], max_length, ROWS_A_STEP * max_length)
+    rows = [[documents[i] for i in row] for micro in micros for row in micro]
+    return [
+        {
+            "input_ids": [i for document in row for i in document.input_ids],
+            "labels": [
+                IGNORED if segment == PROMPT else i
+                for document in row
+                for i, segment in zip(document.input_ids, document.segments, strict=True)
+            ],
+            "seq_lengths": [len(document.input_ids) for document in row],
+        }
+        for row in rows
+    ]
 
 
 def speeds(results: list[Result], job: dict[str, Any]) -> list[float]:

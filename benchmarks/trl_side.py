@@ -1,6 +1,6 @@
 """TRL's side of the benchmarks, run in an environment of its own: `python -P benchmarks/trl_side.py JOB RESULT`.
 
-It imports nothing of this project. Rows come as token ids, packed.
+It imports nothing of this project. Rows come as token ids, packed as TRL's own packing leaves them.
 """
 
 import json
@@ -19,8 +19,6 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-IGNORED = -100
-
 
 class Clock(TrainerCallback):
     """Times at which optimizer steps ended, and what they logged."""
@@ -36,18 +34,6 @@ class Clock(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Keep what is logged of a step."""
         self.logged.append(logs)
-
-
-def packed_rows(rows: list[list[tuple[list[int], int]]]) -> list[dict[str, list[int]]]:
-    """Rows of documents, each its ids and the length of its prompt, as TRL's packing leaves them."""
-    return [
-        {
-            "input_ids": [i for ids, _ in row for i in ids],
-            "labels": [i for ids, prompt in row for i in [IGNORED] * prompt + ids[prompt:]],
-            "seq_lengths": [len(ids) for ids, _ in row],
-        }
-        for row in rows
-    ]
 
 
 def settings(job: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -96,7 +82,7 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
             dataset_kwargs={"skip_prepare_dataset": True},
             **settings(job, folder),
         )
-        rows = Dataset.from_list(packed_rows([row for step in job["packed"] for row in step]))
+        rows = Dataset.from_list([row for step in job["packed"] for row in step])
         SFTTrainer(job["model"], config, train_dataset=rows, peft_config=lora(job), callbacks=[clock]).train()
     seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     return {"seconds": seconds, "loss": clock.logged[0]["loss"]}
