@@ -25,7 +25,7 @@ QUICK = {"prompts": 2, "prompt_tokens": 200, "group_size": 4, "tokens": 32}
 WARM_UP = {"warm_prompt": 32, "warm_tokens": 4}  # tokens of a first step, which is not counted
 PHASES = ("generate", "old", "reference", "update", "step")
 COLUMNS = ("", *(f"{phase}, s" for phase in PHASES), "peak, GB")
-ENTROPY_TOLERANCE = 0.1  # of its mean over different samples of the same distribution
+ENTROPY_TOLERANCE = 0.25  # of its mean over different samples of the same distribution
 
 
 def make_job(model: str, rows: str, sizes: dict[str, int], bf16: bool) -> dict[str, Any]:
