@@ -75,7 +75,7 @@ def data_options(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def sft(job: dict[str, Any]) -> dict[str, Any]:
-    """Take a step on the rows of each of `job["steps"]`; the seconds of each but the first, and the first loss."""
+    """Take a step on the rows of each of `job["steps"]`; the seconds of each but the first, losses, trained weights."""
     data, clock = StepsOfRows(**data_options(job), batch_size=len(job["steps"][0])), Clock()
     data.steps = job["steps"]
     lora = LoRA(r=job["lora"]) if job["lora"] else None
@@ -83,7 +83,9 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
     module = SRMLModule(init_from=job["model"], balance=job["balance"], lora=lora, learning_rate=rate, **LEARNING)
     precision = "bf16-mixed" if job["bf16"] else "32-true"
     Trainer(precision=precision, max_steps=len(job["steps"]), callbacks=[clock], **RUN).fit(module, datamodule=data)
-    return {"seconds": np.diff(clock.ends).tolist(), "loss": clock.logged[0]["train/loss"]}
+    losses = [metrics["train/loss"] for metrics in clock.logged]
+    trained = sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
+    return {"seconds": np.diff(clock.ends).tolist(), "losses": losses, "trained": trained}
 
 
 class WarmUpAndStep(XLAMPromptDataModule):

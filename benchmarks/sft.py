@@ -31,7 +31,7 @@ CASES = {  # by name: what is trained, rank of adapters, bf16
     "sft_gemma_lora": ("{model}, bf16-mixed, LoRA of rank 16", 16, True),
 }
 TOLERANCE = {False: 1e-4, True: 5e-3}  # of the first loss, by bf16, whose numbers have 8 bits
-COLUMNS = ("", "tokens per second", "seconds a step", "peak, GB", "loss of the first step")
+COLUMNS = ("", "tokens per second", "seconds a step", "peak, GB", "loss, first step", "last step")
 
 
 def qwen2_shape(folder: Path) -> str:
@@ -138,7 +138,7 @@ def table(job: dict[str, Any], sides: dict[str, list[Result]]) -> list[list[str]
             f"{median(speeds(results, job)):,.0f}",
             f"{median(sum(r['seconds']) for r in results) / steps:.2f}",
             f"{median(r['memory_gb'] for r in results):.2f}",
-            f"{results[0]['loss']:.5f}",
+            *(f"{results[0]['losses'][step]:.5f}" for step in (0, -1)),
         ]
         for name, results in sides.items()
     ]
@@ -147,7 +147,9 @@ def table(job: dict[str, Any], sides: dict[str, list[Result]]) -> list[list[str]
 def measure(case: str, job: dict[str, Any], repeats: int) -> tuple[list[list[str]], dict[str, Any], str]:
     """The table of a case, its ratios, and what both sides computed."""
     ours, theirs = by_turns(job, repeats)
-    same = check_same("loss of the first step", ours[0]["loss"], theirs[0]["loss"], TOLERANCE[job["bf16"]])
+    check_same("number of trained weights", ours[0]["trained"], theirs[0]["trained"], 0.0)
+    first = (results[0]["losses"][0] for results in (ours, theirs))
+    same = check_same("loss of the first step", *first, TOLERANCE[job["bf16"]])
     ratios = summary(job, ours, theirs)
     if case == "sft":
         value, *spread = weighted_over_plain(job, repeats)

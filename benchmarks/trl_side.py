@@ -64,7 +64,7 @@ def lora(job: dict[str, Any]) -> LoraConfig | None:
 
 
 def sft(job: dict[str, Any]) -> dict[str, Any]:
-    """Take a step on each of `job["packed"]`; the seconds of each but the first, and the first loss.
+    """Take a step on each of `job["packed"]`; the seconds of each but the first, losses, trained weights.
 
     Packed as `bfd` does, without padding: transformers' mask keeps the documents apart by their positions, for which
     no flash attention is needed. Rows of one forward pass are laid end to end.
@@ -83,9 +83,12 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
             **settings(job, folder),
         )
         rows = Dataset.from_list([row for step in job["packed"] for row in step])
-        SFTTrainer(job["model"], config, train_dataset=rows, peft_config=lora(job), callbacks=[clock]).train()
+        trainer = SFTTrainer(job["model"], config, train_dataset=rows, peft_config=lora(job), callbacks=[clock])
+        trainer.train()
     seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
-    return {"seconds": seconds, "loss": clock.logged[0]["loss"]}
+    losses = [logs["loss"] for logs in clock.logged if "loss" in logs]
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return {"seconds": seconds, "losses": losses, "trained": trained}
 
 
 class TimedGRPOTrainer(GRPOTrainer):
