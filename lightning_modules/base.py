@@ -184,14 +184,17 @@ class FunctionCallingModule(EvaluationModule):
             The parts of each round.
         """
         every = []
-        for i in range(rounds):
-            # Collectives must match over ranks: one with fewer micro-batches runs a token of weight 0 instead.
-            value, parts = loss(batch[i] if i < len(batch) else idle_batch(self.device))
+        for i, micro in enumerate(self.rounds(batch, rounds)):
+            value, parts = loss(micro)
             with self.without_sync() if i < rounds - 1 else nullcontext():
                 # DDP and FSDP average gradients over ranks; the denominators are global already, so we want the sum.
                 self.manual_backward(value * self.trainer.world_size)
             every.append(parts)
         return every
+
+    def rounds(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
+        """This rank's micro-batches and then idle ones, a token of weight 0: collectives must match over ranks."""
+        return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
 
     def without_sync(self) -> AbstractContextManager[None]:
         """Context that reduces no gradients over ranks: only the last micro-batch of a step does."""

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from datamodules.loading import PromptBatch
+from datamodules.packing import PackedBatch
 from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.metrics import CallAccuracy
@@ -39,7 +41,7 @@ from lightning_modules.rollout.settings import (
     size_rows,
     validation_row,
 )
-from lightning_modules.rollout.update import micro_loss
+from lightning_modules.rollout.update import micro_loss, moving
 
 ALL_ALIKE = (
     "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
@@ -233,19 +235,29 @@ class GRPOModule(FunctionCallingModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
         chosen = buffer.chosen(self.mini_batches)
-        micros = buffer.pack(self.micro_batch_tokens, chosen, self.packed, self.shares_prefixes)
+        micros, still = (
+            [
+                {name: tensor.to(self.device) for name, tensor in micro.items()}
+                for micro in buffer.pack(self.micro_batch_tokens, part, self.packed, self.shares_prefixes)
+            ]
+            for part in moving(buffer, chosen, self.loss)
+        )
         tokens = sum(len(buffer.completions[i]) for i in chosen)
         read = tokens + sum(len(buffer.prompts[i]) for i in chosen)  # a shared prompt counts for each of them
         counts, most = over_ranks(
-            {"rollouts": len(chosen), "tokens": tokens, "read": read}, {"micros": max(1, len(micros))}, self.device
+            {"rollouts": len(chosen), "tokens": tokens, "read": read},
+            {"micros": max(1, len(micros)), "still": len(still)},
+            self.device,
         )
-        totals, rounds = PolicyTotals(counts["rollouts"], counts["tokens"]), int(most["micros"])
+        totals = PolicyTotals(counts["rollouts"], counts["tokens"])
         temperature, limit = self.sampling.temperature, self.generator.max_new_tokens
-        parts = self.accumulate(
-            [{name: tensor.to(self.device) for name, tensor in micro.items()} for micro in micros],
-            rounds,
-            lambda micro: micro_loss(self.policy, micro, buffer, self.loss, totals, temperature, limit),
-        )
+
+        def loss(micro: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            return micro_loss(self.policy, micro, buffer, self.loss, totals, temperature, limit)
+
+        with torch.no_grad():  # for the metrics alone
+            parts = [loss(micro)[1] for micro in self.rounds(still, int(most["still"]))]
+        parts += self.accumulate(micros, int(most["micros"]), loss)
         peaks = {"ratio_max": max(float(part.pop("ratio_max")) for part in parts)}
         sums = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
         sums, peaks = over_ranks(sums, peaks, self.device)

@@ -1,4 +1,4 @@
-"""The loss of one micro-batch of rollouts as its part of the loss of an optimizer step."""
+"""The loss of one micro-batch of rollouts as its part of the loss of an optimizer step, and which rollouts need it."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,17 @@ from datamodules.packing import IGNORED, PackedBatch
 from lightning_modules.objectives import PolicyLoss, PolicyTotals
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.buffer import RolloutBuffer, at
+
+
+def moving(buffer: RolloutBuffer, chosen: list[int], loss: PolicyLoss) -> tuple[list[int], list[int]]:
+    """Rollouts that move the policy, and those that do not: their advantages are 0, and there is no KL.
+
+    A loss of one's own may have a gradient all the same, so that all rollouts count as moving it.
+    """
+    if loss.kl_coef > 0 or type(loss) is not PolicyLoss:
+        return chosen, []
+    sizes = buffer.advantages.new_zeros(len(buffer.completions)).index_add(0, buffer.doc_ids, buffer.advantages.abs())
+    return [i for i in chosen if sizes[i] != 0], [i for i in chosen if sizes[i] == 0]
 
 
 def micro_loss(

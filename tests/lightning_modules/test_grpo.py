@@ -366,6 +366,35 @@ def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_r
     assert_close({name: 2 * g for name, g in half.items()}, gradients)
 
 
+class AllMove(PolicyLoss):
+    """The same loss; the training does not know that."""
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [4096, 30])
+def test_rollouts_without_advantage_get_no_backward_and_count_all_the_same(
+    tiny_model_dir, tiny_tokenizer, micro_batch_tokens
+):
+    seen = []
+    for loss in (PolicyLoss(kl_coef=0.0), AllMove(kl_coef=0.0)):
+        module = make(tiny_model_dir, tiny_tokenizer, micro_batch_tokens=micro_batch_tokens)
+        module.loss = loss
+        learnt, accumulate = set(), module.accumulate
+
+        def recording(micros, count, loss, learnt=learnt, accumulate=accumulate):
+            learnt.update(i for micro in micros for i in micro["doc_ids"].flatten().tolist() if i >= 0)
+            return accumulate(micros, count, loss)
+
+        module.accumulate = recording
+        seen.append((*fit(module)[::2], learnt))
+    (one, figures, some), (other, all_figures, everything) = seen
+    assert some == set(range(6)) and everything == set(range(9))  # the last three completions have the same reward
+    assert_close(one[0], other[0], rtol=1e-12)
+    names = [name for name in figures[0] if not name.startswith(("time/", "perf/"))]
+    assert {"policy/entropy", "train/grad_norm", "policy/ratio_mean"} <= set(names)
+    for name in names:
+        assert figures[0][name] == pytest.approx(all_figures[0][name], rel=1e-9), name
+
+
 def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_tokenizer):
     module = make(tiny_model_dir, tiny_tokenizer, dynamic_sampling=DynamicSampling(max_resample=2), inner_epochs=2)
     _, _, metrics = fit(module, steps=4)
