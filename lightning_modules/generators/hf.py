@@ -1,29 +1,39 @@
-"""Batched generation with transformers alone: no engine beside the trainer, no copy of the weights."""
+"""Batched generation with transformers alone: no engine beside the trainer."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from datamodules.loading import resolve_seed
+from lightning_modules.generators.attention import sharing_keys
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
-from lightning_modules.generators.padding import GenerationMode, find_mode
-from lightning_modules.generators.sampling import GumbelMax, row_key
+from lightning_modules.generators.casting import cast_once
+from lightning_modules.generators.decoding import Row, decode
+from lightning_modules.generators.padding import GenerationMode, decodes, find_mode
+from lightning_modules.generators.sampling import GumbelMax, row_key, sample
 from lightning_modules.policy.model import ScoredCausalLM
 
 
 class HFGenerator:
-    """Generates with `transformers`: left-padded batches of like length, a key-value cache, an end when all rows ended.
+    """Generates with `transformers`: a key-value cache of rows of like length, where waiting rows follow ended ones.
 
     A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples: neither on
     the other rows of its batch nor on any global random state (up to the rounding of logits, which may differ in the
     last bits between batches of different shape). Settings in the model's own generation config, such as a repetition
     penalty, do not apply.
 
-    A model for which padding changes what is generated, or whose cache does, is recognised the first time
-    (`find_mode`): then only prompts of equal length share a batch, and where need be there is no cache.
+    A prompt is read once for all its samples. Under autocast the linear layers have copies of their weights in its
+    dtype meanwhile, and the cache is of that dtype.
+
+    A model that must do without all that, whose cache holds more than keys and values for one, is recognised the first
+    time (`decodes`) and generates as transformers does it. One for which padding changes what is generated, or whose
+    cache does, too (`find_mode`): then only prompts of equal length share a batch, and where need be there is no cache.
 
     Args:
         max_new_tokens: Tokens after which a completion is cut.
@@ -44,7 +54,7 @@ class HFGenerator:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        token_budget: int = 16384,
+        token_budget: int = 65536,
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -59,7 +69,7 @@ class HFGenerator:
         self.token_budget = token_budget
         self.seed = resolve_seed(seed)
         self.progress = progress
-        self._modes: dict[str, GenerationMode] = {}  # of each model so far
+        self._modes: dict[str, GenerationMode | None] = {}  # of each model so far
 
     def __call__(
         self,
@@ -82,38 +92,47 @@ class HFGenerator:
         check_sampling(temperature, top_p)
         prompt_ids = names_of(prompts, prompt_ids)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
-        rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(n)]
-        completions: dict[tuple[int, int], Completion] = {}
-        with _generating(policy), tqdm(total=len(rows), desc="generate", disable=not self.progress) as bar:
-            mode = self._mode(policy.causal_lm) if rows else GenerationMode(True, True)
-            for batch in self._batches(rows, [len(prompt) for prompt in prompts], mode.padded):
-                keys = [row_key(self.seed, prompt_ids[prompt], sample) for prompt, sample in batch]
-                rows_of_ids = [prompts[prompt] for prompt, _ in batch]
-                answers = self._generate(policy, rows_of_ids, keys, stop, temperature, top_p, mode.cached)
-                completions.update(zip(batch, answers, strict=True))
-                bar.update(len(batch))
-        return [[completions[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
+        rows = [
+            [Row(prompt, row_key(self.seed, name, sample)) for sample in range(n)]
+            for prompt, name in zip(prompts, prompt_ids, strict=True)
+        ]
+        order = sorted(chain(*rows), key=lambda row: -len(row.prompt))  # so that too large a budget shows at once
+        with _generating(policy), tqdm(total=len(order), desc="generate", disable=not self.progress) as bar:
+            for _ in self._ending(policy, order, stop, temperature, top_p) if order else ():
+                bar.update()
+        return [[_completion(row.ids, stop) for row in samples] for samples in rows]
 
     def sync(self, policy: ScoredCausalLM) -> None:
         """Do nothing: the policy itself generates."""
 
-    def _mode(self, model: PreTrainedModel) -> GenerationMode:
-        """How this model, or one of the same configuration, generates; found out once."""
+    def _ending(
+        self, policy: ScoredCausalLM, rows: list[Row], stop: list[int], temperature: float, top_p: float
+    ) -> Iterator[Row]:
+        """Generate the `ids` of rows, longest prompts first, and yield each row as it ends."""
+        if (mode := self._mode(policy.causal_lm)) is None:
+            choose = partial(_choose, temperature=temperature, top_p=top_p)
+            yield from decode(policy.causal_lm, rows, choose, set(stop), self.max_new_tokens, self.rows_together)
+            return
+        for batch in self._batches(rows, mode.padded):
+            prompts, keys = [row.prompt for row in batch], [row.key for row in batch]
+            answers = self._generate(policy, prompts, keys, stop, temperature, top_p, mode.cached)
+            for row, row.ids in zip(batch, answers, strict=True):
+                yield row
+
+    def _mode(self, model: PreTrainedModel) -> GenerationMode | None:
+        """How this model, or one of the same configuration, must `generate`, None if it need not; found out once."""
         key = f"{type(model)} {model.dtype} {model.config._attn_implementation} {model.config}"
         if key not in self._modes:
-            self._modes[key] = find_mode(model)
+            self._modes[key] = None if decodes(model) else find_mode(model)
         return self._modes[key]
 
-    def _batches(
-        self, rows: list[tuple[int, int]], lengths: list[int], padded: bool
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Rows of like length, or equal unless `padded`; longest first, so that too large a budget shows at once."""
-        rows = sorted(rows, key=lambda row: -lengths[row[0]])
+    def _batches(self, rows: list[Row], padded: bool) -> Iterator[list[Row]]:
+        """Rows of like length, or equal unless `padded`."""
         start = 0
         while start < len(rows):
-            longest = lengths[rows[start][0]]
+            longest = len(rows[start].prompt)
             size = self.rows_together(longest)
-            batch = [row for row in rows[start : start + size] if padded or lengths[row[0]] == longest]
+            batch = [row for row in rows[start : start + size] if padded or len(row.prompt) == longest]
             yield batch
             start += len(batch)
 
@@ -126,7 +145,8 @@ class HFGenerator:
         temperature: float,
         top_p: float,
         cached: bool,
-    ) -> list[Completion]:
+    ) -> list[list[int]]:
+        """Tokens generated in one batch by transformers; rows that stopped before the others go on with padding."""
         device = policy.causal_lm.device
         width = max(len(prompt) for prompt in prompts)
         padding = [width - len(prompt) for prompt in prompts]
@@ -147,7 +167,7 @@ class HFGenerator:
                 pad_token_id=stop[0] if stop else 0,
             ),
         )
-        return [_completion(ids, stop) for ids in output[:, width:].tolist()]
+        return output[:, width:].tolist()
 
     def rows_together(self, prompt_length: int) -> int:
         """Rows of a batch whose longest prompt has so many tokens."""
@@ -155,11 +175,20 @@ class HFGenerator:
 
 
 def _completion(ids: list[int], stop: list[int]) -> Completion:
-    """Cut a row at its first stop id; rows that stopped before the others of their batch go on with padding."""
+    """A row up to its first stop id."""
     for end, token in enumerate(ids, start=1):
         if token in stop:
             return Completion(ids[:end], "stop")
     return Completion(ids, "length")
+
+
+def _choose(logits: Tensor, rows: list[Row], temperature: float, top_p: float) -> Tensor:
+    """The next token of each row, [B]; of equal logits the first."""
+    if temperature == 0:
+        return logits.max(-1).indices  # several times as fast as argmax on a CPU
+    keys = torch.tensor([row.key for row in rows], device=logits.device)
+    positions = torch.tensor([len(row.ids) for row in rows], device=logits.device)
+    return sample(logits, keys, positions, temperature, top_p)
 
 
 @contextmanager
@@ -169,7 +198,7 @@ def _generating(policy: ScoredCausalLM) -> Iterator[None]:
     config, model.generation_config = model.generation_config, GenerationConfig()
     policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
     try:
-        with torch.no_grad():
+        with torch.no_grad(), cast_once(model), sharing_keys(model):
             yield
     finally:
         model.generation_config = config

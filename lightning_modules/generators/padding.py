@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from lightning_modules.generators.decoding import Row, decode
+
 PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is compared, of the one beside it, of what follows
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1  # total variation; rounding alone was seen to make 1e-5, and 2e-2 in bfloat16
 
@@ -42,11 +44,7 @@ def find_mode(model: PreTrainedModel) -> GenerationMode:
     Raises:
         ValueError: If there is no such mode, or the model has room for no completion.
     """
-    longer = _ids(model)
-    prompt, following = longer[:PROMPT], longer[PROMPT : PROMPT + NEW]
-    ids = torch.tensor([prompt + following], device=model.device)
-    want = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].softmax(-1, torch.float32)  # [NEW, V]
-    half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
+    prompt, longer, following, want = _example(model)
     seen = []
     for mode in starmap(GenerationMode, product((True, False), repeat=2)):
         rows = [prompt, longer] if mode.padded else [prompt]
@@ -55,13 +53,57 @@ def find_mode(model: PreTrainedModel) -> GenerationMode:
         except Exception as error:  # whatever a family's own cache raises
             seen.append(f"{type(error).__name__}: {error}".splitlines()[0])
             continue
-        distance = (got - want).abs().sum(-1).max().item() / 2
-        if distance <= (HALF_TOLERANCE if half else TOLERANCE):
+        distance = _distance(got, want)
+        if distance <= _tolerance(model):
             if seen:
                 rank_zero_warn(_said(model, mode, seen[-1]))
             return mode
         seen.append(f"probabilities are off by {distance:.2g}")
     raise ValueError(f"{type(model).__name__} does not generate what its forward pass predicts ({seen[-1]}).")
+
+
+@torch.no_grad()
+def decodes(model: PreTrainedModel) -> bool:
+    """Whether `decode` generates from the policy that a forward pass scores: rows of unlike prompts, one ending early.
+
+    Args:
+        model: In eval mode.
+    """
+    prompt, longer, following, want = _example(model)
+    rows, got = [Row(longer, 0), Row(prompt, 1)], []
+
+    def choose(logits: Tensor, chosen: list[Row]) -> Tensor:
+        for row, after in zip(chosen, logits.softmax(-1, torch.float32), strict=True):
+            if row is rows[1]:
+                got.append(after)
+        return torch.tensor([row.prompt is prompt and following[len(row.ids)] for row in chosen])
+
+    stop = {0} - set(following)  # ends the longer row at once; where it cannot, both go on
+    try:
+        for _ in decode(model, rows, choose, stop, NEW, lambda longest: 2):
+            pass
+    except Exception:  # whatever a family raises that knows no such cache, or takes no positions
+        return False
+    return _distance(torch.stack(got), want) <= _tolerance(model)
+
+
+def _example(model: PreTrainedModel) -> tuple[list[int], list[int], list[int], Tensor]:
+    """A prompt, a longer one, tokens that follow the first, and their plain distributions, [NEW, V]."""
+    longer = _ids(model)
+    prompt, following = longer[:PROMPT], longer[PROMPT : PROMPT + NEW]
+    ids = torch.tensor([prompt + following], device=model.device)
+    want = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].softmax(-1, torch.float32)
+    return prompt, longer, following, want
+
+
+def _distance(got: Tensor, want: Tensor) -> float:
+    """Largest total variation."""
+    return (got - want).abs().sum(-1).max().item() / 2
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
+    return HALF_TOLERANCE if half else TOLERANCE
 
 
 def _said(model: PreTrainedModel, mode: GenerationMode, why: str) -> str:

@@ -6,6 +6,7 @@ generator, SplitMix64, applied twice: to the key of the row and t, then to that 
 L tokens so far.
 """
 
+import math
 from hashlib import blake2b
 
 import torch
@@ -15,6 +16,9 @@ from transformers import LogitsProcessor
 # The constants of SplitMix64 as signed 64-bit integers: tensor arithmetic on them wraps around as the algorithm needs.
 _GAMMA, _MIX_1, _MIX_2 = (constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
+MARGIN = 3.0  # nats
+SHARE, UPPER = 128, 58  # entries of which one gets noise for its random bits alone; half of that is 2^(64 - UPPER)
+
 
 def row_key(seed: int, prompt_id: str | int, sample: int) -> int:
     """Signed 64-bit key of one completion, the same on every machine."""
@@ -22,21 +26,25 @@ def row_key(seed: int, prompt_id: str | int, sample: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def gumbel_noise(keys: Tensor, position: int, size: int) -> Tensor:
+def gumbel_noise(keys: Tensor, position: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise for one position of every row.
 
     Args:
         keys: Key of each row, [B], long.
-        position: Number of tokens generated before this one.
+        position: Number of tokens generated before this one; of all rows or of each, [B], long.
         size: V.
 
     Returns:
         Noise, [B, V], float32: finite, or -inf where the uniform number rounds to 1 (once in 2^25).
     """
-    step = torch.tensor(position + 1, device=keys.device) * _GAMMA  # a tensor, for Python's integers do not wrap around
+    step = torch.as_tensor(position + 1, device=keys.device) * _GAMMA  # tensors wrap around
     rows = _split_mix(keys + step)  # [B]
     counters = torch.arange(1, size + 1, device=keys.device) * _GAMMA  # [V]
-    bits = _split_mix(rows[:, None] + counters)  # [B, V]
+    return _gumbel(_split_mix(rows[:, None] + counters))
+
+
+def _gumbel(bits: Tensor) -> Tensor:
+    """Gumbel noise from uniform 64-bit integers."""
     # 53 uniform bits, rounded to float32 as a fraction: its small values, whence the large noise comes, keep 24 bits.
     uniform = _shift_right(bits, 11).to(torch.float32).mul_(2.0**-53).clamp_(min=2.0**-54)
     return uniform.neg_().log1p_().neg_().log_().neg_()
@@ -48,6 +56,63 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
     before[:, 0] = 0.0  # the most likely id always stays
     return logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
+
+
+def sampled_scores(logits: Tensor, keys: Tensor, position: int | Tensor, temperature: float, top_p: float) -> Tensor:
+    """Logits [B, V] whose argmax is a sample of softmax(logits / temperature) cut to `top_p`; see `GumbelMax`."""
+    logits = logits.float() / temperature
+    if top_p < 1.0:
+        logits = keep_top_p(logits, top_p)
+    return logits.add_(gumbel_noise(keys, position, logits.shape[1]))
+
+
+def sample(logits: Tensor, keys: Tensor, position: Tensor, temperature: float, top_p: float) -> Tensor:
+    """The argmax of `sampled_scores`, [B], with noise for those few entries alone that can have it.
+
+    The largest score is lower than the logarithm of the sum of exponentials - MARGIN once in exp(exp(MARGIN)) = 5e8
+    times; then all noise is computed. An entry reaches that floor with a uniform number u where -log(1 - u) < exp(logit
+    - floor), and u is no more than that logarithm: it takes a logit within log(SHARE) of the floor or u < 1 / SHARE.
+
+    Args:
+        logits: [B, V].
+        keys: Key of each row, [B], long.
+        position: Number of tokens generated before this one in each row, [B], long.
+        temperature: Greater than 0.
+        top_p: In (0, 1].
+    """
+    scores = logits.float() / temperature
+    if top_p < 1.0:
+        scores = keep_top_p(scores, top_p)
+    floor = scores.logsumexp(-1) - MARGIN
+    states = _split_mix(keys + (position + 1) * _GAMMA)
+    row, column = _possible(scores, floor, states)
+    best = torch.full_like(scores, -torch.inf)
+    best[row, column] = scores[row, column] + _gumbel(_split_mix(states[row] + (column + 1) * _GAMMA))
+    highest = best.max(-1)  # the first of equals; several times as fast as argmax on a CPU
+    if (highest.values > floor).all():
+        return highest.indices
+    return scores.add_(gumbel_noise(keys, position, scores.shape[1])).max(-1).indices
+
+
+def _possible(scores: Tensor, floor: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries whose perturbed score may be above the floor, and of some others."""
+    rows, size = scores.shape
+    cpu = scores.device.type == "cpu"
+    width = max(1, (2**15 * torch.get_num_threads() if cpu else 2**24) // rows)  # what stays in a core's cache
+    near = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    counters = torch.arange(1, size + 1, device=scores.device) * _GAMMA
+    limit = (floor - math.log(SHARE))[:, None]
+    for start in range(0, size, width):
+        part = slice(start, start + width)
+        bits = states[:, None] + counters[part]
+        shifted = torch.empty_like(bits)
+        for count, mix in ((30, _MIX_1), (27, _MIX_2)):  # the last step of SplitMix64 leaves the upper bits alone
+            torch.bitwise_right_shift(bits, count, out=shifted).bitwise_and_((1 << (64 - count)) - 1)
+            bits.bitwise_xor_(shifted).mul_(mix)
+        # Twice the share, so that no rounding matters.
+        torch.eq(torch.bitwise_right_shift(bits, UPPER, out=shifted), 0, out=near[:, part])
+        near[:, part].logical_or_(scores[:, part] > limit)
+    return near.nonzero(as_tuple=True)
 
 
 class GumbelMax(LogitsProcessor):
@@ -68,10 +133,8 @@ class GumbelMax(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Perturb the logits [B, V] of the token that follows `input_ids` [B, L]."""
-        logits = scores.float() / self.temperature
-        if self.top_p < 1.0:
-            logits = keep_top_p(logits, self.top_p)
-        return logits.add_(gumbel_noise(self.keys, input_ids.shape[1] - self.prompt_length, logits.shape[1]))
+        position = input_ids.shape[1] - self.prompt_length
+        return sampled_scores(scores, self.keys, position, self.temperature, self.top_p)
 
 
 def _split_mix(state: Tensor) -> Tensor:

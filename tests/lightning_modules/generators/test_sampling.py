@@ -6,7 +6,15 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from lightning_modules.generators.sampling import GumbelMax, _split_mix, gumbel_noise, keep_top_p, row_key
+from lightning_modules.generators.sampling import (
+    GumbelMax,
+    _split_mix,
+    gumbel_noise,
+    keep_top_p,
+    row_key,
+    sample,
+    sampled_scores,
+)
 
 # Chi-square with 7 degrees of freedom exceeds 24.32 once in a thousand draws; the seeds here are fixed.
 CHI_SQUARE_7 = 24.32
@@ -100,3 +108,21 @@ def test_the_processor_applies_temperature_then_top_p_then_noise():
     expected = keep_top_p(logits / 0.5, 0.9) + gumbel_noise(keys, 2, 40)  # the third generated token
     torch.testing.assert_close(scores, expected)
     assert scores.isinf().any() and not scores.isnan().any()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0, 30.0])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
+def test_noise_where_it_can_matter_gives_the_tokens_of_all_noise(spread, temperature, top_p):
+    generator = torch.Generator().manual_seed(0)
+    for size in (50, 4000):
+        keys, positions = keys_of(150), torch.arange(150) % 7
+        logits = (torch.randn(150, size, generator=generator) * spread).bfloat16()  # equal logits among them
+        want = sampled_scores(logits, keys, positions, temperature, top_p).argmax(-1)
+        assert torch.equal(sample(logits, keys, positions, temperature, top_p), want)
+
+
+def test_all_noise_is_computed_where_none_reaches_the_floor(monkeypatch):
+    monkeypatch.setattr("lightning_modules.generators.sampling.MARGIN", -2.0)  # most rows stay below it
+    keys, logits = keys_of(50), torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    want = sampled_scores(logits, keys, torch.zeros(50, dtype=torch.long), 1.0, 1.0).argmax(-1)
+    assert torch.equal(sample(logits, keys, torch.zeros(50, dtype=torch.long), 1.0, 1.0), want)
