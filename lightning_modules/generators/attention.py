@@ -54,7 +54,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 @contextmanager
 def sharing_keys(model: PreTrainedModel) -> Iterator[None]:
     """A model whose attention is `sdpa` has `shared_key_attention` for a while."""
-    config = model.config
+    config = model.config.get_text_config(decoder=True)
     own = config._attn_implementation
     if own in REPLACED:
         config._attn_implementation = NAME

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from lightning_modules.generators.attention import sharing_keys
 from lightning_modules.generators.cache import join_rows, row_cache
 
 PREFILL_TOKENS = 2048  # of prompts read in one forward pass, padding included; one prompt is always let through
@@ -133,12 +134,13 @@ def _forward(model: PreTrainedModel, cache: Cache, ids: Tensor, columns: Tensor)
     """
     length = cache.get_seq_length() + ids.shape[1]
     places = torch.arange(length, device=ids.device) - (length - columns[:, None])  # [B, length], negative in padding
-    output = model(
-        input_ids=ids,
-        attention_mask=(places >= 0).long(),
-        position_ids=places[:, -ids.shape[1] :].clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with sharing_keys(model):
+        output = model(
+            input_ids=ids,
+            attention_mask=(places >= 0).long(),
+            position_ids=places[:, -ids.shape[1] :].clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     return output.logits[:, -1]

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from datamodules.loading import resolve_seed
-from lightning_modules.generators.attention import sharing_keys
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.casting import cast_once
 from lightning_modules.generators.decoding import Row, decode
@@ -198,7 +197,7 @@ def _generating(policy: ScoredCausalLM) -> Iterator[None]:
     config, model.generation_config = model.generation_config, GenerationConfig()
     policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
     try:
-        with torch.no_grad(), cast_once(model), sharing_keys(model):
+        with torch.no_grad(), cast_once(model):
             yield
     finally:
         model.generation_config = config
