@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rows", help="JSONL of rows; the shipped corpus when left out")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    count, new = (24, 32) if options.quick else (60, 256)
+    count, new = (24, 64) if options.quick else (60, 256)
     with tempfile.TemporaryDirectory() as scratch:
         before = Path(scratch) / "before"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), BEFORE], cwd=ROOT, check=True)
