@@ -10,8 +10,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lightning_modules.policy.attention import BY_DOCUMENT
+
 NAME = "sdpa_of_shared_keys"
-REPLACED = ("sdpa", "documents")  # the second is the first wherever rows hold no documents
+REPLACED = ("sdpa", BY_DOCUMENT)  # the second is the first wherever rows hold no documents
 
 
 def shared_key_attention(
