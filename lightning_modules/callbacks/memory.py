@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_modules.objectives.logprobs import BLOCK, CHUNK_TOKENS, LARGE_BLOCK
+from lightning_modules.policy.attention import BY_DOCUMENT
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     norms = 2 * (4 + r) * hidden  # each keeps its input in float32, and that scaled to 1
     # Products of one input share it (q, k, v; gate, up), unless autocast rounds it for each.
     inputs = (2 if r == c else 5) * c * hidden
-    attention = 4 * c * wide  # q, k, v and what comes out; under a mask transformers repeats k and v for every head
+    # q, k, v, of which k and v are repeated for every head, and what comes out: by document in parts and joined again.
+    attention = (5 if plan.attention == BY_DOCUMENT else 4) * c * wide
     mlp = 4 * c * inner  # gate, silu(gate), up and their product
     # Adapters of half-precision weights are in float32 (peft), and each rounds its input to that.
     adapters = 0 if plan.everything or plan.widths[0] > 2 else 4 * (5 * hidden + wide + inner)

@@ -30,9 +30,13 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     else:
         return None
     longest += int(data.lengths[data.train_indices].max())
-    # Rollouts are packed in rows as long as the longest of them, documents in rows of `max_length`.
-    alone = isinstance(module, GRPOModule) or not module.packed
-    length = longest if alone else min(data.hparams.max_length, documents * longest)
+    # Rollouts are packed in rows as long as the longest of them, or in a single row that they share prompts in;
+    # documents in rows of `max_length`.
+    if module.shares_prefixes and isinstance(module, GRPOModule):
+        length = max(longest, min(budget, documents * longest))
+    else:
+        alone = isinstance(module, GRPOModule) or not module.packed
+        length = longest if alone else min(data.hparams.max_length, documents * longest)
     trained, frozen = parameter_counts(module)
     config, precision = module.policy.causal_lm.config.get_text_config(), str(trainer.precision)
     fsdp = isinstance(strategy, FSDP1 | FSDP2)

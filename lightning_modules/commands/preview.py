@@ -73,6 +73,9 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     )
     module.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
     module.packed, module.why_not_packed = data.hparams.packing != "off", "data.packing is off"
+    if policy.causal_lm.config._attn_implementation == "sdpa":
+        policy.by_document = True  # as the probe, which needs weights, finds it for nearly all of them
+        module.shares_prefixes = module.packed
     module.policy = policy
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(policy)

@@ -54,7 +54,8 @@ def test_traffic_is_what_fully_sharded_weights_have_to_move(gpus, shards):
         ("bf16-true", True, True),
     ],
 )
-def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing, lora):
+@pytest.mark.parametrize("by_document", [False, True])
+def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing, lora, by_document):
     config = Qwen2Config(
         vocab_size=4096,
         hidden_size=128,
@@ -74,6 +75,7 @@ def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing,
         if lora:
             model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
         policy = ScoredCausalLM(model).train()
+        policy.by_document = by_document
         weights = [p for p in policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights)
         for _ in range(2):
@@ -84,5 +86,7 @@ def test_the_estimate_is_the_peak_of_an_unsharded_step(precision, checkpointing,
                 optimizer.zero_grad()
     trained = sum(p.numel() for p in weights)
     frozen = sum(p.numel() for p in policy.parameters()) - trained
-    plan = Plan(config, trained, frozen, precision, 2, 128, checkpointing, cuda=False)
+    attention = policy.causal_lm.config._attn_implementation
+    sizes = (config, trained, frozen, precision, 2, 128, checkpointing)
+    plan = Plan(*sizes, cuda=False, attention=attention)
     assert estimate(plan).peak == pytest.approx(found[0], rel=0.15)

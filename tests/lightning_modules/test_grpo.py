@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training_runs import Steps, assert_same
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from datamodules import Example, XLAMPromptDataModule
 from datamodules.loading import PromptBatch
@@ -157,6 +158,16 @@ def enlarge(model):
     return model
 
 
+@pytest.fixture(autouse=True)
+def norms_of_float64(monkeypatch):
+    """Qwen2's are float32 in a model of float64, too, and make 1e-8 of the last bit of a sum in another order."""
+
+    def forward(norm, x):
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
+
+
 @pytest.fixture
 def moved_reference(monkeypatch):
     """A reference that is not the policy, so that the KL has a gradient from the first step on."""
@@ -170,7 +181,7 @@ def assert_close(got, expected, rtol=1e-9):
         torch.testing.assert_close(got[name], gradient, rtol=rtol, atol=1e-12, msg=name)
 
 
-SPLITS = {4096: 1, 90: 2, 40: 4}  # bound on the tokens of a micro-batch -> micro-batches
+SPLITS = {4096: 1, 90: 2, 40: 3}  # bound on the tokens of a micro-batch -> micro-batches
 
 
 @pytest.mark.parametrize("budget", SPLITS)

@@ -60,8 +60,10 @@ def test_activations_with_and_without_recomputation():
     assert whole.moments[moment]["layer"] == 3_200
 
 
-def test_flash_attention_has_no_mask():
+def test_flash_attention_and_attention_by_document_have_no_mask():
     assert layer_bytes(PLAN)[0] - layer_bytes(replace(PLAN, attention="flash_attention_2"))[0] == 800
+    # By document, either; but there its result is in parts and joined, 4 bytes x 8 for each of 20 tokens.
+    assert layer_bytes(PLAN)[0] - layer_bytes(replace(PLAN, attention="by_document"))[0] == 800 - 640
 
 
 def test_the_head_holds_a_tile_and_not_all_logits():
