@@ -3,6 +3,7 @@
 transformers masks what a document must not see, so that a row costs what one document of its length costs. Here each
 document attends alone, by torch's own kernel and mostly without a mask. It is an attention function of transformers'
 `AttentionInterface`: decoders hand it the keyword `documents`, also when gradient checkpointing computes a layer again.
+A document may go on from the beginning of another one, so that what completions share, their prompt, is there once.
 
 On GPUs each document is a launch of the flash kernel; `torch.nn.attention.varlen` is the place to go further there.
 """
