@@ -108,6 +108,19 @@ def test_scores_and_entropies_of_rollouts_are_those_of_the_own_logits_over_the_t
 
 
 @torch.no_grad()
+def test_a_mask_of_the_row_gives_the_scores_of_attention_by_document(family, policy, documents):
+    if not policy.by_document or family.kind in ("opt", "biogpt"):  # whose masks heed no restart
+        pytest.skip("no attention by document, or no mask of a row")
+    batch = collate_packed(documents, [[0, 1, 2], [3, 4]])
+    arguments = [batch[name] for name in ("input_ids", "position_ids", "targets")]
+    by_document = policy(*arguments).logprobs
+    policy.by_document = False
+    under_a_mask = policy(*arguments).logprobs
+    policy.by_document = True
+    torch.testing.assert_close(under_a_mask, by_document, rtol=0, atol=TOLERANCE)
+
+
+@torch.no_grad()
 def test_generation_takes_the_most_likely_tokens_of_a_model_without_cache(policy, documents):
     prompt = documents[0].input_ids
     [[completion]] = HFGenerator(max_new_tokens=5)(policy, [prompt], stop_ids=[])

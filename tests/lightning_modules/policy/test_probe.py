@@ -38,6 +38,13 @@ def test_a_probe_leaves_no_trace(folder):
     assert all(p.grad is None for p in policy.parameters())
 
 
+def test_layers_that_do_not_tell_the_window_of_the_config_attend_under_a_mask(folder):
+    policy = build_policy(str(folder("gemma2")))
+    assert probe(policy) == "" and policy.by_document and policy.shares_prefixes
+    policy.causal_lm.config.sliding_window = 50  # the layers keep their 6, which 50 would hide from the documents
+    assert probe(policy) == "" and policy.packed and not policy.by_document and not policy.shares_prefixes
+
+
 class Shifted(nn.Module):
     """Adds 1 to the logit of every second id, as no family does."""
 
