@@ -100,6 +100,7 @@ $(CODE_VENV)/installed:
 bench: setup  ## Run the benchmarks and record them: MODEL=... a model's folder, ROWS=... its rows, ARGS=--quick for a short try
 	$(BIN)/python -m benchmarks.sft $(MODEL:%=--model %) $(ROWS:%=--rows %) $(ARGS)
 	$(BIN)/python -m benchmarks.grpo $(MODEL:%=--model %) $(ROWS:%=--rows %) $(ARGS)
+	$(BIN)/python -m benchmarks.generate $(MODEL:%=--model %) $(ROWS:%=--rows %) $(ARGS)
 	$(BIN)/python -m benchmarks.head $(ARGS)
 	$(BIN)/python -m benchmarks.rewards $(ARGS)
 	$(BIN)/python -m benchmarks.data $(ARGS)

@@ -1,6 +1,6 @@
 """Generation on the CPU: tokens a second beside commit 2e32ac1, greedy under bf16-mixed, and whether they are the same.
 
-Command: python -m benchmarks.generate [--quick] [--model FOLDER] [--rows FILE]
+Command: python -m benchmarks.generate; `--quick` takes about a minute a side and records nothing without `--record`.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.record import record
+from benchmarks.sides import ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = "2e32ac1"
@@ -92,9 +93,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer prompts and tokens: about a minute a side")
     parser.add_argument("--model", help="Hugging Face folder; a small random model when left out")
     parser.add_argument("--rows", help="JSONL of rows; the shipped corpus when left out")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="of each tree, by turns (3; 1 with --quick)")
+    parser.add_argument("--record", action="store_true", help="record a quick run, too")
     options = parser.parse_args()
-    count, new = (24, 64) if options.quick else (60, 256)
+    count, new, repeats = (24, 64, 1) if options.quick else (60, 256, 3)
+    repeats = options.repeats or repeats
     with tempfile.TemporaryDirectory() as scratch:
         before = Path(scratch) / "before"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), BEFORE], cwd=ROOT, check=True)
@@ -106,29 +109,34 @@ def main() -> None:
             asked = Path(scratch) / "asked.json"
             prompts = make_prompts(model, options.rows, count, 420)
             asked.write_text(json.dumps(prompts), encoding="utf-8")
-            pairs = [[generate(tree, model, asked, new) for tree in (before, ROOT)] for _ in range(options.repeats)]
+            pairs = [[generate(tree, model, asked, new) for tree in (before, ROOT)] for _ in range(repeats)]
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
     speeds = [[sum(map(len, run["ids"])) / run["seconds"] for run in pair] for pair in pairs]
-    ratios = sorted(now / then for then, now in speeds)
+    faster = ratio(*([pair[tree] for pair in speeds] for tree in (1, 0)))
     then, now = pairs[0][0]["ids"], pairs[0][1]["ids"]
     same = sum(map(list.__eq__, then, now))
     firsts = [next(i for i, (a, b) in enumerate(zip(x, y)) if a != b) for x, y in zip(then, now) if x != y]  # noqa: B905
     lengths = [len(prompt) for prompt in prompts["prompts"]]
     name = Path(options.model).name if options.model else "a random model of Gemma 3's kind"
     record(
-        f"Generation: {name}, tokens a second" + (", quick" if options.quick else ""),
+        f"Generation: {name}, tokens a second",
         ["", "tokens a second", "of those before"],
         [
             [f"commit {BEFORE}", f"{median(then for then, _ in speeds):.1f}", "1"],
-            ["now", f"{median(now for _, now in speeds):.1f}", f"{median(ratios):.2f}"],
+            ["now", f"{median(now for _, now in speeds):.1f}", f"{faster.value:.2f}"],
         ],
         f"{len(lengths)} prompts of {sum(lengths) / len(lengths):.0f} tokens, at most {new} new ones, greedy, "
-        f"bf16-mixed; medians of {options.repeats} runs in turn, ratios {ratios[0]:.2f} to {ratios[-1]:.2f}. "
+        f"bf16-mixed; medians of {repeats} runs by turns, ratio {faster}. "
         f"{same} of {len(now)} completions are the same; the others part after "
         f"{median(firsts) if firsts else 0:.0f} tokens (median).",
         key="generate_gemma" if options.model else "generate",
-        ratios={"speed_vs_2e32ac1": round(median(ratios), 2), "same_completions": round(same / len(now), 3)},
+        ratios={
+            "speed_vs_2e32ac1": faster.value,
+            "speed_spread": [faster.least, faster.greatest],
+            "same_completions": same / len(now),
+        },
+        keep=not options.quick or options.record,
     )
 
 
