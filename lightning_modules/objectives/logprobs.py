@@ -40,8 +40,8 @@ def linear_logprobs(
     summed, and the softmax computed, in float32 at least. The gradients of weight and bias are summed over chunks in
     float32 at least. On a CPU, which multiplies bfloat16 faster only into bfloat16, the backward rounds its products
     to it tile by tile, and the logits that it computes again as their distance from the logsumexp: the relative error
-    of a probability p is then |log p| / 512 at most (with a bias, that of its product), beside the 1 / 512 of its rounding
-    as a factor.
+    of a probability p is then |log p| / 512 at most (with a bias, that of its product), beside the 1 / 512 of its
+    rounding as a factor.
 
     Args:
         hidden: Last hidden states, [N, D], floating. N may be 0: the results are then empty and still in the graph.
