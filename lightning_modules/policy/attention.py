@@ -5,14 +5,16 @@ document attends alone, by torch's own kernel and mostly without a mask. It is a
 `AttentionInterface`: decoders hand it the keyword `documents`, also when gradient checkpointing computes a layer again.
 A document may go on from the beginning of another one, so that what completions share, their prompt, is there once.
 
-On GPUs each document is a launch of the flash kernel; `torch.nn.attention.varlen` is the place to go further there.
+On GPUs in half precision one kernel takes all documents of a layer; elsewhere each has a call of its own.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -20,6 +22,26 @@ from transformers.masking_utils import sdpa_mask
 
 BY_DOCUMENT = "by_document"
 """Name of this attention in transformers, where configs hold it."""
+LARGEST_HEAD = 256
+"""Values of a head that the kernel for all documents can take; it takes eights of them."""
+SHARES_HEADS = "enable_gqa" in signature(varlen_attn).parameters
+"""Whether that kernel lets query heads share keys; before torch 2.12 it is not said to."""
+
+
+class Spans(NamedTuple):
+    """Documents as the kernel for all of them wants them told; on the device of the tokens.
+
+    Attributes:
+        queries: Where each document's tokens begin among all tokens, and where the last one's end, [N + 1], int32.
+        keys: The same of what each sees: its prefix and itself.
+        longest: Most tokens of a document, and most that one sees.
+        places: The tokens that documents see, end to end, long; None where no document has a prefix.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    longest: tuple[int, int]
+    places: Tensor | None
 
 
 @dataclass
@@ -30,11 +52,13 @@ class Documents:
         lengths: Tokens of each document.
         prefixes: How many tokens each of them sees before its own: the first ones of the latest document without a
             prefix; 0 for that one.
+        spans: The same on the device, so that no layer waits for it.
         windows: The sliding window of each layer that has attended by them, None for one without.
     """
 
     lengths: list[int]
     prefixes: list[int]
+    spans: Spans
     windows: list[int | None] = field(default_factory=list)
 
 
@@ -56,13 +80,25 @@ def documents_of(position_ids: Tensor) -> Documents:
     begins[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
     starts = begins.flatten().nonzero().squeeze(1)
     ends = torch.cat([starts[1:], starts.new_tensor([positions.numel()])])
-    documents = Documents((ends - starts).tolist(), positions.flatten()[starts].tolist())
+    lengths, prefixes = (ends - starts).tolist(), positions.flatten()[starts].tolist()
     shared = 0
-    for length, prefix in zip(documents.lengths, documents.prefixes, strict=True):
+    for length, prefix in zip(lengths, prefixes, strict=True):
         shared = shared if prefix else length
         if prefix > shared:
             raise ValueError(f"position_ids: a document begins at {prefix}, and the one before it has {shared} tokens.")
-    return documents
+    return Documents(lengths, prefixes, _spans(lengths, prefixes, position_ids.device))
+
+
+def _spans(lengths: list[int], prefixes: list[int], device: torch.device) -> Spans:
+    """See `Spans`; made on the host."""
+    seen = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
+    queries, keys = (torch.tensor([0, *counts]).cumsum(0) for counts in (lengths, seen))
+    places, shared = [], 0
+    for start, length, prefix in zip(queries.tolist(), lengths, prefixes, strict=False):
+        shared = shared if prefix else start
+        places += [torch.arange(shared, shared + prefix), torch.arange(start, start + length)]
+    laid = torch.cat(places).to(device) if any(prefixes) else None
+    return Spans(queries.int().to(device), keys.int().to(device), (max(lengths), max(seen)), laid)
 
 
 def decoder_options(position_ids: Tensor) -> dict[str, Any]:
@@ -105,20 +141,69 @@ def attention_by_document(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     window = kwargs.get("sliding_window")
     documents.windows.append(window)
-    rows, heads, tokens, _ = query.shape
+    rows, _, tokens, _ = query.shape
+    attend = _at_once if takes_all(query, value, dropout) else _one_by_one
+    laid = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    return attend(*laid, documents, window, dropout, scaling).unflatten(0, (rows, tokens)), None
+
+
+def takes_all(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether one kernel, flash's for variable lengths, takes all documents; elsewhere each has a call of its own.
+
+    Args:
+        query: [.., D].
+        value: [.., E].
+        dropout: Of the probabilities.
+    """
+    size = query.shape[-1]
+    fits = size == value.shape[-1] and size <= LARGEST_HEAD and size % 8 == 0 and dropout == 0
+    return query.is_cuda and _dtype(query) in (torch.bfloat16, torch.float16) and fits
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What attention is computed in; torch's own functions heed autocast by themselves."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _at_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents,
+    window: int | None,
+    dropout: float,  # 0
+    scaling: float | None,
+) -> Tensor:
+    """Attention of all documents by one kernel, [N, H, D] over [N, K, D] to [N, H, D]."""
+    spans = documents.spans
+    if spans.places is not None:
+        k, v = k[spans.places], v[spans.places]
+    if not SHARES_HEADS:
+        k, v = _for_each_head(k, q.shape[1]), _for_each_head(v, q.shape[1])
+    # The last token of a document sees the last one that there is, itself, and so many at its left; none at its right.
+    options = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
+    options |= {"enable_gqa": True} if SHARES_HEADS else {}
+    q, k, v = (x.to(_dtype(x)) for x in (q, k, v))
+    return varlen_attn(q, k, v, spans.queries, spans.keys, *spans.longest, **options)
+
+
+def _one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, dropout: float, scaling: float | None
+) -> Tensor:
+    """Attention of each document by a call of its own, [N, H, D] over [N, K, D] to [N, H, E]."""
     # Split and joined at once: the gradient of a slice would be as large as all rows, for each document.
-    laid = [_for_each_head(x.transpose(1, 2).flatten(0, 1), heads) for x in (query, key, value)]
-    columns = [x.split(documents.lengths) for x in laid]
+    columns = [_for_each_head(x, q.shape[1]).split(documents.lengths) for x in (q, k, v)]
     attended: list[Tensor] = []
-    for prefix, q, k, v in zip(documents.prefixes, *columns, strict=True):
+    for prefix, query, key, value in zip(documents.prefixes, *columns, strict=True):
         if prefix == 0:
-            shared, cuts = (k, v), {}
+            shared, cuts = (key, value), {}
         else:
             if prefix not in cuts:  # once for all that go on from there
                 cuts[prefix] = [x[:prefix] for x in shared]
-            k, v = (torch.cat(parts) for parts in zip(cuts[prefix], (k, v), strict=True))
-        attended.append(_causal(q, k, v, window, dropout, scaling))
-    return torch.cat(attended).unflatten(0, (rows, tokens)), None
+            key, value = (torch.cat(parts) for parts in zip(cuts[prefix], (key, value), strict=True))
+        attended.append(_causal(query, key, value, window, dropout, scaling))
+    return torch.cat(attended)
 
 
 def _for_each_head(x: Tensor, heads: int) -> Tensor:

@@ -1,5 +1,9 @@
 """Attention by document against a softmax under a mask, and a model's scores and gradients against one row each."""
 
+from functools import partial
+from inspect import signature
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import FAMILIES
@@ -9,6 +13,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from datamodules.packing import CALL, PROMPT, Encoded, collate_packed
+from lightning_modules.policy import attention
 from lightning_modules.policy.attention import attention_by_document, documents_of
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
@@ -90,6 +95,89 @@ def test_without_documents_it_is_the_sdpa_of_transformers():
         assert torch.equal(got, want)
 
 
+REAL = signature(attention.varlen_attn)
+CALLS = []
+
+
+def one_kernel(*args, older, **kwargs):
+    """In plain torch what flash's kernel for variable lengths does, whose causal mask ends where both ends are."""
+    given = REAL.bind(*args, **kwargs)  # as the real one would take it
+    given.apply_defaults()
+    query, key, value, starts, ends, most, most_seen = given.args
+    scale, (left, right), shared = (given.kwargs[name] for name in ("scale", "window_size", "enable_gqa"))
+    assert starts.dtype == ends.dtype == torch.int32 and right == 0 and shared != older
+    assert (most, most_seen) == (int(starts.diff().max()), int(ends.diff().max()))
+    CALLS.append(query.dtype)
+    if older:
+        assert key.shape[1] == query.shape[1]
+    attended = []
+    for q, k, v in zip(
+        query.split(starts.diff().tolist()),
+        key.split(ends.diff().tolist()),
+        value.split(ends.diff().tolist()),
+        strict=True,
+    ):
+        places = torch.arange(len(k) - len(q), len(k))[:, None]
+        mask = torch.arange(len(k)) <= places
+        if left >= 0:
+            mask &= torch.arange(len(k)) >= places - left
+        attended.append(softmax_under(mask, *(x.transpose(0, 1)[None] for x in (q, k, v)), scale)[0])
+    return torch.cat(attended)
+
+
+@pytest.fixture(params=[False, True], ids=["2.12", "2.11"])
+def at_once(request, monkeypatch):
+    """As on a GPU, whose kernel is a fake one; that of torch 2.11 has no word for heads that share keys."""
+    CALLS.clear()
+    monkeypatch.setattr(attention, "varlen_attn", partial(one_kernel, older=request.param))
+    monkeypatch.setattr(attention, "SHARES_HEADS", not request.param)
+    monkeypatch.setattr(attention, "takes_all", lambda query, value, dropout: dropout == 0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 50])
+@pytest.mark.parametrize(
+    "groups", [[(5, []), (1, []), (9, [])], [(7, [(7, 3), (4, 6), (7, 1)]), (2, []), (3, [(1, 9)])]]
+)
+def test_one_kernel_for_all_documents_attends_as_each_alone(groups, window, at_once, monkeypatch):
+    positions = positions_of(groups)
+    draw = torch.Generator().manual_seed(len(positions))
+    shapes = [(2, heads, len(positions), 8) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
+    documents = documents_of(torch.tensor([positions, positions]))
+    options = {"scaling": 0.3, "sliding_window": window, "documents": documents}
+    got, _ = attention_by_document(GROUPS, *inputs, None, **options)
+    assert len(CALLS) == 1
+    want = softmax_under(visible(positions, window), *inputs, 0.3)
+    up = torch.randn(want.shape, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(got, inputs, up), torch.autograd.grad(want, inputs, up), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    dropped, _ = attention_by_document(GROUPS, *inputs, None, dropout=0.5, **options)  # by calls that have dropout
+    assert len(CALLS) == 1 and not torch.allclose(dropped, want)
+
+
+def test_the_kernel_has_the_dtype_of_autocast_although_rotations_are_in_float32(at_once):
+    inputs = [torch.randn(1, heads, 5, 8) for heads in (4, 2, 2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        documents = documents_of(torch.arange(5)[None])
+        got, _ = attention_by_document(GROUPS, *inputs, None, scaling=0.3, documents=documents)
+    assert CALLS == [torch.bfloat16] and got.dtype == torch.bfloat16
+
+
+def test_what_the_kernel_cannot_take_has_calls_of_its_own():
+    def on_gpu(dtype, size):
+        return SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=dtype, shape=(1, 4, 9, size))
+
+    half = on_gpu(torch.bfloat16, 64)
+    assert attention.takes_all(half, half, 0.0)
+    assert attention.takes_all(on_gpu(torch.float16, 256), on_gpu(torch.float16, 256), 0.0)
+    assert not attention.takes_all(half, half, 0.1)
+    assert not attention.takes_all(half, on_gpu(torch.bfloat16, 32), 0.0)
+    for other in (on_gpu(torch.float32, 64), on_gpu(torch.bfloat16, 264), on_gpu(torch.bfloat16, 60)):
+        assert not attention.takes_all(other, other, 0.0)
+    assert not attention.takes_all(torch.zeros(1, 4, 9, 64, dtype=torch.bfloat16), half, 0.0)
+
+
 LENGTHS = [9, 30, 3, 14, 1, 22]  # gemma3_text has a window of 6
 
 
@@ -132,3 +220,15 @@ def test_gradients_are_those_of_one_document_at_a_time(
         torch.testing.assert_close(
             got[name], grad, rtol=0, atol=tolerance * max(1.0, float(grad.abs().max())), msg=name
         )
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text"])
+def test_a_models_gradients_are_the_same_by_one_kernel(kind, at_once, tmp_path, tiny_tokenizer):
+    policy = build_policy(str(BY_KIND[kind].save(tmp_path, tiny_tokenizer)), gradient_checkpointing=True)
+    want = gradients(policy, [[[i]] for i in range(len(LENGTHS))])
+    assert not CALLS
+    policy.by_document = True
+    got = gradients(policy, [[[1, 0, 2], [5, 3, 4]]])
+    assert CALLS
+    for name, grad in want.items():
+        torch.testing.assert_close(got[name], grad, rtol=0, atol=1e-5 * max(1.0, float(grad.abs().max())), msg=name)
