@@ -51,10 +51,10 @@ def cast_once(model: nn.Module) -> Iterator[None]:
 
 def _can_pack(layer: nn.Linear, dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies in that dtype here, and the layer does nothing but multiply and add a bias."""
-    plain = type(layer) is nn.Linear and "forward" not in vars(layer)
+    plain = type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.dtype in (torch.float32, dtype)
     if not plain or layer.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _product(layer: nn.Linear, packed: Tensor) -> Callable[[Tensor], Tensor]:
