@@ -117,7 +117,8 @@ def _step(model: PreTrainedModel, cache: Cache, rows: list[Row]) -> Tensor:
     last = torch.tensor([[row.ids[-1]] for row in rows], device=model.device)
     for row in rows:
         row.columns += 1
-    return _forward(model, cache, last, torch.tensor([row.columns for row in rows], device=model.device))
+    with model._optimize_model_for_decode():  # as `generate` does: on a GPU, kernels of experts that suit few tokens
+        return _forward(model, cache, last, torch.tensor([row.columns for row in rows], device=model.device))
 
 
 def _forward(model: PreTrainedModel, cache: Cache, ids: Tensor, columns: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class HFGenerator:
     penalty, do not apply.
 
     A prompt is read once for all its samples. Under autocast the linear layers have copies of their weights in its
-    dtype meanwhile, and the cache is of that dtype.
+    dtype meanwhile, and the cache is of that dtype; on a CPU they have packed copies in any case.
 
     A model that must do without all that, whose cache holds more than keys and values for one, is recognised the first
     time (`decodes`) and generates as transformers does it. One for which padding changes what is generated, or whose

@@ -16,6 +16,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from lightning_modules.generators.decoding import Row, decode
 
 PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is compared, of the one beside it, of what follows
+RAISED = (AttributeError, RuntimeError, TypeError, ValueError)
+"""Errors of families that do without such a cache, mask or positions."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1  # total variation; rounding alone was seen to make 1e-5, and 2e-2 in bfloat16
 
 
@@ -50,7 +52,7 @@ def find_mode(model: PreTrainedModel) -> GenerationMode:
         rows = [prompt, longer] if mode.padded else [prompt]
         try:
             got = _distributions(model, rows, following, mode.cached)
-        except Exception as error:  # whatever a family's own cache raises
+        except RAISED as error:
             seen.append(f"{type(error).__name__}: {error}".splitlines()[0])
             continue
         distance = _distance(got, want)
@@ -82,7 +84,7 @@ def decodes(model: PreTrainedModel) -> bool:
     try:
         for _ in decode(model, rows, choose, stop, NEW, lambda longest: 2):
             pass
-    except Exception:  # whatever a family raises that knows no such cache, or takes no positions
+    except RAISED:
         return False
     return _distance(torch.stack(got), want) <= _tolerance(model)
 

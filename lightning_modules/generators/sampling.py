@@ -17,7 +17,8 @@ from transformers import LogitsProcessor
 _GAMMA, _MIX_1, _MIX_2 = (constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 MARGIN = 3.0  # nats
-SHARE, UPPER = 128, 58  # entries of which one gets noise for its random bits alone; half of that is 2^(64 - UPPER)
+SHARE = 512  # of so many entries one may get noise for its random bits alone, at most
+BLOCK = 2**17  # entries that a thread works on at a time
 
 
 def row_key(seed: int, prompt_id: str | int, sample: int) -> int:
@@ -71,7 +72,7 @@ def sample(logits: Tensor, keys: Tensor, position: Tensor, temperature: float, t
 
     The largest score is lower than the logarithm of the sum of exponentials - MARGIN once in exp(exp(MARGIN)) = 5e8
     times; then all noise is computed. An entry reaches that floor with a uniform number u where -log(1 - u) < exp(logit
-    - floor), and u is no more than that logarithm: it takes a logit within log(SHARE) of the floor or u < 1 / SHARE.
+    - floor), and u is no more than that logarithm: it takes a logit above a limit or u < exp(limit - floor).
 
     Args:
         logits: [B, V].
@@ -80,38 +81,39 @@ def sample(logits: Tensor, keys: Tensor, position: Tensor, temperature: float, t
         temperature: Greater than 0.
         top_p: In (0, 1].
     """
-    scores = logits.float() / temperature
+    scores = logits.float() if temperature == 1 else logits.float() / temperature
     if top_p < 1.0:
         scores = keep_top_p(scores, top_p)
-    floor = scores.logsumexp(-1) - MARGIN
-    states = _split_mix(keys + (position + 1) * _GAMMA)
-    row, column = _possible(scores, floor, states)
-    best = torch.full_like(scores, -torch.inf)
-    best[row, column] = scores[row, column] + _gumbel(_split_mix(states[row] + (column + 1) * _GAMMA))
-    highest = best.max(-1)  # the first of equals; several times as fast as argmax on a CPU
-    if (highest.values > floor).all():
-        return highest.indices
-    return scores.add_(gumbel_noise(keys, position, scores.shape[1])).max(-1).indices
-
-
-def _possible(scores: Tensor, floor: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries whose perturbed score may be above the floor, and of some others."""
-    rows, size = scores.shape
     cpu = scores.device.type == "cpu"
-    width = max(1, (2**15 * torch.get_num_threads() if cpu else 2**24) // rows)  # what stays in a core's cache
+    width = max(1, (BLOCK * torch.get_num_threads() if cpu else 2**24) // len(scores))  # what stays in a core's cache
+    floor = torch.stack([part.logsumexp(-1) for part in scores.split(width, 1)]).logsumexp(0) - MARGIN
+    states = _split_mix(keys + (position + 1) * _GAMMA)
+    row, column = _possible(scores, floor, states, width)
+    perturbed = scores[row, column] + _gumbel(_split_mix(states[row] + (column + 1) * _GAMMA))
+    highest = floor.scatter_reduce(0, row, perturbed, "amax")
+    if (highest > floor).all():
+        best = perturbed == highest[row]
+        return torch.full_like(row, scores.shape[1])[: len(floor)].scatter_reduce(0, row[best], column[best], "amin")
+    return (scores + gumbel_noise(keys, position, scores.shape[1])).max(-1).indices
+
+
+def _possible(scores: Tensor, floor: Tensor, states: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries whose perturbed score may be above the floor, and of some others.
+
+    The limit of a row is its highest score or, if that is nearer to the floor, what SHARE makes it.
+    """
+    limit = torch.minimum(scores.amax(-1), floor - math.log(SHARE))
+    zeros = ((floor - limit) / math.log(2)).floor() - 1  # leading bits of u; one fewer, so that no rounding matters
+    leading = -(1 << (64 - zeros.long()))[:, None]
+    counters = torch.arange(1, scores.shape[1] + 1, device=scores.device) * _GAMMA
     near = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-    counters = torch.arange(1, size + 1, device=scores.device) * _GAMMA
-    limit = (floor - math.log(SHARE))[:, None]
-    for start in range(0, size, width):
-        part = slice(start, start + width)
-        bits = states[:, None] + counters[part]
+    for part, count, found in zip(scores.split(width, 1), counters.split(width), near.split(width, 1), strict=True):
+        bits = states[:, None] + count
         shifted = torch.empty_like(bits)
-        for count, mix in ((30, _MIX_1), (27, _MIX_2)):  # the last step of SplitMix64 leaves the upper bits alone
-            torch.bitwise_right_shift(bits, count, out=shifted).bitwise_and_((1 << (64 - count)) - 1)
+        for shift, mix in ((30, _MIX_1), (27, _MIX_2)):  # the last step of SplitMix64 leaves the upper bits alone
+            torch.bitwise_right_shift(bits, shift, out=shifted).bitwise_and_((1 << (64 - shift)) - 1)
             bits.bitwise_xor_(shifted).mul_(mix)
-        # Twice the share, so that no rounding matters.
-        torch.eq(torch.bitwise_right_shift(bits, UPPER, out=shifted), 0, out=near[:, part])
-        near[:, part].logical_or_(scores[:, part] > limit)
+        torch.eq(bits.bitwise_and_(leading), 0, out=found).logical_or_(part > limit[:, None])
     return near.nonzero(as_tuple=True)
 
 

@@ -1,8 +1,10 @@
 """Decoding row by row equals whole forward passes, where rows end, wait and share a prompt that is read once."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from lightning_modules.generators import HFGenerator
 from lightning_modules.generators.decoding import Row, decode
@@ -88,6 +90,34 @@ def test_a_prompt_is_read_once_for_its_samples_and_ended_rows_leave():
     assert seen == [(2, 4), (3, 1), (3, 1)]
     assert [row.ids for row in rows] == [[8, 8, 8]] * 3 + [[7]] * 3
     assert ended == rows[3:] + rows[:3]
+
+
+def test_experts_of_few_tokens_are_multiplied_as_generate_does_it(monkeypatch):
+    settings = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    model, seen = model_of("qwen3_moe", settings), []
+    want = plain(model, PROMPTS[0], (), 3)
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["input_ids"].shape[1], module.config._experts_implementation)),
+        with_kwargs=True,
+    )
+    # transformers asks where the model is, and switches everywhere but on a CPU.
+    switch = GenerationMixin._optimize_model_for_decode
+
+    @contextmanager
+    def elsewhere(model):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PreTrainedModel, "device", torch.device("cuda"))
+            context = switch(model)
+            context.__enter__()
+        yield
+        context.__exit__(None, None, None)
+
+    monkeypatch.setattr(GenerationMixin, "_optimize_model_for_decode", elsewhere)
+    rows = [Row(PROMPTS[0], 0)]
+    with torch.no_grad():
+        list(decode(model, rows, lambda logits, chosen: logits.argmax(-1), set(), 3, lambda longest: 1))
+    assert seen == [(3, "grouped_mm"), (1, "batched_mm"), (1, "batched_mm")]
+    assert model.config._experts_implementation == "grouped_mm" and rows[0].ids == want
 
 
 def test_attention_and_weights_are_put_back_after_an_exception():
