@@ -321,7 +321,7 @@ def _adamw(device: torch.device) -> dict[str, float]:
     torch.manual_seed(0)
     start, moved = torch.randn(1000, device=device), []
     for fused, dtype in ((True, torch.float32), (False, torch.float64)):
-        weight = nn.Parameter(start.to(dtype))
+        weight = nn.Parameter(start.to(dtype, copy=True))
         optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.1, fused=fused)
         for step in range(10):
             weight.grad = torch.sin(weight.detach() * (step + 1))
