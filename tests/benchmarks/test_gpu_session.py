@@ -1,4 +1,4 @@
-"""The steps of a GPU session, tried on the CPU: each measures, a measurement or a step that fails costs itself alone."""
+"""The steps of a GPU session, tried on the CPU; a measurement or a step that fails costs itself alone."""
 
 import json
 import sys
