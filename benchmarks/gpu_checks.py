@@ -309,7 +309,8 @@ def _head(device: torch.device, dtype: str, ids: int) -> dict[str, float]:
     gradients = torch.autograd.grad((got[0] * up).sum() + (got[1] * up).sum(), inputs)
     wanted = torch.autograd.grad((want[0] * up).sum() + (want[1] * up).sum(), exact)
     values = {
-        name: float((g - w).abs().max()) for name, g, w in zip(("log-probability", "entropy"), got, want, strict=True)
+        name: float((g - w).detach().abs().max())
+        for name, g, w in zip(("log-probability", "entropy"), got, want, strict=True)
     }
     for name, g, w in zip(("hidden", "weight", "bias"), gradients, wanted, strict=True):
         values[f"gradient of {name}, relative"] = float((g - w).norm() / w.norm())
@@ -321,7 +322,7 @@ def _adamw(device: torch.device) -> dict[str, float]:
     torch.manual_seed(0)
     start, moved = torch.randn(1000, device=device), []
     for fused, dtype in ((True, torch.float32), (False, torch.float64)):
-        weight = nn.Parameter(start.to(dtype))
+        weight = nn.Parameter(start.to(dtype, copy=True))
         optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.1, fused=fused)
         for step in range(10):
             weight.grad = torch.sin(weight.detach() * (step + 1))

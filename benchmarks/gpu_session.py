@@ -41,30 +41,34 @@ class Child(NamedTuple):
 
 def start(step: str, small: bool) -> Child:
     """Start the process of a step."""
+    return child(step, [sys.executable, "-m", "benchmarks.gpu_session", "--run", step, *(["--cpu"] if small else [])])
+
+
+def child(step: str, command: list[str]) -> Child:
+    """Start a process that waits for a line."""
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-    command = [sys.executable, "-m", "benchmarks.gpu_session", "--run", step, *(["--cpu"] if small else [])]
     pipe = subprocess.PIPE
     return Child(step, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True), errors)
 
 
-def finish(child: Child, limit: float) -> tuple[dict[str, Any], str]:
+def finish(running: Child, limit: float) -> tuple[dict[str, Any], str]:
     """Let a step run and wait for its end, or end it; its row, and what it wrote to its error stream."""
     begun, late = time.perf_counter(), False
     try:
-        said, _ = child.process.communicate("go\n", timeout=limit)
+        said, _ = running.process.communicate("go\n", timeout=limit)
     except subprocess.TimeoutExpired:
         late = True
-        child.process.kill()
-        said, _ = child.process.communicate()
-    row: dict[str, Any] = {"step": child.step, "seconds": round(time.perf_counter() - begun, 1)}
+        running.process.kill()
+        said, _ = running.process.communicate()
+    row: dict[str, Any] = {"step": running.step, "seconds": round(time.perf_counter() - begun, 1)}
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}")]
     row |= {"values": {name: value for line in lines for name, value in line.items()}}
-    child.errors.seek(0)
-    written = child.errors.read()
+    running.errors.seek(0)
+    written = running.errors.read()
     if late:
         row["error"] = f"ended after {limit:g} s"
-    elif child.process.returncode:
-        row["error"] = f"exit code {child.process.returncode}: {written[-LAST_LINES:]}"
+    elif running.process.returncode:
+        row["error"] = f"exit code {running.process.returncode}: {written[-LAST_LINES:]}"
     return row, written
 
 
@@ -103,10 +107,10 @@ def main() -> None:
     common = {"commit": os.environ.get("COMMIT") or git.stdout.strip() or None}
     waiting = start(steps[0], given.cpu)
     for i, step in enumerate(steps):
-        child = waiting
+        running = waiting
         if i + 1 < len(steps):
             waiting = start(steps[i + 1], given.cpu)
-        row, written = finish(child, STEPS[step][1] * (4 if given.cpu else 1))
+        row, written = finish(running, STEPS[step][1] * (4 if given.cpu else 1))
         row = {**row, **common, **row["values"].pop("machine", {})}
         with (out / "rows.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

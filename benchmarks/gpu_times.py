@@ -1,5 +1,6 @@
 """Steps of `gpu_session` that measure: attention, the head, training steps and decoding at the sizes of a 7B model."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -130,10 +131,11 @@ def _passes(attend: Callable[..., Tensor], inputs: list[Tensor], device: torch.d
         output = attend(*inputs)
         torch.autograd.grad(output, inputs, torch.ones_like(output))
 
-    with torch.no_grad(), peak(device) as memory:
+    with torch.no_grad():
         forward = seconds(lambda: attend(*inputs), device)
     with peak(device) as memory:
-        return {"forward, ms": 1e3 * forward, "both, ms": 1e3 * seconds(both, device)} | memory
+        whole = seconds(both, device)
+    return {"forward, ms": 1e3 * forward, "both, ms": 1e3 * whole, **memory}
 
 
 class PackedRow(NamedTuple):
@@ -285,11 +287,9 @@ def _head_passes(
             ]
         del gradients
         values["both, ms"] = 1e3 * seconds(both, device, 3)
-        frozen = lambda: torch.autograd.grad(forward(), inputs[:1])  # noqa: E731
-        inputs[1].requires_grad_(False)
-        try:
-            values["frozen head, ms"] = 1e3 * seconds(frozen, device, 3)
-        finally:
+        if hasattr(take, "block"):
+            inputs[1].requires_grad_(False)
+            values["frozen head, ms"] = 1e3 * seconds(lambda: torch.autograd.grad(forward(), inputs[:1]), device, 3)
             inputs[1].requires_grad_(True)
     return values
 
@@ -345,9 +345,10 @@ def sft(small: bool) -> Measurements:
     yield "machine", partial(machine, device)
     if not small:
         yield "adapters", partial(_train, device, LoRA(r=RANK), True, True)
+    yield "all weights", partial(_train, device, None, True, True)
+    if not small:
         yield "adapters, each document", partial(_train, device, LoRA(r=RANK), True, False)
         yield "adapters, nothing computed again", partial(_train, device, LoRA(r=RANK), False, True)
-    yield "all weights", partial(_train, device, None, True, True)
 
 
 def _train(device: torch.device, lora: LoRA | None, checkpointing: bool, at_once: bool) -> dict[str, Any]:
@@ -355,6 +356,7 @@ def _train(device: torch.device, lora: LoRA | None, checkpointing: bool, at_once
     case = Case("SRML", "small" if small else "7B", layers=2 if small else LAYERS)
     takes_all = policy_attention.takes_all if at_once else (lambda *_: False)
     if not small:
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

@@ -1,0 +1,73 @@
+"""The steps of a GPU session, tried on the CPU; a measurement or a step that fails costs itself alone."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
+from benchmarks import gpu_checks, gpu_session, gpu_times
+
+
+def values_of(step, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", open("/dev/null"))
+    gpu_session.measure(step, small=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    values = {name: value for line in lines for name, value in line.items()}
+    assert not [value for value in values.values() if isinstance(value, dict) and "error" in value]
+    assert values.pop("machine")["device"] == "CPU"
+    return values
+
+
+@pytest.mark.parametrize("step", ["versions", "attention", "head", "decode"])
+def test_steps_measure(step, capsys, monkeypatch):
+    assert len(values_of(step, capsys, monkeypatch)) >= 2
+
+
+def test_scores_gradients_generation_and_optimizer_are_right_on_the_cpu(capsys, monkeypatch):
+    values = values_of("correct", capsys, monkeypatch)
+    for name, value in values.items():
+        limit = 1e-4 if "float32" in name else 0.2
+        for path in ("alone", "mask", "each document"):
+            if path in value:
+                assert value[path]["largest error, nats"] < limit and value[path]["gradient, relative"] < limit
+        if "probe" in name:
+            assert value["leak"] == "" and value["by document"] and value["shares prefixes"]
+        if "generation" in name:
+            assert value["greedy as generate"] == value["of"] == 6 and value["again"] and value["few"]
+    assert values["AdamW"]["relative"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["bf16_true", "sft", "nccl"])
+def test_steps_that_train_measure(step, capsys, monkeypatch):
+    assert values_of(step, capsys, monkeypatch)
+
+
+def test_what_fails_costs_its_own_measurement_alone(capsys, monkeypatch):
+    def versions(small):
+        yield "first", partial(int, "x")
+        yield "second", lambda: {"value": 2}
+
+    monkeypatch.setattr(gpu_checks, "versions", versions)
+    monkeypatch.setattr(sys, "stdin", open("/dev/null"))
+    gpu_session.measure("versions", small=True)
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["first"]["error"].startswith("ValueError: invalid literal") and second["second"]["value"] == 2
+
+
+def test_a_step_that_runs_out_of_time_keeps_what_it_said():
+    said = "import sys, time; sys.stdin.readline(); print('{\"a\": 1}', flush=True); time.sleep(60)"
+    crashed = "import sys; sys.stdin.readline(); print('{\"a\": 1}', flush=True); sys.exit('no memory')"
+    late, _ = gpu_session.finish(gpu_session.child("sft", [sys.executable, "-c", said]), 2)
+    assert late["values"] == {"a": 1} and late["error"] == "ended after 2 s"
+    wrong, _ = gpu_session.finish(gpu_session.child("sft", [sys.executable, "-c", crashed]), 30)
+    assert wrong["values"] == {"a": 1} and wrong["error"] == "exit code 1: no memory\n"
+
+
+def test_mixes_fill_a_row():
+    assert all(sum(lengths) == 4096 for lengths in gpu_times.MIXES.values())
+    assert gpu_times.device_of(True) == torch.device("cpu")
