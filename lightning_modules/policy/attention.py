@@ -105,9 +105,9 @@ def attention_by_document(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     window = kwargs.get("sliding_window")
     documents.windows.append(window)
-    rows, heads, tokens, _ = query.shape
+    rows, _, tokens, _ = query.shape
     # Split and joined at once: the gradient of a slice would be as large as all rows, for each document.
-    laid = [_for_each_head(x.transpose(1, 2).flatten(0, 1), heads) for x in (query, key, value)]
+    laid = [_rounded(x).transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
     columns = [x.split(documents.lengths) for x in laid]
     attended: list[Tensor] = []
     for prefix, q, k, v in zip(documents.prefixes, *columns, strict=True):
@@ -118,16 +118,23 @@ def attention_by_document(
                 cuts[prefix] = [x[:prefix] for x in shared]
             k, v = (torch.cat(parts) for parts in zip(cuts[prefix], (k, v), strict=True))
         attended.append(_causal(q, k, v, window, dropout, scaling))
-    return torch.cat(attended).unflatten(0, (rows, tokens)), None
+    return torch.cat(attended).flatten(1, 2).unflatten(0, (rows, tokens)), None
 
 
-def _for_each_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat what heads share, [N, K, D] to [N, H, D]: kernels of the CPU that let them share it are slower."""
-    return x.unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1).flatten(1, 2)
+def _rounded(x: Tensor) -> Tensor:
+    """What autocast would make of it for the kernel, before heads share it and not for each of them."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, scaling: float | None) -> Tensor:
-    """Attention of the last n of m tokens, [n, H, D] over [m, H, D] to [n, H, E]; those out of the window not seen."""
+    """Attention of the last n of m tokens, [n, H, D] over [m, K, D] to [n, K, H / K, E].
+
+    Keys out of the window are not seen. What H / K heads share is not repeated for them: to the kernel, a batch of K.
+    """
+    shared = k.shape[1]
+    q = q.unflatten(1, (shared, -1))  # [n, K, H / K, D]
+    k, v = (x.unsqueeze(2).expand(-1, -1, q.shape[2], -1) for x in (k, v))
     n, m = len(q), len(k)
     if window is None or m <= window:
         spans = [slice(m)]
@@ -138,9 +145,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float,
         keys, values = k[span], v[span]
         plain = len(block) == len(keys) and (window is None or len(keys) <= window)
         mask = None if plain else _mask(len(block), len(keys), window, q.device)
-        heads = (x.transpose(0, 1)[None] for x in (block, keys, values))
+        heads = (x.permute(1, 2, 0, 3) for x in (block, keys, values))
         parts.append(scaled_dot_product_attention(*heads, mask, dropout, is_causal=plain, scale=scaling))
-    return torch.cat(parts, 2)[0].transpose(0, 1)
+    return torch.cat(parts, 2).permute(2, 0, 1, 3)
 
 
 def _mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:

@@ -183,8 +183,8 @@ def build_policy(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None:
             model = add_adapters(model, lora)
-    keep_inputs_alone(model)
     policy = ScoredCausalLM(model).train()
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
+    keep_inputs_alone(policy.causal_lm)
     return policy

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**17
-"""Numbers of a block: 512 KiB in float32, so that it and its temporaries are in the second cache of a core."""
+BLOCK = 2**18
+"""Numbers of a block: 1 MiB in float32, so that it and its temporaries are in the caches of a core."""
 
 
 def keep_inputs_alone(model: nn.Module) -> None:
-    """Let norms and gated MLPs of a model keep less for the backward pass, in place.
+    """Let norms and gated MLPs of a model keep less for the backward pass.
 
-    Modules stay what they are to everybody else: of a class by the same name that is derived from theirs, with their
-    parameters. What they compute is the same, in the same order, but for the sums of the gradients of a norm's weights
-    (and last bits where a kernel treats the end of a tensor otherwise than the rest).
+    They are changed in place, and stay what they are to everybody else: of a class by the same name that is derived
+    from theirs, with their parameters. What they compute is the same, in the same order, but for the sums of
+    the gradients of a norm's weights (and last bits where a kernel treats the end of a tensor otherwise than the rest).
     """
     for module in model.modules():
         kind = type(module)
@@ -93,9 +93,7 @@ class _Norm(nn.Module):
             return plain(hidden_states, *args, **kwargs)
 
         def norm(states: Tensor, weight: Tensor) -> Tensor:  # of a weight that the graph knows
-            holder = object.__new__(type(self))
-            holder.__dict__ = self.__dict__ | {"_parameters": {}, "weight": weight}
-            return plain.__func__(holder, states)
+            return plain.__func__(_with(self, _parameters={}, weight=weight), states)
 
         return by_blocks(norm, [hidden_states], [self.weight])
 
@@ -110,6 +108,13 @@ class _GatedMLP(nn.Module):
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.act_fn(gate) * up
+
+
+def _with(module: nn.Module, **attributes: Any) -> nn.Module:
+    """A module that shares everything with another one but some attributes."""
+    other = object.__new__(type(module))
+    other.__dict__ = module.__dict__ | attributes
+    return other
 
 
 @cache

@@ -49,7 +49,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2}  #
 def close(got, want):
     tolerance = TOLERANCES[want.dtype]
     assert got.dtype == want.dtype
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.detach().abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gemma3_text", "gpt_oss", "olmo2", "qwen3_next", "nemotron_h"])
