@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from ctypes import CDLL
 from typing import Any, Literal
 
 import torch
@@ -195,6 +196,11 @@ class FunctionCallingModule(EvaluationModule):
     def rounds(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
         """This rank's micro-batches and then idle ones, a token of weight 0: collectives must match over ranks."""
         return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Return to the system what a step on the CPU has freed: what the next one finds in pieces it would not fit."""
+        if self.device.type == "cpu" and (trim := getattr(CDLL(None), "malloc_trim", None)):  # of glibc
+            trim(0)
 
     def without_sync(self) -> AbstractContextManager[None]:
         """Context that reduces no gradients over ranks: only the last micro-batch of a step does."""

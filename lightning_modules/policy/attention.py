@@ -143,7 +143,8 @@ def attention_by_document(
     documents.windows.append(window)
     rows, _, tokens, _ = query.shape
     attend = _at_once if takes_all(query, value, dropout) else _one_by_one
-    laid = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    # Rounded as autocast would for the kernel, but before heads share keys and not for each of them.
+    laid = (x.to(_dtype(x)).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     return attend(*laid, documents, window, dropout, scaling).unflatten(0, (rows, tokens)), None
 
 
@@ -184,7 +185,6 @@ def _at_once(
     # The last token of a document sees the last one that there is, itself, and so many at its left; none at its right.
     options = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
     options |= {"enable_gqa": True} if SHARES_HEADS else {}
-    q, k, v = (x.to(_dtype(x)) for x in (q, k, v))
     return varlen_attn(q, k, v, spans.queries, spans.keys, *spans.longest, **options)
 
 
@@ -193,7 +193,7 @@ def _one_by_one(
 ) -> Tensor:
     """Attention of each document by a call of its own, [N, H, D] over [N, K, D] to [N, H, E]."""
     # Split and joined at once: the gradient of a slice would be as large as all rows, for each document.
-    columns = [_for_each_head(x, q.shape[1]).split(documents.lengths) for x in (q, k, v)]
+    columns = [x.split(documents.lengths) for x in (q, k, v)]
     attended: list[Tensor] = []
     for prefix, query, key, value in zip(documents.prefixes, *columns, strict=True):
         if prefix == 0:
@@ -203,16 +203,22 @@ def _one_by_one(
                 cuts[prefix] = [x[:prefix] for x in shared]
             key, value = (torch.cat(parts) for parts in zip(cuts[prefix], (key, value), strict=True))
         attended.append(_causal(query, key, value, window, dropout, scaling))
-    return torch.cat(attended)
+    return torch.cat(attended).flatten(1, 2)
 
 
 def _for_each_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat what heads share, [N, K, D] to [N, H, D]: kernels of the CPU that let them share it are slower."""
+    """Repeat what heads share, [N, K, D] to [N, H, D]."""
     return x.unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1).flatten(1, 2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, scaling: float | None) -> Tensor:
-    """Attention of the last n of m tokens, [n, H, D] over [m, H, D] to [n, H, E]; those out of the window not seen."""
+    """Attention of the last n of m tokens, [n, H, D] over [m, K, D] to [n, K, H / K, E].
+
+    Keys out of the window are not seen. What H / K heads share is not repeated for them: to the kernel, a batch of K.
+    """
+    shared = k.shape[1]
+    q = q.unflatten(1, (shared, -1))  # [n, K, H / K, D]
+    k, v = (x.unsqueeze(2).expand(-1, -1, q.shape[2], -1) for x in (k, v))
     n, m = len(q), len(k)
     if window is None or m <= window:
         spans = [slice(m)]
@@ -223,9 +229,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float,
         keys, values = k[span], v[span]
         plain = len(block) == len(keys) and (window is None or len(keys) <= window)
         mask = None if plain else _mask(len(block), len(keys), window, q.device)
-        heads = (x.transpose(0, 1)[None] for x in (block, keys, values))
+        heads = (x.permute(1, 2, 0, 3) for x in (block, keys, values))
         parts.append(scaled_dot_product_attention(*heads, mask, dropout, is_causal=plain, scale=scaling))
-    return torch.cat(parts, 2)[0].transpose(0, 1)
+    return torch.cat(parts, 2).permute(2, 0, 1, 3)
 
 
 def _mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:

@@ -40,7 +40,9 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
     leak = ""
     with failing_together():
         if strategy is None or strategy.is_global_zero:
-            with torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed):
+            autocast = torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed)
+            # Lightning makes the GPU the default device while it configures a model; documents begin on the host.
+            with autocast, torch.device("cpu"):
                 leak = probe(policy)
     if strategy:
         found = (leak, policy.by_document, policy.shares_prefixes)

@@ -38,6 +38,13 @@ def test_a_probe_leaves_no_trace(folder):
     assert all(p.grad is None for p in policy.parameters())
 
 
+def test_the_default_device_is_not_that_of_the_documents(folder):
+    policy = build_policy(str(folder("gemma2")))
+    with torch.device("meta"):  # as Lightning has the GPU for it; what is made there without a device has no values
+        assert probe_everywhere(policy, None, mixed=True) == ""
+    assert policy.by_document and policy.shares_prefixes
+
+
 def test_layers_that_do_not_tell_the_window_of_the_config_attend_under_a_mask(folder):
     policy = build_policy(str(folder("gemma2")))
     assert probe(policy) == "" and policy.by_document and policy.shares_prefixes
