@@ -46,7 +46,7 @@ def record(
     )  # no paths of a machine
     known[title] = {
         "command": " ".join(["python -m", f"benchmarks.{module}", *words]),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}",
         "note": note,
@@ -76,7 +76,11 @@ def _number(value: float | list[float]) -> str:
     return " to ".join(f"{v:.3g}" for v in (value if isinstance(value, list) else [value]))
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that this checkout is of; FUNREASON_COMMIT says it where there is no git."""
+    if told := os.environ.get("FUNREASON_COMMIT"):
+        return told
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True).stdout.strip()
 
