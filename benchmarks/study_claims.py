@@ -187,7 +187,10 @@ def read_runs(file: Path) -> Runs:
     """The lines of finished runs by arm and seed."""
     runs: Runs = {}
     for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        line = json.loads(text)
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a kill has cut it off, and the run is made again
         runs.setdefault((line["scale"], line["arm"]), {})[line["seed"]] = line
     return runs
 
@@ -205,8 +208,6 @@ def missing(runs: Runs, claims: Sequence[Claim], budget: Mapping[str, int]) -> l
 
 def main(args: Sequence[str] | None = None) -> None:
     """Judge the claims, write `study.json` and the page, and say which runs are missing."""
-    from benchmarks.study_list import CLAIMS, MEASURES
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study_claims", description=main.__doc__)
     parser.add_argument("--runs", type=Path, default=HERE / "study_runs.jsonl")
     parser.add_argument("--out", type=Path, default=HERE / "study.json")

@@ -25,7 +25,7 @@ from datamodules.refinement.corruption import Corpus, corrupted_rows
 from datamodules.system.files import remove
 from datamodules.toolbox.catalogue import FUNCTIONS, Function
 from datamodules.toolbox.pretraining import PretrainingDataModule, invented_function, make_document
-from datamodules.toolbox.rows import TRAINING, make_row, promise
+from datamodules.toolbox.rows import TRAINING, make_corpus, make_row, promise
 from datamodules.xlam import write_jsonl
 from lightning_modules.commands.main import run as funreason
 
@@ -117,6 +117,7 @@ def fit_words(run: Run, place: Place) -> list[str]:
     folder = place.folder(run.arm, run.seed)
     rows = folder / "rows.jsonl"
     words = [
+        f"--config={ROOT / 'configs' / ('grpo.yaml' if run.after else 'srml.yaml')}",
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={folder / 'fit'}", f"--data.path={rows}"),
         *("--trainer.limit_val_batches=0", "--trainer.logger=false", "--trainer.max_epochs=-1"),
         *("--last_checkpoint.every_n_train_steps=1000000", "--last_checkpoint.fsync=false"),
@@ -125,8 +126,9 @@ def fit_words(run: Run, place: Place) -> list[str]:
     if run.after:
         write_jsonl(rows, made_rows("habits", RL_ROWS, run.seed + 1000))
         words += [
-            *(f"--config={ROOT / 'configs/grpo.yaml'}", f"--model.init_from={weights(place, run.after, run.seed)}"),
+            f"--model.init_from={weights(place, run.after, run.seed)}",
             *(f"--data.prompts_per_step={PROMPTS}", f"--model.sampling.group_size={GROUP}"),
+            "--model.generator=lightning_modules.generators.HFGenerator",
             f"--model.generator.init_args.max_new_tokens={ANSWER_TOKENS}",
         ]
     else:
@@ -136,7 +138,7 @@ def fit_words(run: Run, place: Place) -> list[str]:
         else:
             write_jsonl(rows, made_rows(kind, ROWS, run.seed))
         words += [
-            *(f"--config={ROOT / 'configs/srml.yaml'}", f"--model.init_from={BASE}", "--data.val_fraction=0"),
+            *(f"--model.init_from={BASE}", "--data.val_fraction=0"),
             *(f"--data.batch_size={BATCH}", "--data.on_bad_row=skip"),  # rows whose answer cannot be read
         ]
     return [*words, f"--trainer.max_steps={steps}", *run.settings["options"]]
@@ -196,11 +198,11 @@ def refine_itself(run: Run, place: Place) -> Path:
     first = run.after if run.after in LOOPS else run.arm
     start = LOOPS[first][0]
     folder = place.folder(first, run.seed) / "loop"
-    pool, more = folder.with_name("pool.jsonl"), ["--model.generator.init_args.max_new_tokens=160"]
+    pool = folder.with_name("pool.jsonl")
     if start == "refined":
-        pool, more = place.folder(start, run.seed) / "refine" / "rejected.jsonl", more
+        pool = place.folder(start, run.seed) / "refine" / "rejected.jsonl"
     elif not pool.exists():
-        write_jsonl(pool, made_rows("clean", POOL, run.seed + 2000))
+        write_jsonl(pool, make_corpus("train", POOL, run.seed + 2000))
     words = ["--config", str(ROOT / "configs/self_refine.yaml"), "--init_from", str(weights(place, start, run.seed))]
     words += ["--pool", str(pool), "--val_path", "toolbox:heldout:20:1", "--output_dir", str(folder)]
     words += ["--rounds", str(run.settings["rounds"])]
