@@ -125,7 +125,7 @@ def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any]:
     low, high = interval(values)
     new = prediction(values)
     lines = [line for arm in claim.weights for line in runs[claim.scale, arm].values()]
-    arms = ",".join(claim.weights)
+    words = f"--scale {claim.scale} --arms {','.join(claim.weights)} --seeds {','.join(map(str, seeds))}"
     return {
         "claim": claim.claim,
         "paper": claim.paper,
@@ -138,7 +138,7 @@ def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any]:
         "seeds": len(seeds),
         "rows": values.shape[1],
         "held": verdict(low, high),
-        "command": f"python -m benchmarks.study --scale {claim.scale} --arms {arms} --seeds {','.join(map(str, seeds))}",
+        "command": f"python -m benchmarks.study {words}",
         "commit": ",".join(sorted({line["commit"] for line in lines})),
     }
 
@@ -169,7 +169,7 @@ def arm_entries(runs: Runs, measures: Mapping[str, Sequence[str]]) -> list[dict[
 
 
 def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
-    """Accuracy by category of BFCL of each arm that was tested on it: the mean over seeds, and both ends of its interval."""
+    """Accuracy by category of BFCL of each arm tested on it: the mean over seeds, and both ends of its interval."""
     entries = {}
     for (_, arm), lines in runs.items():
         tested = [line["metrics"]["bfcl"] for line in lines.values() if "bfcl" in line["metrics"]]

@@ -67,7 +67,9 @@ def of_both_scales(scale: str, measure: str) -> tuple[Claim, ...]:
 CLAIMS = (
     *of_both_scales("real", "bfcl_rows"),
     Claim("SRML makes more right calls than the base model", SRML, "real", "bfcl_rows", {"srml_0.7": 1, "base": -1}),
-    Claim("Rows refined by FCDR are better to train on", REFINED, "real", "bfcl_rows", {"srml_fcdr": 1, "srml_0.5": -1}),
+    Claim(
+        "Rows refined by FCDR are better to train on", REFINED, "real", "bfcl_rows", {"srml_fcdr": 1, "srml_0.5": -1}
+    ),
     Claim(
         "Natural chains of thought are better to train on than a template's",
         "FunReason v1: overall 76.91 by a template, 78.70 by natural ones (Qwen2.5-Coder-7B)",
@@ -75,10 +77,18 @@ CLAIMS = (
         "bfcl_rows",
         {"srml_r1": 1, "srml_0.5": -1},
     ),
-    Claim("SRML (alpha 0.7) answers more held-out rows than SFT", SRML, "real", "heldout_rows", {"srml_0.7": 1, "sft": -1}),
+    Claim(
+        "SRML (alpha 0.7) answers more held-out rows than SFT", SRML, "real", "heldout_rows", {"srml_0.7": 1, "sft": -1}
+    ),
     Claim("Reinforcement adds right calls to SRML", EGPO, "real", "bfcl_rows", {"egpo": 1, "srml_0.7": -1}),
     *of_both_scales("small", "heldout_rows"),
-    Claim("Alpha of 0.5 to 0.7 is best", "FunReason v1, figure 4b: best at 0.5 to 0.7", "small", "heldout_rows", BEST_ALPHA),
+    Claim(
+        "Alpha of 0.5 to 0.7 is best",
+        "FunReason v1, figure 4b: best at 0.5 to 0.7",
+        "small",
+        "heldout_rows",
+        BEST_ALPHA,
+    ),
     Claim(
         "Long chains of thought cost SRML less than plain SFT",
         "FunReason v1: segments are averaged apart, so that length no longer matters",
@@ -86,7 +96,13 @@ CLAIMS = (
         "heldout_rows",
         LONGER,
     ),
-    Claim("Rows refined by FCDR are better than corrupted ones", REFINED, "small", "heldout_rows", {"refined": 1, "corrupted": -1}),
+    Claim(
+        "Rows refined by FCDR are better than corrupted ones",
+        REFINED,
+        "small",
+        "heldout_rows",
+        {"refined": 1, "corrupted": -1},
+    ),
     Claim(
         "One round of self-refinement adds right calls",
         "FunReason v1: its model's own refined samples are trained on in rounds",

@@ -1,7 +1,7 @@
 """The study's runs on the tiny base model and the shipped corpus: many seeds, for what needs curves.
 
-A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Every arm has
-the same learning rate and as many optimizer steps as the arms that it is compared with. Half of the training rows are
+A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Every arm
+has the same learning rate and as many optimizer steps as the arms that it is compared with. Half of the training rows are
 about functions with made-up names, so that a model learns to read the list of tools and not only to remember it. What
 reinforcement and self-refinement start from has two habits of answering (`toolbox:habits`), of which one is wrong.
 """
@@ -31,9 +31,9 @@ from lightning_modules.commands.main import run as funreason
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets/tiny-base"
-ROWS, STEPS, BATCH = 1600, 200, 8
-RL_STEPS, PROMPTS, GROUP, RL_ROWS, ANSWER_TOKENS = 16, 8, 8, 64, 160
-TEST_ROWS = {"heldout": 200, "unseen": 100}
+ROWS, STEPS, BATCH, LEARNING_RATE = 800, 100, 8, 1e-3
+RL_STEPS, PROMPTS, GROUP, RL_ROWS, ANSWER_TOKENS = 12, 8, 8, 64, 160
+TEST_ROWS = {"heldout": 120, "unseen": 60}
 INVENTED, MADE_UP_SHARE = 400, 0.5  # functions with made-up names, and the share of rows that are about them
 PROMISED = 0.35  # share of the rows that only promise their calls, where rows have habits
 SPOILED = 0.4  # share of the rows that have a defect, where rows are corrupted
@@ -124,7 +124,7 @@ def fit_words(run: Run, place: Place) -> list[str]:
     ]
     steps = 2 if place.quick else run.settings["steps"]
     if run.after:
-        write_jsonl(rows, made_rows("habits", RL_ROWS, run.seed + 1000))
+        write_jsonl(rows, made_rows("mixed", RL_ROWS, run.seed + 1000))
         words += [
             f"--model.init_from={weights(place, run.after, run.seed)}",
             *(f"--data.prompts_per_step={PROMPTS}", f"--model.sampling.group_size={GROUP}"),
@@ -139,13 +139,14 @@ def fit_words(run: Run, place: Place) -> list[str]:
             write_jsonl(rows, made_rows(kind, ROWS, run.seed))
         words += [
             *(f"--model.init_from={BASE}", "--data.val_fraction=0"),
-            *(f"--data.batch_size={BATCH}", "--data.on_bad_row=skip"),  # rows whose answer cannot be read
+            *(f"--data.batch_size={BATCH}", f"--model.learning_rate={LEARNING_RATE}"),
+            "--data.on_bad_row=skip",  # rows whose answer cannot be read
         ]
     return [*words, f"--trainer.max_steps={steps}", *run.settings["options"]]
 
 
 def made_rows(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows to train on: "mixed", with "habits", with "long" chains of thought, "corrupted", or as "clean" as those were."""
+    """Rows: "mixed", with "habits", with "long" chains of thought, "corrupted", or as "clean" as those were before."""
     if kind in ("corrupted", "clean"):
         return [dirty if kind == "corrupted" else clean for dirty, clean, _ in corrupted_rows(spoiled(seed))]
     rng = random.Random(f"study-{seed}")
