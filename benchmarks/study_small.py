@@ -1,9 +1,9 @@
 """The study's runs on the tiny base model and the shipped corpus: many seeds, for what needs curves.
 
 A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Every arm
-has the same learning rate and as many optimizer steps as the arms that it is compared with. Half of the training rows are
-about functions with made-up names, so that a model learns to read the list of tools and not only to remember it. What
-reinforcement and self-refinement start from has two habits of answering (`toolbox:habits`), of which one is wrong.
+has the same learning rate and as many optimizer steps as the arms that it is compared with. Half of the training rows
+are about functions with made-up names, so that a model learns to read the list of tools and not only to remember it.
+What reinforcement and self-refinement start from has two habits of answering, as `toolbox:habits` has; one is wrong.
 """
 
 import json

@@ -26,7 +26,8 @@ does not if the whole interval lies below, and is undecided otherwise. Intervals
 no narrower than Student's over the seeds; "new seed" is where 95 % of further seeds should land on the same rows.
 """
 NOT_ALIKE = """FunctionGemma was tuned on Google's own data and is scored on all rows of a category with its own chat
-form; ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows that were drawn.
+form; ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows
+that were drawn.
 """
 
 
