@@ -31,8 +31,8 @@ from lightning_modules.commands.main import run as funreason
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets/tiny-base"
-ROWS, STEPS, BATCH, LEARNING_RATE = 800, 100, 8, 1e-3
-RL_STEPS, PROMPTS, GROUP, RL_ROWS, ANSWER_TOKENS = 12, 8, 8, 64, 160
+ROWS, STEPS, BATCH, LEARNING_RATE = 400, 50, 8, 2e-3
+RL_STEPS, PROMPTS, GROUP, RL_ROWS, ANSWER_TOKENS = 12, 4, 8, 48, 128
 TEST_ROWS = {"heldout": 120, "unseen": 60}
 INVENTED, MADE_UP_SHARE = 400, 0.5  # functions with made-up names, and the share of rows that are about them
 PROMISED = 0.35  # share of the rows that only promise their calls, where rows have habits
@@ -203,14 +203,15 @@ def refine_itself(run: Run, place: Place) -> Path:
     if start == "refined":
         pool = place.folder(start, run.seed) / "refine" / "rejected.jsonl"
     elif not pool.exists():
-        write_jsonl(pool, make_corpus("train", POOL, run.seed + 2000))
+        write_jsonl(pool, make_corpus("train", 8 if place.quick else POOL, run.seed + 2000))
     words = ["--config", str(ROOT / "configs/self_refine.yaml"), "--init_from", str(weights(place, start, run.seed))]
     words += ["--pool", str(pool), "--val_path", "toolbox:heldout:20:1", "--output_dir", str(folder)]
     words += ["--rounds", str(run.settings["rounds"])]
     if run.arm == "hard":
         words += ["--samples", "3", "--hard", "true"]
     rounds.main(words)
-    return next((folder / f"round_{run.settings['rounds']}" / "fit").glob("*/hf"))
+    trained = sorted(folder.glob("round_*/fit/*/hf"))  # none of a round in which nothing was accepted
+    return trained[-1] if trained else weights(place, start, run.seed)
 
 
 def tested(model: str, folder: Path, split: str, count: int) -> dict[str, Any]:
