@@ -74,8 +74,8 @@ def table(lines: Mapping[int, dict[str, Any]], measure: str, seeds: Sequence[int
     return np.array([values_of(line["metrics"], measure) for line in chosen])
 
 
-def interval(values: np.ndarray, draws: int = DRAWS) -> tuple[float, float]:
-    """95 % interval of the mean: bootstrap over seeds and rows, and no narrower than Student's over the seeds.
+def interval(values: np.ndarray, draws: int = DRAWS) -> tuple[float, float] | None:
+    """95 % interval of the mean: bootstrap over seeds and rows, and no narrower than Student's over the seeds; or None.
 
     The bootstrap alone would be too narrow for few seeds, of which it draws the same ones again and again; Student's
     alone would not know that other rows might have been drawn.
@@ -85,6 +85,8 @@ def interval(values: np.ndarray, draws: int = DRAWS) -> tuple[float, float]:
         draws: Of the bootstrap.
     """
     seeds, rows = values.shape
+    if values.size == 1:
+        return None  # one value says nothing of others
     rng = np.random.default_rng(0)
     means = [values[rng.integers(seeds, size=seeds)][:, rng.integers(rows, size=rows)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
@@ -119,11 +121,12 @@ def common_seeds(runs: Runs, claim: Claim) -> list[int]:
     return sorted(set.intersection(*map(set, arms)))
 
 
-def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any]:
-    """A claim's entry in `study.json`."""
+def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any] | None:
+    """A claim's entry in `study.json`; None where a single value is all that there is."""
     values = contrast(runs, claim, seeds)
-    low, high = interval(values)
-    new = prediction(values)
+    ends, new = interval(values), prediction(values)
+    if ends is None:
+        return None
     lines = [line for arm in claim.weights for line in runs[claim.scale, arm].values()]
     words = f"--scale {claim.scale} --arms {','.join(claim.weights)} --seeds {','.join(map(str, seeds))}"
     return {
@@ -133,11 +136,11 @@ def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any]:
         "measure": claim.measure,
         "weights": dict(claim.weights),
         "ours": _short(values.mean()),
-        "interval": [_short(low), _short(high)],
-        "prediction": new and [_short(value) for value in new],
+        "interval": _ends(ends),
+        "prediction": _ends(new),
         "seeds": len(seeds),
         "rows": values.shape[1],
-        "held": verdict(low, high),
+        "held": verdict(*ends),
         "command": f"python -m benchmarks.study {words}",
         "commit": ",".join(sorted({line["commit"] for line in lines})),
     }
@@ -152,15 +155,14 @@ def arm_entries(runs: Runs, measures: Mapping[str, Sequence[str]]) -> list[dict[
                 values = table(lines, measure, sorted(lines))
             except KeyError:
                 continue  # the base model has no curves
-            new = prediction(values)
             entries.append(
                 {
                     "scale": scale,
                     "arm": arm,
                     "measure": measure,
                     "mean": _short(values.mean()),
-                    "interval": [_short(value) for value in interval(values)],
-                    "prediction": new and [_short(value) for value in new],
+                    "interval": _ends(interval(values)),
+                    "prediction": _ends(prediction(values)),
                     "seeds": len(lines),
                     "rows": values.shape[1],
                 }
@@ -175,8 +177,18 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
         tested = [line["metrics"]["bfcl"] for line in lines.values() if "bfcl" in line["metrics"]]
         if tested:
             columns = {name: np.array([[accuracy[name]] for accuracy in tested]) for name in tested[0]}
-            entries[arm] = {name: [_short(v) for v in (of.mean(), *interval(of))] for name, of in columns.items()}
+            entries[arm] = {name: of_category(of) for name, of in columns.items()}
     return entries
+
+
+def of_category(accuracy: np.ndarray) -> list[float]:
+    """Mean over seeds and both ends of its interval, which are the mean where there is one seed."""
+    mean = accuracy.mean()
+    return [_short(value) for value in (mean, *(interval(accuracy) or (mean, mean)))]
+
+
+def _ends(ends: tuple[float, float] | None) -> list[float] | None:
+    return ends and [_short(value) for value in ends]
 
 
 def _short(value: float) -> float:
@@ -217,7 +229,8 @@ def main(args: Sequence[str] | None = None) -> None:
     budget = {scale: options.budget or seeds for scale, seeds in BUDGET.items()}
     runs = read_runs(options.runs)
     seeds = [(claim, common_seeds(runs, claim)) for claim in CLAIMS]
-    claims = [judged(runs, claim, found) for claim, found in seeds if len(found) >= budget[claim.scale]]
+    tried = [judged(runs, claim, found) for claim, found in seeds if len(found) >= budget[claim.scale]]
+    claims = [entry for entry in tried if entry]
     study = {"claims": claims, "arms": arm_entries(runs, MEASURES), "bfcl": bfcl_entries(runs)}
     write_text(options.out, json.dumps(study, indent=1) + "\n")
     text = page(study)

@@ -34,7 +34,8 @@ def alpha_points(runs: Runs, measure: str = "heldout_rows") -> list[tuple[float,
         name = arm.removeprefix("srml_")
         if scale == "small" and name.replace(".", "", 1).isdigit():
             values = table(lines, measure, sorted(lines))
-            points.append((float(name), float(values.mean()), *interval(values)))
+            mean = float(values.mean())
+            points.append((float(name), mean, *(interval(values) or (mean, mean))))
     return sorted(points)
 
 

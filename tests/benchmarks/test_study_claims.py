@@ -62,6 +62,12 @@ def test_seeds_that_agree_do_not_hide_that_other_rows_might_have_been_drawn():
     assert study_claims.interval(values) == pytest.approx((0.402, 0.598), abs=0.01)
 
 
+def test_a_single_value_has_no_interval_and_decides_nothing():
+    assert study_claims.interval(np.array([[0.5]])) is None
+    runs = {("small", arm): {1: line(arm, 1, {"kl": value})} for arm, value in (("egpo", 0.2), ("grpo", 0.1))}
+    assert study_claims.judged(runs, Claim("", "", "small", "kl", {"egpo": 1, "grpo": -1}), [1]) is None
+
+
 def test_verdict_is_undecided_unless_the_whole_interval_lies_on_one_side():
     assert study_claims.verdict(0.01, 0.2) is True
     assert study_claims.verdict(-0.2, -0.01) is False
