@@ -128,7 +128,6 @@ def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any] | N
     if ends is None:
         return None
     lines = [line for arm in claim.weights for line in runs[claim.scale, arm].values()]
-    words = f"--scale {claim.scale} --arms {','.join(claim.weights)} --seeds {','.join(map(str, seeds))}"
     return {
         "claim": claim.claim,
         "paper": claim.paper,
@@ -141,7 +140,7 @@ def judged(runs: Runs, claim: Claim, seeds: Sequence[int]) -> dict[str, Any] | N
         "seeds": len(seeds),
         "rows": values.shape[1],
         "held": verdict(*ends),
-        "command": f"python -m benchmarks.study {words}",
+        "command": "; ".join(sorted({line["command"] for line in lines})),
         "commit": ",".join(sorted({line["commit"] for line in lines})),
     }
 
