@@ -6,6 +6,7 @@ is the commands that a user would give: `funreason fit` by `configs/finetune.yam
 """
 
 import csv
+import gc
 import json
 import math
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from datamodules.bfcl.package import find_package
 from datamodules.bfcl.rows import CATEGORIES
 from datamodules.system.files import remove
 from lightning_modules.bfcl.scores import Score, summarize
-from lightning_modules.commands.main import run as funreason
+from lightning_modules.commands.main import run as command
 
 ROOT = Path(__file__).resolve().parents[1]
 BEST = "srml_0.7"  # what reinforcement learning starts from: the papers' alpha, chosen before any result
@@ -100,7 +101,16 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     metrics["text_loss"] = text_loss(model, place)
     if run.arm not in ("base", BEST):
         remove(folder)
-    return metrics, {"data": facts["hashes"], "max_new_tokens": limit}
+    sizes = {"held_out_rows": len(metrics["heldout_rows"]), "train_rows": facts["rows"].get(run.settings.get("file"))}
+    return metrics, sizes | {"data": facts["hashes"], "max_new_tokens": limit}
+
+
+def funreason(words: list[str]) -> None:
+    """Run a command in this process, and free the accelerator, where other runs need the memory."""
+    command(words)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
@@ -144,7 +154,7 @@ def weights(place: Place, arm: str, seed: int) -> Path:
 
 def generation() -> list[str]:
     """How evaluations generate: as many rows together as the device holds."""
-    budget = 262144 if torch.cuda.is_available() else 32768
+    budget = 131072 if torch.cuda.is_available() else 32768
     return [
         f"--model.generator.init_args.token_budget={budget}",
         "--trainer.logger=false",

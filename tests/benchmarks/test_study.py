@@ -1,0 +1,92 @@
+"""The study's runner: which runs it starts, what a line of the file says, and one real run from rows to its line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
+from benchmarks import study, study_real, study_rows
+from benchmarks.study import Place, Run, append, estimate, finished
+from datamodules.system.files import write_text
+from datamodules.toolbox.rows import make_corpus
+
+BASE = str(Path(__file__).parents[2] / "assets" / "tiny-base")
+LINE = {"scale": "real", "arm": "sft", "seed": 1}
+
+
+def test_a_run_has_one_line_and_a_line_that_was_cut_off_is_none(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    for line in (LINE | {"metrics": 1}, LINE | {"metrics": 2}, LINE | {"seed": 2}):
+        append(file, line)
+    lines = file.read_text().splitlines()
+    assert [json.loads(line).get("metrics") for line in lines] == [1, None]
+    file.write_text(lines[0] + "\n" + lines[1][:20])
+    assert finished(file) == {("real", "sft", 1)}
+
+
+def test_a_run_takes_as_long_as_the_longest_of_its_arm_or_else_of_its_kind():
+    runs = [Run("real", arm, seed, after=after) for arm, seed, after in (("sft", 0, None), ("srml", 0, None))]
+    took = {runs[0]: 5.0, Run("real", "sft", 1): 7.0, Run("real", "egpo", 0, after="srml"): 20.0}
+    assert estimate(Run("real", "sft", 2), took) == 7.0
+    assert estimate(runs[1], took) == 7.0  # 20 is of another kind
+    assert estimate(Run("real", "grpo", 0, after="srml"), took) == 20.0
+    assert estimate(runs[1], {}) == 0.0
+
+
+def test_every_arm_has_its_seeds_and_reinforcement_follows_the_run_of_its_seed():
+    planned = study_real.runs(False, [0, 1])
+    assert len(planned) == 1 + 2 * (len(study_real.ARMS) + len(study_real.RL_ARMS))
+    assert len({run.key for run in planned}) == len(planned)
+    assert {run.after for run in planned if run.arm in study_real.RL_ARMS} == {study_real.BEST}
+    assert study_real.BEST in study_real.ARMS
+
+
+def test_rows_held_out_call_only_tools_that_no_training_row_offers(tmp_path):
+    data = prepared(tmp_path)
+    train, held_out = (study_rows.lines(data / name) for name in (study_rows.TRAIN, study_rows.HELD_OUT))
+    offered = {name for row in train for name in study_rows.offered(row)}
+    assert train and held_out
+    assert not offered & {name for row in held_out for name in study_rows.called(row)}
+    facts = json.loads((data / study_rows.FACTS).read_text())
+    assert facts["rows"][study_rows.TRAIN] == len(train)
+    assert sum(facts["fcdr"].values()) == len(train) - facts["rows"][study_rows.FCDR]
+
+
+def test_two_steps_of_srml_and_of_egpo_from_it_leave_a_line_each(tmp_path):
+    place = Place(BASE, prepared(tmp_path), tmp_path / "work", quick=True)
+    runs = {run.arm: run for run in study_real.runs(True, [3])}
+    for arm in (study_real.BEST, "egpo"):
+        metrics, settings = study_real.execute(runs[arm], place)
+        assert metrics["train_steps"] == 2
+        assert len(metrics["bfcl_rows"]) == study_rows.BFCL_QUICK
+        assert len(metrics["heldout_rows"]) == settings["held_out_rows"] > 0
+        json.dumps(metrics)
+    assert len(metrics["curves"]["kl"]) == 2
+    assert [path.name for path in place.work.iterdir()] == [f"{study_real.BEST}-3"]  # what others start from
+
+
+def prepared(folder):
+    """The rows of a quick study, of the shipped corpus."""
+    rows = folder / "rows.jsonl"
+    write_text(rows, "".join(json.dumps(row) + "\n" for row in make_corpus("train", 150, 0)))
+    study_rows.prepare(BASE, rows, None, folder / "data", quick=True)
+    return folder / "data"
+
+
+def test_the_runner_runs_what_is_missing_and_nothing_twice(tmp_path, capfd):
+    words = ["--quick", "--arms=base", "--seeds=0", f"--data={prepared(tmp_path)}", f"--work={tmp_path / 'work'}"]
+    words += [f"--runs={tmp_path / 'runs.jsonl'}", f"--model={BASE}"]
+    assert study.main(words) == 0
+    (line,) = study_rows.lines(tmp_path / "runs.jsonl")
+    assert (line["arm"], line["seed"], line["rows"]) == ("base", 0, study_rows.BFCL_QUICK)
+    assert study.main(words) == 0
+    assert len(study_rows.lines(tmp_path / "runs.jsonl")) == 1
+    assert "0 runs done" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--data=nowhere"], ["--scale=large"]])
+def test_without_rows_or_with_another_scale_the_command_ends(words):
+    with pytest.raises(SystemExit):
+        study.parse(words)
