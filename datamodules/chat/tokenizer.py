@@ -1,6 +1,8 @@
 """The tokenizer of a model: found, loaded, and with a chat template that works."""
 
 import re
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -72,7 +74,7 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
     if not Path(folder).is_dir():
         refuse_unreachable(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _read_tokenizer(folder)
     except Exception as error:  # of a damaged file: tokenizers raises Exception itself, and transformers any kind
         if isinstance(error, OSError) and not Path(folder).is_dir():
             message = f"init_from: {folder} is neither a folder here nor a model the hub gives us"
@@ -101,6 +103,26 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
     if question not in text:
         raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
     return tokenizer
+
+
+def _read_tokenizer(folder: str) -> PreTrainedTokenizerFast:
+    """A tokenizer as its folder has it, whose files are read once for a process: some take seconds, a command has four.
+
+    Callers share what encodes; template and settings are each one's own.
+    """
+    if not Path(folder).is_dir():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    files = sorted(file for file in Path(folder).iterdir() if file.is_file() and file.suffix != ".safetensors")
+    tokenizer = copy(
+        _read_once(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    )
+    tokenizer.init_kwargs = dict(tokenizer.init_kwargs)
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def _read_once(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _read_template(file: str) -> str:

@@ -1,8 +1,10 @@
 """Tokenizers of models: where they are found, and which are refused."""
 
 import shutil
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
 
@@ -38,3 +40,20 @@ def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_toke
     (folder / "chat_template.jinja").write_text("{{ 'x' * 10 ** 7 }}{{ messages[0].content }}")
     with pytest.raises(ValueError, match=r"the chat template of .*model makes 10,000,010 characters of one question"):
         load_tokenizer(str(folder))
+
+
+def test_files_are_read_once_and_again_when_they_change(tiny_model_dir, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    other = tmp_path / "other.jinja"
+    other.write_text("{% for m in messages %}{{ m.content }}?{% endfor %}", encoding="utf-8")
+    reads, read = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: reads.append(a) or read(*a, **k))
+    first, second = load_tokenizer(str(folder)), load_tokenizer(str(folder), str(other))
+    first.init_kwargs["own"] = 1
+    assert len(reads) == 1
+    assert "own" not in second.init_kwargs
+    assert first.chat_template != second.chat_template
+    assert load_tokenizer(str(folder)).chat_template == first.chat_template
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}", encoding="utf-8")
+    assert load_tokenizer(str(folder)).chat_template != first.chat_template
+    assert len(reads) == 2

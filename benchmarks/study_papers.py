@@ -1,0 +1,142 @@
+"""Claims of both papers, each as a contrast of the study's arms that is above 0 if the claim is right.
+
+FunReason is arXiv 2505.20192 (v1; v3 under the name BalanceSFT), FunRL and EGPO are arXiv 2508.05118 (v1 and v4). The
+weights were chosen before any run: where an arm of SRML stands for all, alpha is 0.7, which v3 starts from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the papers.
+
+    Attributes:
+        claim: In a sentence.
+        paper: Which paper, and what it reports.
+        scale: "real" or "small".
+        measure: Where in the metrics of a run its value is; see `study_claims.values_of`.
+        weights: Of the arms.
+    """
+
+    claim: str
+    paper: str
+    scale: str
+    measure: str
+    weights: Mapping[str, float]
+
+
+MEASURES = {
+    "real": ("bfcl_rows", "heldout_rows", "heldout_loss.call", "text_loss", "curves.kl", "curves.cot_entropy"),
+    "small": ("heldout_rows", "unseen_rows", "text_loss", "curves.reward", "curves.kl", "curves.cot_entropy"),
+}
+"""What is said of every arm itself."""
+
+BEST_ALPHA = {"srml_0.5": 1 / 2, "srml_0.7": 1 / 2, "srml_0.1": -1 / 3, "srml_0.3": -1 / 3, "srml_0.9": -1 / 3}
+LONGER = {"srml_0.7_long": 1, "srml_0.7": -1, "sft_long": -1, "sft": 1}
+FORGETTING = "FunReason v1: HumanEval 0.866 before, 0.470 after SFT, 0.841 after SRML"
+EGPO = "EGPO v4: single-turn 82.20 by GRPO, 84.92 by EGPO (Qwen3-4B)"
+CURVES = "EGPO v4, figures 5 and 6: EGPO's curve lies above GRPO's"
+BINARY = "EGPO v4, table 3: 84.92 with the binary reward, 84.36 with 0.5 more for the format (Qwen3-4B)"
+SRML = "FunReason v1: overall 81.94 by SFT, 83.66 by SRML (Qwen2.5-Coder-7B)"
+SSB = "BalanceSFT v3, table 5: single-turn 81.73 by SFT, 82.20 with the learnable alpha (Qwen2.5-Coder-7B)"
+REFINED = "FunReason v1: overall 78.70 before, 81.94 by SFT on rows refined by FCDR (Qwen2.5-Coder-7B)"
+REWARD = "EGPO v4: mean reward 0.83 at step 70, 0.88 in the end; FunRL v1: from 0.60 to 0.88"
+
+
+def of_both_scales(scale: str, measure: str) -> tuple[Claim, ...]:
+    """Claims that are tried on either scale, in the exact match that it has."""
+
+    def claim(text: str, paper: str, better: str, worse: str, of: str = measure) -> Claim:
+        return Claim(text, paper, scale, of, {better: 1, worse: -1})
+
+    return (
+        claim("SRML (alpha 0.7) makes more right calls than plain SFT", SRML, "srml_0.7", "sft"),
+        claim("SRML with a learnable alpha makes more right calls than plain SFT", SSB, "srml_learnable", "sft"),
+        claim("SRML forgets less than plain SFT: lower loss on plain text", FORGETTING, "sft", "srml_0.7", "text_loss"),
+        claim("EGPO makes more right calls than GRPO", EGPO, "egpo", "grpo"),
+        claim("EGPO moves further from its reference than GRPO: higher KL", CURVES, "egpo", "grpo", "curves.kl"),
+        claim("EGPO keeps more entropy in chains of thought", CURVES, "egpo", "grpo", "curves.cot_entropy"),
+        claim("EGPO writes longer completions than GRPO", CURVES, "egpo", "grpo", "curves.completion_length"),
+        claim("The binary reward is better than one with a format bonus", BINARY, "grpo", "grpo_format"),
+        Claim("EGPO's mean reward rises", REWARD, scale, "curves.reward:rise", {"egpo": 1}),
+    )
+
+
+CLAIMS = (
+    *of_both_scales("real", "bfcl_rows"),
+    Claim("SRML makes more right calls than the base model", SRML, "real", "bfcl_rows", {"srml_0.7": 1, "base": -1}),
+    Claim(
+        "Rows refined by FCDR are better to train on", REFINED, "real", "bfcl_rows", {"srml_fcdr": 1, "srml_0.5": -1}
+    ),
+    Claim(
+        "Natural chains of thought are better to train on than a template's",
+        "FunReason v1: overall 76.91 by a template, 78.70 by natural ones (Qwen2.5-Coder-7B)",
+        "real",
+        "bfcl_rows",
+        {"srml_r1": 1, "srml_0.5": -1},
+    ),
+    Claim(
+        "SRML (alpha 0.7) answers more held-out rows than SFT", SRML, "real", "heldout_rows", {"srml_0.7": 1, "sft": -1}
+    ),
+    Claim("Reinforcement adds right calls to SRML", EGPO, "real", "bfcl_rows", {"egpo": 1, "srml_0.7": -1}),
+    *of_both_scales("small", "heldout_rows"),
+    Claim(
+        "Alpha of 0.5 to 0.7 is best",
+        "FunReason v1, figure 4b: best at 0.5 to 0.7",
+        "small",
+        "heldout_rows",
+        BEST_ALPHA,
+    ),
+    Claim(
+        "Long chains of thought cost SRML less than plain SFT",
+        "FunReason v1: segments are averaged apart, so that length no longer matters",
+        "small",
+        "heldout_rows",
+        LONGER,
+    ),
+    Claim(
+        "Rows refined by FCDR are better than corrupted ones",
+        REFINED,
+        "small",
+        "heldout_rows",
+        {"refined": 1, "corrupted": -1},
+    ),
+    Claim(
+        "One round of self-refinement adds right calls",
+        "FunReason v1: its model's own refined samples are trained on in rounds",
+        "small",
+        "heldout_rows",
+        {"self_refine_1": 1, "start": -1},
+    ),
+    Claim(
+        "A second round of self-refinement adds more",
+        "FunReason v1, the figure of its training: two rounds and more",
+        "small",
+        "heldout_rows",
+        {"self_refine_2": 1, "self_refine_1": -1},
+    ),
+    Claim(
+        "Re-sampling of hard rows adds right calls",
+        "BalanceSFT v3, figure 4c: multi-turn 38.60 before, 47.00 after five rounds",
+        "small",
+        "heldout_rows",
+        {"hard": 1, "refined": -1},
+    ),
+    Claim("Reinforcement adds right calls", EGPO, "small", "heldout_rows", {"egpo": 1, "start": -1}),
+    Claim(
+        "EGPO's lambda of 0.4 is better than 0.1 and 1.6",
+        "EGPO v4: lambda is 0.4",
+        "small",
+        "heldout_rows",
+        {"egpo": 1, "egpo_lambda_0.1": -1 / 2, "egpo_lambda_1.6": -1 / 2},
+    ),
+    Claim(
+        "EGPO's clip divisor of 2 is better than 1.25 and 4",
+        "EGPO v4: the divisor is 2",
+        "small",
+        "heldout_rows",
+        {"egpo": 1, "egpo_divisor_1.25": -1 / 2, "egpo_divisor_4": -1 / 2},
+    ),
+)

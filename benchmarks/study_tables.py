@@ -1,0 +1,95 @@
+"""The study as Markdown: a table of claims, one of arms, and BFCL by category beside FunctionGemma's published row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FUNCTION_GEMMA = {
+    "simple": 61.6,
+    "multiple": 63.5,
+    "parallel": 39.0,
+    "parallel_multiple": 29.5,
+    "live_simple": 36.2,
+    "live_multiple": 25.7,
+    "live_parallel": 22.9,
+    "live_parallel_multiple": 20.8,
+    "live_relevance": 61.1,
+    "irrelevance": 73.7,
+}
+"""Percent by category of BFCL, as its model card has them (270M parameters, tuned by Google from the same base)."""
+HELD = {True: "yes", False: "no", "undecided": "undecided"}
+HEAD = """# The papers' claims, tried
+
+What `python -m benchmarks.study_claims` made of the runs in `benchmarks/study_runs.jsonl`; all numbers are in
+`benchmarks/study.json`. *Real* is Gemma 3 270M, *small* the tiny base model on the shipped corpus. A claim is a
+difference of arms that is above 0 if the claim is right: it holds if the whole 95 % interval of its mean lies above 0,
+does not if the whole interval lies below, and is undecided otherwise. Intervals are bootstraps over seeds and rows, and
+no narrower than Student's over the seeds; "new seed" is where 95 % of further seeds should land on the same rows.
+"""
+NOT_ALIKE = """FunctionGemma was tuned on Google's own data and is scored on all rows of a category with its own chat
+form; ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows
+that were drawn.
+"""
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each claim."""
+    rows = [
+        [
+            entry["claim"],
+            entry["paper"],
+            entry["scale"],
+            f"{entry['ours']:+.3g} {span(entry['interval'])}",
+            span(entry["prediction"]),
+            f"{entry['seeds']} x {entry['rows']}",
+            HELD[entry["held"]],
+        ]
+        for entry in claims
+    ]
+    return markdown(["claim", "paper", "scale", "ours, 95 %", "new seed", "seeds x rows", "holds"], rows)
+
+
+def arms_table(arms: Sequence[Mapping[str, Any]], scale: str) -> str:
+    """A line for each arm of a scale, a column for each metric."""
+    chosen = [entry for entry in arms if entry["scale"] == scale]
+    measures = list(dict.fromkeys(entry["measure"] for entry in chosen))
+    cells = {(entry["arm"], entry["measure"]): f"{entry['mean']:.3g} {span(entry['interval'])}" for entry in chosen}
+    seeds = {entry["arm"]: str(entry["seeds"]) for entry in chosen}
+    rows = [[arm, seeds[arm], *(cells.get((arm, measure), "") for measure in measures)] for arm in seeds]
+    return markdown(["arm", "seeds", *(measure.replace("_", " ") for measure in measures)], rows)
+
+
+def bfcl_table(bfcl: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Percent right by category, a line for each arm, and FunctionGemma's.
+
+    Args:
+        bfcl: Of each arm and category the mean and both ends of its interval, as shares.
+    """
+    rows = [
+        [arm, *(f"{100 * of[c][0]:.1f} ({100 * of[c][1]:.0f} to {100 * of[c][2]:.0f})" for c in FUNCTION_GEMMA)]
+        for arm, of in bfcl.items()
+    ]
+    published = ["FunctionGemma", *(f"{value:.1f}" for value in FUNCTION_GEMMA.values())]
+    return markdown(["arm", *(name.replace("_", " ") for name in FUNCTION_GEMMA)], [*rows, published])
+
+
+def span(ends: Sequence[float] | None) -> str:
+    """An interval; nothing of None."""
+    return f"({ends[0]:+.3g} to {ends[1]:+.3g})" if ends else ""
+
+
+def page(study: Mapping[str, Any]) -> str:
+    """The page of a study; a table that has no line is left out."""
+    parts = [HEAD]
+    if study["claims"]:
+        parts += ["## Claims\n", claims_table(study["claims"])]
+    if study["bfcl"]:
+        parts += ["## BFCL v3, percent right\n", NOT_ALIKE, bfcl_table(study["bfcl"])]
+    for scale in ("real", "small"):
+        if any(entry["scale"] == scale for entry in study["arms"]):
+            parts += [f"## Arms, {scale} scale\n", arms_table(study["arms"], scale)]
+    return "\n".join(parts)
