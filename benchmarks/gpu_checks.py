@@ -19,6 +19,8 @@ from unittest.mock import patch
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.attention.varlen import varlen_attn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -77,6 +79,9 @@ def correct(small: bool) -> Measurements:
     for dtype in ("float32", "bf16-mixed"):
         yield f"head, {dtype}", partial(_head, device, dtype, 700 if small else 40_000)
     yield "AdamW", partial(_adamw, device)
+    if not small:
+        for size in (64, 128, 256):
+            yield f"kernels of attention, heads of {size}", partial(_kernels, device, size)
 
 
 def bf16_true(small: bool) -> Measurements:
@@ -315,6 +320,38 @@ def _head(device: torch.device, dtype: str, ids: int) -> dict[str, float]:
     for name, g, w in zip(("hidden", "weight", "bias"), gradients, wanted, strict=True):
         values[f"gradient of {name}, relative"] = float((g - w).norm() / w.norm())
     return values
+
+
+def _kernels(device: torch.device, size: int) -> dict[str, Any]:
+    """Gradients of queries, keys and values by each of torch's kernels in bfloat16, relative to float64, by shape."""
+    shapes = {"1 token": (1, 1), "7 tokens": (7, 7), "100 tokens": (100, 100), "17 of 57, mask": (17, 57)}
+    kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+    values: dict[str, Any] = {}
+    for shape, (n, m) in shapes.items():
+        torch.manual_seed(5)
+        draws = [torch.randn(1, 4, tokens, size, device=device) for tokens in (n, m, m, n)]
+        mask = torch.ones(n, m, dtype=torch.bool, device=device).tril_(m - n) if n < m else None
+        want = _attention_gradients(draws, mask, torch.float64, SDPBackend.MATH)
+        for kernel in kernels:
+            try:
+                got = _attention_gradients(draws, mask, torch.bfloat16, kernel)
+            except RuntimeError as error:  # a kernel that does not take the shape
+                values[f"{shape}, {kernel.name}"] = str(error).splitlines()[0][:80]
+                continue
+            values[f"{shape}, {kernel.name}"] = [
+                float((g - w).norm() / w.norm()) for g, w in zip(got, want, strict=True)
+            ]
+    return values
+
+
+def _attention_gradients(
+    draws: Sequence[Tensor], mask: Tensor | None, dtype: torch.dtype, kernel: SDPBackend
+) -> list[Tensor]:
+    q, k, v, up = (x.to(torch.bfloat16).to(dtype) for x in draws)
+    given = [x.requires_grad_() for x in (q, k, v)]
+    with sdpa_kernel(kernel):
+        out = scaled_dot_product_attention(*given, mask, is_causal=mask is None)
+    return [x.double() for x in torch.autograd.grad(out, given, up)]
 
 
 def _adamw(device: torch.device) -> dict[str, float]:
