@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -21,6 +22,8 @@ from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.record import commit
 
@@ -96,6 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.arms:
         planned = [run for run in planned if run.arm in options.arms]
     words = shlex.join(sys.argv[1:] if args is None else args)
+    words = re.sub(r"(?<![^\s='])/\S*/", "", words)  # no folders of a machine
     note = {"commit": commit(), "command": f"python -m benchmarks.study {words}"}
     return run_missing(planned, place, options.runs, note, options.jobs, options.minutes)
 
@@ -146,7 +150,7 @@ def run_missing(planned: list[Run], place: Place, file: Path, note: dict[str, st
     lost = {key for key in needed & done if not place.folder(*key[1:]).is_dir()}
     done -= lost
     waiting = [run for run in planned if run.key not in done]
-    context = get_context("forkserver")
+    context = get_context("spawn" if torch.cuda.is_available() else "forkserver")  # no fork may come after CUDA's start
     context.set_forkserver_preload(IMPORTED)
     begin, total, failed = time.monotonic(), len(waiting), []
     running: dict[BaseProcess, tuple[Run, float]] = {}
@@ -202,8 +206,6 @@ def work(run: Run, place: Place, file: Path, note: dict[str, str], jobs: int) ->
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
-    import torch  # by now the server of processes has
-
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     start = time.monotonic()
     metrics, settings = import_module(f"benchmarks.study_{run.scale}").execute(run, place)
@@ -219,7 +221,9 @@ def append(file: Path, line: dict[str, Any]) -> None:
         fcntl.flock(opened.fileno(), fcntl.LOCK_EX)
         if (line["scale"], line["arm"], line["seed"]) in finished(file):
             return
-        opened.write(json.dumps(line) + "\n")
+        opened.seek(0)
+        cut = opened.read()[-1:] not in ("", "\n")  # by a kill
+        opened.write("\n" * cut + json.dumps(line) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
 

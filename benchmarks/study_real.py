@@ -39,7 +39,7 @@ ARMS: dict[str, list[str]] = {
     "srml_fcdr": ["--model.cot_weight=0.5"],
     "srml_r1": ["--model.cot_weight=0.5"],
 }
-"""Supervised arms, by what differs from `configs/finetune.yaml`; in the order in which they are to be run."""
+"""Supervised arms, by what differs from `configs/finetune.yaml`."""
 RL_ARMS: dict[str, list[str]] = {
     # plain GRPO does not measure the entropy of chains of thought: this bonus is far below the rounding of advantages
     "grpo": ["--model.entropy_bonus.scale=1e-9"],
@@ -50,7 +50,10 @@ RL_ARMS: dict[str, list[str]] = {
     ],
 }
 """Arms that start from `BEST`, likewise."""
+ORDER = [BEST, "sft", "grpo", "egpo", "base", "srml_0.5", "srml_learnable", "srml_fcdr", "grpo_format", "srml_r1"]
+"""Of all arms: what others wait for, then what takes longest, and last what can best be missed."""
 OWN_ROWS = {"srml_fcdr": "fcdr.jsonl", "srml_r1": "r1.jsonl"}
+TRAINER = ["--trainer.logger=false", "--trainer.devices=1"]
 CURVES = {
     "reward": "reward/mean",
     "exact_match": "rollout/exact_match",
@@ -76,8 +79,7 @@ def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
         for arm, words in ARMS.items():
             planned.append(Run("real", arm, seed, common | {"file": OWN_ROWS.get(arm, TRAIN), "options": words}))
         planned += [Run("real", arm, seed, rl | {"options": words}, BEST) for arm, words in RL_ARMS.items()]
-    order = [BEST, "sft", *RL_ARMS]  # these first: what takes longest, and what it waits for
-    return sorted(planned, key=lambda run: order.index(run.arm) if run.arm in order else len(order))
+    return sorted(planned, key=lambda run: ORDER.index(run.arm))
 
 
 def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,7 +135,7 @@ def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
         ]
     words += [
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={place.folder(run.arm, run.seed) / 'fit'}"),
-        *("--data.val_fraction=0", "--model.gradient_checkpointing=false", "--trainer.logger=false"),
+        *("--data.val_fraction=0", "--model.gradient_checkpointing=false", *TRAINER),
         *("--trainer.max_epochs=-1", f"--trainer.max_steps={2 if place.quick else steps}"),
         *("--last_checkpoint.every_n_train_steps=1000000", "--last_checkpoint.fsync=false"),
     ]
@@ -155,11 +157,7 @@ def weights(place: Place, arm: str, seed: int) -> Path:
 def generation() -> list[str]:
     """How evaluations generate: as many rows together as the device holds."""
     budget = 131072 if torch.cuda.is_available() else 32768
-    return [
-        f"--model.generator.init_args.token_budget={budget}",
-        "--trainer.logger=false",
-        "--trainer.precision=bf16-mixed",
-    ]
+    return [f"--model.generator.init_args.token_budget={budget}", "--trainer.precision=bf16-mixed", *TRAINER]
 
 
 def held_out(model: str, place: Place, folder: Path, limit: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def test_a_run_has_one_line_and_a_line_that_was_cut_off_is_none(tmp_path):
     assert [json.loads(line).get("metrics") for line in lines] == [1, None]
     file.write_text(lines[0] + "\n" + lines[1][:20])
     assert finished(file) == {("real", "sft", 1)}
+    append(file, LINE | {"seed": 2})
+    assert finished(file) == {("real", "sft", 1), ("real", "sft", 2)}
 
 
 def test_a_run_takes_as_long_as_the_longest_of_its_arm_or_else_of_its_kind():
