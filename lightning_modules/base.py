@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from ctypes import CDLL
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from lightning_modules.metrics import Throughput
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
+from lightning_modules.policy.recompute import return_freed
 from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
@@ -199,8 +199,8 @@ class FunctionCallingModule(EvaluationModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Return to the system what a step on the CPU has freed: what the next one finds in pieces it would not fit."""
-        if self.device.type == "cpu" and (trim := getattr(CDLL(None), "malloc_trim", None)):  # of glibc
-            trim(0)
+        if self.device.type == "cpu":
+            return_freed()
 
     def without_sync(self) -> AbstractContextManager[None]:
         """Context that reduces no gradients over ranks: only the last micro-batch of a step does."""

@@ -20,7 +20,7 @@ from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.head import after_head, decoder_of
 from lightning_modules.policy.lora import LoRA, add_adapters
-from lightning_modules.policy.recompute import keep_inputs_alone
+from lightning_modules.policy.recompute import keep_inputs_alone, return_freed_before_embedding
 from lightning_modules.policy.weights import load_weights
 
 if TYPE_CHECKING:
@@ -187,4 +187,5 @@ def build_policy(
     if empty:
         policy.causal_lm.tie_weights()  # what was shared was emptied apart
     keep_inputs_alone(policy.causal_lm)
+    return_freed_before_embedding(policy.causal_lm.get_input_embeddings())
     return policy
