@@ -24,6 +24,7 @@ def record(
     key: str | None = None,
     ratios: dict[str, Any] | None = None,
     keep: bool = True,
+    origin: dict[str, str] | None = None,
 ) -> None:
     """Print a table, and put it into both files in the place of the benchmark's earlier one.
 
@@ -35,6 +36,7 @@ def record(
         key: Under which `ratios` stand in `results.json`, for those who read numbers.
         ratios: Numbers by name, such as `speed_vs_trl`, or lists of them, such as the least and the greatest.
         keep: Whether to write; else the table is printed only.
+        origin: Command, commit and machine of what was measured elsewhere.
     """
     print("\n".join([title, " | ".join(columns), *(" | ".join(row) for row in rows), note, json.dumps(ratios or {})]))
     if not keep:
@@ -44,11 +46,12 @@ def record(
     module, *words = (
         Path(word).stem if Path(word).is_absolute() else word for word in sys.argv
     )  # no paths of a machine
+    here = f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     known[title] = {
         "command": " ".join(["python -m", f"benchmarks.{module}", *words]),
         "commit": commit(),
-        "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}",
+        "machine": here,
+        **(origin or {}),
         "note": note,
         "columns": list(columns),
         "rows": [list(row) for row in rows],

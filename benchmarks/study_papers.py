@@ -64,6 +64,11 @@ def of_both_scales(scale: str, measure: str) -> tuple[Claim, ...]:
     )
 
 
+NOT_SFT = {"sft_own": -1}
+OWN_07, OWN_ALPHA = {"srml_0.7_own": 1, **NOT_SFT}, {"srml_0.7_own": 1, "srml_0.5_own": -1}
+OWN_BASE, OWN_LOSS = {"srml_0.7_own": 1, "base": -1}, {"sft_own": 1, "srml_0.5_own": -1}
+OWN_TEXT = {"sft_own": 1, "srml_0.7_own": -1}
+
 CLAIMS = (
     *of_both_scales("real", "bfcl_rows"),
     Claim("SRML makes more right calls than the base model", SRML, "real", "bfcl_rows", {"srml_0.7": 1, "base": -1}),
@@ -77,8 +82,21 @@ CLAIMS = (
         "bfcl_rows",
         {"srml_r1": 1, "srml_0.5": -1},
     ),
-    Claim(
-        "SRML (alpha 0.7) answers more held-out rows than SFT", SRML, "real", "heldout_rows", {"srml_0.7": 1, "sft": -1}
+    *(
+        Claim(f"{what}, asked as in training", paper, "real", metric, weights)
+        for what, paper, metric, weights in (
+            ("SRML (alpha 0.7) answers more held-out rows than SFT", SRML, "heldout_rows", OWN_07),
+            (
+                "SRML (alpha 0.5) answers more held-out rows than SFT",
+                SRML,
+                "heldout_rows",
+                {"srml_0.5_own": 1, **NOT_SFT},
+            ),
+            ("Alpha of 0.7 answers more held-out rows than 0.5", SRML, "heldout_rows", OWN_ALPHA),
+            ("SRML (alpha 0.7) answers held-out rows that the base model does not", SRML, "heldout_rows", OWN_BASE),
+            ("SRML (alpha 0.5) has a lower loss on held-out calls than SFT", SRML, "heldout_loss.call", OWN_LOSS),
+            ("SRML (alpha 0.7) forgets less than SFT: lower loss on plain text", FORGETTING, "text_loss", OWN_TEXT),
+        )
     ),
     Claim("Reinforcement adds right calls to SRML", EGPO, "real", "bfcl_rows", {"egpo": 1, "srml_0.7": -1}),
     *of_both_scales("small", "heldout_rows"),

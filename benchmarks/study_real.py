@@ -39,7 +39,10 @@ ARMS: dict[str, list[str]] = {
     "srml_fcdr": ["--model.cot_weight=0.5"],
     "srml_r1": ["--model.cot_weight=0.5"],
 }
-"""Supervised arms, by what differs from `configs/finetune.yaml`."""
+OWN = "_own"
+ARMS |= {f"{arm}{OWN}": ARMS[arm] for arm in ("sft", "srml_0.5", "srml_0.7")}
+"""Supervised arms, by what differs from `configs/finetune.yaml`. They are asked by the system text of BFCL, and those
+that end in `_own` by this project's: a model of this size that has seen one text answers nothing under the other."""
 RL_ARMS: dict[str, list[str]] = {
     # plain GRPO does not measure the entropy of chains of thought: this bonus is far below the rounding of advantages
     "grpo": ["--model.entropy_bonus.scale=1e-9"],
@@ -51,6 +54,7 @@ RL_ARMS: dict[str, list[str]] = {
 }
 """Arms that start from `BEST`, likewise."""
 ORDER = [BEST, "sft", "grpo", "egpo", "base", "srml_0.5", "srml_learnable", "srml_fcdr", "grpo_format", "srml_r1"]
+ORDER += [arm for arm in ARMS if arm.endswith(OWN)]
 """Of all arms: what others wait for, then what takes longest, and last what can best be missed."""
 OWN_ROWS = {"srml_fcdr": "fcdr.jsonl", "srml_r1": "r1.jsonl"}
 TRAINER = ["--trainer.logger=false", "--trainer.devices=1"]
@@ -133,6 +137,8 @@ def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
             *(f"--model.learning_rate={LEARNING_RATE}", f"--data.batch_size={BATCH}"),
             f"--data.max_length={facts['longest'][rows.name]}",
         ]
+    if not run.arm.endswith(OWN):
+        words.append(f"--data.system_prompt={facts['system_prompt']}")
     words += [
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={place.folder(run.arm, run.seed) / 'fit'}"),
         *("--data.val_fraction=0", "--model.gradient_checkpointing=false", *TRAINER),

@@ -9,7 +9,7 @@ to fragments, CUDA's context, buffers of NCCL, the key-value cache of `HFGenerat
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_modules.objectives.logprobs import BLOCK, CHUNK_TOKENS, LARGE_BLOCK
+from lightning_modules.objectives.logprobs import tile
 from lightning_modules.policy.attention import BY_DOCUMENT
 
 
@@ -183,14 +183,14 @@ def head_bytes(plan: Plan) -> int:
     _, c, r = plan.widths
     targets = plan.tokens if plan.scored is None else plan.scored
     hidden, wide = plan.config.hidden_size, max(4, c)
-    ids = min(BLOCK if not plan.cuda else LARGE_BLOCK, plan.config.vocab_size)
+    tokens, ids = (min(most, n) for most, n in zip(tile(not plan.cuda), (targets, plan.config.vocab_size), strict=True))
     # Of a tile log-probabilities, their gradient, and that as a factor; of its ids a factor, gradient and sum.
     narrow = c if c < 4 else 0
-    tile = ids * ((2 * wide + narrow) * min(CHUNK_TOKENS, targets) + (2 * wide + narrow) * hidden)
+    logits = ids * (2 * wide + narrow) * (tokens + hidden)
     gradient = r * plan.config.vocab_size * hidden if plan.everything else 0
     layer = c * plan.block if plan.fsdp else 0  # the last one is gathered already
     states = (2 * r + wide + narrow) * hidden * targets  # with their gradient, its sum in float32, and as a factor
-    return tile + gradient + states + layer
+    return logits + gradient + states + layer
 
 
 def embedding_bytes(plan: Plan) -> int:
@@ -215,7 +215,7 @@ def derived(plan: Plan) -> dict[str, str]:
         "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
         "gathered": "embedding and head of all shards",
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
-        "head": f"the logits of {CHUNK_TOKENS:,} tokens and some thousands of ids at a time, and the head's gradient",
+        "head": f"the logits of {tile(not plan.cuda)[0]:,} tokens and some thousands of ids at a time, its gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
         "embedding": "gradients of embedding and head",
         "rollouts": "the engine, or a whole copy of the weights; the key-value cache of HFGenerator comes on top",

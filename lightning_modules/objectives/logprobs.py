@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2048
-"""Ids of a tile on a CPU: with 1,024 tokens 8 MiB of float32, which the caches of a CPU hold."""
-CHUNK_TOKENS = 1024
-"""Tokens of a tile."""
-LARGE_BLOCK = 16384
-"""Ids of a tile on any other device, whose products want to be large."""
+CHUNK_TOKENS, BLOCK = 1024, 2048
+"""Tokens and ids of a tile on a CPU: 8 MiB of float32, which its caches hold."""
+LARGE_CHUNK, LARGE_BLOCK = 4096, 16384
+"""The same on any other device, whose products want to be large: 256 MiB of float32."""
 
 
 def linear_logprobs(
@@ -25,7 +23,7 @@ def linear_logprobs(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     entropy: bool = False,
     bias: Tensor | None = None,
     scale: float = 1.0,
@@ -48,7 +46,8 @@ def linear_logprobs(
         weight: Head matrix, [V, D].
         targets: Ids in [0, V), [N], long. Positions to ignore must be dropped by the caller.
         temperature: Divides the logits; greater than 0.
-        chunk_tokens: Most tokens of a tile, C; a time against memory choice that changes the rounding alone.
+        chunk_tokens: Most tokens of a tile, C; a time against memory choice that changes the rounding alone. What
+            suits the device when None.
         entropy: Whether to compute H = logsumexp(l) - sum(softmax(l) * l) of l = logits / temperature, in nats.
         bias: Added to the products, [V].
         scale: Multiplies the products and the bias.
@@ -68,7 +67,7 @@ def linear_scores(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     entropy: bool = False,
     bias: Tensor | None = None,
     scale: float = 1.0,
@@ -88,6 +87,7 @@ def linear_scores(
         raise ValueError(
             f"temperature must be greater than 0, got {temperature}; greedy decoding has no log-probability."
         )
+    chunk_tokens = tile(_on_cpu(hidden))[0] if chunk_tokens is None else chunk_tokens
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
     device = hidden.device.type
@@ -96,6 +96,11 @@ def linear_scores(
     arguments = (hidden, weight, bias, targets, form, entropy)
     logprobs, entropies, hits = _LinearLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return logprobs, entropies, hits
+
+
+def tile(on_cpu: bool) -> tuple[int, int]:
+    """Most tokens and ids of a tile, by whether it is on a CPU."""
+    return (CHUNK_TOKENS, BLOCK) if on_cpu else (LARGE_CHUNK, LARGE_BLOCK)
 
 
 class _Form(NamedTuple):
@@ -123,7 +128,7 @@ class _Form(NamedTuple):
 
     def blocks(self, weight: Tensor, tokens: int) -> list[slice]:
         """All ids, in blocks; none if there are no tokens."""
-        return _slices(len(weight) if tokens else 0, BLOCK if _on_cpu(weight) else LARGE_BLOCK)
+        return _slices(len(weight) if tokens else 0, tile(_on_cpu(weight))[1])
 
     def rounded(self, tensor: Tensor) -> Tensor:
         """Factor of a product in `dtype`; on a CPU, where no kernel sums half products in `dtype`, held in it."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -26,6 +27,11 @@ LARGEST_HEAD = 256
 """Values of a head that the kernel for all documents can take; it takes eights of them."""
 SHARES_HEADS = "enable_gqa" in signature(varlen_attn).parameters
 """Whether that kernel lets query heads share keys; before torch 2.12 it is not said to."""
+
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What attends to a document by itself: not cuDNN, which plans anew for each length, in a second, and whose place had
+wrong gradients with heads of 256 on an H200 (torch 2.11, bfloat16)."""
 
 
 class Spans(NamedTuple):
@@ -230,7 +236,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float,
         plain = len(block) == len(keys) and (window is None or len(keys) <= window)
         mask = None if plain else _mask(len(block), len(keys), window, q.device)
         heads = (x.permute(1, 2, 0, 3) for x in (block, keys, values))
-        parts.append(scaled_dot_product_attention(*heads, mask, dropout, is_causal=plain, scale=scaling))
+        with sdpa_kernel(KERNELS):
+            parts.append(scaled_dot_product_attention(*heads, mask, dropout, is_causal=plain, scale=scaling))
     return torch.cat(parts, 2).permute(2, 0, 1, 3)
 
 
