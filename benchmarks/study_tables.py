@@ -27,7 +27,8 @@ no narrower than Student's over the seeds; "new seed" is where 95 % of further s
 """
 NOT_ALIKE = """FunctionGemma was tuned on Google's own data and is scored on all rows of a category with its own chat
 form; ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows
-that were drawn.
+that were drawn. Arms that end in `_own` were trained under this project's system text and write no call under the
+leaderboard's, which they had not seen; irrelevance counts whatever is no call as right.
 """
 
 
