@@ -27,7 +27,7 @@ from lightning_modules.commands.main import run as command
 ROOT = Path(__file__).resolve().parents[1]
 BEST = "srml_0.7"  # what reinforcement learning starts from: the papers' alpha, chosen before any result
 LEARNING_RATE, RL_LEARNING_RATE = 3e-4, 1e-4
-BATCH, LONGEST = 8, 640  # rows of a step, tokens of a row
+BATCH, LONGEST, ROOM = 8, 640, 256  # rows of a step, tokens of a row, and how many more the system text of BFCL takes
 RL_STEPS, PROMPTS, GROUP, RL_TOKENS = 25, 8, 8, 128
 ANSWER_TOKENS = {"srml_r1": 768}  # chains of thought by R1 are long
 SHORT_ANSWER = 256
@@ -121,6 +121,7 @@ def funreason(words: list[str]) -> None:
 
 def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
     """The words after `funreason` that train a run."""
+    own = run.arm.endswith(OWN)
     rows, steps = place.data / run.settings["file"], math.ceil(facts["rows"][TRAIN] / BATCH)
     if run.after:
         start, steps = weights(place, run.after, run.seed), RL_STEPS
@@ -128,16 +129,16 @@ def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
             *(f"--config={ROOT / 'configs/rl.yaml'}", f"--model.init_from={start}", f"--data.path={rows}"),
             *(f"--model.learning_rate={RL_LEARNING_RATE}", "--model.sampling.temperature=1.0"),
             *(f"--data.prompts_per_step={PROMPTS}", f"--model.sampling.group_size={GROUP}"),
-            f"--data.max_prompt_length={LONGEST}",
+            f"--data.max_prompt_length={LONGEST + ROOM}",
             f"--model.generator.init_args.max_new_tokens={16 if place.quick else RL_TOKENS}",
         ]
     else:
         words = [
             *(f"--config={ROOT / 'configs/finetune.yaml'}", f"--model.init_from={place.model}", f"--data.path={rows}"),
             *(f"--model.learning_rate={LEARNING_RATE}", f"--data.batch_size={BATCH}"),
-            f"--data.max_length={facts['longest'][rows.name]}",
+            f"--data.max_length={facts['longest'][rows.name] + (0 if own else ROOM)}",
         ]
-    if not run.arm.endswith(OWN):
+    if not own:
         words.append(f"--data.system_prompt={facts['system_prompt']}")
     words += [
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={place.folder(run.arm, run.seed) / 'fit'}"),

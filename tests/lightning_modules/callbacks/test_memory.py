@@ -70,8 +70,9 @@ def test_the_head_holds_a_tile_and_not_all_logits():
     # A tile of 20 targets x 100 ids in float32 twice; of these ids two sums of 8; the gradient of 800 weights; hidden
     # states of 20 targets, their gradient and its sum, 3 x 4 x 8 each.
     assert head_bytes(PLAN) == 2 * 4 * 2000 + 2 * 4 * 800 + 4 * 800 + 20 * 96
-    more = replace(PLAN, rows=200)  # 2,000 targets, of which a tile has 1,024
-    assert head_bytes(more) == 2 * 4 * 102_400 + 2 * 4 * 800 + 4 * 800 + 2000 * 96
+    more = replace(PLAN, rows=2000)  # 20,000 targets, of which a tile on a GPU has 4,096, and on a CPU 1,024
+    assert head_bytes(more) == 2 * 4 * 409_600 + 2 * 4 * 800 + 4 * 800 + 20_000 * 96
+    assert head_bytes(replace(more, cuda=False)) == 2 * 4 * 102_400 + 2 * 4 * 800 + 4 * 800 + 20_000 * 96
     assert head_bytes(replace(more, scored=3)) == 2 * 4 * 300 + 2 * 4 * 800 + 4 * 800 + 3 * 96
 
 
