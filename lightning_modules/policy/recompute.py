@@ -74,8 +74,9 @@ class _ByBlocks(torch.autograd.Function):
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), False)
         ctx.save_for_backward(*tensors)
         out: Tensor | None = None
+        values = [x.detach() for x in tensors]  # hooks of modules inside look for their graph
         for tokens in _blocks(tensors[0]):
-            block = function(*(x[tokens] for x in tensors[:count]), *tensors[count:])
+            block = function(*(x[tokens] for x in values[:count]), *values[count:])
             out = torch.empty_like(tensors[0], dtype=block.dtype) if out is None else out
             out[tokens] = block
         return torch.empty_like(tensors[0]) if out is None else out
@@ -119,12 +120,12 @@ class _GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _pays(x):
+        if not _pays(x) or not isinstance(self.act_fn, nn.Module):
             return super().forward(x)
         return self.down_proj(by_blocks(self._gated, [self.gate_proj(x), self.up_proj(x)]))
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.act_fn(gate) * up
+        return self.act_fn.forward(gate) * up  # without hooks, which would see each block, and it again in the backward
 
 
 def _with(module: nn.Module, **attributes: Any) -> nn.Module:
