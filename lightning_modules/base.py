@@ -20,7 +20,7 @@ from lightning_modules.metrics import Throughput
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
-from lightning_modules.policy.recompute import return_freed
+from lightning_modules.policy.recompute import is_large, return_freed
 from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
@@ -199,7 +199,7 @@ class FunctionCallingModule(EvaluationModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Return to the system what a step on the CPU has freed: what the next one finds in pieces it would not fit."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and is_large(self.policy.causal_lm.get_input_embeddings()):
             return_freed()
 
     def without_sync(self) -> AbstractContextManager[None]:

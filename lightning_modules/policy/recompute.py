@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 BLOCK = 2**18
 """Numbers of a block: 1 MiB in float32, so that it and its temporaries are in the caches of a core."""
+LARGE = 2**27
+"""Bytes of an embedding, 128 MiB, from which on freed memory is returned: small models would fault pages in again."""
 
 
 def keep_inputs_alone(model: nn.Module) -> None:
@@ -39,9 +41,14 @@ def return_freed_before_embedding(embedding: nn.Module) -> None:
     embedding.register_forward_hook(_hook_result)
 
 
-def _hook_result(_: nn.Module, given: Any, embedded: Tensor) -> None:
-    if embedded.requires_grad and embedded.device.type == "cpu":
+def _hook_result(embedding: nn.Module, given: Any, embedded: Tensor) -> None:
+    if embedded.requires_grad and embedded.device.type == "cpu" and is_large(embedding):
         embedded.register_hook(lambda _: return_freed())
+
+
+def is_large(embedding: nn.Module) -> bool:
+    """Whether it takes `LARGE` bytes or more."""
+    return sum(weight.numel() * weight.element_size() for weight in embedding.parameters()) >= LARGE
 
 
 def return_freed() -> None:
@@ -153,8 +160,8 @@ def _is_gated(kind: type[nn.Module]) -> bool:
 
 
 def _pays(states: Tensor) -> bool:
-    """Whether there is a backward pass to keep something for, on a CPU."""
-    return torch.is_grad_enabled() and states.device.type == "cpu" and states.ndim > 1
+    """Whether there is a backward pass to keep something for, on a CPU, and more of it than a block."""
+    return torch.is_grad_enabled() and states.device.type == "cpu" and states.ndim > 1 and states.numel() > BLOCK
 
 
 def _blocks(states: Tensor) -> Iterator[tuple[Any, ...]]:

@@ -85,7 +85,8 @@ def kept(module, states):
     return sum(sizes.values()), value
 
 
-def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product():
+def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product(monkeypatch):
+    monkeypatch.setattr(recompute, "BLOCK", 512)
     pairs = {type(now).__name__: (was, now) for was, now in both("gemma3_text")}
     was, now = pairs["Gemma3RMSNorm"]
     states = torch.randn(1, 50, was.weight.shape[0], requires_grad=True)
@@ -94,6 +95,18 @@ def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product():
     states = torch.randn(1, 50, 32, requires_grad=True)  # 50 x 32 inputs, 50 x 64 each of gate, up, product, activation
     assert kept(now, states)[0] == 4 * 50 * (32 + 3 * 64)
     assert kept(was, states)[0] == 4 * 50 * (32 + 4 * 64)
+
+
+def test_what_a_block_holds_is_left_to_the_module_itself():
+    was, now = both("qwen3")[0]
+    states = states_of(now, torch.float32)  # far fewer than 2^18 numbers
+    assert kept(now, states)[0] == kept(was, states)[0] > states.nbytes
+
+
+def test_freed_memory_is_returned_only_for_large_embeddings():
+    # 2^27 bytes are 2^25 weights of float32, 2^17 ids x 256
+    assert recompute.is_large(nn.Embedding(2**17, 256, device="meta"))
+    assert not recompute.is_large(nn.Embedding(2**17 - 1, 256, device="meta"))
 
 
 def test_modules_keep_name_weights_and_kind():
