@@ -324,7 +324,7 @@ def _head(device: torch.device, dtype: str, ids: int) -> dict[str, float]:
 
 def _kernels(device: torch.device, size: int) -> dict[str, Any]:
     """Gradients of queries, keys and values by each of torch's kernels in bfloat16, relative to float64, by shape."""
-    shapes = {"1 token": (1, 1), "7 tokens": (7, 7), "100 tokens": (100, 100), "17 of 57, mask": (17, 57)}
+    shapes = {"7 tokens": (7, 7), "100 tokens": (100, 100), "17 of 57, mask": (17, 57)}
     kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     values: dict[str, Any] = {}
     for shape, (n, m) in shapes.items():

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.record import record
 
 Row = dict[str, Any]
-NOTE = "`benchmarks/gpu_session.sh`, one session, medians of a step's repeats; nothing else ran on the card."
+TIMES = "Medians of repeats within one session; nothing else ran on the card."
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
                 "commit": row["commit"],
                 "machine": machine,
             }
-            record(title, columns, cells, f"{note} {NOTE}", origin=origin)
+            record(title, columns, cells, note, origin=origin)
 
 
 def attention(values: Row) -> tuple[str, list[str], list[list[str]], str]:
@@ -34,7 +34,9 @@ def attention(values: Row) -> tuple[str, list[str], list[list[str]], str]:
         for name, found in values.items()
         if "both, ms" in found
     ]
-    note = "A packed row of 4,096 tokens, 28 heads of 128 that share 4 keys, bfloat16; the floor is the last of each."
+    note = (
+        "4,096 tokens, 28 heads of 128 that share 4 keys, bfloat16; one causal document of all is the floor. " + TIMES
+    )
     return "GPU: attention of a packed row", ["row", "way", "forward, ms", "and backward, ms"], cells, note
 
 
@@ -48,7 +50,8 @@ def head(values: Row) -> tuple[str, list[str], list[list[str]], str]:
         cells.append([f"{shape}targets", way, *times, f"{found['peak, GB']:.2f}", errors])
     note = (
         "bfloat16; ids x hidden. Tiles are ours, of tokens x ids; frozen: no gradient for the head, as with LoRA. "
-        "Errors of the gradients of hidden states and head, relative to float64. The first line holds warming up."
+        "Errors of the gradients of hidden states and head, relative to float64. The first line holds warming up. "
+        + TIMES
     )
     columns = ["head", "way", "both passes, ms", "frozen, ms", "peak, GB", "errors of gradients"]
     return "GPU: the head beside full logits, Liger and cut-cross-entropy", columns, cells, note
@@ -69,7 +72,9 @@ def correct(values: Row) -> tuple[str, list[str], list[list[str]], str]:
 def nccl(values: Row) -> tuple[str, list[str], list[list[str]], str]:
     """Losses of the first steps under each strategy."""
     cells = [[name, " ".join(f"{x:.4f}" for x in found["train/loss"])] for name, found in values.items()]
-    note = "The tiny base model through `funreason fit` with each overlay of `configs/trainer/`, one card, NCCL."
+    note = (
+        "The tiny base model through `funreason fit` with overlays of `configs/trainer/`, one card, NCCL, all at once."
+    )
     return "GPU: strategies", ["overlay", "losses of four steps"], cells, note
 
 

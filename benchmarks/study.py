@@ -89,19 +89,32 @@ def main(args: Sequence[str] | None = None) -> int:
         prepare(options.model, options.rows, options.r1, options.data, options.quick)
     if options.prepare:
         return 0
+    if options.scale == "real" and not prepared(options.data):
+        sys.exit(f"--data: {options.data} holds no rows that this version prepared; give another folder, and --rows")
     options.work.mkdir(parents=True, exist_ok=True)
     options.runs.parent.mkdir(parents=True, exist_ok=True)
     planned = scale.runs(options.quick, options.seeds)
-    if options.scale == "real":  # without rows by R1 there is no arm of them
-        planned = [
-            run for run in planned if "file" not in run.settings or (place.data / run.settings["file"]).is_file()
-        ]
+    names = list(dict.fromkeys(run.arm for run in planned))
+    if unknown := [arm for arm in options.arms or () if arm not in names]:
+        sys.exit(f"--arms: there is no arm {', '.join(unknown)}; there are {', '.join(names)}")
     if options.arms:
         planned = [run for run in planned if run.arm in options.arms]
+    if options.scale == "real":
+        lost = {
+            run.arm for run in planned if "file" in run.settings and not (place.data / run.settings["file"]).is_file()
+        }
+        planned = [run for run in planned if run.arm not in lost]
+        print("".join(f"{arm} is left out: {place.data} has no rows for it\n" for arm in sorted(lost)), end="")
     words = shlex.join(sys.argv[1:] if args is None else args)
     words = re.sub(r"(?<![^\s='])/\S*/", "", words)  # no folders of a machine
     note = {"commit": commit(), "command": f"python -m benchmarks.study {words}"}
     return run_missing(planned, place, options.runs, note, options.jobs, options.minutes)
+
+
+def prepared(folder: Path) -> bool:
+    """Whether a folder has what `study_rows.prepare` writes."""
+    facts = folder / "data.json"
+    return facts.is_file() and "system_prompt" in json.loads(facts.read_text(encoding="utf-8"))
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:

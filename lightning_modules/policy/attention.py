@@ -30,8 +30,8 @@ SHARES_HEADS = "enable_gqa" in signature(varlen_attn).parameters
 
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""What attends to a document by itself: not cuDNN, which plans anew for each length, in a second, and whose place had
-wrong gradients with heads of 256 on an H200 (torch 2.11, bfloat16)."""
+"""What attends to a document by itself. Not cuDNN: where torch could choose it, too, gradients with heads of 256 were
+wrong on an H200 (torch 2.11, bfloat16), for a reason that is not known."""
 
 
 class Spans(NamedTuple):

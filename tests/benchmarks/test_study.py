@@ -88,6 +88,16 @@ def test_the_runner_runs_what_is_missing_and_nothing_twice(tmp_path, capfd):
     assert "0 runs done" in capfd.readouterr().out
 
 
+def test_a_folder_of_something_else_and_an_unknown_arm_end_the_command_in_a_sentence(tmp_path):
+    words = [f"--work={tmp_path / 'work'}", f"--runs={tmp_path / 'runs.jsonl'}", f"--data={tmp_path}"]
+    with pytest.raises(SystemExit, match="holds no rows that this version prepared"):
+        study.main(words)
+    (tmp_path / "data.json").write_text('{"system_prompt": ""}')
+    with pytest.raises(SystemExit, match=r"there is no arm nope; there are [a-z0-9_., ]*srml_learnable"):
+        study.main([*words, "--arms=nope"])
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
 @pytest.mark.parametrize("words", [["--data=nowhere"], ["--scale=large"]])
 def test_without_rows_or_with_another_scale_the_command_ends(words):
     with pytest.raises(SystemExit):

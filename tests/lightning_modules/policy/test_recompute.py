@@ -10,9 +10,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy import recompute
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.recompute import by_blocks, keep_inputs_alone
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 BY_KIND = {family.kind: family for family in FAMILIES}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(recompute, "BLOCK", 2 * 3 * 2 * 16)  # of 7 tokens few at a time
 
 
 def both(kind):
@@ -54,8 +62,7 @@ def close(got, want):
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gemma3_text", "gpt_oss", "olmo2", "qwen3_next", "nemotron_h"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
-def test_values_and_gradients_are_those_of_the_module_itself(kind, precision, monkeypatch):
-    monkeypatch.setattr(recompute, "BLOCK", 2 * 3 * 2 * 16)  # of 7 tokens few at a time
+def test_values_and_gradients_are_those_of_the_module_itself(kind, precision):
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     mixed = precision == "bf16-mixed"
     pairs = both(kind)
@@ -85,8 +92,7 @@ def kept(module, states):
     return sum(sizes.values()), value
 
 
-def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product(monkeypatch):
-    monkeypatch.setattr(recompute, "BLOCK", 512)
+def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product():
     pairs = {type(now).__name__: (was, now) for was, now in both("gemma3_text")}
     was, now = pairs["Gemma3RMSNorm"]
     states = torch.randn(1, 50, was.weight.shape[0], requires_grad=True)
@@ -97,7 +103,8 @@ def test_a_norm_keeps_its_input_and_a_gated_mlp_gate_up_and_their_product(monkey
     assert kept(was, states)[0] == 4 * 50 * (32 + 4 * 64)
 
 
-def test_what_a_block_holds_is_left_to_the_module_itself():
+def test_what_a_block_holds_is_left_to_the_module_itself(monkeypatch):
+    monkeypatch.setattr(recompute, "BLOCK", 2**18)
     was, now = both("qwen3")[0]
     states = states_of(now, torch.float32)  # far fewer than 2^18 numbers
     assert kept(now, states)[0] == kept(was, states)[0] > states.nbytes
@@ -145,6 +152,24 @@ def test_an_mlp_that_computes_something_else_stays_what_it_is():
     model = nn.Sequential(Sparse())
     keep_inputs_alone(model)
     assert type(model[0]) is Sparse
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "llama"])
+def test_a_model_learns_what_it_learns_without(kind, lora, checkpointing, monkeypatch, tmp_path, tiny_tokenizer):
+    folder = str(BY_KIND[kind].save(tmp_path, tiny_tokenizer))
+    gradients = []
+    for block in (64, 2**18):
+        monkeypatch.setattr(recompute, "BLOCK", block)
+        torch.manual_seed(0)
+        policy = build_policy(folder, lora=lora, gradient_checkpointing=checkpointing)
+        ids = torch.arange(5, 25)[None]
+        policy(ids, torch.arange(20)[None], ids.roll(-1)).logprobs.sum().backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name])
 
 
 def test_gradients_that_nobody_needs_are_not_made():
