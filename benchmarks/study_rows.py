@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.bfcl.package import BFCLPackage, find_package, system_prompt
+from datamodules.bfcl.package import BFCLPackage, find_package, instructions
 from datamodules.bfcl.prompts import spread_over_categories
 from datamodules.bfcl.rows import CATEGORIES
 from datamodules.encoding import segment_tokens
@@ -47,7 +47,7 @@ def prepare(model: str, rows: Path, r1: Path | None, folder: Path, quick: bool) 
         unfinished.mkdir()
         facts = {"sources": [rows.name, *([r1.name] if r1 else [])], "seed": SEED}
         facts |= write_rows(model, rows, r1, unfinished, QUICK if quick else SIZES)
-        facts |= {"system_prompt": system_prompt(find_package("bfcl_eval"), []).rstrip().removesuffix("[]")}
+        facts |= {"system_prompt": instructions(find_package("bfcl_eval"))}
         facts |= {"bfcl_sizes": write_bfcl(unfinished / BFCL, BFCL_QUICK if quick else BFCL_ROWS)}
         write_text(unfinished / TEXT, json.dumps({kind: plain_text(places) for kind, places in TEXTS.items()}))
         files = sorted(file for file in unfinished.rglob("*.json*") if file.is_file())

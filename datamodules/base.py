@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.bfcl.package import INSTALLED, find_package, instructions
 from datamodules.cache import encode_rows
 from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, resolve_form
 from datamodules.chat.tokenizer import load_tokenizer
@@ -59,7 +60,8 @@ class XLAMDataModule(LightningDataModule):
         think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows the
             rows that fine-tuning trains on; elsewhere the model and, where it does not say how it was trained, the rows
             (in reinforcement learning: "require").
-        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing.
+        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing. "bfcl"
+            is the text that BFCL asks models with, taken from the installed `bfcl-eval`.
         chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
 
     Raises:
@@ -202,7 +204,8 @@ class XLAMDataModule(LightningDataModule):
             )
         self.tokenizer = load_tokenizer(h.tokenizer, h.chat_template)
         think = {"require": True, "none": False, "auto": None}[h.think]
-        self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, h.system_prompt)
+        system = instructions(find_package(INSTALLED)) if h.system_prompt == "bfcl" else h.system_prompt
+        self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, system)
         by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
         self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
         by_rows = by_rows and any(self.rows.table["answers"])

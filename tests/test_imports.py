@@ -15,7 +15,7 @@ PACKAGES = ("rewards", "datamodules", "lightning_modules")
 ORDER = """
 rewards
 datamodules.example  datamodules.system
-datamodules.packing  datamodules.holdout  datamodules.sources  datamodules.toolbox
+datamodules.bfcl.package  datamodules.packing  datamodules.holdout  datamodules.sources  datamodules.toolbox
 datamodules.chat  datamodules.loading  datamodules.readers  datamodules.rows  datamodules.reports
 datamodules.xlam
 datamodules.encoding

@@ -68,7 +68,7 @@ def find_package(path: str) -> BFCLPackage:
     v3, v4 = RELEASES
     if not (folder / "data").is_dir():
         raise FileNotFoundError(
-            f"data.path: the package bfcl-eval is not installed here: pip install --no-deps bfcl-eval=={v3}"
+            f"the package bfcl-eval is not installed here: pip install --no-deps bfcl-eval=={v3}"
             if path == INSTALLED
             else f"data.path: {path} holds no package bfcl_eval: pip install --no-deps --target {path} bfcl-eval=={v4}"
         )
@@ -96,6 +96,15 @@ def system_prompt(package: BFCLPackage, functions: list[dict[str, Any]]) -> str:
         multiturn_behavior=style["multiturn_behavior"],
         available_tools=style["available_tools"].format(format="json", functions=json.dumps(functions, indent=4)),
     )
+
+
+def instructions(package: BFCLPackage) -> str:
+    """The official system prompt up to where the functions stand, as `data.system_prompt` takes it.
+
+    A model that is trained below it is asked as it will be on BFCL, but for how the functions are written: as JSON,
+    where BFCL v3 writes them as Python prints them.
+    """
+    return system_prompt(package, []).rstrip().removesuffix("[]")
 
 
 @lru_cache(maxsize=8)

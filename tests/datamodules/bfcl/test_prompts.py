@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import BFCLDataModule
+from datamodules import BFCLDataModule, XLAMSFTDataModule
 from datamodules.bfcl.package import decoder, find_package, registered
 from datamodules.bfcl.prompts import spread_over_categories
 from datamodules.bfcl.rows import CATEGORIES, SIMPLE, chat, check_categories, language_of, read_category
@@ -44,6 +44,16 @@ def test_every_chat_is_the_official_one(version, request):
     script = str(Path(__file__).with_name("chats.py"))
     done = subprocess.run([sys.executable, script, path], capture_output=True, text=True, check=False)
     assert done.stdout == "3641 []\n", done.stderr[-2000:]
+
+
+def test_rows_to_train_on_are_asked_with_the_official_text(v3, tiny_model_dir):
+    data = XLAMSFTDataModule(str(tiny_model_dir), "toolbox:train:8", system_prompt="bfcl", val_fraction=0)
+    data.setup("fit")
+    official = chat(v3, read_category(v3, "simple")[0])[0]["content"]
+    before, functions, _ = official.partition("[{'name': ")
+    assert data.form.instructions == before and functions
+    text = data.tokenizer.decode(data.rows.documents([0])[0].input_ids)
+    assert before + '[{"name":"' in text
 
 
 def test_rows_of_every_category(v3, v4):
