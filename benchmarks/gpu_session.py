@@ -1,8 +1,8 @@
 """The steps of `benchmarks/gpu_session.sh`, each a process of its own with a time limit, each a row of JSON.
 
-A step is a function of `gpu_checks` or `gpu_times` that yields names and what to measure under them. A measurement that
-fails is its error, and the next one is made; a step that crashes or runs out of time keeps what it had measured. While
-a step runs, the process of the next one imports what it needs, and waits.
+A step is a function of the module that `STEPS` names; it yields names and what to measure under them. A measurement
+that fails is its error, and the next one is made; a step that crashes or runs out of time keeps what it had measured.
+While a step runs, the process of the next one imports what it needs, and waits.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import IO, Any, NamedTuple
 
 STEPS = {  # where each is, and its seconds from when the one before has ended
     "versions": ("gpu_checks", 40),
-    "correct": ("gpu_checks", 60),
-    "attention": ("gpu_times", 50),
-    "head": ("gpu_times", 60),
-    "sft": ("gpu_times", 75),
-    "decode": ("gpu_times", 40),
+    "correct": ("gpu_correct", 60),
+    "attention": ("gpu_attention", 50),
+    "head": ("gpu_head", 60),
+    "sft": ("gpu_training", 75),
+    "decode": ("gpu_decode", 40),
     "bf16_true": ("gpu_checks", 40),
     "nccl": ("gpu_checks", 75),
     "tests": ("gpu_checks", 90),

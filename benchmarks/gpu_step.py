@@ -1,6 +1,7 @@
 """Training steps of a 7B shape on one GPU: peak memory against the estimate, tokens per second, share of peak FLOPs.
 
 Command: python -m benchmarks.gpu_step; `--small` tries the whole path with a tiny shape on the CPU and records nothing.
+A row is recorded as soon as it is measured, and one that fails says so in its place.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -31,6 +33,8 @@ DATA = ["--data.path=toolbox:train:1600", "--data.batch_size=64", "--data.max_le
 BRIEF = [f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1", "--last_checkpoint.every_n_train_steps=1000000"]
 BASE = Path("assets/tiny-base")
 COLUMNS = ("trained", "overlay", "peak, GiB", "estimate, GiB", "ratio", "tokens per second", "MFU")
+FAILED = "failed: "
+REASON = 200  # characters of it in a row
 
 
 def model_folder(case: Case, folder: Path) -> int:
@@ -49,24 +53,34 @@ def model_folder(case: Case, folder: Path) -> int:
 
 
 def run(model: Path, overlay: str, options: list[str], root: Path) -> tuple[dict[str, float], float]:
-    """Train through the command line; the last metrics of each name, and the estimate in GiB."""
+    """Train through the command line; the last metrics of each name, and the estimate in GiB.
+
+    Raises:
+        RuntimeError: The run failed, or said nothing of memory or metrics; all that it printed.
+    """
     configs = ["--config=configs/srml.yaml", f"--config=configs/trainer/{overlay}.yaml"]
     options = [*options, f"--model.init_from={model}", "--trainer.devices=1", f"--trainer.default_root_dir={root}"]
     command = [sys.executable, "-m", "lightning_modules", "fit", *configs, *DATA, *BRIEF, *options]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    guess = re.search(r"memory +about ([\d.,]+) (GiB|MiB)", done.stdout)
+    logged = next(root.glob("*/metrics.csv"), None)
+    if done.returncode or not guess or not logged:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    size, unit = re.search(r"memory +about ([\d.,]+) (GiB|MiB)", done.stdout).groups()
-    with next(root.glob("*/metrics.csv")).open(encoding="utf-8") as file:
+    with logged.open(encoding="utf-8") as file:
         metrics = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
-    return metrics, float(size.replace(",", "")) / (1 if unit == "GiB" else 1024)
+    return metrics, float(guess[1].replace(",", "")) / (1 if guess[2] == "GiB" else 1024)
 
 
 def measured(kind: str, overlay: str, case: Case, options: list[str]) -> list[str]:
-    """A row of the table."""
+    """A row of the table, with the last line of what a run said where it failed."""
     with tempfile.TemporaryDirectory() as scratch:  # the export alone is as large as the model
         weights = model_folder(case, Path(scratch) / "model")
-        metrics, guess = run(Path(scratch) / "model", overlay, [*KINDS[kind], *options], Path(scratch) / "runs")
+        try:
+            metrics, guess = run(Path(scratch) / "model", overlay, [*KINDS[kind], *options], Path(scratch) / "runs")
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+            reason = str(error).strip().splitlines()[-1][:REASON].replace("|", "/")
+            return [kind, overlay, f"{FAILED}{reason}", *[""] * (len(COLUMNS) - 3)]
     # A product costs 2 FLOPs a weight in the forward pass, 2 for the gradient of its input and 2 for that of the weight
     # if it learns. What is computed again does not count, nor do attention and the head.
     flops = 4 * weights + 6 * adapters(case.config, RANK) if "adapters" in kind else 6 * weights
@@ -76,32 +90,42 @@ def measured(kind: str, overlay: str, case: Case, options: list[str]) -> list[st
     return [kind, overlay, *row, f"{speed * flops / PEAK_FLOPS:.1%}" if peak else "-"]
 
 
-def main() -> None:
-    """Measure what there is a device for, and record it."""
+def record_each(names: Iterable[tuple[str, str]], case: Case, device: str) -> int:
+    """Measure rows, and record the table again with each.
+
+    Returns:
+        1 if one of them failed.
+    """
+    rows: list[list[str]] = []
+    for kind, overlay in names:
+        rows.append(measured(kind, overlay, case, []))
+        record(
+            "Steps of a 7B shape on one GPU",
+            COLUMNS,
+            rows,
+            f"{device}. SRML on random weights of the shape of Qwen2.5-Coder-7B through `funreason fit`, one device, "
+            "gradient checkpointing, 64 rows of the shipped corpus a step in rows of 4,096 tokens, two at a time; "
+            f"rates are those of {STEPS - WARM} steps after {WARM}. The peak is `torch.cuda.max_memory_allocated`, the "
+            f"estimate what the run prints at its start. MFU is of {PEAK_FLOPS / 1e12:.0f} TFLOPs (H100 and H200) and "
+            "counts the products of the decoder layers: neither attention nor the head nor what is computed again.",
+        )
+    return int(any(row[2].startswith(FAILED) for row in rows))
+
+
+def main() -> int:
+    """Measure every row and record it; 1 if one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_step", description=__doc__)
     parser.add_argument("--small", action="store_true", help="try the path with a tiny shape on the CPU")
     if parser.parse_args().small:
         cpu = ["--trainer.accelerator=cpu", "--trainer.strategy.process_group_backend=gloo", "--data.max_length=1024"]
-        for kind in KINDS:
-            print(" | ".join(measured(kind, "fsdp2", Case("SRML", "small"), cpu)))
-        return
+        rows = [measured(kind, "fsdp2", Case("SRML", "small"), cpu) for kind in KINDS]
+        print("\n".join(" | ".join(row) for row in rows))
+        return int(any(row[2].startswith(FAILED) for row in rows))
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here to measure; --small tries the path on the CPU")
     names = [(kind, overlay) for kind in KINDS for overlay in ("fsdp", "fsdp2")]
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-        rows = [measured(kind, overlay, Case("SRML", "7B"), []) for kind, overlay in names]
-    else:
-        device, rows = "no GPU was at hand", [[*name, *["not measured"] * 5] for name in names]
-    record(
-        "Steps of a 7B shape on one GPU",
-        COLUMNS,
-        rows,
-        f"{device}. SRML on random weights of the shape of Qwen2.5-Coder-7B through `funreason fit`, one device, "
-        "gradient checkpointing, 64 rows of the shipped corpus a step in rows of 4,096 tokens, two at a time; rates "
-        f"are those of {STEPS - WARM} steps after {WARM}. The peak is `torch.cuda.max_memory_allocated`, the estimate "
-        f"what the run prints at its start. MFU is of {PEAK_FLOPS / 1e12:.0f} TFLOPs (H100 and H200) and counts the "
-        "products of the decoder layers: neither attention nor the head nor what is computed again.",
-    )
+    return record_each(names, Case("SRML", "7B"), torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -120,7 +120,7 @@ def prepared(folder: Path) -> bool:
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="assets/tiny-base", help="folder of the base model")
+    parser.add_argument("--model", type=model_folder, default="assets/tiny-base", help="folder of the base model")
     parser.add_argument("--rows", type=Path, help="rows without a chain of thought, to prepare --data from")
     parser.add_argument(
         "--r1", type=Path, help="rows with one by a reasoning model, likewise; without them no such arm"
@@ -142,6 +142,17 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     if options.scale == "real" and not options.data.is_dir() and options.rows is None:
         parser.error(f"{options.data} holds no prepared rows: give --rows, or the folder of prepared ones by --data")
     return options
+
+
+def model_folder(text: str) -> str:
+    """The value of an option that names a model's folder.
+
+    Raises:
+        argparse.ArgumentTypeError: There is none.
+    """
+    if not (Path(text) / "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no folder of a model: it has no config.json")
+    return text
 
 
 def run_missing(planned: list[Run], place: Place, file: Path, note: dict[str, str], jobs: int, minutes: float) -> int:

@@ -17,6 +17,7 @@ from lightning_modules.checkpointing.formats import group_names, optimizer_state
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
+from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, settings_of
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
@@ -48,7 +49,8 @@ class FunctionCallingModule(EvaluationModule):
     Args:
         init_from: Where the weights come from: a run folder (its `hf/`), a Hugging Face folder or a hub id.
         lora: Train low-rank adapters of these settings instead of all weights.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time; or
+            settings, such as that only some layers do.
         attn_implementation: Attention kernel, by its name in transformers: "sdpa", "eager", "flash_attention_2".
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; norms, biases and other vectors never decay.
@@ -69,7 +71,7 @@ class FunctionCallingModule(EvaluationModule):
         self,
         init_from: str,
         lora: LoRA | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | GradientCheckpointing = False,
         attn_implementation: str = "sdpa",
         learning_rate: float = 4e-5,
         weight_decay: float = 0.0,
@@ -106,8 +108,14 @@ class FunctionCallingModule(EvaluationModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision`.
+            ValueError: See `check_precision`; or activations are to be offloaded from the CPU.
         """
+        recomputed = settings_of(self.gradient_checkpointing)
+        if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
+            raise ValueError(
+                "model.gradient_checkpointing: offload keeps activations in the memory of the host, and a run on the "
+                "CPU has no other: leave it out."
+            )
         rate = self.learning_rate if stage == "fit" else None
         check_precision(str(self.trainer.precision), self.lora is not None, rate, isinstance(self.strategy, FSDP1))
 

@@ -35,9 +35,13 @@ SEEDS = (
 
 
 def run(command: str, config: str, *options: str) -> FunReasonCLI:
-    """Run `funreason COMMAND --config configs/CONFIG` under `runs/demo`; gives its model, data and trainer."""
-    folder = ("--trainer.default_root_dir", str(ROOT))
-    return FunReasonCLI([command, "--config", f"configs/{config}.yaml", *folder, *options])
+    """Run `funreason COMMAND --config configs/CONFIG` under `runs/demo`; gives its model, data and trainer.
+
+    In one process on the CPU, whatever accelerators there are: on several GPUs Lightning would start the whole demo
+    once for each, and its numbers are those of a CPU.
+    """
+    configs = ("--config", f"configs/{config}.yaml", "--config", "configs/trainer/cpu.yaml")
+    return FunReasonCLI([command, *configs, "--trainer.default_root_dir", str(ROOT), *options])
 
 
 def refine() -> dict[str, Any]:

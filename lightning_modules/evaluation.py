@@ -123,13 +123,22 @@ class EvaluationModule(LightningModule):
         """Let documents share rows, as `data.packing` says and the loaded model allows.
 
         Raises:
-            ValueError: If `data.packing` is on and the model does not keep documents apart, or its scores are not its
-                own.
+            ValueError: See `pack`; also if the model's scores are not its own.
         """
-        trainer = self._trainer
-        wanted = getattr(getattr(trainer, "datamodule", None), "hparams", {}).get("packing", "auto")
-        mixed = trainer is not None and trainer.precision == "bf16-mixed"
-        leak = probe_everywhere(policy, self.strategy, mixed)
+        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
+        self.pack(policy, probe_everywhere(policy, self.strategy, mixed))
+
+    def pack(self, policy: ScoredCausalLM, leak: str) -> None:
+        """Let documents share rows, as `data.packing` says, in a model that lets them see each other for a reason.
+
+        Args:
+            policy: The model.
+            leak: The reason; empty if it keeps them apart.
+
+        Raises:
+            ValueError: If `data.packing` is on and there is one.
+        """
+        wanted = getattr(getattr(self._trainer, "datamodule", None), "hparams", {}).get("packing", "auto")
         if leak and wanted == "on":
             raise ValueError(
                 f"data.packing is on, but {self.init_from} (model_type {policy.causal_lm.config.model_type}) does not "

@@ -1,5 +1,10 @@
-"""Fixtures shared by the test folders: a tokenizer trained in memory and a random model small enough for any test."""
+"""Fixtures shared by the test folders: a tokenizer trained in memory and a random model small enough for any test.
 
+Tests run on the CPU where there are GPUs, too, on several of which Lightning would start pytest once for each.
+`FUNREASON_GPU_TESTS=1 pytest ...` shows tests the GPUs; name the files that need them.
+"""
+
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +16,9 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from datamodules.chat.form import ChatForm
 from datamodules.example import Example
+
+if not os.environ.get("FUNREASON_GPU_TESTS"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, and for the processes that tests start
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

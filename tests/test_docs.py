@@ -88,6 +88,7 @@ def test_command_is_understood(line, own, monkeypatch):
     if program == "pip":
         extra = re.search(r"\[(\w+)\]", line)[1]
         assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+        assert all((ROOT / words[i + 1]).is_file() for i, word in enumerate(words) if word == "-c")
         return
     if program == "python":
         assert words[:2] == ["-m", "datamodules.toolbox"]

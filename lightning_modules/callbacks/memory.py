@@ -25,6 +25,8 @@ class Plan:
         rows: R.
         length: T.
         checkpointing: Whether activations are computed again, layer by layer.
+        every_n_layers: Of so many layers the first one's are, then.
+        offload_activations: Whether what they are computed from is in the memory of the CPU meanwhile.
         scored: Targets among the tokens of a micro-batch; all of them when None.
         fsdp: Whether weights are gathered for use, be it on a single device.
         shards: Ranks that share one copy of the weights; 1 without sharding.
@@ -45,6 +47,8 @@ class Plan:
     rows: int
     length: int
     checkpointing: bool
+    every_n_layers: int = 1
+    offload_activations: bool = False
     scored: int | None = None
     fsdp: bool = False
     shards: int = 1
@@ -68,6 +72,11 @@ class Plan:
         w = 2 if self.precision == "bf16-true" else 8 if self.precision.startswith("64") else 4
         c = 2 if "16" in self.precision else w
         return w, c, c if self.fsdp else w  # FSDP gathers in c; autocast leaves embeddings as they are stored
+
+    @property
+    def again(self) -> int:
+        """Layers whose activations are computed again."""
+        return -(-self.config.num_hidden_layers // self.every_n_layers) if self.checkpointing else 0
 
     @property
     def learnt(self) -> int:
@@ -128,13 +137,15 @@ def estimate(plan: Plan) -> Memory:
         gradients += plan.trained * max(4, w)  # in the dtype that FSDP reduces them in
     # Autocast keeps what it casts of trained weights until the step is over; of frozen ones, autograd keeps it for the
     # backward pass, with recomputation that of one layer.
-    casts = plan.block * c * (layers if plan.everything or not plan.checkpointing else 1)
+    casts = plan.block * c * (layers if plan.everything else layers - plan.again + min(plan.again, 1))
     gathered = plan.root * c if plan.fsdp else 0  # until the end of its backward pass
     kept, passing = layer_bytes(plan)
-    saved = plan.tokens * plan.config.hidden_size * r if plan.checkpointing else kept  # its input, or everything
-    # The layers', the last norm (its input in float32, scaled, result), and the mask as booleans.
-    activations = layers * saved + plan.tokens * plan.config.hidden_size * (4 + 2 * r)
+    given = 0 if plan.offload_activations else plan.tokens * plan.config.hidden_size * r
+    # The layers' (input, or everything), the last norm (its input in float32, scaled, result), the mask as booleans.
+    activations = plan.again * given + (layers - plan.again) * kept
+    activations += plan.tokens * plan.config.hidden_size * (4 + 2 * r)
     activations += plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
+    last = plan.again and (layers - 1) % plan.every_n_layers == 0  # else what it kept is freed before others compute
     awake = 0 if plan.sleeps else plan.engine
     learning = {"gradients": gradients, "gathered": gathered, "rollouts": awake}
     backward = learning | {"activations": activations}
@@ -147,7 +158,7 @@ def estimate(plan: Plan) -> Memory:
         },
         {
             "the backward pass of the head": backward | {"head": head_bytes(plan)},
-            "the backward pass of a layer": backward | {"layer": (kept if plan.checkpointing else 0) + passing},
+            "the backward pass of a layer": backward | {"layer": (kept if last else 0) + passing},
             "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan)},
             "sampling rollouts": {"gathered": gathered, "rollouts": plan.engine},
         },
@@ -205,7 +216,8 @@ def derived(plan: Plan) -> dict[str, str]:
     """The computation of each part of an estimate, in words."""
     w, c, _ = plan.widths
     shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
-    activations = "computed again layer by layer" if plan.checkpointing else "all kept"
+    some = f" in {plan.again} of {plan.config.num_hidden_layers} layers" if plan.every_n_layers > 1 else ""
+    activations = f"computed again layer by layer{some}" if plan.checkpointing else "all kept"
     learn = f"{plan.trained:,} that learn x {plan.learnt} bytes{shards}"
     return {
         "weights": f"{plan.trained + plan.frozen:,} x {w} bytes{shards}",

@@ -13,6 +13,7 @@ from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate
 from lightning_modules.generators import VLLMGenerator
 from lightning_modules.grpo import GRPOModule
+from lightning_modules.policy.gradient_checkpointing import settings_of
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.unshard import FSDP1_PREFIX
@@ -41,6 +42,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     config, precision = module.policy.causal_lm.config.get_text_config(), str(trainer.precision)
     fsdp = isinstance(strategy, FSDP1 | FSDP2)
     engine, sleeps = rollout_engine(trainer, module, trained + frozen)
+    recomputed = settings_of(module.gradient_checkpointing)
     return Plan(
         config=config,
         trained=trained,
@@ -48,7 +50,9 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         precision=precision,
         rows=max(1, min(budget, documents * longest) // length),
         length=length,
-        checkpointing=module.gradient_checkpointing,
+        checkpointing=recomputed is not None,
+        every_n_layers=recomputed.every_n_layers if recomputed else 1,
+        offload_activations=recomputed is not None and recomputed.offload,
         fsdp=fsdp,
         shards=shards_of(trainer),
         unsharded=fsdp and strategy.accumulate_unsharded,
@@ -105,6 +109,8 @@ def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict
     found = {}
     if not plan.checkpointing:
         found["model.gradient_checkpointing true"] = replace(plan, checkpointing=True)
+    elif plan.every_n_layers > 1:
+        found["model.gradient_checkpointing true"] = replace(plan, every_n_layers=1)
     # What learns has to be float32 (`check_precision`).
     if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
         found["trainer.precision bf16-true"] = replace(plan, precision="bf16-true")

@@ -14,7 +14,8 @@ from datamodules.encoding import segment_tokens
 from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
+from lightning_modules.callbacks.memory import estimate
+from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of, shown
 from lightning_modules.callbacks.summary import rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
@@ -22,6 +23,7 @@ from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.probe import known_leak, may_attend_by_document
 from lightning_modules.policy.reference import frozen_copy
 from lightning_modules.rollout.scoring import same_reward
 
@@ -72,10 +74,9 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
         empty=True,
     )
     module.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
-    module.packed, module.why_not_packed = data.hparams.packing != "off", "data.packing is off"
-    if policy.causal_lm.config._attn_implementation == "sdpa":
-        policy.by_document = True  # as the probe, which needs weights, finds it for nearly all of them
-        module.shares_prefixes = module.packed
+    if may_attend_by_document(policy):  # as the probe, which needs weights, finds it for nearly all of them
+        policy.by_document = policy.shares_prefixes = True
+    module.pack(policy, known_leak(policy))
     module.policy = policy
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(policy)
@@ -188,17 +189,32 @@ def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule)
         tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
     rows = {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} of an epoch's"}
     rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.settings_table()
-    if data.hparams.packing == "auto":
+    if data.hparams.packing == "auto" and module.packed:
         rows["packing"] = "taken for granted here; whether the model keeps documents apart is tried with its weights"
     return rows
 
 
 def memory(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:
-    """The estimate of a device's memory, as a run prints it."""
+    """The estimate of a device's memory, as a run prints it, and the attention that it is of."""
     plan = plan_of(trainer, module)
     if plan is None:
         return {"memory": "no estimate for such data"}
-    return memory_rows(plan, device_memory(trainer, module.device), cheaper(trainer, module, plan))
+    rows = memory_rows(plan, device_memory(trainer, module.device), cheaper(trainer, module, plan))
+    return rows | {"attention": attention_of(trainer, module)}
+
+
+def attention_of(trainer: Trainer, module: FunctionCallingModule) -> str:
+    """How documents attend in the run, and what it would need otherwise where its start decides."""
+    if not module.policy.by_document:
+        return f"{module.policy.causal_lm.config._attn_implementation}, under a mask of the row"
+    shares = module.shares_prefixes
+    module.policy.by_document = module.shares_prefixes = False
+    masked = plan_of(trainer, module)
+    module.policy.by_document, module.shares_prefixes = True, shares
+    return (
+        "each document by itself, if that is found right when the weights are there; else under a mask of the row, "
+        f"which takes about {shown(estimate(masked).peak)}"
+    )
 
 
 def settings_of(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule) -> dict[str, Any]:

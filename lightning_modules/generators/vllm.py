@@ -17,6 +17,7 @@ from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.probe import rounding
 from lightning_modules.policy.unshard import merged_weights
 
 PROBE_TOKENS = 64
@@ -41,8 +42,9 @@ class VLLMGenerator:
         seed: Of the sampling noise; that of the run (`seed_everything`) when None.
         progress: Whether to show a progress bar.
         timeout: Seconds that the engine's start, each part of a sync, and each call may take.
-        probe_tolerance: Greatest mean difference, in nats, between the log-probabilities of engine and policy; 0.005
-            for an engine in float32 and 0.25 for others when None.
+        probe_tolerance: Greatest mean difference, in nats, between the log-probabilities of engine and policy. When
+            None: 0.005 for an engine in float32; for others 0.25 or, where that is more, what rounding may do by the
+            spread of the policy's (`policy.probe.rounding`; 0.088 of it in bfloat16).
         sleep: Whether the engine frees its GPU memory after a call; without effect on the CPU.
         weights_dir: Where the folder of weights is made; a file system in memory is fastest. Python's choice when None.
         dtype: Of the engine's weights; the policy's when None.
@@ -224,7 +226,8 @@ class VLLMGenerator:
         """Compare the engine with the policy, and how far both have moved since the last sync."""
         want, got = _scores(policy), self.engine.score(_probe(policy))
         gap = _distance(want, got)
-        tolerance = self.probe_tolerance or (5e-3 if self._engine_dtype(policy) == torch.float32 else 0.25)
+        dtype = self._engine_dtype(policy)
+        tolerance = self.probe_tolerance or (5e-3 if dtype == torch.float32 else max(0.25, rounding(want, dtype)))
         if not gap <= tolerance:  # nor is not-a-number
             raise RuntimeError(
                 f"After a weight sync the log-probabilities of the vLLM engine are {gap:.2g} nats from the policy's on "

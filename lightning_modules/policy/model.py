@@ -18,6 +18,7 @@ from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options
 from lightning_modules.policy.generation_config import generation_config
+from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
 from lightning_modules.policy.head import after_head, decoder_of
 from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.recompute import keep_inputs_alone, return_freed_before_embedding
@@ -142,7 +143,7 @@ class ScoredCausalLM(nn.Module):
 def build_policy(
     init_from: str,
     lora: LoRA | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | GradientCheckpointing = False,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     empty: bool = False,
@@ -155,7 +156,7 @@ def build_policy(
     Args:
         init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
         lora: Train adapters of these settings instead of all weights.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, of all layers or by settings.
         attn_implementation: Attention kernel by its name in transformers: "sdpa", "eager", "flash_attention_2". Where
             there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
@@ -166,8 +167,8 @@ def build_policy(
 
     Raises:
         FileNotFoundError: See `load_weights`.
-        ValueError: See `load_weights`; also if the head cannot be scored in tiles, or adapters would sit on other than
-            linear layers.
+        ValueError: See `load_weights`; also if the head cannot be scored in tiles, adapters would sit on other than
+            linear layers, or transformers knows no such settings of gradient checkpointing.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
         # To transformers, None is sdpa where it can be and else eager; a name is a demand.
@@ -179,8 +180,8 @@ def build_policy(
             log.warning(mended)
         if (used := model.config._attn_implementation) != attn_implementation and not empty:
             log.warning("%s has no attention of the kind %s: taking %s.", init_from, attn_implementation, used)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings := settings_of(gradient_checkpointing):
+            enable(model, settings)
         if lora is not None:
             model = add_adapters(model, lora)
     policy = ScoredCausalLM(model).train()

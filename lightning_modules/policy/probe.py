@@ -24,6 +24,8 @@ ROUNDING = 4
 """Changes so many times as large as what rounding was seen to do are none of rounding's."""
 EXACT = 1e-6
 """Nats by which log-probabilities may differ where nothing was seen to round."""
+ATTENDING = ("full_attention", "sliding_attention")
+"""Layers, as configs call them, that attend as `policy.attention` does."""
 
 
 def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: bool) -> str:
@@ -79,8 +81,7 @@ def probe(policy: ScoredCausalLM) -> str:
     documents = [first, second, third]
     own = torch.cat([_own_scores(policy, document) for document in documents])
     dtype = torch.get_autocast_dtype(own.device.type) if torch.is_autocast_enabled(own.device.type) else _dtype(policy)
-    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # norms are float32 in models of float64, too
-    allowed = eps**0.5 * own.std().clamp(min=0.01)  # on average, of what tells tokens apart
+    allowed = rounding(own, dtype)
     policy.packed = False
     alone = _scores(policy, documents, [[0], [1], [2]])
     policy.packed = True
@@ -106,10 +107,42 @@ def probe(policy: ScoredCausalLM) -> str:
     return leak
 
 
-def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alone: Tensor, allowed: Tensor) -> str:
-    """Why documents cannot share a row, as `probe` returns it."""
-    if "chunked_attention" in (getattr(policy.causal_lm.config.get_text_config(), "layer_types", None) or ()):
+def rounding(scores: Tensor, dtype: torch.dtype) -> float:
+    """Nats by which rounding in a model may move log-probabilities on average: a share of what tells tokens apart.
+
+    Rounding moves a logit by a share of its size, and so more in models that are surer of their tokens. Other weights
+    move it by as much as it differs from others.
+
+    Args:
+        scores: Log-probabilities of some tokens.
+        dtype: What products are rounded to.
+    """
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # norms are float32 in models of float64, too
+    return eps**0.5 * max(0.01, scores.std().item())
+
+
+def known_leak(policy: ScoredCausalLM) -> str:
+    """Why documents cannot share a row, where the config says so and weights need not be tried; else empty."""
+    if "chunked_attention" in _kinds(policy):
         return "its attention is cut in chunks that are counted from the start of the row"
+    return ""
+
+
+def may_attend_by_document(policy: ScoredCausalLM) -> bool:
+    """Whether the probe is going to try attention by document.
+
+    That is where attention is sdpa, layers can be told more, and all of them attend, in a window or to everything.
+    """
+    parameters = signature(decoder_of(policy.causal_lm).forward).parameters.values()
+    takes_more = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    attend = all(kind in ATTENDING for kind in _kinds(policy))
+    return policy.causal_lm.config._attn_implementation == "sdpa" and takes_more and attend
+
+
+def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alone: Tensor, allowed: float) -> str:
+    """Why documents cannot share a row, as `probe` returns it."""
+    if known := known_leak(policy):
+        return known
     tokens, later = sum(LENGTHS) - len(LENGTHS), LENGTHS[0] - 1
     changed = [*documents, other]
     rows = [[0, 1, 2], [0, 1, 2]]  # the second row shows what rounding does to the first
@@ -124,7 +157,7 @@ def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alon
     return ""
 
 
-def _shares_prefixes(policy: ScoredCausalLM, documents: list[Encoded], allowed: Tensor) -> bool:
+def _shares_prefixes(policy: ScoredCausalLM, documents: list[Encoded], allowed: float) -> bool:
     """Whether two ends of one beginning score in one row, where the beginning is once, as in a row each."""
     beginning, *ends = (document.input_ids for document in documents)
     start = len(beginning) - 1
@@ -139,23 +172,23 @@ def _can_attend_by_document(policy: ScoredCausalLM) -> bool:
 
     The documents of the probe are shorter than windows, which they cannot show.
     """
-    config, decoder = policy.causal_lm.config, decoder_of(policy.causal_lm)
-    takes_more = any(
-        argument.kind == argument.VAR_KEYWORD for argument in signature(decoder.forward).parameters.values()
-    )
-    if config._attn_implementation != "sdpa" or not takes_more:
+    if not may_attend_by_document(policy):
         return False
-    text, device = config.get_text_config(), next(policy.parameters()).device
-    window = getattr(text, "sliding_window", None)
-    everywhere = ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
-    windows = {"sliding_attention": window, "full_attention": None}
-    wanted = [windows.get(kind, kind) for kind in getattr(text, "layer_types", None) or everywhere]
-    positions = torch.arange(3, device=device)[None]
+    window = getattr(policy.causal_lm.config.get_text_config(), "sliding_window", None)
+    wanted = [window if kind == "sliding_attention" else None for kind in _kinds(policy)]
+    positions = torch.arange(3, device=next(policy.parameters()).device)[None]
     options = decoder_options(positions)
     policy.by_document = True
-    decoder(input_ids=positions, position_ids=positions, use_cache=False, **options)
+    decoder_of(policy.causal_lm)(input_ids=positions, position_ids=positions, use_cache=False, **options)
     policy.by_document = False
     return options["documents"].windows == wanted
+
+
+def _kinds(policy: ScoredCausalLM) -> list[str]:
+    """What each layer is, by its config."""
+    text = policy.causal_lm.config.get_text_config()
+    everywhere = "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
+    return list(getattr(text, "layer_types", None) or [everywhere] * text.num_hidden_layers)
 
 
 def _documents(policy: ScoredCausalLM) -> list[Encoded]:

@@ -3,13 +3,15 @@
 import json
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
-from benchmarks import gpu_checks, gpu_session, gpu_times
+from benchmarks import gpu_attention, gpu_checks, gpu_device, gpu_session
 
 
 def values_of(step, capsys, monkeypatch):
@@ -47,6 +49,18 @@ def test_steps_that_train_measure(step, capsys, monkeypatch):
     assert values_of(step, capsys, monkeypatch)
 
 
+def test_the_step_of_the_tests_shows_them_the_gpus(capsys, monkeypatch):
+    given = {}
+
+    def run(command, env=None, **options):
+        given.update(command=command, shown=env["FUNREASON_GPU_TESTS"])
+        return SimpleNamespace(returncode=0, stdout="1 passed")
+
+    monkeypatch.setattr(gpu_checks.subprocess, "run", run)
+    assert values_of("tests", capsys, monkeypatch)["test_fsdp1.py"]["exit code"] == 0
+    assert given["shown"] == "1" and given["command"][-1].endswith("test_fsdp1.py")
+
+
 def test_what_fails_costs_its_own_measurement_alone(capsys, monkeypatch):
     def versions(small):
         yield "first", partial(int, "x")
@@ -68,6 +82,11 @@ def test_a_step_that_runs_out_of_time_keeps_what_it_said():
     assert wrong["values"] == {"a": 1} and wrong["error"] == "exit code 1: no memory\n"
 
 
+def test_every_step_is_where_the_session_looks_for_it():
+    for step, (module, _) in gpu_session.STEPS.items():
+        assert callable(getattr(import_module(f"benchmarks.{module}"), step))
+
+
 def test_mixes_fill_a_row():
-    assert all(sum(lengths) == 4096 for lengths in gpu_times.MIXES.values())
-    assert gpu_times.device_of(True) == torch.device("cpu")
+    assert all(sum(lengths) == 4096 for lengths in gpu_attention.MIXES.values())
+    assert gpu_device.device_of(True) == torch.device("cpu")

@@ -102,3 +102,12 @@ def test_a_folder_of_something_else_and_an_unknown_arm_end_the_command_in_a_sent
 def test_without_rows_or_with_another_scale_the_command_ends(words):
     with pytest.raises(SystemExit):
         study.parse(words)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_model_that_is_not_there_is_named_in_one_sentence(name, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        study.main([f"--model={tmp_path / name}", "--rows=rows.jsonl"])
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said.endswith(f"argument --model: {tmp_path / name} is no folder of a model: it has no config.json")

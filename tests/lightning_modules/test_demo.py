@@ -8,6 +8,7 @@ import pytest
 
 from datamodules.toolbox.rows import make_corpus
 from lightning_modules import demo
+from lightning_modules.commands.preview import Preview
 
 SMALL = {
     "srml": ["--trainer.max_steps=2", "--data.limit_val=2", "--model.generator.max_new_tokens=4"],
@@ -48,6 +49,14 @@ def test_the_demo_runs_every_stage_and_writes_what_it_prints(tmp_path, monkeypat
     assert f"{summary['egpo']['reward_first']:.3f} in the first fifth" in printed
     for folder in sorted((tmp_path / "demo").glob("*/hf")):
         assert (folder / "model.safetensors").is_file() and str(folder) in printed
+
+
+@pytest.mark.parametrize(("command", "config"), [("test", "srml"), ("fit", "srml"), ("fit", "grpo")])
+def test_every_stage_is_one_process_on_the_cpu_whatever_there_is(command, config, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.setattr(demo, "FunReasonCLI", Preview)  # which reads the settings and runs nothing
+    trainer = demo.run(command, config, "--model.generator=lightning_modules.generators.HFGenerator").config[command]
+    assert (trainer.trainer.accelerator, trainer.trainer.devices) == ("cpu", 1)
 
 
 def test_reward_rise_compares_the_first_and_the_last_fifth(tmp_path):

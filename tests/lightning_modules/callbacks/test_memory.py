@@ -60,6 +60,22 @@ def test_activations_with_and_without_recomputation():
     assert whole.moments[moment]["layer"] == 3_200
 
 
+def test_activations_where_some_layers_keep_theirs_and_inputs_wait_on_the_host():
+    kept, moment = layer_bytes(PLAN)[0], "the backward pass of a layer"
+    given, after = 20 * 8 * 4, 1_920 + 200  # as above
+    plans = (replace(PLAN, every_n_layers=n, offload_activations=off) for n in (2, 3) for off in (False, True))
+    held = [estimate(plan).moments[moment] for plan in plans]
+    # Of layers 0, 1, 2 the first and the last are computed again, then the first alone: what the last two keep is free
+    # by the time that it is.
+    assert [moment["activations"] - after for moment in held] == [2 * given + kept, kept, given + 2 * kept, 2 * kept]
+    assert [moment["layer"] for moment in held] == [kept + 3_200, kept + 3_200, 3_200, 3_200]
+    # Of adapters' frozen weights, casts of the layers that keep them, and of one that computes again: 2 bytes x 800.
+    lean = replace(PLAN, trained=100, frozen=3_900, precision="bf16-mixed")
+    casts = [estimate(replace(lean, every_n_layers=n)).always["casts"] for n in (1, 2, 3)]
+    assert casts == [1_600, 2 * 1_600, 3 * 1_600]
+    assert "in 2 of 3 layers" in derived(replace(PLAN, every_n_layers=2))["activations"]
+
+
 def test_flash_attention_and_attention_by_document_have_no_mask():
     assert layer_bytes(PLAN)[0] - layer_bytes(replace(PLAN, attention="flash_attention_2"))[0] == 800
     # By document, either; but there its result is in parts and joined, 4 bytes x 8 for each of 20 tokens.

@@ -77,6 +77,8 @@ def test_settings_that_need_less_depend_on_what_is_set(plan):
         "model.lora.r 16",
         "--config configs/trainer/fsdp2.yaml on 8 devices",
     ]
+    some = replace(plan, checkpointing=True, every_n_layers=2)
+    assert cheaper(trainer, module, some)["model.gradient_checkpointing true"] == replace(some, every_n_layers=1)
     lean = replace(plan, checkpointing=True, precision="bf16-true", rows=1, fsdp=True, shards=16)
     assert list(cheaper(trainer, SimpleNamespace(lora=object()), lean)) == ["32 devices"]
     # Half of what is frozen; of what learns, bfloat16 would round away the updates.

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from families import FAMILIES
 from training_runs import rewards_module
 from transformers import AutoModelForCausalLM
 
@@ -16,8 +17,10 @@ from lightning_modules.commands.answers import other_value, score_answers
 from lightning_modules.commands.page import Section, Span, as_html, as_text, plain
 from lightning_modules.commands.sections import demo_values, histogram, ranges, shortened
 from lightning_modules.commands.show import in_color
+from lightning_modules.policy import probe
 from rewards import FRAMES, FunctionCallReward
 
+BY_KIND = {family.kind: family for family in FAMILIES}
 PARAMETERS = {"city": {"type": "str"}, "days": {"type": "int"}}
 TOOLS = [{"name": name, "description": "", "parameters": PARAMETERS} for name in "fg"]
 CALL = {"name": "f", "arguments": {"city": "Oslo", "days": 2}}
@@ -275,6 +278,33 @@ def test_what_other_rewards_pay(show, odd_rows, tmp_path):
     assert "0  another value of city: fails arg_values; model.rewards pay 12.5\n" in printed
     assert "sampled from: " in printed and "toolbox:heldout:64 is the shipped corpus" in printed
     assert "an epoch" in printed and "rollouts with their prompts" in printed
+
+
+@pytest.mark.parametrize("experiment", ["srml", "grpo"])
+def test_both_ways_to_attend_are_estimated_where_the_start_decides(
+    experiment, show, base_args, tmp_path, capsys, monkeypatch
+):
+    options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.init_args.schedule": "constant"}
+    options |= {"model.init_args.micro_batch_tokens": 2048} if experiment == "grpo" else {}
+    shown = next(line for line in show(experiment, **options).splitlines() if line.startswith("  attention"))
+    assert "each document by itself, if that is found right" in shown
+    # A run whose probe does not find it right begins with the other estimate.
+    monkeypatch.setattr(probe, "_can_attend_by_document", lambda policy: False)
+    main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path / "fit", **options)])
+    begun = table_of(capsys.readouterr().out)["memory"]
+    assert shown.endswith(f"which takes about {begun[2]} {begun[3]}")
+
+
+def test_another_attention_is_named_and_what_is_known_not_to_pack_is_refused(show, tmp_path, tiny_tokenizer):
+    eager = {"model.init_args.attn_implementation": "eager"}
+    assert re.search(r"  attention +eager, under a mask of the row\n", show("srml", **eager))
+    chunks = {"model.init_args.init_from": BY_KIND["llama4_text"].save(tmp_path / "chunks", tiny_tokenizer)}
+    printed = show("srml", **chunks)
+    assert (
+        "one document per row, because its attention is cut in chunks" in printed and "taken for granted" not in printed
+    )
+    with pytest.raises(SystemExit, match=r"data\.packing is on, but .* does not keep documents apart"):
+        show("srml", **chunks | {"data.init_args.packing": "on"})
 
 
 def test_shards_are_counted_before_there_are_ranks(show):

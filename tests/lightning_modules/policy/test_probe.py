@@ -9,7 +9,7 @@ from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.cli import main
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.probe import probe, probe_everywhere
+from lightning_modules.policy.probe import known_leak, may_attend_by_document, probe, probe_everywhere, rounding
 
 BY_KIND = {family.kind: family for family in FAMILIES}
 
@@ -173,3 +173,22 @@ def test_the_command_trains_and_exports_and_says_how_rows_are_made(
                     *base_args(tmp_path, **options | {"data.init_args.packing": "on"}),
                 ]
             )
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "llama4_text", "gpt_oss", "gpt2", "lfm2"])
+def test_what_is_known_without_weights_is_what_the_probe_finds(folder, kind):
+    saved = str(folder(kind))
+    leak, tried = (ask(build_policy(saved, empty=True)) for ask in (known_leak, may_attend_by_document))
+    policy = build_policy(saved)
+    found = probe(policy)
+    assert not leak or leak == found
+    assert tried or not policy.by_document
+    assert tried == (kind in ("qwen2", "gemma2", "gpt2")) and bool(leak) == (kind == "llama4_text")
+
+
+def test_rounding_is_a_share_of_the_spread_of_scores():
+    # The deviation of 0, 4, 8 is 4; bfloat16 has 7 bits after the point and float32 23, float64 counts as that.
+    scores = torch.tensor([0.0, 4.0, 8.0])
+    assert rounding(scores, torch.bfloat16) == pytest.approx(4 * 2**-3.5)
+    assert rounding(scores, torch.float64) == rounding(scores, torch.float32) == pytest.approx(4 * 2**-11.5)
+    assert rounding(torch.ones(3), torch.bfloat16) == pytest.approx(0.01 * 2**-3.5)
