@@ -30,6 +30,7 @@ COMMANDS = {
     "grpo.yaml": ("fit", [], SAMPLE),
     "variants/grpo_plain.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "variants/grpo_vllm.yaml": ("fit", ["grpo.yaml"], SAMPLE),  # with its own generator: tests/vllm
+    "variants/grpo_vllm_server.yaml": ("fit", ["grpo.yaml"], SAMPLE),  # likewise
     "rl.yaml": ("fit", [], SAMPLE),
     "paper/egpo.yaml": ("fit", ["rl.yaml"], SAMPLE),
     "paper/funrl.yaml": ("fit", ["rl.yaml"], SAMPLE),
@@ -89,6 +90,15 @@ def holds(in_force, value, name, options):
                 "generator": {
                     "class_path": "lightning_modules.generators.VLLMGenerator",
                     "init_args": {"kv_cache_gib": 1.0, "enforce_eager": True},
+                }
+            },
+        ),
+        (
+            "vllm_server",
+            {
+                "generator": {
+                    "class_path": "lightning_modules.generators.VLLMServerGenerator",
+                    "init_args": {"servers": ["http://127.0.0.1:8000"]},
                 }
             },
         ),

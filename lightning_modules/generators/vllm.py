@@ -14,12 +14,11 @@ from transformers.utils import logging as transformers_logging
 from datamodules.loading import resolve_seed
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup
+from lightning_modules.generators.probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.unshard import merged_weights
-
-PROBE_TOKENS = 64
 
 
 class VLLMGenerator:
@@ -130,7 +129,7 @@ class VLLMGenerator:
         names = names_of(prompts, prompt_ids)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
         self._share()
-        if self.group.leads and (self._probed is None or not torch.equal(self._probed[0], _scores(policy))):
+        if self.group.leads and (self._probed is None or not torch.equal(self._probed[0], probe_scores(policy))):
             self.sync(policy)
         settings = [
             SamplingParams(
@@ -182,35 +181,12 @@ class VLLMGenerator:
         if not self.group.leads:
             return
         with tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir) as folder:
-            self._export(policy, folder)
+            write_weights(policy, folder, self._engine_dtype(policy))
             if self.engine is None:
                 self.engine = self._start(policy, folder)
             else:
                 self.engine.load(folder)
         self._check(policy)
-
-    def _export(self, policy: ScoredCausalLM, folder: str) -> None:
-        """Write the weights as those of a model whose head is not tied to its embedding.
-
-        vLLM on the CPU keeps a packed copy of the head, and leaves the old one in place where weights are tied.
-        """
-        model, dtype = policy.causal_lm, self._engine_dtype(policy)
-        state = {name: tensor.to("cpu", dtype) for name, tensor in merged_weights(policy)}
-        for name, tensor in state.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
-        head = model.get_output_embeddings()
-        name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        model.should_save_on_this_rank = lambda _: True  # transformers saves on the first rank; each may have an engine
-        model.save_pretrained(folder, state_dict=state | {name: state[name].clone()})
-        del model.should_save_on_this_rank
-        if bars:
-            transformers_logging.enable_progress_bar()
-        config = deepcopy(model.config)
-        config.tie_word_embeddings = False
-        config.save_pretrained(folder)
 
     def _engine_dtype(self, policy: ScoredCausalLM) -> torch.dtype:
         return policy.causal_lm.dtype if self.dtype is None else getattr(torch, self.dtype)
@@ -222,49 +198,41 @@ class VLLMGenerator:
 
     def _check(self, policy: ScoredCausalLM) -> None:
         """Compare the engine with the policy, and how far both have moved since the last sync."""
-        want, got = _scores(policy), self.engine.score(_probe(policy))
-        gap = _distance(want, got)
-        tolerance = self.probe_tolerance or (5e-3 if self._engine_dtype(policy) == torch.float32 else 0.25)
-        if not gap <= tolerance:  # nor is not-a-number
-            raise RuntimeError(
-                f"After a weight sync the log-probabilities of the vLLM engine are {gap:.2g} nats from the policy's on "
-                f"average, more than probe_tolerance {tolerance:g}: it does not hold the policy's weights, "
-                "or its dtype is too coarse for them."
-            )
-        if self._probed is not None:
-            before, answered = self._probed
-            moved = _distance(want, before)
-            if moved > _distance(before, answered) and torch.equal(got, answered):
-                raise RuntimeError(
-                    f"A weight sync changed nothing: the policy's log-probabilities have moved by {moved:.2g} nats on "
-                    "average since the one before, and those of the vLLM engine have not moved at all."
-                )
+        want, got = probe_scores(policy), self.engine.score(probe_ids(policy))
+        check_scores("the vLLM engine", want, got, self._probed, self._engine_dtype(policy), self.probe_tolerance)
         self._probed = want, got
 
 
-def _probe(policy: ScoredCausalLM) -> list[int]:
-    """Ids from all over the vocabulary, but not padding: of its zeros a norm makes much of any rounding."""
-    config = policy.causal_lm.config
-    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS, dtype=torch.float32).long().tolist()
-    return [token for token in ids if token != config.pad_token_id]
+def write_weights(policy: ScoredCausalLM, folder: str, dtype: torch.dtype) -> None:
+    """Write the weights, adapters merged, as those of a model whose head is not tied to its embedding.
 
+    vLLM on the CPU keeps a packed copy of the head, and leaves the old one in place where weights are tied.
 
-@torch.no_grad()
-def _scores(policy: ScoredCausalLM) -> Tensor:
-    """The policy's log-probability of each id of the probe but the first, float32, on the CPU."""
-    device = policy.causal_lm.device
-    ids = torch.tensor([_probe(policy)], device=device)
-    modes = [(module, module.training) for module in policy.modules()]
-    policy.eval()
-    with torch.autocast(device.type, enabled=False):  # the engine computes in the dtype of its weights
-        scored = policy(ids[:, :-1], torch.arange(ids.shape[1] - 1, device=device)[None], ids[:, 1:])
-    for module, training in modes:
-        module.training = training
-    return scored.logprobs.float().cpu()
+    Args:
+        policy: Whose weights.
+        folder: An empty one; it then holds safetensors and the model's config.
+        dtype: In which they are written.
 
-
-def _distance(some: Tensor, others: Tensor) -> float:
-    return (some - others).abs().mean().item()
+    Raises:
+        ValueError: If a weight is not finite.
+    """
+    model = policy.causal_lm
+    state = {name: tensor.to("cpu", dtype) for name, tensor in merged_weights(policy)}
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
+    head = model.get_output_embeddings()
+    name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    model.should_save_on_this_rank = lambda _: True  # transformers saves on the first rank; each may have an engine
+    model.save_pretrained(folder, state_dict=state | {name: state[name].clone()})
+    del model.should_save_on_this_rank
+    if bars:
+        transformers_logging.enable_progress_bar()
+    config = deepcopy(model.config)
+    config.tie_word_embeddings = False
+    config.save_pretrained(folder)
 
 
 def _completion(output: Any) -> Completion:

@@ -1,0 +1,72 @@
+"""Whether an engine holds the policy's weights: both score the same ids, and have moved since the last sync."""
+
+import torch
+from torch import Tensor
+
+from lightning_modules.policy.model import ScoredCausalLM
+
+PROBE_TOKENS = 64
+
+
+def probe_ids(policy: ScoredCausalLM) -> list[int]:
+    """Ids from all over the vocabulary, but not padding: of its zeros a norm makes much of any rounding."""
+    config = policy.causal_lm.config
+    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS, dtype=torch.float32).long().tolist()
+    return [token for token in ids if token != config.pad_token_id]
+
+
+@torch.no_grad()
+def probe_scores(policy: ScoredCausalLM) -> Tensor:
+    """The policy's log-probability of each id of the probe but the first, float32, on the CPU."""
+    device = policy.causal_lm.device
+    ids = torch.tensor([probe_ids(policy)], device=device)
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    with torch.autocast(device.type, enabled=False):  # the engine computes in the dtype of its weights
+        scored = policy(ids[:, :-1], torch.arange(ids.shape[1] - 1, device=device)[None], ids[:, 1:])
+    for module, training in modes:
+        module.training = training
+    return scored.logprobs.float().cpu()
+
+
+def check_scores(
+    engine: str,
+    want: Tensor,
+    got: Tensor,
+    before: tuple[Tensor, Tensor] | None,
+    dtype: torch.dtype,
+    tolerance: float | None,
+) -> None:
+    """Raise where an engine does not score the ids of the probe as the policy does, or has not moved with it.
+
+    Args:
+        engine: What the engine is called in the sentence.
+        want: Scores by the policy, [T].
+        got: Scores by the engine, [T].
+        before: Both after the last sync, None if there was none.
+        dtype: Of the engine's weights.
+        tolerance: Greatest mean difference in nats; 0.005 for an engine in float32 and 0.25 for others when None.
+
+    Raises:
+        RuntimeError: Saying by how much.
+    """
+    gap = _distance(want, got)
+    tolerance = tolerance or (5e-3 if dtype == torch.float32 else 0.25)
+    if not gap <= tolerance:  # nor is not-a-number
+        raise RuntimeError(
+            f"After a weight sync the log-probabilities of {engine} are {gap:.2g} nats from the policy's on "
+            f"average, more than probe_tolerance {tolerance:g}: it does not hold the policy's weights, "
+            "or its dtype is too coarse for them."
+        )
+    if before is not None:
+        asked, answered = before
+        moved = _distance(want, asked)
+        if moved > _distance(asked, answered) and torch.equal(got, answered):
+            raise RuntimeError(
+                f"A weight sync changed nothing: the policy's log-probabilities have moved by {moved:.2g} nats on "
+                f"average since the one before, and those of {engine} have not moved at all."
+            )
+
+
+def _distance(some: Tensor, others: Tensor) -> float:
+    return (some - others).abs().mean().item()
