@@ -127,13 +127,30 @@ class VLLMServerGenerator:
                 a setting is out of its range.
             RuntimeError: If the servers refuse requests or do not answer any more, or a sync does not work.
         """
+        stop = config_stop_ids(policy) if stop_ids is None else stop_ids
+        if self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy)):
+            self.sync(policy)
+        return self.sample(prompts, prompt_ids, n, stop, temperature, top_p)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None,
+        n: int,
+        stop_ids: Collection[int],
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> list[list[Completion]]:
+        """As a call, from the weights of the last sync: neither a collective nor with an eye on the policy.
+
+        Raises:
+            ValueError: See `__call__`.
+            RuntimeError: See `__call__`.
+        """
         temperature = self.temperature if temperature is None else temperature
         top_p = self.top_p if top_p is None else top_p
         check_sampling(temperature, top_p)
         names = names_of(prompts, prompt_ids)
-        stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
-        if self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy)):
-            self.sync(policy)
         longest = max(map(len, prompts), default=0) + self.max_new_tokens
         if longest > self.synced.max_model_len:
             raise ValueError(
@@ -145,7 +162,7 @@ class VLLMServerGenerator:
             "max_tokens": self.max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
-            "stop_token_ids": stop,
+            "stop_token_ids": list(stop_ids),
             "ignore_eos": True,  # what ends a completion are the ids above
             "detokenize": False,
             "logprobs": 0,  # of the sampled id alone
@@ -169,7 +186,7 @@ class VLLMServerGenerator:
             TimeoutError: If a transfer over NCCL hangs.
         """
         error: Exception | None = None
-        self._join()
+        self._meet()
         scores = probe_scores(policy)
         outcome: list[tuple[str, list[str], int] | str] = [""]
         if _rank() == 0:
@@ -184,10 +201,12 @@ class VLLMServerGenerator:
         self.synced = Synced(*outcome[0], scores)
         self.servers.keep(self.synced.urls)
 
-    def _join(self) -> None:
-        """A group of all ranks in which they wait for the first for as long as its sync may take."""
+    def _meet(self) -> None:
+        """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
         if self._group is None and dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=8 * self.timeout))
+        if self._group is not None:
+            dist.barrier(self._group)
 
     def _push(self, policy: ScoredCausalLM, scores: Tensor) -> tuple[str, list[str], int]:
         """Give the servers the weights and compare them: the weights' version, who has them, tokens at most."""

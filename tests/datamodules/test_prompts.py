@@ -220,6 +220,18 @@ def test_state_resumes_at_every_position_and_iterating_again_does_not_start_over
         assert next(iter(second)) == expected[k]
 
 
+def test_the_following_batch_is_the_one_that_is_handed_out_next():
+    through = loader()
+    expected = [batch for _ in range(3) for batch in through]
+    through, seen = loader(), []
+    for _ in range(2):
+        for _ in through:
+            position = through.state_dict()
+            seen.append(through.following())
+            assert through.state_dict() == position
+    assert seen == [expected[n // 2 * 2 + 2] for n in range(16)]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
