@@ -148,8 +148,8 @@ class GRPOModule(FunctionCallingModule):
             check_sizes(data, self.mini_batches, self.inner_epochs, self.micro_batch_tokens, limit, self.entropy_bonus)
         elif stage == "fit" and self.sampling.ahead:
             raise ValueError(
-                "model.sampling.ahead asks the loader which batch comes next, as that of XLAMPromptDataModule says: set "
-                "it to false with other data."
+                "model.sampling.ahead asks the loader which batch comes next, as that of XLAMPromptDataModule says: "
+                "set it to false with other data."
             )
 
     def configure_model(self) -> None:
