@@ -2,10 +2,10 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,6 +23,8 @@ from lightning_modules.generators.server_protocol import GENERATE, describe, is_
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm import write_weights
 from lightning_modules.policy.model import ScoredCausalLM
+
+Outcome = TypeVar("Outcome")
 
 
 class Synced(NamedTuple):
@@ -185,21 +187,12 @@ class VLLMServerGenerator:
             ValueError: If a weight is not finite, or a server's settings are not those that rollouts need.
             TimeoutError: If a transfer over NCCL hangs.
         """
-        error: Exception | None = None
         self._meet()
         scores = probe_scores(policy)
-        outcome: list[tuple[str, list[str], int] | str] = [""]
-        if _rank() == 0:
-            try:
-                outcome = [self._push(policy, scores)]
-            except (OSError, RuntimeError, ValueError) as own:
-                error, outcome = own, [str(own)]
-        if self._group is not None:
-            dist.broadcast_object_list(outcome, src=0, group=self._group)
-        if error is not None or isinstance(outcome[0], str):
-            raise error or RuntimeError(outcome[0])
-        self.synced = Synced(*outcome[0], scores)
-        self.servers.keep(self.synced.urls)
+        dtype, max_model_len = self._first(self._find)
+        version, urls = self._first(partial(self._push, policy, scores, dtype))
+        self.synced = Synced(version, urls, max_model_len, scores)
+        self.servers.keep(urls)
 
     def _meet(self) -> None:
         """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
@@ -208,8 +201,23 @@ class VLLMServerGenerator:
         if self._group is not None:
             dist.barrier(self._group)
 
-    def _push(self, policy: ScoredCausalLM, scores: Tensor) -> tuple[str, list[str], int]:
-        """Give the servers the weights and compare them: the weights' version, who has them, tokens at most."""
+    def _first(self, call: Callable[[], Outcome]) -> Outcome:
+        """What a call on the first rank gives, on every rank; a collective. What it raises there is raised by all."""
+        outcome: list[Any] = [None, ""]
+        error: Exception | None = None
+        if _rank() == 0:
+            try:
+                outcome[0] = call()
+            except (OSError, RuntimeError, ValueError) as own:
+                error, outcome[1] = own, str(own) or type(own).__name__
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1]:
+            raise error or RuntimeError(outcome[1])
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def _find(self) -> tuple[torch.dtype, int]:
+        """Find the servers that answer: the dtype of their weights, and tokens of prompt and completion at most."""
         self.servers.alive = list(self.servers.every)
         found = list(self.servers.everywhere(describe).values())
         if self.synced is None and self.servers.lost:
@@ -217,19 +225,24 @@ class VLLMServerGenerator:
             raise RuntimeError(f"All of the generator's servers have to answer at the start ({why}).")
         if len(dtypes := {settings["dtype"] for settings in found}) > 1:
             raise ValueError(f"The vLLM servers have weights in {', '.join(sorted(dtypes))}: give all one --dtype.")
-        dtype, version = getattr(torch, dtypes.pop().removeprefix("torch.")), uuid4().hex
+        dtype = getattr(torch, dtypes.pop().removeprefix("torch."))
+        return dtype, min(settings["max_model_len"] for settings in found)
+
+    def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype) -> tuple[str, list[str]]:
+        """Give the servers the weights and compare them: the version that the weights get, and who has them."""
         if self.nccl is not None:
             self.nccl.send(policy, dtype)
         else:
             with tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir) as folder:
                 write_weights(policy, folder, dtype)
                 self.servers.everywhere(partial(load, folder=folder))
+        version = uuid4().hex
         answers = self.servers.everywhere(partial(settle, version=version, ids=probe_ids(policy)))
         for url, got in answers.items():
             name, before = f"the vLLM server at {url}", self._probed.get(url)
             check_scores(name, scores, got, before, dtype, self.probe_tolerance)
         self._probed = {url: (scores, got) for url, got in answers.items()}
-        return version, list(answers), min(settings["max_model_len"] for settings in found)
+        return version, list(answers)
 
 
 def check_servers(urls: Sequence[str], transfer: str) -> None:
