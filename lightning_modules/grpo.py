@@ -241,7 +241,9 @@ class GRPOModule(FunctionCallingModule):
             on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
             clock=clock,
         )
-        return draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
+        drawn = draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
+        self.rest_generator(stale=True)
+        return drawn
 
     def generate_ahead(
         self,

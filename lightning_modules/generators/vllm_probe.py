@@ -1,9 +1,11 @@
-"""Whether an engine holds the policy's weights: both score the same ids, and have moved since the last sync."""
+"""The ids that a policy and an engine with its weights score, to see whether they are the same model."""
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.unshard import computing_device
 
 PROBE_TOKENS = 64
 
@@ -15,18 +17,25 @@ def probe_ids(policy: ScoredCausalLM) -> list[int]:
     return [token for token in ids if token != config.pad_token_id]
 
 
-@torch.no_grad()
 def probe_scores(policy: ScoredCausalLM) -> Tensor:
     """The policy's log-probability of each id of the probe but the first, float32, on the CPU."""
-    device = policy.causal_lm.device
-    ids = torch.tensor([probe_ids(policy)], device=device)
+    device = computing_device(policy)
     modes = [(module, module.training) for module in policy.modules()]
     policy.eval()
-    with torch.autocast(device.type, enabled=False):  # the engine computes in the dtype of its weights
+    # The engine computes in the dtype of its weights. FSDP2 keeps what it gathers: not as tensors of inference.
+    with torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+        ids = torch.tensor([probe_ids(policy)], device=device)
         scored = policy(ids[:, :-1], torch.arange(ids.shape[1] - 1, device=device)[None], ids[:, 1:])
     for module, training in modes:
         module.training = training
+    if isinstance(policy, FSDPModule):
+        policy.reshard()  # what the forward pass leaves whole: embedding and head
     return scored.logprobs.float().cpu()
+
+
+def distance(some: Tensor, others: Tensor) -> float:
+    """Mean absolute difference of two scores of the probe, in nats."""
+    return (some - others).abs().mean().item()
 
 
 def check_scores(
@@ -50,7 +59,7 @@ def check_scores(
     Raises:
         RuntimeError: Saying by how much.
     """
-    gap = _distance(want, got)
+    gap = distance(want, got)
     tolerance = tolerance or (5e-3 if dtype == torch.float32 else 0.25)
     if not gap <= tolerance:  # nor is not-a-number
         raise RuntimeError(
@@ -60,13 +69,9 @@ def check_scores(
         )
     if before is not None:
         asked, answered = before
-        moved = _distance(want, asked)
-        if moved > _distance(asked, answered) and torch.equal(got, answered):
+        moved = distance(want, asked)
+        if moved > distance(asked, answered) and torch.equal(got, answered):
             raise RuntimeError(
                 f"A weight sync changed nothing: the policy's log-probabilities have moved by {moved:.2g} nats on "
                 f"average since the one before, and those of {engine} have not moved at all."
             )
-
-
-def _distance(some: Tensor, others: Tensor) -> float:
-    return (some - others).abs().mean().item()
