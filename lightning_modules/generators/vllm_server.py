@@ -3,6 +3,7 @@
 import importlib.util
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -23,6 +24,8 @@ from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import write_weights
+from lightning_modules.policy.unshard import computing_device, is_sharded, unsharded_copy
+from lightning_modules.ranks import of_every_rank
 
 Outcome = TypeVar("Outcome")
 
@@ -130,7 +133,8 @@ class VLLMServerGenerator:
             RuntimeError: If the servers refuse requests or do not answer any more, or a sync does not work.
         """
         stop = config_stop_ids(policy) if stop_ids is None else stop_ids
-        if self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy)):
+        behind = self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy))
+        if any(of_every_rank(behind)) if is_sharded(policy) else behind:
             self.sync(policy)
         return self.sample(prompts, prompt_ids, n, stop, temperature, top_p)
 
@@ -190,9 +194,28 @@ class VLLMServerGenerator:
         self._meet()
         scores = probe_scores(policy)
         dtype, max_model_len = self._first(self._find)
-        version, urls = self._first(partial(self._push, policy, scores, dtype))
+        if self.nccl is not None and is_sharded(policy):
+            policy = unsharded_copy(policy, dtype, computing_device(policy))
+        with self._folder() as folder:
+            if self.nccl is None and is_sharded(policy):  # all ranks gather
+                write_weights(policy, folder, dtype, write=_rank() == 0)
+            elif self.nccl is None:
+                self._first(partial(write_weights, policy, folder, dtype))
+            version, urls = self._first(partial(self._push, policy, scores, dtype, folder))
         self.synced = Synced(version, urls, max_model_len, scores)
         self.servers.keep(urls)
+
+    def prepare(self, precision: str, longest_prompt: int | None) -> None:
+        """Do nothing: servers were started with settings of their own. See `HoldsWeights`."""
+
+    def rest(self, stale: bool = False) -> None:
+        """Do nothing: servers have GPUs of their own. See `HoldsWeights`."""
+
+    def _folder(self) -> AbstractContextManager[str]:
+        """Where the first rank writes the weights; nowhere on others."""
+        if self.nccl is not None or _rank() > 0:
+            return nullcontext("")
+        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
 
     def _meet(self) -> None:
         """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
@@ -228,14 +251,12 @@ class VLLMServerGenerator:
         dtype = getattr(torch, dtypes.pop().removeprefix("torch."))
         return dtype, min(settings["max_model_len"] for settings in found)
 
-    def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype) -> tuple[str, list[str]]:
+    def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype, folder: str) -> tuple[str, list[str]]:
         """Give the servers the weights and compare them: the version that the weights get, and who has them."""
         if self.nccl is not None:
             self.nccl.send(policy, dtype)
         else:
-            with tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir) as folder:
-                write_weights(policy, folder, dtype)
-                self.servers.everywhere(partial(load, folder=folder))
+            self.servers.everywhere(partial(load, folder=folder))
         version = uuid4().hex
         answers = self.servers.everywhere(partial(settle, version=version, ids=probe_ids(policy)))
         for url, got in answers.items():
