@@ -10,6 +10,7 @@ from fake_vllm import FakeVLLM
 from training_runs import metrics, rewards_module, run_ranks
 
 from lightning_modules.generators import HFGenerator, VLLMServerGenerator, server_requests
+from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.policy.model import build_policy
 
@@ -275,6 +276,11 @@ def test_impossible_settings_are_refused(bad, words):
     with pytest.raises(ValueError, match=words) as error:
         VLLMServerGenerator(**{"servers": ["http://[::1]:8000", "http://localhost:8001/"]} | bad)
     assert "secret" not in str(error.value)
+
+
+def test_shards_are_taken_as_they_are():
+    """So that no rank makes an unsharded copy; two ranks do so below."""
+    assert isinstance(VLLMServerGenerator(["http://127.0.0.1:8000"]), HoldsWeights)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
