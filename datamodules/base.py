@@ -190,6 +190,11 @@ class XLAMDataModule(LightningDataModule):
             "to none."
         )
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that completions are generated for."""
+        return int(np.array(self.val_rows.table["prompt_tokens"])[self.val_indices].max(initial=0))
+
     def ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -113,11 +113,18 @@ class RepeatingLoader(ResumableLoader):
                 self.epoch, self.batch = self.epoch + 1, 0
             wanted = (self.epoch, self.batch // self.repeats)
             if wanted != present:
-                start = wanted[1] * self.batch_size
-                order = epoch_order(self.rows, self.seed, self.epoch)
-                made, present = self.make_batch(order[start : start + self.batch_size]), wanted
+                made, present = self._make(*wanted), wanted
             self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
             yield made
+
+    def following(self) -> Any:
+        """The batch after the one that was handed out last; the position stays where it is."""
+        batch = (self.batch - 1) // self.repeats + 1
+        return self._make(self.epoch, batch) if batch < super().__len__() else self._make(self.epoch + 1, 0)
+
+    def _make(self, epoch: int, batch: int) -> Any:
+        start = batch * self.batch_size
+        return self.make_batch(epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size])
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the seed and sizes that it is a position in."""

@@ -43,6 +43,11 @@ class XLAMPromptDataModule(XLAMDataModule):
         """Tokens of each prompt, [rows]."""
         return np.array(rows.table["prompt_tokens"])
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that completions are sampled for."""
+        return max(super().longest_prompt, self.hparams.max_prompt_length if len(self.train_indices) else 0)
+
     def train_dataloader(self) -> RepeatingLoader:
         """Loader of this rank's share of each global batch of prompts, each `repeats` times."""
         h = self.hparams

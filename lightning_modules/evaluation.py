@@ -7,22 +7,24 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
-from datamodules.packing import IGNORED, Encoded, collate_packed, micro_batches
+from datamodules.packing import IGNORED, Encoded, PackedBatch, collate_packed, idle_batch, micro_batches
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator
+from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.generation_config import stop_ids
-from lightning_modules.policy.model import ScoredCausalLM, build_policy
+from lightning_modules.policy.model import ScoredCausalLM, ScoredTokens, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import probe_everywhere
 from lightning_modules.policy.unshard import is_sharded, unsharded_copy
-from lightning_modules.ranks import failing_together
+from lightning_modules.ranks import failing_together, of_every_rank
 from lightning_modules.rollout.rollout import Rollout, score_completion
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
@@ -169,10 +171,16 @@ class EvaluationModule(LightningModule):
     def generating_policy(self) -> ScoredCausalLM:
         """The model to generate with: the policy or, if it is sharded, an unsharded copy (a collective).
 
-        The copy has the dtype that the policy computes in, adapters of its own as the policy has them, and is where the
-        policy computes, be its shards offloaded.
+        A generator that holds the weights in an engine of its own takes the shards of FSDP2 as they are. The copy has
+        the dtype that the policy computes in, adapters of its own as the policy has them, and is where the policy
+        computes, be its shards offloaded.
         """
-        if not is_sharded(self.policy):
+        streams = False
+        if isinstance(self.generator, HoldsWeights):
+            longest = getattr(self.trainer.datamodule, "longest_prompt", None)  # of data that say so
+            self.generator.prepare(str(self.trainer.precision), longest)
+            streams = not isinstance(self.policy, FullyShardedDataParallel)
+        if streams or not is_sharded(self.policy):
             return self.policy
         half = str(self.trainer.precision).startswith("bf16")
         return unsharded_copy(self.policy, torch.bfloat16 if half else None, self.device)
@@ -186,11 +194,17 @@ class EvaluationModule(LightningModule):
     on_predict_start = on_validation_start
 
     def on_validation_end(self) -> None:
-        """Free the unsharded copy."""
+        """Free the unsharded copy, and the memory of a generator's engine."""
         self.generating = ()
+        self.rest_generator()
 
     on_test_end = on_validation_end
     on_predict_end = on_validation_end
+
+    def rest_generator(self, stale: bool = False) -> None:
+        """Let a generator that holds weights of its own free memory; see `HoldsWeights.rest`."""
+        if isinstance(self.generator, HoldsWeights):
+            self.generator.rest(stale)
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[Rollout]:
         """Generate one completion per prompt; score it and count it in the metrics where the right answer is known."""
@@ -226,13 +240,23 @@ class EvaluationModule(LightningModule):
         """Update `target_loss` with log-probabilities of the reference answers; draws no random number."""
         lengths = [len(document.input_ids) for document in documents]
         longest = max(lengths, default=0)
-        for rows in micro_batches(lengths, longest, max(SCORED_TOKENS, longest), self.packed):
+        batches = micro_batches(lengths, longest, max(SCORED_TOKENS, longest), self.packed)
+        # Forward passes of shards are collectives: a rank with fewer batches takes part in those of the others.
+        most = max(of_every_rank(len(batches))) if is_sharded(self.generating[0]) else len(batches)
+        for rows in batches:
             micro = {name: tensor.to(self.device) for name, tensor in collate_packed(documents, rows).items()}
-            scored = self.generating[0](micro["input_ids"], micro["position_ids"], micro["targets"])
+            scored = self.score_tokens(micro)
             supervised = micro["targets"] != IGNORED
             self.target_loss.update(-scored.logprobs, micro["segments"][supervised], micro["doc_ids"][supervised])
+        for _ in range(most - len(batches)):
+            self.score_tokens(idle_batch(self.device))
         if not documents:  # on every rank, so that all reduce
             self.target_loss.update(*torch.zeros(3, 0, dtype=torch.long, device=self.device))
+
+    def score_tokens(self, micro: PackedBatch) -> ScoredTokens:
+        """Scores of the targets of a micro-batch by the model that is evaluated."""
+        with torch.inference_mode(False), torch.no_grad():  # FSDP2 keeps what it gathers: not as tensors of inference
+            return self.generating[0](micro["input_ids"], micro["position_ids"], micro["targets"])
 
     def evaluated(self) -> dict[str, float]:
         """Metrics of an evaluation, reduced over ranks; their counts are then reset."""

@@ -7,6 +7,7 @@ nothing is ever dropped out, by adapters or by the model itself, so that the rat
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -19,12 +20,14 @@ from datamodules.loading import PromptBatch
 from datamodules.packing import PackedBatch
 from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
+from lightning_modules.generators import Completion
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, PolicyTotals
 from lightning_modules.policy.dropout import disable_dropout
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.reference import PREFIX, frozen_copy, reference_policy
 from lightning_modules.ranks import of_every_rank, over_ranks
+from lightning_modules.rollout.ahead import Ahead
 from lightning_modules.rollout.buffer import RolloutBuffer, buffer_of_rank
 from lightning_modules.rollout.collect import fill_logprobs, make_buffer, set_advantages, set_weights
 from lightning_modules.rollout.dynamic import Drawn, DynamicSampling, draw_groups
@@ -34,6 +37,7 @@ from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.sampling import Sampling, sample_groups
 from lightning_modules.rollout.scoring import RewardFunction, Rewards, RewardTerm
 from lightning_modules.rollout.settings import (
+    check_ahead,
     check_full_distribution,
     check_sizes,
     extra_rows,
@@ -109,6 +113,7 @@ class GRPOModule(FunctionCallingModule):
             advantage_scale=(advantage_scale, advantage_scale in ("std", "none"), "std or none"),
         )
         check_full_distribution(sampling, importance_sampling)
+        check_ahead(sampling, self.generator, importance_sampling, dynamic_sampling)
         self.sampling, self.dynamic_sampling, self.overlong = sampling, dynamic_sampling, overlong
         self.entropy_bonus, self.loss, self.importance_sampling = entropy_bonus, loss, importance_sampling
         self.mini_batches, self.inner_epochs = mini_batches, inner_epochs
@@ -121,6 +126,7 @@ class GRPOModule(FunctionCallingModule):
         self.frozen = False  # whether this run needs a frozen copy as its reference
         self.reference: ScoredCausalLM | None = None
         self.buffer: RolloutBuffer | None = None
+        self.ahead = Ahead()
         self.rollouts: list[Rollout] = []  # of this step, if it sampled any, for callbacks; so are the next
         self.rollout_advantages = torch.zeros(0, dtype=torch.float32)
 
@@ -133,13 +139,18 @@ class GRPOModule(FunctionCallingModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: If the sizes of the data and of the step do not go together.
+            ValueError: If the sizes of the data and of the step do not go together, or a batch cannot be sampled ahead.
         """
         super().setup(stage)
         self.frozen = stage == "fit" and self.loss.kl_coef > 0 and self.lora is None
         data, limit = self.trainer.datamodule, self.generator.max_new_tokens
         if stage == "fit" and isinstance(data, XLAMPromptDataModule):
             check_sizes(data, self.mini_batches, self.inner_epochs, self.micro_batch_tokens, limit, self.entropy_bonus)
+        elif stage == "fit" and self.sampling.ahead:
+            raise ValueError(
+                "model.sampling.ahead asks the loader which batch comes next, as that of XLAMPromptDataModule says: "
+                "set it to false with other data."
+            )
 
     def configure_model(self) -> None:
         """Load tokenizer and weights once; if they were loaded for validation alone, a fit then adds the reference."""
@@ -211,13 +222,16 @@ class GRPOModule(FunctionCallingModule):
 
     def sample(self, batch: PromptBatch, clock: dict[str, float]) -> Drawn:
         """This rank's groups of rollouts with their rewards, from its prompts or others in their place."""
+        with timed(clock, "time/generate"):
+            self.ahead.wait()
         with timed(clock, "time/weight_sync"):
             policy = self.generating_policy()
             self.generator.sync(policy)
         ranks = self.trainer.world_size
+        generate = partial(self.sampling, self.generator, policy, self.stop_ids)
         sample = partial(
             sample_groups,
-            generate=partial(self.sampling, self.generator, policy, self.stop_ids),
+            generate=partial(self.generate_ahead, generate) if self.sampling.ahead else generate,
             score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
             group_size=self.sampling.group_size,
             max_resample=self.dynamic_sampling.max_resample,
@@ -227,7 +241,30 @@ class GRPOModule(FunctionCallingModule):
             on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
             clock=clock,
         )
-        return draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
+        drawn = draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
+        self.rest_generator(stale=True)
+        return drawn
+
+    def generate_ahead(
+        self,
+        generate: Callable[[list[list[int]], list[str]], list[list[Completion]]],
+        prompts: list[list[int]],
+        names: list[str],
+    ) -> list[list[Completion]]:
+        """The completions of this batch, sampled ahead but for the first one; those of the next batch are begun."""
+        completions = self.ahead.take(names) or generate(prompts, names)
+        step, sampling = self.global_step + self.repeats, self.sampling
+        if step < self.trainer.estimated_stepping_batches:
+            batch = self.trainer.train_dataloader.following()
+            names = [f"{step}/{example.id}" for example in batch.examples]
+            settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
+            self.ahead.start(names, partial(self.generator.sample, batch.prompt_ids, names, *settings))
+        return completions
+
+    def on_validation_start(self) -> None:
+        """Let what is sampled ahead be done before the generator is given other weights."""
+        self.ahead.wait()
+        super().on_validation_start()
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the next mini-batch of rollouts."""
@@ -284,6 +321,8 @@ class GRPOModule(FunctionCallingModule):
         super().on_save_checkpoint(checkpoint)
         used = self.buffer is not None and self.buffer.updates_done
         checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
+        if self.sampling.ahead:
+            checkpoint["ahead"] = of_every_rank(self.ahead.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's rollouts whose updates are not all done.
@@ -295,6 +334,7 @@ class GRPOModule(FunctionCallingModule):
         if self.fitting:
             ranks = self.trainer.world_size
             self.buffer = buffer_of_rank(checkpoint["rollouts"], self.global_rank, ranks, self.repeats)
+            self.ahead.load_state_dicts(checkpoint.get("ahead", []))
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
         """Refuse the checkpoint of another model or module.

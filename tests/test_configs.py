@@ -1,5 +1,6 @@
 """Every shipped YAML through the real `main(args)`, made small: tiny model, a few rows, two optimizer steps."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from datamodules.refinement import rounds
 from datamodules.refinement.cli import main as refine
 from lightning_modules.cli import FunReasonCLI, main
+from lightning_modules.generators import HFGenerator, VLLMGenerator
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = {"name": "f", "description": "", "parameters": {"a": {"type": "int", "description": ""}}}
@@ -30,6 +32,8 @@ COMMANDS = {
     "grpo.yaml": ("fit", [], SAMPLE),
     "variants/grpo_plain.yaml": ("fit", ["grpo.yaml"], SAMPLE),
     "variants/grpo_vllm.yaml": ("fit", ["grpo.yaml"], SAMPLE),  # with its own generator: tests/vllm
+    "variants/grpo_vllm_server.yaml": ("fit", ["grpo.yaml"], SAMPLE),  # likewise
+    "variants/vllm.yaml": ("fit", ["rl.yaml"], SAMPLE),  # that one, too
     "rl.yaml": ("fit", [], SAMPLE),
     "paper/egpo.yaml": ("fit", ["rl.yaml"], SAMPLE),
     "paper/funrl.yaml": ("fit", ["rl.yaml"], SAMPLE),
@@ -53,7 +57,7 @@ REFINE = {
 }
 ROUNDS = ("self_refine.yaml", "paper/hard_resampling.yaml")
 OWN = ("finetune.yaml", "rl.yaml")  # experiments on a model and rows of one's own, which the papers' recipes follow
-RECIPES = (*OWN, *(name for name, (_, before, _) in COMMANDS.items() if before and before[0] in OWN))
+RECIPES = (*OWN, *(name for name, (_, before, _) in COMMANDS.items() if name[:6] == "paper/" and before[0] in OWN))
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +96,15 @@ def holds(in_force, value, name, options):
                 }
             },
         ),
+        (
+            "vllm_server",
+            {
+                "generator": {
+                    "class_path": "lightning_modules.generators.VLLMServerGenerator",
+                    "init_args": {"servers": ["http://127.0.0.1:8000"]},
+                }
+            },
+        ),
     ],
 )
 def test_a_variant_of_grpo_says_what_it_changes_and_where_it_runs(variant, changed):
@@ -100,13 +113,41 @@ def test_a_variant_of_grpo_says_what_it_changes_and_where_it_runs(variant, chang
     assert overlay == {"model": {"init_args": changed}, "trainer": trainer}
 
 
-@pytest.mark.parametrize("name", ["variants/grpo_plain.yaml", "variants/grpo_vllm.yaml", "paper/egpo.yaml"])
+@pytest.mark.parametrize(
+    "name", ["variants/grpo_plain.yaml", "variants/grpo_vllm.yaml", "variants/vllm.yaml", "paper/egpo.yaml"]
+)
 def test_an_overlay_alone_asks_for_the_experiment_that_it_changes(name, capsys):
     file = ROOT / "configs" / name
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(file)])
     asked = f"error: {file} is an overlay, it names no model.class_path: give the experiment that it changes before it"
     assert capsys.readouterr().err.splitlines()[-1].startswith(asked)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("rl", "variants/vllm", "paper/egpo"),
+        ("rl", "paper/egpo", "variants/vllm"),
+        ("grpo", "variants/grpo_vllm", "paper/egpo"),
+        ("grpo", "paper/egpo", "variants/grpo_vllm"),
+    ],
+)
+def test_who_generates_and_how_much_may_be_said_in_either_order(files, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *given: name == "vllm" or find(name, *given))
+    cli = FunReasonCLI([*(f"--config=configs/{file}.yaml" for file in files), "--data.path=rows.jsonl"], run=False)
+    assert type(cli.model.generator) is VLLMGenerator and cli.model.generator.max_new_tokens == 8192
+    assert cli.model.sampling.group_size == 8
+
+
+def test_a_recipe_generates_with_transformers_unless_told_otherwise(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cli = FunReasonCLI(
+        ["--config=configs/rl.yaml", "--config=configs/paper/egpo.yaml", "--data.path=rows.jsonl"], run=False
+    )
+    assert type(cli.model.generator) is HFGenerator and cli.model.generator.max_new_tokens == 8192
 
 
 def test_overlays_say_in_their_first_line_or_folder_what_they_are():

@@ -15,7 +15,7 @@ FLAT += ("overlong_buffer", "importance_cap", "importance_above")
 """Arguments that `GRPOModule` had."""
 GROUPS = {
     "2e32ac1/grpo": {
-        "sampling": {"group_size": 2, "temperature": 1.0, "top_p": 1.0},
+        "sampling": {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "ahead": False},
         "entropy_bonus": {"scale": 0.4, "divisor": 2.0, "level": "rollout_cot"},
         "loss": {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None, "aggregation": "token_mean"}
         | {"ratio_level": "token", "kl_coef": 0.001},
@@ -24,7 +24,7 @@ GROUPS = {
         "importance_sampling": {"cap": 2.0, "above": "truncate"},
     },
     "2e32ac1/grpo_tuned": {
-        "sampling": {"group_size": 2, "temperature": 0.9, "top_p": 0.95},
+        "sampling": {"group_size": 2, "temperature": 0.9, "top_p": 0.95, "ahead": False},
         "entropy_bonus": {"scale": 0.3, "divisor": 3.0, "level": "token"},
         "loss": {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 3.0, "aggregation": "seq_mean"}
         | {"ratio_level": "token", "kl_coef": 0.01},
@@ -33,7 +33,7 @@ GROUPS = {
         "importance_sampling": {"cap": None, "above": "mask"},
     },
     "2f9a2e0/grpo_dynamic": {
-        "sampling": {"group_size": 2, "temperature": 1.0, "top_p": 1.0},
+        "sampling": {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "ahead": False},
         "entropy_bonus": {"scale": 0.4, "divisor": 2.0, "level": "rollout_cot"},
         "loss": {"clip_low": None, "clip_high": None, "dual_clip": None, "aggregation": None}
         | {"ratio_level": "sequence", "kl_coef": 0.001},

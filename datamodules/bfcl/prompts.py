@@ -76,6 +76,11 @@ class BFCLDataModule(LightningDataModule):
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return PromptLoader(self.rows, self.prompt_ids, self.eval_batch_size, rank, ranks)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.prompt_ids))
+
     @rank_zero_only
     def _say(self) -> None:
         lengths = sorted(map(len, self.prompt_ids))

@@ -45,6 +45,7 @@ class RunSummary(Callback):
             "steps": f"{trainer.estimated_stepping_batches:,} optimizer steps, from step {trainer.global_step:,}",
             "learning rate": rate_of(trainer, pl_module),
             "devices": f"{trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}",
+            "generator": f"{type(pl_module.generator).__name__}, at most {pl_module.generator.max_new_tokens:,} tokens",
             "run folder": f"{trainer.log_dir}",
         }
         if str(pl_module.tokenizer.chat_template).startswith(DATE_FIXED):

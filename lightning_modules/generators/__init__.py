@@ -3,5 +3,6 @@
 from lightning_modules.generators.base import Completion, Generator
 from lightning_modules.generators.hf import HFGenerator
 from lightning_modules.generators.vllm import VLLMGenerator
+from lightning_modules.generators.vllm_server import VLLMServerGenerator
 
-__all__ = ["Completion", "Generator", "HFGenerator", "VLLMGenerator"]
+__all__ = ["Completion", "Generator", "HFGenerator", "VLLMGenerator", "VLLMServerGenerator"]

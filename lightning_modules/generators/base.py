@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -77,6 +77,31 @@ class Generator(Protocol):
 
         Args:
             policy: The model to sample from next.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """What a generator does besides that has an engine with weights of its own.
+
+    It takes a policy in the shards of FSDP2 as it is: no unsharded copy is made for it.
+    """
+
+    def prepare(self, precision: str, longest_prompt: int | None) -> None:
+        """Take from the run what the settings leave open.
+
+        Args:
+            precision: As `trainer.precision`.
+            longest_prompt: Tokens of the longest prompt to come; None where nobody knows.
+        """
+        ...
+
+    def rest(self, stale: bool = False) -> None:
+        """Free memory until the next call, for the policy is going to learn or a run is over; every rank calls it.
+
+        Args:
+            stale: Whether the policy is about to change, so that the weights need not be kept.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Ranks that share one engine: the first of them runs it, the others send it their requests."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -12,14 +13,17 @@ Answer = TypeVar("Answer")
 class EngineGroup:
     """The ranks that share one engine, as this rank sees them; every rank makes one at the same time.
 
+    They wait for each other on the CPU: NCCL would keep their GPUs busy beside the engine, and give up in ten minutes.
+
     Args:
         size: Ranks that share an engine; neighbours, so that they are on one node. 1 shares nothing.
+        timeout: Seconds that they wait for each other.
 
     Raises:
         ValueError: If the ranks cannot be divided into groups of that size.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, timeout: float = 1800.0) -> None:
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if ranks % size:
             raise ValueError(
@@ -27,7 +31,8 @@ class EngineGroup:
                 "divisor of the number of GPUs of a node."
             )
         self.size = size
-        self.group = dist.new_subgroups(size)[0] if size > 1 else None
+        waits = {"backend": "gloo", "timeout": timedelta(seconds=timeout)}
+        self.group = dist.new_subgroups(size, **waits)[0] if size > 1 else None
         self.first = dist.get_rank() // size * size if size > 1 else 0
 
     @property

@@ -1,35 +1,42 @@
 """Generation with vLLM: an engine beside the trainer that is given the policy's weights."""
 
+import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Collection, Sequence
-from copy import deepcopy
+from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedConfig
 
 from datamodules.loading import resolve_seed
+from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.probe import rounding
-from lightning_modules.policy.unshard import merged_weights
+from lightning_modules.policy.streaming import untied_config, write_weights
+from lightning_modules.policy.unshard import computing_device, is_sharded
+from lightning_modules.ranks import of_every_rank
 
-PROBE_TOKENS = 64
+CALLS = 6
+"""Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
 
 
 class VLLMGenerator:
     """Generates with a vLLM engine (arXiv 2309.06180), one per rank or group of ranks, started when first needed.
 
     The weights, adapters merged, reach the engine through a folder of safetensors, at its start and whenever the policy
-    scores a few ids otherwise than before. Then the engine scores them, too: if it disagrees with the policy, or the
-    policy has moved and the engine has not, the run ends with a sentence. On a GPU the engine frees its memory whenever
-    a call of it is over.
+    scores a few ids otherwise than before; those of a sharded policy one after the other, without a whole copy of it
+    anywhere. Then the engine scores the ids, too: if it disagrees with the policy, or the policy has moved and the
+    engine has not, the run ends with a sentence. On a GPU the engine frees its memory when a batch of rollouts or an
+    evaluation is over.
 
     A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together can differ. `Completion.logprobs` are
@@ -45,10 +52,11 @@ class VLLMGenerator:
         probe_tolerance: Greatest mean difference, in nats, between the log-probabilities of engine and policy. When
             None: 0.005 for an engine in float32; for others 0.25 or, where that is more, what rounding may do by the
             spread of the policy's (`policy.probe.rounding`; 0.088 of it in bfloat16).
-        sleep: Whether the engine frees its GPU memory after a call; without effect on the CPU.
+        sleep: Whether the engine frees its GPU memory while the policy learns; without effect on the CPU.
         weights_dir: Where the folder of weights is made; a file system in memory is fastest. Python's choice when None.
-        dtype: Of the engine's weights; the policy's when None.
-        max_model_len: Tokens that prompt and completion may have together; as many as the model has when None.
+        dtype: Of the engine's weights; when None bfloat16 if `trainer.precision` has 16 in it, else the policy's.
+        max_model_len: Tokens that prompt and completion may have together; when None those of the run's longest prompt
+            and completion, or outside of a run as many as there is memory for.
         tensor_parallel_size: GPUs of one engine: so many neighbouring ranks of a node share it, for models that are too
             large for one of them.
         gpu_memory_utilization: Share of the device's memory that the engine may use (of the machine's, on the CPU).
@@ -104,6 +112,7 @@ class VLLMGenerator:
         self.tensor_parallel_size = tensor_parallel_size
         self.group: EngineGroup | None = None
         self.engine: Engine | None = None
+        self._half, self._longest_prompt, self._rests = False, None, False
         self._probed: tuple[Tensor, Tensor] | None = None  # scores by the policy and the engine after the last sync
 
     def __call__(
@@ -132,8 +141,11 @@ class VLLMGenerator:
         names = names_of(prompts, prompt_ids)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
         self._share()
-        if self.group.leads and (self._probed is None or not torch.equal(self._probed[0], _scores(policy))):
+        if self._is_behind(policy):
             self.sync(policy)
+        if self._rests:  # the engine wakes up, on the GPUs of all ranks that share it
+            torch.cuda.empty_cache()
+            self._rests = False
         settings = [
             SamplingParams(
                 max_tokens=self.max_new_tokens,
@@ -152,9 +164,29 @@ class VLLMGenerator:
         completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
+    def prepare(self, precision: str, longest_prompt: int | None) -> None:
+        """Take from the run what the settings leave open; see `HoldsWeights`."""
+        self._half, self._longest_prompt = "16" in precision, longest_prompt
+
+    def rest(self, stale: bool = False) -> None:
+        """Free the engine's GPU memory until the next call; see `HoldsWeights`."""
+        if self.engine is not None:
+            self.engine.rest(level=2 if stale else 1)
+        self._rests = True
+
     def _share(self) -> None:
         if self.group is None:
-            self.group = EngineGroup(self.tensor_parallel_size)
+            self.group = EngineGroup(self.tensor_parallel_size, CALLS * self.timeout)
+
+    def _is_behind(self, policy: ScoredCausalLM) -> bool:
+        """Whether the engine needs a sync, as all ranks see it that take part in one."""
+        sharded = is_sharded(policy)
+        behind = self._probed is None or (self.engine is not None and self.engine.emptied)
+        if self._probed is not None and (sharded or self.group.leads):
+            behind |= not torch.equal(self._probed[0], probe_scores(policy))
+        return (
+            any(of_every_rank(behind)) if sharded else self.group.ask(behind, lambda every: [any(every)] * len(every))
+        )
 
     def _answer(self, requests: list[tuple[list[Sequence[int]], list[Any]]]) -> list[list[Completion]]:
         """Completions for the rows of every rank that shares the engine."""
@@ -167,107 +199,75 @@ class VLLMGenerator:
                 "length of prompts."
             )
         completions = iter([_completion(row.outputs[0]) for row in self.engine.generate(rows, settings, self.progress)])
-        self.engine.rest()
         return [list(islice(completions, len(request[0]))) for request in requests]
 
     def sync(self, policy: ScoredCausalLM) -> None:
         """Give the engine the policy's weights, starting it where there is none, and check that it has them.
 
-        Ranks that share an engine with another that runs it have nothing to do.
+        Every rank calls it. Those that share an engine with another that runs it help to gather a sharded policy, and
+        make room for the engine.
 
         Raises:
+            OSError: If there is no room for the weights.
             ValueError: If a weight is not finite; the engine is left as it was.
             TimeoutError: If the engine hangs.
             RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
         """
         self._share()
-        if not self.group.leads:
-            return
-        with tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir) as folder:
-            self._export(policy, folder)
-            if self.engine is None:
-                self.engine = self._start(policy, folder)
-            else:
+        leads, takes_part = self.group.leads, self.group.leads or is_sharded(policy)
+        want = probe_scores(policy) if takes_part else torch.empty(0)
+        with self._folder() if leads else nullcontext("") as folder:
+            if takes_part:
+                write_weights(policy, folder, self._engine_dtype(policy), write=leads)
+            torch.cuda.empty_cache()  # without effect where there is no GPU
+            self.group.ask(None, lambda every: every)  # by now the GPU of each has room
+            if leads and self.engine is None:
+                self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
+            if leads:
                 self.engine.load(folder)
-        self._check(policy)
+        self._rests = False
+        if leads:
+            self._check(policy, want)
+        else:
+            self._probed = want, want
 
-    def _export(self, policy: ScoredCausalLM, folder: str) -> None:
-        """Write the weights as those of a model whose head is not tied to its embedding.
-
-        vLLM on the CPU keeps a packed copy of the head, and leaves the old one in place where weights are tied.
-        """
-        model, dtype = policy.causal_lm, self._engine_dtype(policy)
-        state = {name: tensor.to("cpu", dtype) for name, tensor in merged_weights(policy)}
-        for name, tensor in state.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
-        head = model.get_output_embeddings()
-        name = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        model.should_save_on_this_rank = lambda _: True  # transformers saves on the first rank; each may have an engine
-        model.save_pretrained(folder, state_dict=state | {name: state[name].clone()})
-        del model.should_save_on_this_rank
-        if bars:
-            transformers_logging.enable_progress_bar()
-        config = deepcopy(model.config)
-        config.tie_word_embeddings = False
-        config.save_pretrained(folder)
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
 
     def _engine_dtype(self, policy: ScoredCausalLM) -> torch.dtype:
-        return policy.causal_lm.dtype if self.dtype is None else getattr(torch, self.dtype)
+        if self.dtype is not None:
+            return getattr(torch, self.dtype)
+        return torch.bfloat16 if self._half else policy.causal_lm.dtype
+
+    def _max_model_len(self, config: PreTrainedConfig) -> int:
+        if self.options["max_model_len"] is not None:
+            return self.options["max_model_len"]
+        if self._longest_prompt is None:
+            return -1  # for vLLM: as many as there is memory for
+        wanted = self._longest_prompt + self.max_new_tokens
+        return min(wanted, getattr(config.get_text_config(), "max_position_embeddings", None) or wanted)
 
     def _start(self, policy: ScoredCausalLM, folder: str) -> Engine:
-        options = self.options | {"dtype": self._engine_dtype(policy), "seed": self.seed}
+        options = self.options | {"dtype": self._engine_dtype(policy), "seed": self.seed, "load_format": "dummy"}
         options |= {"tensor_parallel_size": self.tensor_parallel_size}
-        return Engine(folder, policy.causal_lm.device, self.timeout, self.sleep, **options)
+        options |= {"max_model_len": self._max_model_len(policy.causal_lm.config)}
+        return Engine(folder, computing_device(policy), self.timeout, self.sleep, **options)
 
-    def _check(self, policy: ScoredCausalLM) -> None:
-        """Compare the engine with the policy, and how far both have moved since the last sync."""
-        want, got = _scores(policy), self.engine.score(_probe(policy))
-        gap = _distance(want, got)
-        dtype = self._engine_dtype(policy)
-        tolerance = self.probe_tolerance or (5e-3 if dtype == torch.float32 else max(0.25, rounding(want, dtype)))
-        if not gap <= tolerance:  # nor is not-a-number
-            raise RuntimeError(
-                f"After a weight sync the log-probabilities of the vLLM engine are {gap:.2g} nats from the policy's on "
-                f"average, more than probe_tolerance {tolerance:g}: it does not hold the policy's weights, "
-                "or its dtype is too coarse for them."
-            )
-        if self._probed is not None:
-            before, answered = self._probed
-            moved = _distance(want, before)
-            if moved > _distance(before, answered) and torch.equal(got, answered):
-                raise RuntimeError(
-                    f"A weight sync changed nothing: the policy's log-probabilities have moved by {moved:.2g} nats on "
-                    "average since the one before, and those of the vLLM engine have not moved at all."
-                )
+    def _check(self, policy: ScoredCausalLM, want: Tensor) -> None:
+        """Compare the engine with the policy's scores, and how far both have moved since the last sync."""
+        got = self.engine.score(probe_ids(policy))
+        check_scores("the vLLM engine", want, got, self._probed, self._engine_dtype(policy), self.probe_tolerance)
         self._probed = want, got
 
 
-def _probe(policy: ScoredCausalLM) -> list[int]:
-    """Ids from all over the vocabulary, but not padding: of its zeros a norm makes much of any rounding."""
-    config = policy.causal_lm.config
-    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS, dtype=torch.float32).long().tolist()
-    return [token for token in ids if token != config.pad_token_id]
+def _config_folder(config: PreTrainedConfig) -> str:
+    """A folder of a config alone, the same one for the same config: vLLM's compiled code is found by the path."""
+    from vllm import envs
 
-
-@torch.no_grad()
-def _scores(policy: ScoredCausalLM) -> Tensor:
-    """The policy's log-probability of each id of the probe but the first, float32, on the CPU."""
-    device = policy.causal_lm.device
-    ids = torch.tensor([_probe(policy)], device=device)
-    modes = [(module, module.training) for module in policy.modules()]
-    policy.eval()
-    with torch.autocast(device.type, enabled=False):  # the engine computes in the dtype of its weights
-        scored = policy(ids[:, :-1], torch.arange(ids.shape[1] - 1, device=device)[None], ids[:, 1:])
-    for module, training in modes:
-        module.training = training
-    return scored.logprobs.float().cpu()
-
-
-def _distance(some: Tensor, others: Tensor) -> float:
-    return (some - others).abs().mean().item()
+    text = config.to_json_string()
+    folder = Path(envs.VLLM_CACHE_ROOT) / "funreason" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    write_text(folder / "config.json", text, fsync=False)
+    return str(folder)
 
 
 def _completion(output: Any) -> Completion:

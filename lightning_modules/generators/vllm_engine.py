@@ -29,7 +29,11 @@ class Engine:
         device: Of the rank that starts it.
         timeout: Seconds that the start and each call may take.
         sleep: Whether `rest` frees GPU memory; without effect on the CPU, where vLLM cannot.
-        **options: Of `vllm.LLM`.
+        **options: Of `vllm.LLM`. With `load_format="dummy"` the folder needs no weights but its config.json: `load`
+            gives them.
+
+    Attributes:
+        emptied: Whether its weights were let go of: it has to `load` some before it generates.
 
     Raises:
         TimeoutError: If the start, or a call, takes longer; the engine is gone then.
@@ -40,6 +44,7 @@ class Engine:
         self.timeout = timeout
         self._sleeps = sleep and device.type == "cuda"
         self._asleep: list[str] = []  # parts of its GPU memory that are freed
+        self.emptied = options.get("load_format") == "dummy"
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
         with _own_environment(device, options.get("tensor_parallel_size", 1)):
@@ -59,6 +64,9 @@ class Engine:
         self.max_model_len: int = self._llm.model_config.max_model_len
         processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
         self._guard = kill_at_exit([process.pid for process in processes])
+        if self.emptied:  # a loader of that format knows no files to reload
+            overrides = {"load_config": {"load_format": "auto"}}
+            self._ask("starting", self._llm.collective_rpc, "update_config", kwargs={"overrides": overrides})
 
     def load(self, folder: str) -> None:
         """Take over the weights of another folder, and forget what was computed with the old ones."""
@@ -67,6 +75,7 @@ class Engine:
         self._wake("kv_cache")
         if not self._ask("emptying its prefix cache", self._llm.reset_prefix_cache):
             raise RuntimeError("The vLLM engine kept a prefix cache that was computed with the old weights.")
+        self.emptied = False
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[Any], progress: bool = False) -> list[Any]:
         """Run each prompt with its `vllm.SamplingParams`; gives a `vllm.RequestOutput` for each."""
@@ -83,11 +92,15 @@ class Engine:
         scored = self.generate([ids], [setting])[0].prompt_logprobs
         return torch.tensor([scored[i][ids[i]].logprob for i in range(1, len(ids))], dtype=torch.float32)
 
-    def rest(self) -> None:
-        """Free the GPU memory until the next call; the weights wait in the machine's."""
+    def rest(self, level: int = 1) -> None:
+        """Free the GPU memory until the next call.
+
+        Args:
+            level: 1 keeps the weights in the machine's memory; 2 lets go of them, for those who `load` others next.
+        """
         if self._sleeps and not self._asleep:
-            self._ask("going to sleep", self._llm.sleep, level=1)
-            self._asleep = ["weights", "kv_cache"]
+            self._ask("going to sleep", self._llm.sleep, level=level)
+            self._asleep, self.emptied = ["weights", "kv_cache"], level == 2
 
     def close(self) -> None:
         """End the engine's processes, by force after a second; Python's exit does it too."""

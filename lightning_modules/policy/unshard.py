@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -19,12 +19,21 @@ def is_sharded(policy: ScoredCausalLM) -> bool:
     return isinstance(policy, FullyShardedDataParallel) or any(isinstance(p, DTensor) for p in policy.parameters())
 
 
-@torch.no_grad()
+def computing_device(policy: ScoredCausalLM) -> torch.device:
+    """Where a policy computes; shards that are offloaded wait on the CPU."""
+    if isinstance(policy, FullyShardedDataParallel):
+        return policy.compute_device
+    first = next(policy.parameters())
+    if isinstance(first, DTensor) and first.device_mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return first.device
+
+
 def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
     """The unsharded weights of the Hugging Face model with adapters merged; the policy is left as it is.
 
-    They come one at a time, so that where they are sharded no more than one is gathered; every rank has to take all of
-    them then. (FSDP1 gathers all of them at once.)
+    They come one at a time, so that where they are sharded no more than one is gathered, if the caller lets go of it;
+    every rank has to take all of them then. (FSDP1 gathers all of them at once.)
 
     Args:
         policy: The model, sharded or not, with or without LoRA layers.
@@ -34,24 +43,48 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         rounded (from bfloat16 weights, most of a small one is then lost); those that carry no adapter are shared.
     """
     state = named_state(policy)
-    modules = {name.replace(FSDP1_PREFIX, ""): module for name, module in policy.causal_lm.named_modules()}
-    names = {id(module): name for name, module in modules.items()}
+    modules = _modules(policy)
+    for name, targets in _targets(policy, state).items():
+        layer = targets[0].rpartition(".")[0]
+        with torch.no_grad():  # as a decorator it would hold a weight while the next one is gathered
+            weight = unshard(state[name])
+            if name.endswith(".base_layer.weight"):  # of a layer with an adapter
+                weight = _merged(weight, modules[layer], layer, state)
+        for target in targets:
+            yield target, weight
+        del weight  # before the next one is gathered
+
+
+def merged_shapes(policy: ScoredCausalLM) -> dict[str, torch.Size]:
+    """Names and shapes of what `merged_weights` yields, in its order; nothing is gathered but by FSDP1."""
+    state = named_state(policy)
+    return {target: state[name].shape for name, targets in _targets(policy, state).items() for target in targets}
+
+
+def _modules(policy: ScoredCausalLM) -> dict[str, nn.Module]:
+    return {name.replace(FSDP1_PREFIX, ""): module for name, module in policy.causal_lm.named_modules()}
+
+
+def _targets(policy: ScoredCausalLM, state: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Names without adapters of each weight of a state but the adapters': a tied embedding is the head, too."""
+    names = {id(module): name for name, module in _modules(policy).items()}
     embedding, head = policy.causal_lm.get_input_embeddings(), policy.causal_lm.get_output_embeddings()
+    table = f"{names[id(embedding)]}.weight"
     tied = f"{names[id(head)]}.weight" if embedding.weight is head.weight else None
-    for name, shard in state.items():
-        layer, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
-        if ".lora_" in name or f"{layer}.{leaf}" == tied:
-            continue
-        weight, module = unshard(shard), modules[layer]
-        if name.endswith(".base_layer.weight"):  # of a layer with an adapter
-            adapter = module.active_adapters[0]
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            down, up = (unshard(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
-            added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
-            weight = (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
-        yield f"{layer}.{leaf}", weight
-        if tied and module is embedding:
-            yield tied, weight
+    plain = {name: name.replace(".base_layer.", ".") for name in state if ".lora_" not in name}
+    return {
+        name: [target, tied] if tied and target == table else [target]
+        for name, target in plain.items()
+        if target != tied
+    }
+
+
+def _merged(weight: Tensor, module: nn.Module, layer: str, state: dict[str, Tensor]) -> Tensor:
+    """The weight of a linear layer plus what its adapter adds; a collective where they are sharded."""
+    adapter, wide = module.active_adapters[0], torch.promote_types(weight.dtype, torch.float32)
+    down, up = (unshard(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
+    added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
+    return (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
 
 
 FSDP1_PREFIX = "_fsdp_wrapped_module."

@@ -126,7 +126,7 @@ def check_values(source: str, model: PreTrainedModel) -> None:
             "give the model they were made from"
         )
     for name, weight in model.state_dict().items():
-        if not _finite(weight):
+        if not is_finite(weight):
             file, tensor = next(_not_finite(source), (source, name))
             raise ValueError(
                 f"init_from: {file} holds {tensor}, in which not all values are finite in {weight.dtype}: get it "
@@ -134,7 +134,7 @@ def check_values(source: str, model: PreTrainedModel) -> None:
             )
 
 
-def _finite(weight: Tensor) -> bool:
+def is_finite(weight: Tensor) -> bool:
     """Whether no value is NaN or infinite, which the least or the greatest one would be."""
     return not weight.is_floating_point() or not weight.numel() or bool(torch.stack(weight.aminmax()).isfinite().all())
 
@@ -151,7 +151,7 @@ def _not_finite(source: str) -> Iterator[tuple[Path, str]]:
     """The tensors of a folder's files that are not finite; names in files can differ from those in the model."""
     for path in _files(source):
         with safe_open(path, framework="pt") as file:
-            yield from ((path, name) for name in file.keys() if not _finite(file.get_tensor(name)))
+            yield from ((path, name) for name in file.keys() if not is_finite(file.get_tensor(name)))
 
 
 def _damaged(source: str) -> str | Path:

@@ -21,6 +21,8 @@ class Sampling:
         top_p: Probability of the set of tokens sampled from; 1 is all of them. Less is refused unless the
             cap of the importance sampling is None, because the policy is scored, and corrected, under the whole
             distribution.
+        ahead: Whether the next batch is sampled while the policy learns from this one, by servers beside the trainer:
+            from the policy before the updates on this batch, which the importance sampling corrects for.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -29,6 +31,7 @@ class Sampling:
     group_size: int = 8
     temperature: float = 0.7
     top_p: float = 1.0
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size < 2:

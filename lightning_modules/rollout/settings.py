@@ -5,8 +5,10 @@ import numpy as np
 from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.generators.base import Generator
 from lightning_modules.generators.hf import HFGenerator
+from lightning_modules.generators.vllm_server import VLLMServerGenerator
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss
 from lightning_modules.policy.lora import LoRA
+from lightning_modules.rollout.dynamic import DynamicSampling
 from lightning_modules.rollout.sampling import Sampling
 
 
@@ -21,6 +23,29 @@ def check_full_distribution(sampling: Sampling, importance: ImportanceSampling) 
             f"model.sampling.top_p {sampling.top_p} samples from a cut distribution, and the policy that learns from "
             "the samples is scored under the whole one, whichever generator it is: set model.sampling.top_p to 1, or "
             "model.importance_sampling.cap to null to learn from them uncorrected."
+        )
+
+
+def check_ahead(
+    sampling: Sampling, generator: Generator, importance: ImportanceSampling, dynamic: DynamicSampling
+) -> None:
+    """Raise if batches are to be sampled ahead, and something stands against it.
+
+    Raises:
+        ValueError: Naming the settings and what to do.
+    """
+    if not sampling.ahead:
+        return
+    if not isinstance(generator, VLLMServerGenerator):
+        raise ValueError(
+            f"model.sampling.ahead needs a generator beside the trainer, and {type(generator).__name__} is none: give "
+            "model.generator VLLMServerGenerator, or set model.sampling.ahead to false."
+        )
+    if importance.cap is None or dynamic.max_draws or dynamic.max_resample:
+        raise ValueError(
+            "model.sampling.ahead samples from the policy of one batch before, once for each prompt: give "
+            "model.importance_sampling.cap a number, which corrects for that, and set model.dynamic_sampling.max_draws "
+            "and model.dynamic_sampling.max_resample to 0."
         )
 
 

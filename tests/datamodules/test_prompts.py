@@ -121,6 +121,16 @@ def test_long_prompts_are_left_out_and_counted(make_prompts, write_rows, make_ro
         module.prepare_data()
 
 
+def test_the_longest_prompt_is_the_limit_or_one_to_validate_on(make_prompts, write_rows, make_row, tiny_tokenizer):
+    rows = [make_row(i, query=f"{i} " + "word " * (40 if i == 3 else 1)) for i in range(4)]
+    lengths = [len(encode_prompt(tiny_tokenizer, to_example(row))) for row in rows]
+    module = make_prompts(write_rows(rows), prompts_per_step=1, max_prompt_length=min(lengths) + 2, val_fraction=0)
+    module.setup("fit")
+    assert module.longest_prompt == min(lengths) + 2 < lengths[3]
+    module.setup("validate")
+    assert module.longest_prompt == lengths[3]
+
+
 def test_summary(make_prompts, rows_file, capsys):
     make_prompts(rows_file, prompts_per_step=8, repeats=2, val_fraction=0).setup("fit")
     printed = capsys.readouterr().out
@@ -218,6 +228,18 @@ def test_state_resumes_at_every_position_and_iterating_again_does_not_start_over
         second.load_state_dict(first.state_dict())
         iter(second)
         assert next(iter(second)) == expected[k]
+
+
+def test_the_following_batch_is_the_one_that_is_handed_out_next():
+    through = loader()
+    expected = [batch for _ in range(3) for batch in through]
+    through, seen = loader(), []
+    for _ in range(2):
+        for _ in through:
+            position = through.state_dict()
+            seen.append(through.following())
+            assert through.state_dict() == position
+    assert seen == [expected[n // 2 * 2 + 2] for n in range(16)]
 
 
 @pytest.mark.parametrize(

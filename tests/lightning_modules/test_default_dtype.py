@@ -12,7 +12,7 @@ from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded, collate_packed
 from lightning_modules import GRPOModule, SRMLModule
 from lightning_modules.generators import Completion, HFGenerator
-from lightning_modules.generators.vllm import _probe
+from lightning_modules.generators.vllm_probe import probe_ids
 from lightning_modules.objectives import ImportanceSampling, PolicyLoss, overlong_penalty
 from lightning_modules.policy.model import build_policy
 from lightning_modules.rollout.groups import Overlong
@@ -103,5 +103,5 @@ def test_overlong_penalty_and_ids_of_the_probe(request):
     # 257 of 300 tokens, from 200 on: -57 / 100; bfloat16 would make it -0.5703.
     assert overlong_penalty(torch.tensor([257]), 300, 100).item() == pytest.approx(-0.57, abs=1e-7)
     config = SimpleNamespace(vocab_size=151_936, pad_token_id=None)
-    ids = _probe(SimpleNamespace(causal_lm=SimpleNamespace(config=config)))
+    ids = probe_ids(SimpleNamespace(causal_lm=SimpleNamespace(config=config)))
     assert (ids[0], ids[-1], len(set(ids))) == (0, 151_935, 64)  # bfloat16 would end at 152,064, which there is not

@@ -471,6 +471,15 @@ def test_a_batch_that_cannot_be_filled_is_the_one_without_dynamic_sampling(tiny_
     assert_close(gradients, want)
 
 
+def test_an_engine_lets_go_of_its_weights_when_the_rollouts_are_there(tiny_model_dir, tiny_tokenizer, monkeypatch):
+    told = []
+    monkeypatch.setattr(Recorded, "prepare", lambda self, *given: told.append(given), raising=False)
+    monkeypatch.setattr(Recorded, "sync", lambda self, policy: told.append("sync"))
+    monkeypatch.setattr(Recorded, "rest", lambda self, stale=False: told.append(("rest", stale)), raising=False)
+    fit(make(tiny_model_dir, tiny_tokenizer, inner_epochs=2), steps=2)
+    assert told == [("64-true", None), "sync", ("rest", True)]
+
+
 def test_overlong_penalty_is_part_of_the_advantage_and_not_of_the_reward(tiny_model_dir, tiny_tokenizer):
     options = {"overlong": Overlong("penalty", buffer=64)}  # the whole limit: -length / 64
     module = make(tiny_model_dir, tiny_tokenizer, **options)

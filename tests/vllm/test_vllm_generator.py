@@ -1,11 +1,16 @@
 """A real engine: it holds the policy's weights when it should, samples as told, and fails with a sentence."""
 
+import inspect
 import os
 import signal
 
 import psutil
 import pytest
 import torch
+from vllm import LLM
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker
 
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.policy.lora import LoRA
@@ -186,6 +191,24 @@ def test_a_weight_that_is_not_finite_does_not_reach_the_engine(generator, small_
     with pytest.raises(ValueError, match=r"The weight model\.norm\.weight is not finite"):
         generator.sync(policy)
     assert torch.equal(generator.engine.score(SCORED), before)
+
+
+def test_vllm_takes_the_calls_that_only_a_gpu_makes():
+    inspect.signature(LLM.sleep).bind(None, level=2)
+    inspect.signature(LLM.wake_up).bind(None, ["weights"])
+    assert "level == 2" in inspect.getsource(Worker.sleep)  # keeps the buffers, and nothing else
+    inspect.signature(Worker.update_config).bind(None, overrides={"load_config": {"load_format": "auto"}})
+    for runner in (GPUModelRunner, GPUModelRunnerV2):
+        inspect.signature(runner.reload_weights).bind(None, weights_path="folder")
+
+
+def test_an_engine_finds_how_many_tokens_there_is_memory_for(policy):
+    """Outside of a run nobody knows how long prompts will be, and the model could read 4,096 tokens."""
+    generator = VLLMGenerator(**SMALL | {"max_model_len": None, "kv_cache_gib": 0.0005})
+    completion = generator(policy, [[5, 6, 7]], stop_ids=[])
+    # Keys and values of 2 layers x 1 head x 32 numbers x 4 bytes: 512 bytes a token, 1,048 tokens at most.
+    assert len(completion[0][0].token_ids) == 8 and 8 < generator.engine.max_model_len < 1048
+    generator.engine.close()
 
 
 def test_an_engine_that_hangs_ends_in_time_with_a_sentence(policy):

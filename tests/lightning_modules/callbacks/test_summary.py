@@ -49,6 +49,7 @@ def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path
     assert rate in rows["learning"]
     assert rows.get("prompts", "").startswith("  prompts       are of 2024-07-26") == (experiment == "srml")
     assert "a step: " in rows["tokens"] and ("rollouts" in rows["tokens"]) == (experiment == "grpo")
+    assert rows["generator"] == "  generator     HFGenerator, at most 8 tokens"
     assert {"memory", "weights", "AdamW", "gradients"} <= rows.keys()
     assert ("reference" in rows) == (experiment == "grpo")
     assert "TOO" not in rows

@@ -1,7 +1,9 @@
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from training_runs import run_ranks
 
 from lightning_modules.generators import engine_group
@@ -53,3 +55,13 @@ def test_one_process_answers_itself():
     assert group.leads and group.ask(3, lambda requests: [request + 1 for request in requests]) == 4
     with pytest.raises(ValueError, match="tensor_parallel_size 2 does not divide the 1 ranks"):
         EngineGroup(2)
+
+
+def test_ranks_wait_on_the_cpu_as_long_as_they_are_told_to(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(dist, "new_subgroups", lambda size, **options: (asked.update(options), None))
+    assert EngineGroup(2, timeout=7200).first == 2
+    assert asked == {"backend": "gloo", "timeout": timedelta(hours=2)}

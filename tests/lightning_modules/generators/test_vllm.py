@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from threading import Event
 from types import ModuleType, SimpleNamespace
@@ -14,11 +15,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from datamodules.loading import PromptBatch
 from lightning_modules import SRMLModule
 from lightning_modules.generators import VLLMGenerator
+from lightning_modules.generators.vllm import _config_folder
 from lightning_modules.generators.vllm_engine import Engine
 from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.streaming import untied_config
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -55,7 +60,7 @@ class StandIn:
         return ["output"] * len(requests)
 
     def collective_rpc(self, method, kwargs):
-        self.note(method, kwargs["weights_path"])
+        self.note(method, *kwargs.values())
 
     def reset_prefix_cache(self):
         self.note("reset_prefix_cache")
@@ -116,6 +121,26 @@ def test_on_a_gpu_the_engine_sleeps_between_calls_and_wakes_its_cache_after_new_
     ]
 
 
+def test_an_engine_that_lets_go_of_its_weights_needs_others(llm):
+    running = engine(GPU)
+    assert not running.emptied
+    running.rest(level=2)
+    assert running.emptied and running._llm.log[-1] == ("sleep", 2)
+    running.load("second")
+    assert not running.emptied
+    running.rest()
+    assert not running.emptied and running._llm.log[-1] == ("sleep", 1)
+
+
+def test_an_engine_that_starts_without_weights_reads_them_from_files(llm):
+    running = engine(load_format="dummy")
+    assert running.emptied
+    running.load("first")
+    files = {"load_config": {"load_format": "auto"}}
+    assert running._llm.log[1:3] == [("update_config", files), ("reload_weights", "first")]
+    assert not running.emptied
+
+
 def test_a_sleeping_engine_wakes_as_a_whole_to_generate(llm):
     running = engine(GPU)
     running.rest()
@@ -163,6 +188,76 @@ def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkey
     )
     VLLMGenerator()._start(copy, "folder")
     assert started == [device]
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Options of the engines that are started; there is a vLLM, as far as its cache's folder goes."""
+    module, options = ModuleType("vllm"), []
+    module.envs = SimpleNamespace(VLLM_CACHE_ROOT=str(tmp_path / "cache"))
+    module.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(
+        "lightning_modules.generators.vllm.Engine",
+        lambda folder, device, *rest, **given: options.append(given | {"folder": folder, "device": device}),
+    )
+    return options
+
+
+@pytest.mark.parametrize(
+    ("setting", "precision", "dtype"),
+    [
+        (None, "bf16-mixed", torch.bfloat16),
+        (None, "bf16-true", torch.bfloat16),
+        (None, "32-true", torch.float32),
+        ("float16", "bf16-mixed", torch.float16),
+        ("float32", "bf16-mixed", torch.float32),
+    ],
+)
+def test_the_engine_computes_as_the_run_does(started, tiny_model_dir, setting, precision, dtype):
+    generator = VLLMGenerator(dtype=setting)
+    generator.prepare(precision, 10)
+    generator._start(build_policy(str(tiny_model_dir)), "folder")
+    assert started[0]["dtype"] == dtype and started[0]["load_format"] == "dummy"
+
+
+@pytest.mark.parametrize(
+    ("setting", "prompt", "tokens"),
+    [(None, 100, 356), (None, 4000, 4096), (None, None, -1), (77, 100, 77)],  # 256 new ones; the model has 4,096
+)
+def test_the_engine_takes_a_prompt_and_its_completion_and_not_all_that_the_model_could(
+    started, tiny_model_dir, setting, prompt, tokens
+):
+    generator = VLLMGenerator(max_new_tokens=256, max_model_len=setting)
+    generator.prepare("32-true", prompt)
+    generator._start(build_policy(str(tiny_model_dir)), "folder")
+    assert started[0]["max_model_len"] == tokens
+
+
+def test_the_engine_starts_from_the_same_path_for_the_same_model(started, tiny_model_dir):
+    """vLLM finds what it has compiled by the path."""
+    policy = build_policy(str(tiny_model_dir))
+    configs = [untied_config(policy, dtype) for dtype in (torch.float32, torch.float32, torch.bfloat16)]
+    first, again, other = map(_config_folder, configs)
+    assert first == again != other
+    assert [file.name for file in Path(first).iterdir()] == ["config.json"]
+    assert AutoConfig.from_pretrained(first).to_dict() == configs[0].to_dict() | {"_name_or_path": first}
+
+
+def test_the_module_tells_the_generator_of_the_run_and_when_it_may_rest(started, tiny_model_dir):
+    told = []
+    module = SRMLModule(init_from=str(tiny_model_dir), generator=VLLMGenerator())
+    module.generator.prepare = lambda *given: told.append(given)
+    module.generator.rest = told.append
+    module.generator.__class__ = type("Quiet", (VLLMGenerator,), {"__call__": lambda *args, **options: []})
+    module.policy, module.stop_ids = build_policy(str(tiny_model_dir)), [2]
+    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=SimpleNamespace(longest_prompt=7))
+    module.on_validation_start()
+    for _ in range(3):  # batches
+        module.evaluate_prompts(PromptBatch([], []))
+    assert told == [("bf16-mixed", 7)]
+    module.on_validation_end()
+    assert told[1:] == [False]
 
 
 def test_a_call_that_hangs_ends_in_time_and_the_engine_with_it(llm):

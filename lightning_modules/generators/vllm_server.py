@@ -1,0 +1,296 @@
+"""Generation by vLLM servers of one's own, on any nodes, which are given the policy's weights."""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from datamodules.loading import resolve_seed
+from datamodules.refinement.exchange import server_at
+from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
+from lightning_modules.generators.nccl_transfer import NCCLTransfer
+from lightning_modules.generators.sampling import row_key
+from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
+from lightning_modules.generators.server_requests import Servers
+from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.streaming import write_weights
+from lightning_modules.policy.unshard import computing_device, is_sharded, unsharded_copy
+from lightning_modules.ranks import of_every_rank
+
+Outcome = TypeVar("Outcome")
+
+
+class Synced(NamedTuple):
+    """What every rank knows of the servers after a sync.
+
+    Attributes:
+        version: The name that the weights have on the servers.
+        urls: Servers that hold them.
+        max_model_len: Tokens that prompt and completion may have together.
+        scores: By the policy, of the probe; a rank's own.
+    """
+
+    version: str
+    urls: list[str]
+    max_model_len: int
+    scores: Tensor
+
+
+class VLLMServerGenerator:
+    """Generates with vLLM servers (arXiv 2309.06180) of one's own, any number of them, on this node or others.
+
+    Every rank sends its own requests, to whichever server has room. The first rank gives the servers the weights,
+    adapters merged, before the first call and whenever the policy scores a few ids otherwise than before; then every
+    server scores them, too, and one that disagrees with the policy ends the run. All servers have to answer at the
+    start. One that is lost later, or holds weights of another sync, is done without, and is asked again at the next
+    sync; with the last one the run ends.
+
+    A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples, up to the
+    rounding of logits, in which the rows that happen to be computed together, or servers of unlike hardware, can
+    differ. `Completion.logprobs` are those of the distribution sampled from, at the temperature.
+
+    `transfer` "folder" writes safetensors that the servers load through `/collective_rpc`, for servers on the loopback,
+    CPUs among them. "nccl" sends the weights from the first rank's GPU to theirs with vLLM's own engine; it has not run
+    on a GPU. How the servers are started is in `docs/vllm.md`.
+
+    Args:
+        servers: Base addresses, `http://host:8000`. A key is taken from the environment (`VLLM_API_KEY`).
+        max_new_tokens: Tokens after which a completion is cut.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Sample only from the smallest set of tokens with this probability; 1 is all of them.
+        seed: Of the sampling noise; that of the run (`seed_everything`) when None.
+        timeout: Seconds that a completion, and each part of a sync, may take.
+        probe_tolerance: Greatest mean difference, in nats, between the log-probabilities of server and policy; as for
+            `VLLMGenerator` when None.
+        transfer: How the weights reach the servers.
+        weights_dir: Where the folder of weights is made, which the servers must see. Python's choice when None.
+        per_server: Requests that each rank may have in flight at each server.
+
+    Raises:
+        ValueError: If a setting is out of its range, aiohttp is not installed, or the transfer cannot reach a server.
+    """
+
+    reports_logprobs = True
+
+    def __init__(
+        self,
+        servers: list[str],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        timeout: float = 1800.0,
+        probe_tolerance: float | None = None,
+        transfer: Literal["folder", "nccl"] = "folder",
+        weights_dir: str | None = None,
+        per_server: int = 64,
+    ) -> None:
+        check_sampling(temperature, top_p)
+        if (
+            min(max_new_tokens, per_server) < 1
+            or timeout <= 0
+            or (probe_tolerance is not None and probe_tolerance <= 0)
+        ):
+            raise ValueError(
+                "max_new_tokens and per_server must be at least 1, timeout and probe_tolerance greater than 0, got "
+                f"{max_new_tokens}, {per_server}, {timeout} and {probe_tolerance}."
+            )
+        check_servers(servers, transfer)
+        self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
+        self.seed = resolve_seed(seed)
+        self.timeout, self.probe_tolerance, self.weights_dir = timeout, probe_tolerance, weights_dir
+        self.servers = Servers(servers, timeout, per_server)
+        self.nccl = NCCLTransfer(self.servers, timeout) if transfer == "nccl" else None
+        self.synced: Synced | None = None
+        self._probed: dict[str, tuple[Tensor, Tensor]] = {}  # scores by policy and server, by its address
+        self._group: dist.ProcessGroup | None = None
+
+    def __call__(
+        self,
+        policy: ScoredCausalLM,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None = None,
+        n: int = 1,
+        stop_ids: Collection[int] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `n` completions of each prompt; see `Generator`. The first call after an update is a collective.
+
+        Raises:
+            ValueError: If a prompt is empty or too long, `prompt_ids` are not one per prompt, no stop id is known, or
+                a setting is out of its range.
+            RuntimeError: If the servers refuse requests or do not answer any more, or a sync does not work.
+        """
+        stop = config_stop_ids(policy) if stop_ids is None else stop_ids
+        behind = self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy))
+        if any(of_every_rank(behind)) if is_sharded(policy) else behind:
+            self.sync(policy)
+        return self.sample(prompts, prompt_ids, n, stop, temperature, top_p)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[str | int] | None,
+        n: int,
+        stop_ids: Collection[int],
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> list[list[Completion]]:
+        """As a call, from the weights of the last sync: neither a collective nor with an eye on the policy.
+
+        Raises:
+            ValueError: See `__call__`.
+            RuntimeError: See `__call__`.
+        """
+        temperature = self.temperature if temperature is None else temperature
+        top_p = self.top_p if top_p is None else top_p
+        check_sampling(temperature, top_p)
+        names = names_of(prompts, prompt_ids)
+        longest = max(map(len, prompts), default=0) + self.max_new_tokens
+        if longest > self.synced.max_model_len:
+            raise ValueError(
+                f"A prompt and its completion may be {longest} tokens long, and a vLLM server takes "
+                f"{self.synced.max_model_len}: start it with a larger --max-model-len, or lower max_new_tokens or the "
+                "length of prompts."
+            )
+        settings = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop_token_ids": list(stop_ids),
+            "ignore_eos": True,  # what ends a completion are the ids above
+            "detokenize": False,
+            "logprobs": 0,  # of the sampled id alone
+        }
+        bodies = [
+            {"token_ids": list(prompt), "sampling_params": settings | {"seed": row_key(self.seed, name, i) % 2**63}}
+            for name, prompt in zip(names, prompts, strict=True)
+            for i in range(n)
+        ]
+        read = partial(read_completion, version=self.synced.version)
+        completions = self.servers.answer(GENERATE, bodies, read, _rank())
+        return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Have the first rank give the servers the policy's weights and check that they have them; a collective.
+
+        Raises:
+            RuntimeError: If the servers refuse or fail, none answers any more, one does not score ids as the policy
+                does, or, on other ranks, whatever the first one has raised.
+            ValueError: If a weight is not finite, or a server's settings are not those that rollouts need.
+            TimeoutError: If a transfer over NCCL hangs.
+        """
+        self._meet()
+        scores = probe_scores(policy)
+        dtype, max_model_len = self._first(self._find)
+        if self.nccl is not None and is_sharded(policy):
+            policy = unsharded_copy(policy, dtype, computing_device(policy))
+        with self._folder() as folder:
+            if self.nccl is None and is_sharded(policy):  # all ranks gather
+                write_weights(policy, folder, dtype, write=_rank() == 0)
+            elif self.nccl is None:
+                self._first(partial(write_weights, policy, folder, dtype))
+            version, urls = self._first(partial(self._push, policy, scores, dtype, folder))
+        self.synced = Synced(version, urls, max_model_len, scores)
+        self.servers.keep(urls)
+
+    def prepare(self, precision: str, longest_prompt: int | None) -> None:
+        """Do nothing: servers were started with settings of their own. See `HoldsWeights`."""
+
+    def rest(self, stale: bool = False) -> None:
+        """Do nothing: servers have GPUs of their own. See `HoldsWeights`."""
+
+    def _folder(self) -> AbstractContextManager[str]:
+        """Where the first rank writes the weights; nowhere on others."""
+        if self.nccl is not None or _rank() > 0:
+            return nullcontext("")
+        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
+
+    def _meet(self) -> None:
+        """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
+        if self._group is None and dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=8 * self.timeout))
+        if self._group is not None:
+            dist.barrier(self._group)
+
+    def _first(self, call: Callable[[], Outcome]) -> Outcome:
+        """What a call on the first rank gives, on every rank; a collective. What it raises there is raised by all."""
+        outcome: list[Any] = [None, ""]
+        error: Exception | None = None
+        if _rank() == 0:
+            try:
+                outcome[0] = call()
+            except (OSError, RuntimeError, ValueError) as own:
+                error, outcome[1] = own, str(own) or type(own).__name__
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1]:
+            raise error or RuntimeError(outcome[1])
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def _find(self) -> tuple[torch.dtype, int]:
+        """Find the servers that answer: the dtype of their weights, and tokens of prompt and completion at most."""
+        self.servers.alive = list(self.servers.every)
+        found = list(self.servers.everywhere(describe).values())
+        if self.synced is None and self.servers.lost:
+            why = "; ".join(f"{url}: {problem}" for url, problem in self.servers.lost.items())
+            raise RuntimeError(f"All of the generator's servers have to answer at the start ({why}).")
+        if len(dtypes := {settings["dtype"] for settings in found}) > 1:
+            raise ValueError(f"The vLLM servers have weights in {', '.join(sorted(dtypes))}: give all one --dtype.")
+        dtype = getattr(torch, dtypes.pop().removeprefix("torch."))
+        return dtype, min(settings["max_model_len"] for settings in found)
+
+    def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype, folder: str) -> tuple[str, list[str]]:
+        """Give the servers the weights and compare them: the version that the weights get, and who has them."""
+        if self.nccl is not None:
+            self.nccl.send(policy, dtype)
+        else:
+            self.servers.everywhere(partial(load, folder=folder))
+        version = uuid4().hex
+        answers = self.servers.everywhere(partial(settle, version=version, ids=probe_ids(policy)))
+        for url, got in answers.items():
+            name, before = f"the vLLM server at {url}", self._probed.get(url)
+            check_scores(name, scores, got, before, dtype, self.probe_tolerance)
+        self._probed = {url: (scores, got) for url, got in answers.items()}
+        return version, list(answers)
+
+
+def check_servers(urls: Sequence[str], transfer: str) -> None:
+    """Raise ValueError unless the servers are addresses that weights can be sent to, and what sends them is there."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise ValueError("VLLMServerGenerator needs aiohttp: pip install -e '.[judge]'")
+    if transfer == "nccl" and importlib.util.find_spec("vllm") is None:
+        raise ValueError("VLLMServerGenerator sends weights over NCCL with vLLM's own code: pip install -e '.[vllm]'")
+    if not urls:
+        raise ValueError("servers must be addresses such as http://localhost:8000, not []")
+    for url in urls:
+        shown = url.rpartition("@")[2]  # what stands before may be a password
+        try:
+            server_at(url, "")
+        except ValueError as error:
+            raise ValueError(
+                f"servers must be addresses such as http://localhost:8000, not {shown} ({error})"
+            ) from error
+        parts = urlsplit(url)
+        if parts.path not in ("", "/"):
+            raise ValueError(f"servers must be addresses without a path, not {shown}")
+        if transfer == "folder" and not is_loopback(parts.hostname or ""):
+            raise ValueError(
+                f"A server takes weights from a folder over the loopback alone, for the endpoint that loads them asks "
+                f"nobody for a key, and {shown} is no loopback: give transfer nccl, or 127.0.0.1 or localhost."
+            )
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

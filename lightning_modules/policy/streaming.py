@@ -1,0 +1,114 @@
+"""Write a policy's weights as a folder that vLLM loads, one after the other: nobody ever holds the whole model."""
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections import Counter, defaultdict
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.unshard import is_sharded, merged_shapes, merged_weights
+from lightning_modules.policy.weights import is_finite
+from lightning_modules.ranks import failing_together, of_every_rank
+
+BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to be together where names are converted
+
+
+def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
+    """Write the weights, adapters merged, as a Hugging Face folder: a file of safetensors per decoder layer.
+
+    Where the policy is sharded, each weight is gathered, checked where it is, and let go of before the next one; a rank
+    that writes keeps one decoder layer in the memory of its host. The head is not tied to the embedding, see
+    `untied_config`.
+
+    Args:
+        policy: The model; where it is sharded, every rank has to take part.
+        folder: An empty folder.
+        dtype: Of the weights in the files.
+        write: Whether this rank writes; the others only help to gather.
+
+    Raises:
+        OSError: If there is too little room for the weights, or for those that other ranks of a sharded policy write
+            beside it, or the folder cannot be written.
+        ValueError: If a weight is not finite in that dtype, on every rank that takes part.
+    """
+    folder, shapes = Path(folder), merged_shapes(policy)
+    size = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
+    place, sharded = (platform.node(), os.fspath(folder.parent)) if write else None, is_sharded(policy)
+    with failing_together() if sharded else nullcontext():
+        folders = of_every_rank(place).count(place) if sharded else 1  # written at the same time
+        if write:
+            check_room(folder, folders * size)
+    waiting, held, files = Counter(map(block_of, shapes)), defaultdict[str, dict[str, Tensor]](dict), dict[str, str]()
+    for name, weight in merged_weights(policy):
+        weight = weight.to(dtype)
+        if not is_finite(weight):
+            raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
+        block = block_of(name)
+        if write:
+            held[block][name] = weight.to("cpu").contiguous()
+        del weight  # before the next one is gathered
+        waiting[block] -= 1
+        if write and not waiting[block]:
+            files |= save_block(policy, held.pop(block), folder / f"{block}.safetensors", size)
+    if write:
+        index = {"metadata": {"total_size": size}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        untied_config(policy, dtype).save_pretrained(folder)
+
+
+def save_block(policy: ScoredCausalLM, held: dict[str, Tensor], file: Path, size: int) -> dict[str, str]:
+    """Write the weights of a layer under the names that files of the family have; gives the file by these names."""
+    tensors = revert_weight_conversion(policy.causal_lm, held)
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{no_room(file.parent, size)} ({error})") from error
+    return dict.fromkeys(tensors, file.name)
+
+
+def untied_config(policy: ScoredCausalLM, dtype: torch.dtype) -> PreTrainedConfig:
+    """The model's config with a head of its own and another dtype.
+
+    vLLM on the CPU keeps a packed copy of the head, and leaves the old one in place where weights are tied.
+    """
+    config = deepcopy(policy.causal_lm.config)
+    config.tie_word_embeddings, config.dtype = False, dtype
+    config.architectures = [type(policy.causal_lm).__name__]
+    return config
+
+
+def block_of(name: str) -> str:
+    """The decoder layer of a weight, such as `model.layers.7`; its own name if it is in none."""
+    return found[0] if (found := BLOCK.match(name)) else name
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise if a folder's file system has less room than weights of so many bytes need.
+
+    Raises:
+        OSError: Naming the folder, what it has, what is needed and what to change.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(no_room(folder, size))
+
+
+def no_room(folder: Path, size: int) -> str:
+    """What is wrong with a folder that weights of so many bytes do not go into, and what to change."""
+    place = os.fspath(folder.parent)
+    return (
+        f"The weights for the vLLM engine need {size:,} bytes in {place}, which has "
+        f"{shutil.disk_usage(folder).free:,} free: give the generator's weights_dir (or, where that is not set, the "
+        "environment variable TMPDIR) a folder with more room; a container's /dev/shm grows with --shm-size"
+    )
