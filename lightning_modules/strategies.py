@@ -243,7 +243,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
 class FSDP1(ReshardableCheckpoints, FSDPStrategy):
     """FSDP1 (`FullyShardedDataParallel`) over the policy's decoder layers and then the rest of it; prefer `FSDP2`.
 
-    Needs an accelerator. Gradients are reduced in float32. With adapters it computes the gradients of frozen weights,
+    Gradients are reduced in float32. With adapters it computes the gradients of frozen weights,
     too, which `FSDP2` does not; and every rank reads the whole model.
 
     Args:

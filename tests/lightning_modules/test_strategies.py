@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -16,6 +18,7 @@ from lightning_modules.objectives import logprobs
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import PREFIX, frozen_copy
+from lightning_modules.policy.unshard import named_state
 from lightning_modules.strategies import DDP, FSDP1, FSDP2, allocate, blocks_of, make_mesh
 
 
@@ -78,6 +81,17 @@ def test_a_checkpoint_gathers_none_of_the_reference(two_ranks, tiny_model_dir, s
     with CommDebugMode() as counted:
         fingerprint(module.reference.state_dict())
     assert {str(op) for op in counted.get_comm_counts()} == {"c10d_functional.all_reduce"}  # of a number for each
+
+
+def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
+    whole = build_policy(str(tiny_model_dir))
+    layers = ModuleWrapPolicy({type(block) for block in blocks_of(whole, None)})
+    options = {"device_mesh": two_ranks, "device_id": torch.device("cpu"), "use_orig_params": True}
+    shapes = {name: weight.shape for name, weight in whole.causal_lm.state_dict().items()}
+    state = named_state(FullyShardedDataParallel(whole, auto_wrap_policy=layers, **options))
+    assert {name: weight.shape for name, weight in state.items()} == shapes
+    for weight in state.values():
+        assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
 
 
 def test_every_group_of_the_mesh_waits_as_long_as_the_run(monkeypatch):
