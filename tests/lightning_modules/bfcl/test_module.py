@@ -218,7 +218,7 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("overlay", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp", "fsdp2"])
 def test_the_files_and_scores_of_two_ranks_are_those_of_one_process(tiny_model_dir, tmp_path, overlay):
     command = ["test", "--config", "configs/bfcl.yaml", "--config", f"configs/trainer/{overlay}.yaml"]
     options = {
