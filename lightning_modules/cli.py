@@ -43,6 +43,7 @@ from lightning_modules.commands.checks import (
     check_reads_safely,
     check_sections,
     check_seed,
+    check_shards_by_model,
     check_trainer_settings,
     refuse_nulls,
 )
@@ -195,6 +196,7 @@ class FunReasonCLI(LightningCLI):
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
             raise ValueError(f"trainer: {error}") from error
         check_processes(trainer)
+        check_shards_by_model(trainer.strategy)
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.probe import probe, probe_as_loaded
 from lightning_modules.policy.weights import check_values, exact_dtype, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
@@ -130,6 +131,16 @@ def test_weights_left_in_their_files_take_no_memory_and_are_the_same(tmp_path, t
     assert buffers.keys() == dict(left.named_buffers()).keys()
     for name, buffer in left.named_buffers():
         assert buffer.dtype == buffers[name].dtype and torch.equal(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize("kind", ["minimax", "xglm", "qwen2"])
+def test_a_model_is_probed_on_weights_of_its_files_or_as_it_computes(tmp_path, tiny_tokenizer, kind):
+    family = next(family for family in FAMILIES if family.kind == kind)
+    place = family.save(tmp_path / "whole", tiny_tokenizer)
+    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    whole, left = (build_policy(str(tmp_path / "saved"), in_files=in_files) for in_files in (False, True))
+    assert bool(probe_as_loaded(left)) == bool(probe(whole)) == (not family.packed)
+    assert {weight.dtype for weight in left.parameters()} == {torch.bfloat16 if kind == "qwen2" else torch.float32}
 
 
 def test_weights_of_several_dtypes_or_finer_ones_are_loaded(folder):
