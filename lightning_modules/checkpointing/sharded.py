@@ -56,7 +56,8 @@ class ReshardableCheckpoints:
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Weights of a checkpoint on the CPU: this rank's shards, or where one file is saved all of them on rank 0.
 
-        What checkpoints leave out, such as a frozen reference, is neither copied nor gathered.
+        What checkpoints leave out, such as a frozen reference, is neither copied nor gathered (FSDP1 has to gather a
+        layer at a time to cut it in shards).
         """
         every = get_model_state_dict(self.model)
         kept = {name: weight for name, weight in every.items() if not self.lightning_module.is_derived(name)}
