@@ -43,6 +43,7 @@ from lightning_modules.commands.checks import (
     check_reads_safely,
     check_sections,
     check_seed,
+    check_shards_by_model,
     check_trainer_settings,
     refuse_nulls,
 )
@@ -50,6 +51,7 @@ from lightning_modules.commands.given import nested_nulls, overlay_alone
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.old_keys import read_old_keys
 from lightning_modules.commands.options import help_on
+from lightning_modules.commands.overlays import without_training
 from lightning_modules.commands.quiet import be_quiet
 from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder
 from lightning_modules.evaluation import EvaluationModule
@@ -78,7 +80,7 @@ class Parser(SentenceParser, LightningArgumentParser):
                 print(text)
                 sys.exit(0)
             try:
-                args = nested_nulls(read_old_keys(self.words))
+                args = nested_nulls(without_training(read_old_keys(self.words)))
             except ValueError as error:
                 self.error(str(error))
         try:
@@ -194,6 +196,7 @@ class FunReasonCLI(LightningCLI):
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
             raise ValueError(f"trainer: {error}") from error
         check_processes(trainer)
+        check_shards_by_model(trainer.strategy)
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
@@ -208,7 +211,8 @@ class FunReasonCLI(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
         trainer.place = place
-        trainer.strategy.checkpoint_io = AnyCheckpointIO(self._get(self.config_init, "last_checkpoint").fsync)
+        last = self._get(self.config_init, "last_checkpoint")
+        trainer.strategy.checkpoint_io = AnyCheckpointIO(last.fsync, last.asynchronous)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

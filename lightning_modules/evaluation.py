@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedTokenizerFast
 
@@ -97,11 +98,13 @@ class EvaluationModule(LightningModule):
         Args:
             **options: More of `build_policy`.
         """
+        first = isinstance(self.strategy, FSDP2) and self.strategy.world_size > 1 and self.strategy.is_global_zero
         return build_policy(
             self.init_from,
             attn_implementation=self.attn_implementation,
             dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
             empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
+            in_files=first and not options.get("lora"),  # adapters begin in the dtype of what they sit on
             **options,
         )
 
@@ -321,8 +324,8 @@ class EvaluationModule(LightningModule):
         return False
 
     def derived_weights(self) -> dict[str, Tensor]:
-        """The weights that checkpoints leave out."""
-        return {name: weight for name, weight in self.state_dict().items() if self.is_derived(name)}
+        """The weights that checkpoints leave out; of a sharded model this rank's shards, a collective."""
+        return {name: weight for name, weight in get_model_state_dict(self).items() if self.is_derived(name)}
 
     def derived_fingerprint(self) -> str:
         """Hash of `derived_weights`, computed once, for they never change; a collective where they are sharded."""

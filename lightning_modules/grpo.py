@@ -46,6 +46,7 @@ from lightning_modules.rollout.settings import (
     validation_row,
 )
 from lightning_modules.rollout.update import micro_loss, moving
+from lightning_modules.strategies import FSDP2
 
 ALL_ALIKE = (
     "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
@@ -163,7 +164,7 @@ class GRPOModule(FunctionCallingModule):
     def place(self, policy: ScoredCausalLM) -> None:
         """Keep the loaded model as `policy` and, where the KL needs one, a frozen copy of it as reference."""
         if self.frozen:
-            self.reference = self.shard(frozen_copy(policy))
+            self.reference = self.shard(frozen_copy(policy, shared=isinstance(self.strategy, FSDP2)))
         super().place(policy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:

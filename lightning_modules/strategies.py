@@ -1,20 +1,24 @@
-"""FSDP1 and FSDP2 as Lightning strategies: weights, gradients and optimizer states sharded over ranks.
+"""DDP, FSDP1 and FSDP2 as Lightning strategies; FSDP shards weights, gradients and optimizer states over ranks.
 
-Lightning's strategies would shard the whole LightningModule. Here the policy is the root of its own shards, and so is a
+Lightning's FSDP would shard the whole LightningModule. Here the policy is the root of its own shards, and so is a
 frozen reference: every forward pass enters through one of them, and as many forward and backward passes as a step needs
 may follow each other.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import (
     CPUOffload,
     CPUOffloadPolicy,
@@ -23,12 +27,17 @@ from torch.distributed.fsdp import (
     MixedPrecision,
     MixedPrecisionPolicy,
     OffloadPolicy,
+    ShardingStrategy,
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.policy.model import ScoredCausalLM
+
+WAIT = 60.0
+"""Minutes that ranks wait for each other unless told: they sample for different times, and rank 0 alone loads or writes
+some files."""
 
 
 def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:
@@ -55,14 +64,24 @@ def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:
-    """Allocate parameters that are on the meta device, without values; one that modules share stays one."""
+    """Give parameters on the meta device memory, without values; or take it from all, if that is the device.
+
+    A parameter that modules share stays one.
+    """
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            if parameter.is_meta:
+            if parameter.is_meta or device.type == "meta":
                 memory = torch.empty_like(parameter, device=device)
                 made.setdefault(parameter, nn.Parameter(memory, requires_grad=parameter.requires_grad))
                 setattr(part, name, made[parameter])
+
+
+def dtypes_of(policy: ScoredCausalLM) -> dict[str, torch.dtype]:
+    """The dtypes that weights and buffers have in training; parameters may still be as they lie in files."""
+    dtype = policy.causal_lm.config.dtype
+    state = policy.state_dict(keep_vars=True).items()
+    return {n: torch.promote_types(w.dtype, dtype) if isinstance(w, nn.Parameter) else w.dtype for n, w in state}
 
 
 def set_dtypes(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
@@ -82,6 +101,44 @@ def move_rest(module: LightningModule, device: torch.device) -> None:
     module._device = device  # what `to` would note; nothing public sets it alone
 
 
+def waiting(minutes: float) -> timedelta:
+    """`timeout_minutes` as torch has it.
+
+    Raises:
+        ValueError: It is no time.
+    """
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"trainer.strategy: timeout_minutes is {minutes}; give a number greater than 0.")
+    return timedelta(minutes=minutes)
+
+
+def make_mesh(device: torch.device, sizes: tuple[int, ...], timeout: timedelta) -> DeviceMesh:
+    """The ranks as one group that shares a copy of the weights, or as several that replicate it.
+
+    Args:
+        device: Of this rank.
+        sizes: The number of ranks; or of groups, and of ranks in each.
+        timeout: How long ranks wait for each other. A group that is not of all ranks would have torch's own, which
+            under NCCL is ten minutes.
+    """
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timeout, group)
+    return mesh
+
+
+class DDP(DDPStrategy):
+    """A full copy of the model on each rank; gradients are averaged.
+
+    Args:
+        timeout_minutes: How long a rank waits for the others before the run ends with an error.
+        process_group_backend: "nccl", "gloo"; by the accelerator when None.
+    """
+
+    def __init__(self, timeout_minutes: float = WAIT, process_group_backend: str | None = None) -> None:
+        super().__init__(timeout=waiting(timeout_minutes), process_group_backend=process_group_backend)
+
+
 class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
     """FSDP2 (`fully_shard`) over the policy's decoder layers and then the rest of it.
 
@@ -96,6 +153,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
         cpu_offload: Keep shards and optimizer states in the memory of the CPU, and update them there.
         accumulate_unsharded: Reduce gradients once per optimizer step and not after every micro-batch: less
             communication, for a whole copy of the gradients on each rank.
+        timeout_minutes: How long a rank waits for the others before the run ends with an error.
         process_group_backend: "nccl", "gloo"; by the accelerator when None.
     """
 
@@ -106,9 +164,15 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
         save_sharded: bool = True,
         cpu_offload: bool = False,
         accumulate_unsharded: bool = False,
+        timeout_minutes: float = WAIT,
         process_group_backend: str | None = None,
     ) -> None:
-        super().__init__(save_distributed_checkpoint=save_sharded, process_group_backend=process_group_backend)
+        self.timeout = waiting(timeout_minutes)
+        super().__init__(
+            save_distributed_checkpoint=save_sharded,
+            process_group_backend=process_group_backend,
+            timeout=self.timeout,
+        )
         self.shard_size, self.wrap, self.save_sharded = shard_size, wrap, save_sharded
         self.cpu_offload, self.accumulate_unsharded = cpu_offload, accumulate_unsharded
         self.mesh: DeviceMesh | None = None
@@ -128,20 +192,19 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
                 "such as the number of GPUs of a node."
             )
         super().setup_environment()
-        kind, hybrid = self.root_device.type, ("replicate", "shard")
-        self.mesh = init_device_mesh(kind, (ranks // shared, shared), mesh_dim_names=hybrid)
-        if shared == ranks:
-            self.mesh = self.mesh["shard"]
+        sizes = (ranks,) if shared == ranks else (ranks // shared, shared)
+        self.mesh = make_mesh(self.root_device, sizes, self.timeout)
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
         """Shard the policy in place, so that this rank keeps its part of each weight.
 
         Only the first rank's has to hold weights: it sends the others theirs, so that the machine's memory need not
-        hold the model once for each of its GPUs.
+        hold the model once for each of its GPUs; nor once, where they are still in their files.
         """
-        if self.world_size > 1:
-            set_dtypes(policy, self.broadcast({name: weight.dtype for name, weight in policy.state_dict().items()}))
         weights = policy.state_dict() if self.global_rank == 0 else {}
+        if self.world_size > 1:
+            allocate(policy, torch.device("meta"))  # rank 0 sends itself its own, too
+            set_dtypes(policy, self.broadcast(dtypes_of(policy)))
         half = self.precision_plugin.precision.startswith("bf16")
         precision = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
@@ -178,9 +241,10 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
 
 
 class FSDP1(ReshardableCheckpoints, FSDPStrategy):
-    """FSDP1 (`FullyShardedDataParallel`) over the policy's decoder layers and then the rest of it.
+    """FSDP1 (`FullyShardedDataParallel`) over the policy's decoder layers and then the rest of it; prefer `FSDP2`.
 
-    Needs an accelerator. Gradients are reduced in float32.
+    Gradients are reduced in float32. With adapters it computes the gradients of frozen weights,
+    too, which `FSDP2` does not; and every rank reads the whole model.
 
     Args:
         sharding_strategy: "FULL_SHARD"; "SHARD_GRAD_OP" keeps the weights whole between forward and backward pass;
@@ -190,6 +254,7 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
         cpu_offload: Keep shards and optimizer states in the memory of the CPU, and update them there.
         accumulate_unsharded: Reduce gradients once per optimizer step and not after every micro-batch: less
             communication, for a whole copy of the gradients on each rank.
+        timeout_minutes: How long a rank waits for the others before the run ends with an error.
     """
 
     def __init__(
@@ -199,13 +264,23 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
         save_sharded: bool = True,
         cpu_offload: bool = False,
         accumulate_unsharded: bool = False,
+        timeout_minutes: float = WAIT,
     ) -> None:
+        self.timeout = waiting(timeout_minutes)
         super().__init__(
+            timeout=self.timeout,
             sharding_strategy=sharding_strategy,
             cpu_offload=CPUOffload(offload_params=cpu_offload),
             state_dict_type="sharded" if save_sharded else "full",
         )
         self.wrap, self.save_sharded, self.accumulate_unsharded = wrap, save_sharded, accumulate_unsharded
+
+    def setup_environment(self) -> None:
+        """Start the process group, and make the device mesh: with one, state dicts hold shards as FSDP2's do."""
+        super().setup_environment()
+        hybrid = self.sharding_strategy == ShardingStrategy.HYBRID_SHARD
+        sizes = (self.num_nodes, self.num_processes) if hybrid else (self.world_size,)
+        self.kwargs["device_mesh"] = make_mesh(self.root_device, sizes, self.timeout)
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
@@ -216,8 +291,13 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
 
     def shard(self, policy: ScoredCausalLM) -> nn.Module:
         """Wrap the policy in FSDP; Lightning's context, inside which this is called, knows how."""
+        if policy.has_adapters:
+            rank_zero_warn(
+                "FSDP1 also computes gradients of what model.lora freezes; FSDP2 (configs/trainer/fsdp2.yaml) does not."
+            )
         classes = {type(block) for block in blocks_of(policy, self.wrap)}
-        return wrap(policy, auto_wrap_policy=ModuleWrapPolicy(classes), use_orig_params=True)
+        where = {"device_id": self.root_device}  # Lightning gives its number, which the CPU has not
+        return wrap(policy, auto_wrap_policy=ModuleWrapPolicy(classes), use_orig_params=True, **where)
 
     def _setup_model(self, model: LightningModule) -> LightningModule:
         model = super()._setup_model(model)  # leaves a module with wrapped models inside as it is

@@ -122,12 +122,12 @@ class BFCLModule(EvaluationModule):
         return all(row.id in results for results in self.answers)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Any]:
-        """Answer the rows of a batch that have no answer yet, and save the answers of all ranks."""
+        """Answer this rank's rows of a batch that have no answer yet, and save the answers of all ranks."""
         pending = [
             (row, ids) for row, ids in zip(batch.examples, batch.prompt_ids, strict=True) if not self.answered(row)
         ]
         completions = self.generator(
-            self.policy,
+            self.generating[0],
             [ids for _, ids in pending],
             [row.id for row, _ in pending],
             n=self.samples,
@@ -179,13 +179,15 @@ class BFCLModule(EvaluationModule):
                 if not verdict.matched:
                     wrong.append({"sample": sample, "reason": verdict.reason} | results[row.id])
         self.scores: dict[str, Score] = accuracy.compute()
-        everyone = [line for rank in of_every_rank(wrong) for line in rank]
+        places = {row.id: place for place, row in enumerate(data.rows)}
+        everyone = sorted((line for rank in of_every_rank(wrong) for line in rank), key=lambda line: places[line["id"]])
         if self.trainer.is_global_zero:
             append_jsonl(self.run / "wrong.jsonl", everyone)
         self.log_metrics({f"bfcl/{name}": score.accuracy for name, score in self.scores.items() if score.known})
 
     def on_test_end(self) -> None:
-        """Print the table."""
+        """Free the unsharded copy, and print the table."""
+        super().on_test_end()
         if not self.trainer.is_global_zero:
             return
         data = self.trainer.datamodule

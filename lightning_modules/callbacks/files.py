@@ -2,6 +2,7 @@
 
 import csv
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_modules.callbacks.board import sample_block
 from lightning_modules.callbacks.progress import say
 from lightning_modules.checkpointing.export import export_hf, rehearse_export
 from lightning_modules.evaluation import EvaluationModule
+from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.rollout import Rollout
 
 
@@ -85,29 +87,32 @@ class SampleTable(Callback):
 
 
 class RolloutWriter(Callback):
-    """Writes the rollouts of `funreason predict` to `rollouts.jsonl` (`rollouts-1.jsonl` for rank 1, and so on).
+    """Writes the rollouts of `funreason predict` to `rollouts.jsonl`, those of all ranks in the order of the rows.
 
     The file grows under the name `….part` and takes its own when prediction is over.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose this rank's file."""
-        name = "rollouts.jsonl" if trainer.global_rank == 0 else f"rollouts-{trainer.global_rank}.jsonl"
-        self.path = Path(trainer.log_dir) / name
+        """Begin the file."""
+        self.path = Path(trainer.log_dir) / "rollouts.jsonl"  # `log_dir` is a collective: every rank asks
         self.part = self.path.with_suffix(".jsonl.part")
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.part.write_text("", encoding="utf-8")
+        if trainer.is_global_zero:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self.part.write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
     ) -> None:
-        """Append one batch."""
-        append_jsonl(self.part, [rollout.as_row() for rollout in outputs])
+        """Append the batch of all ranks, to which its rows were dealt one by one."""
+        ranks = of_every_rank([rollout.as_row() for rollout in outputs])
+        if trainer.is_global_zero:
+            append_jsonl(self.part, (row for dealt in zip_longest(*ranks) for row in dealt if row is not None))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
-        os.replace(self.part, self.path)
-        print(f"Rollouts: {self.path}")
+        if trainer.is_global_zero:
+            os.replace(self.part, self.path)
+            print(f"Rollouts: {self.path}")
 
 
 class ExportHF(Callback):

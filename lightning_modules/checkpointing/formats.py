@@ -7,6 +7,7 @@ land on others).
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from datamodules.system.files import atomic_write
+from lightning_modules.checkpointing.background import Background, snapshot
 from lightning_modules.checkpointing.reading import CONTENTS, ShardReader, State, load_file, load_shards
 
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer_0"  # what of a folder lies in shards; the rest is one file
@@ -108,20 +110,39 @@ class AnyCheckpointIO(TorchCheckpointIO):
 
     Args:
         fsync: Whether to wait until a checkpoint is on the disk; see `atomic_write`.
+        asynchronous: Whether to write in the background.
     """
 
-    def __init__(self, fsync: bool = True) -> None:
+    def __init__(self, fsync: bool = True, asynchronous: bool = False) -> None:
         self.fsync = fsync
+        self.background = Background() if asynchronous else None
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a file; see `save_file`."""
-        save_file(checkpoint, Path(path), self.fsync)
+        """Write a file, or begin to; see `save_file`."""
+        if self.background:
+            self.background.start(partial(save_file, snapshot(checkpoint), Path(path), self.fsync))
+        else:
+            save_file(checkpoint, Path(path), self.fsync)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint, once the one that takes its place is written."""
+        remove = partial(super().remove_checkpoint, path)
+        if self.background:
+            self.background.follow(remove)
+        else:
+            remove()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
         """Read either kind, whatever `weights_only` asks for; see `load`."""
+        self.teardown()
         checkpoint = load(path)
         check_parts(checkpoint, path)
         return checkpoint
+
+    def teardown(self) -> None:
+        """Wait for what is being written."""
+        if self.background:
+            self.background.wait()
 
 
 def optimizer_state_to_names(state: State, groups: Iterable[Iterable[str]]) -> State:

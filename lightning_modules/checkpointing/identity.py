@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
-from lightning_modules.policy.unshard import unshard
 
 Shapes = Mapping[str, tuple[int, ...]]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
@@ -92,11 +92,19 @@ def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Hash of names, shapes and weights, the same on any device and however sharded; a collective over shards."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, shard in weights.items():
-        weight = unshard(shard)
-        words = weight.detach().contiguous().view(INTEGERS[weight.element_size()])
-        digest.update(f"{name} {tuple(weight.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+    for name, weight in weights.items():
+        digest.update(f"{name} {tuple(weight.shape)} {_sum_of_words(weight)}".encode())
     return digest.hexdigest()
+
+
+def _sum_of_words(weight: Tensor) -> int:
+    """The bits of a tensor added up as integers; of shards, the sum over all of them, none of which is gathered."""
+    own = weight.to_local() if isinstance(weight, DTensor) else weight
+    total = own.detach().contiguous().view(INTEGERS[own.element_size()]).sum(dtype=torch.int64)
+    if isinstance(weight, DTensor):
+        parts = [Partial() if placement.is_shard() else Replicate() for placement in weight.placements]
+        total = DTensor.from_local(total, weight.device_mesh, parts).full_tensor()
+    return int(total)
 
 
 def fingerprint_of(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -73,9 +73,11 @@ class LastCheckpoint(ModelCheckpoint):
         every_n_train_steps: Optimizer steps between two checkpoints.
         fsync: Whether a checkpoint of the run, of any callback, has to be on the disk before the one before is deleted,
             so that a power cut leaves one of them. Off, a save ends once the system has taken the bytes.
+        asynchronous: Copy a checkpoint of the run, of any callback, to the memory of the CPU and go on while it is
+            written; the next one, and the end of the run, wait for it.
     """
 
-    def __init__(self, every_n_train_steps: int = 50, fsync: bool = True) -> None:
+    def __init__(self, every_n_train_steps: int = 50, fsync: bool = True, asynchronous: bool = False) -> None:
         super().__init__(
             filename="last-{step:06d}",
             auto_insert_metric_name=False,
@@ -83,7 +85,7 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_on_exception=True,
         )
-        self.fsync = fsync
+        self.fsync, self.asynchronous = fsync, asynchronous
         self.terminated = False  # whether this rank of several has received SIGTERM
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -16,9 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from datamodules.system.files import atomic_write
+from lightning_modules.checkpointing.background import Background, snapshot
 from lightning_modules.checkpointing.formats import (
     OPTIMIZER,
     REST,
@@ -31,6 +37,7 @@ from lightning_modules.checkpointing.formats import (
     shapes_in,
 )
 from lightning_modules.checkpointing.reading import State, first_cause, load_file, load_shards
+from lightning_modules.policy.unshard import unshard
 
 
 class ReshardableCheckpoints:
@@ -38,13 +45,26 @@ class ReshardableCheckpoints:
 
     Attributes:
         save_sharded: Whether to write folders of shards, or files.
+        timeout: How long ranks wait for each other.
+        group: The ranks, where they write in the background; None where they do not.
     """
 
     save_sharded: bool
+    timeout: timedelta
+    group: ProcessGroup | None = None
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """State dict of the weights: this rank's shards, or all of them on rank 0 where one file is saved."""
-        return get_model_state_dict(self.model, options=self._options())
+        """Weights of a checkpoint on the CPU: this rank's shards, or where one file is saved all of them on rank 0.
+
+        What checkpoints leave out, such as a frozen reference, is neither copied nor gathered (FSDP1 has to gather a
+        layer at a time to cut it in shards).
+        """
+        every = get_model_state_dict(self.model)
+        kept = {name: weight for name, weight in every.items() if not self.lightning_module.is_derived(name)}
+        if self.save_sharded:
+            return kept if self.background else {name: weight.cpu() for name, weight in kept.items()}
+        whole = ((name, unshard(weight)) for name, weight in kept.items())  # one at a time, on every rank
+        return {name: weight.cpu() for name, weight in whole if self.global_rank == 0}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Optimizer state by parameter name, sharded or full as the weights are."""
@@ -52,13 +72,25 @@ class ReshardableCheckpoints:
         return get_optimizer_state_dict(self.model, optimizer, options=self._options())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write shards or one file, as `save_sharded` says; a collective."""
+        """Write shards or one file, as `save_sharded` says, or begin to; a collective."""
         path = Path(self.broadcast(filepath))
+        if self.background and self.group is None:  # of its own, so that no collective of the run comes between
+            self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
+        state = snapshot(checkpoint) if self.background else checkpoint
         if self.save_sharded:
-            optimizer = (checkpoint.pop("optimizer_states", None) or [None])[0]
-            save_shards(checkpoint.pop("state_dict"), optimizer, checkpoint, path, self.global_rank, self.fsync)
-        elif self.global_rank == 0:
-            save_file(checkpoint, path, self.fsync)
+            optimizer = (state.pop("optimizer_states", None) or [None])[0]
+            write = partial(save_shards, state.pop("state_dict"), optimizer, state, path, self.fsync, self.group)
+        else:
+            write = partial(save_file, state, path, self.fsync) if self.global_rank == 0 else partial(dict)
+        if self.background:
+            self.background.start(write)
+        else:
+            write()
+
+    def teardown(self) -> None:
+        """Wait for a checkpoint that is being written, and end."""
+        self.checkpoint_io.teardown()
+        super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer state from either kind of checkpoint, and return the rest of it.
@@ -85,10 +117,12 @@ class ReshardableCheckpoints:
         rest = load(path)
         weights, states = rest.pop("state_dict"), rest.pop("optimizer_states", [])
         module.check_checkpoint(rest, {name: tuple(weight.shape) for name, weight in weights.items()})
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self.model, weights, options=options)
+        shards = get_model_state_dict(self.model)  # of a whole state dict FSDP1 would take no part
+        cut = {name: shard_as(weight, shards[name]) for name, weight in weights.items()}
+        set_model_state_dict(self.model, cut, options=StateDictOptions(strict=False))
         for optimizer, state in zip(optimizers, states, strict=False):
-            set_optimizer_state_dict(self.model, optimizer, state, options=options)
+            whole = StateDictOptions(full_state_dict=True, strict=False)
+            set_optimizer_state_dict(self.model, optimizer, state, options=whole)
         return rest
 
     @property
@@ -96,12 +130,31 @@ class ReshardableCheckpoints:
         """Whether to wait until a checkpoint is on the disk, as the run's `AnyCheckpointIO` says."""
         return not isinstance(self.checkpoint_io, AnyCheckpointIO) or self.checkpoint_io.fsync
 
+    @property
+    def background(self) -> Background | None:
+        """What checkpoints are written by while the run goes on; None where it waits for them."""
+        return getattr(self.checkpoint_io, "background", None)
+
     def _options(self) -> StateDictOptions:
-        return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=True)
+        copied = self.background is not None and self.save_sharded  # to the CPU by `snapshot`
+        return StateDictOptions(full_state_dict=not self.save_sharded, cpu_offload=not copied)
+
+
+def shard_as(weight: Tensor, other: Tensor) -> Tensor:
+    """This rank's part of a weight, cut as another tensor of its shape is; every rank holds the whole."""
+    if not isinstance(other, DTensor):
+        return weight
+    device = other.device_mesh.device_type
+    return distribute_tensor(weight.to(device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def save_shards(
-    weights: State, optimizer: State | None, rest: State, folder: Path, rank: int, fsync: bool = True
+    weights: State,
+    optimizer: State | None,
+    rest: State,
+    folder: Path,
+    fsync: bool = True,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Write a sharded checkpoint atomically; a collective.
 
@@ -110,17 +163,17 @@ def save_shards(
         optimizer: State by name, as `get_optimizer_state_dict` gives it; None without one.
         rest: Everything else, written by rank 0.
         folder: Where to.
-        rank: This one.
         fsync: See `atomic_write`.
+        group: All ranks, in a group that communicates on the CPU; the default group when None.
 
     Raises:
         OSError: On every rank, if any could not write.
     """
     with ExitStack() as stack:
-        name = on_rank_zero(rank, lambda: str(stack.enter_context(atomic_write(folder, fsync))))
+        name = on_rank_zero(lambda: str(stack.enter_context(atomic_write(folder, fsync))), group)
         shards = {WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {})
         try:
-            dcp.save(shards, storage_writer=dcp.FileSystemWriter(name, sync_files=fsync))
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(name, sync_files=fsync), process_group=group)
         except CheckpointException as error:
             raise first_cause(error) from error
 
@@ -128,18 +181,18 @@ def save_shards(
             torch.save(rest, Path(name) / REST)
             stack.close()
 
-        on_rank_zero(rank, complete)
+        on_rank_zero(complete, group)
 
 
-def on_rank_zero(rank: int, act: Callable[[], Any]) -> Any:
+def on_rank_zero(act: Callable[[], Any], group: ProcessGroup | None = None) -> Any:
     """Run a function on rank 0, and return its result or raise its error of the disk on all; a collective."""
     told: list[Any] = [None]
-    if rank == 0:
+    if torch.distributed.get_rank() == 0:
         try:
             told = [act()]
         except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
             told = [error]
-    torch.distributed.broadcast_object_list(told)
+    torch.distributed.broadcast_object_list(told, group=group)
     if isinstance(told[0], Exception):
         raise told[0]
     return told[0]

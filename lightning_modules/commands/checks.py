@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer import Trainer
 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
@@ -75,6 +75,20 @@ def check_processes(trainer: Trainer) -> None:
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
         raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
+
+
+def check_shards_by_model(strategy: Strategy) -> None:
+    """Refuse Lightning's own FSDP, which shards the module as a whole.
+
+    Raises:
+        ValueError: Naming the overlay to take.
+    """
+    whole = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+    if whole and not isinstance(strategy, ReshardableCheckpoints):
+        raise ValueError(
+            f"trainer.strategy: {type(strategy).__name__} of Lightning would shard the whole module, in which several "
+            "passes of a step do not work: add --config configs/trainer/fsdp2.yaml"
+        )
 
 
 def check_reads_safely(strategy: Strategy) -> None:

@@ -147,6 +147,7 @@ def build_policy(
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     empty: bool = False,
+    in_files: bool = False,
 ) -> ScoredCausalLM:
     """Load a causal LM, or make a random one, ready to train.
 
@@ -161,6 +162,7 @@ def build_policy(
             there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
         empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
+        in_files: See `load_weights`; for a strategy to read them, and not with adapters.
 
     Returns:
         The model in train mode.
@@ -174,7 +176,8 @@ def build_policy(
         # To transformers, None is sdpa where it can be and else eager; a name is a demand.
         kernel = None if attn_implementation == "sdpa" else attn_implementation
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
-        model = load_weights(init_from, empty, dtype=dtype, attn_implementation=kernel, experts_implementation=experts)
+        options = {"dtype": dtype, "attn_implementation": kernel, "experts_implementation": experts}
+        model = load_weights(init_from, empty, in_files, **options)
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
             log.warning(mended)

@@ -45,13 +45,30 @@ def probe_everywhere(policy: ScoredCausalLM, strategy: Strategy | None, mixed: b
             autocast = torch.autocast(next(policy.parameters()).device.type, torch.bfloat16, enabled=mixed)
             # Lightning makes the GPU the default device while it configures a model; documents begin on the host.
             with autocast, torch.device("cpu"):
-                leak = probe(policy)
+                leak = probe_as_loaded(policy)
     if strategy:
         found = (leak, policy.by_document, policy.shares_prefixes)
         leak, by_document, policy.shares_prefixes = strategy.broadcast(found)
         if by_document:
             policy.by_document = True
     return leak
+
+
+def probe_as_loaded(policy: ScoredCausalLM) -> str:
+    """Run `probe` on weights that may still be as they lie in files; cast them where the model does not take that.
+
+    Raises:
+        ValueError: See `probe`.
+    """
+    try:
+        return probe(policy)
+    except RuntimeError:  # in between it computes in the dtype of the run
+        dtype = policy.causal_lm.config.dtype
+        if all(weight.dtype == dtype for weight in policy.parameters()):
+            raise
+        for weight in policy.parameters():
+            weight.data = weight.data.to(dtype)
+        return probe(policy)
 
 
 @torch.no_grad()

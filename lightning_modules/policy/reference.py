@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.policy.model import ScoredCausalLM
@@ -12,9 +13,16 @@ PREFIX = "reference."
 """Of the frozen copy's names in the state dict of the module that holds it."""
 
 
-def frozen_copy(policy: ScoredCausalLM) -> ScoredCausalLM:
-    """A frozen copy of a model, in eval mode."""
-    return copy.deepcopy(policy).requires_grad_(False).eval()
+def frozen_copy(policy: ScoredCausalLM, shared: bool = False) -> ScoredCausalLM:
+    """A frozen copy of a model, in eval mode.
+
+    Args:
+        policy: The model.
+        shared: Leave the weights in the model's memory, for a strategy that copies them out of it into shards; the
+            host need not hold them twice then.
+    """
+    aliases = {id(weight): nn.Parameter(weight.data) for weight in policy.parameters()} if shared else {}
+    return copy.deepcopy(policy, aliases).requires_grad_(False).eval()
 
 
 @contextmanager

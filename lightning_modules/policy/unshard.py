@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -33,7 +33,7 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
     """The unsharded weights of the Hugging Face model with adapters merged; the policy is left as it is.
 
     They come one at a time, so that where they are sharded no more than one is gathered, if the caller lets go of it;
-    every rank has to take all of them then. (FSDP1 gathers all of them at once.)
+    every rank has to take all of them then.
 
     Args:
         policy: The model, sharded or not, with or without LoRA layers.
@@ -56,7 +56,7 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
 
 
 def merged_shapes(policy: ScoredCausalLM) -> dict[str, torch.Size]:
-    """Names and shapes of what `merged_weights` yields, in its order; nothing is gathered but by FSDP1."""
+    """Names and shapes of what `merged_weights` yields, in its order; nothing is gathered."""
     state = named_state(policy)
     return {target: state[name].shape for name, targets in _targets(policy, state).items() for target in targets}
 
@@ -91,9 +91,9 @@ FSDP1_PREFIX = "_fsdp_wrapped_module."
 
 
 def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:
-    """State dict of the Hugging Face model, adapters included, by its names: sharded as it is, FSDP1's unsharded."""
+    """State dict of the Hugging Face model, adapters included, by its names: sharded as it is."""
     if isinstance(policy, FullyShardedDataParallel):
-        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True))
+        state = get_model_state_dict(policy)  # copies of the shards; a collective
     else:
         state = policy.state_dict()  # of the root: FSDP2 puts back into shards what a forward pass has left whole
     names = (name.replace(FSDP1_PREFIX, "") for name, module in policy.named_modules() if module is policy.causal_lm)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -19,6 +20,8 @@ from datamodules.chat.tokenizer import resolve_model_folder
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # names in an error
+SAVED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""Dtypes of weights by their names in safetensors."""
 BESIDE_THE_TEXT = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|vision_embed\w*|audio_tower|multi_modal_projector|mtp\w*|v_head)\."
     r"|(inv_freq|masked_bias)$"
@@ -34,13 +37,15 @@ ODD_CONFIG = (
 """What transformers meets in a config with values that it does not expect, beside the errors that it raises itself."""
 
 
-def load_weights(init_from: str, empty: bool, **options: Any) -> PreTrainedModel:
+def load_weights(init_from: str, empty: bool, in_files: bool = False, **options: Any) -> PreTrainedModel:
     """Load a causal LM, or make a random one where a folder holds a config.json and no weights.
 
     Args:
         init_from: Run folder (its `hf/`), Hugging Face folder, or hub id.
         empty: Read the config alone; the weights are whatever the caller's context makes of them.
-        **options: Of `from_pretrained`, among them `attn_implementation`.
+        in_files: Leave weights where they lie, in the dtype that they have there if that is exact: they take no memory
+            of this process then, only of the system's cache of files.
+        **options: Of `from_pretrained`, among them `dtype` and `attn_implementation`.
 
     Returns:
         The model; every weight of it comes from the folder, or none does.
@@ -57,12 +62,12 @@ def load_weights(init_from: str, empty: bool, **options: Any) -> PreTrainedModel
         if random or empty:
             if not empty:
                 log.warning("%s holds a config.json and no weights: starting from random weights.", source)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+            return _of_config(source, options)
         with _kept_off_screen(report):
-            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named below
+            loading = options | ({"dtype": exact_dtype(source, options["dtype"])} if in_files else {})
+            loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named below
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, **options
+                source, use_safetensors=True, trust_remote_code=False, **loading
             )
     except OSError as error:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
@@ -84,7 +89,33 @@ def load_weights(init_from: str, empty: bool, **options: Any) -> PreTrainedModel
         raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
     check_names(source, info)
     check_values(source, model)
-    return model
+    return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
+
+
+def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) -> PreTrainedModel:
+    """A model of the dtype in `options` but for its parameters, which are those of the one given."""
+    with init_empty_weights(include_buffers=False):  # which are computed in the dtype of the run
+        whole = _of_config(source, options)
+    own, parameters = whole.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {n: w if n in parameters else w.to(own[n].dtype) for n, w in model.state_dict().items()}
+    whole.load_state_dict(state, assign=True)
+    whole.tie_weights()
+    return whole
+
+
+def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def exact_dtype(source: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a folder's weights, if all have one that holds no number that `dtype` does not; else `dtype`."""
+    kinds = set()
+    for path in _files(source):
+        with safe_open(path, framework="pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    saved = SAVED.get(kinds.pop(), dtype) if len(kinds) == 1 else dtype
+    return saved if torch.promote_types(saved, dtype) == dtype else dtype
 
 
 def check_names(source: str, info: dict[str, Any]) -> None:

@@ -50,6 +50,16 @@ def test_run_folder(run):
     assert [sample["step"] for sample in samples] == [3, 6]  # one row is held out, and validated on after each epoch
 
 
+def test_checkpoints_written_in_the_background_are_those_that_the_run_waits_for(run, base_args, tmp_path):
+    main(CONFIG + base_args(tmp_path, **RUN, **{"last_checkpoint.asynchronous": "true"}))
+    other = tmp_path / "srml-fit-0"
+    names, others = ({path.name for path in (which / "checkpoints").iterdir()} for which in (run, other))
+    assert names == others
+    states = [saved_state(which, 6) for which in (run, other)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(*(state[part] for state in states))
+
+
 def test_every_step_logs_both_segments_and_nothing_is_nan(run):
     logged = metrics(run, ("train/", "tool/", "perf/", "time/", "completion/", "reward/"))
     per_step = {"loss", "loss_cot", "loss_call", "tokens_cot", "tokens_call", "token_acc_cot", "token_acc_call"}

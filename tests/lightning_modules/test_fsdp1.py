@@ -1,4 +1,4 @@
-"""FSDP1 on one GPU takes the steps of that GPU without it; it runs on no other device."""
+"""FSDP1 takes the steps of a process without it: on one GPU, and over two gloo ranks."""
 
 import pytest
 import torch
@@ -8,10 +8,7 @@ from training_runs import metrics, run_ranks
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 
-pytestmark = [
-    pytest.mark.ranks,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="FSDP1 needs a GPU"),
-]
+pytestmark = pytest.mark.ranks
 OPTIONS = {
     "trainer.accelerator": "gpu",
     "trainer.devices": 1,
@@ -30,17 +27,18 @@ KINDS = {
     "alpha": {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100},
     "adapters": {"model.init_args.lora.r": 4},
 }
+SRML = ["fit", "--config", "configs/srml.yaml"]
 FSDP1 = "--trainer.strategy.class_path=lightning_modules.strategies.FSDP1"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="of one GPU")
 @pytest.mark.parametrize("sharded", ["true", "false"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharded):
-    srml = ["fit", "--config", "configs/srml.yaml"]
     options = OPTIONS | KINDS[kind]
-    main(srml + base_args(tmp_path / "plain", **options))
+    main(SRML + base_args(tmp_path / "plain", **options))
     shards = [FSDP1, f"--trainer.strategy.init_args.save_sharded={sharded}"]
-    command = ["-m", "lightning_modules", *srml, *base_args(tmp_path / "fsdp", **options), *shards]
+    command = ["-m", "lightning_modules", *SRML, *base_args(tmp_path / "fsdp", **options), *shards]
     done = run_ranks(*command, ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     half = tmp_path / "fsdp" / "srml-fit-0" / "checkpoints" / "best-000002.ckpt"
@@ -50,13 +48,33 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
     plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in (0, 1))
     assert metrics(plain)[1, "train/grad_norm"] > 0.5
     for run in others:
-        logged = metrics(run)
-        assert logged == pytest.approx({key: metrics(plain)[key] for key in logged}, rel=1e-4, abs=1e-5)
-        for read in (lambda r: load(r / "checkpoints" / "best-000006.ckpt")["state_dict"], read_export):
-            expected, got = read(plain), read(run)
-            assert expected.keys() == got.keys()
-            for name, weight in expected.items():
-                torch.testing.assert_close(got[name].cpu(), weight.cpu(), rtol=1e-4, atol=1e-5, msg=name)
+        assert_same_run(plain, run, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoint(base_args, tmp_path, kind):
+    options = OPTIONS | KINDS[kind] | {"trainer.accelerator": "cpu", "trainer.max_epochs": 1}
+    main(SRML + base_args(tmp_path / "plain", **options))
+    plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in range(3))
+    command = ["-m", "lightning_modules", *SRML, *base_args(tmp_path / "fsdp", **options | {"trainer.devices": 2})]
+    shards, file = others[0] / "checkpoints" / "best-000002.ckpt", plain / "checkpoints" / "best-000002.ckpt"
+    one_file = "--trainer.strategy.init_args.save_sharded=false"
+    for more in ([], [one_file, "--ckpt_path", str(shards)], ["--ckpt_path", str(file)]):
+        done = run_ranks(*command, FSDP1, *more)
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert shards.is_dir() and file.is_file() and (others[1] / "checkpoints" / "best-000003.ckpt").is_file()
+    for run in others:
+        assert_same_run(plain, run, 3)
+
+
+def assert_same_run(plain, run, steps):
+    logged = metrics(run)
+    assert logged == pytest.approx({key: metrics(plain)[key] for key in logged}, rel=1e-4, abs=1e-5)
+    for read in (lambda r: load(r / "checkpoints" / f"best-{steps:06d}.ckpt")["state_dict"], read_export):
+        expected, got = read(plain), read(run)
+        assert expected.keys() == got.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(got[name].cpu(), weight.cpu(), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def read_export(run):

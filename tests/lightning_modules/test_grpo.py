@@ -172,7 +172,7 @@ def norms_of_float64(monkeypatch):
 def moved_reference(monkeypatch):
     """A reference that is not the policy, so that the KL has a gradient from the first step on."""
     original = grpo.frozen_copy
-    monkeypatch.setattr(grpo, "frozen_copy", lambda policy: enlarge(original(policy)))
+    monkeypatch.setattr(grpo, "frozen_copy", lambda *given, **how: enlarge(original(*given, **how)))
 
 
 def assert_close(got, expected, rtol=1e-9):

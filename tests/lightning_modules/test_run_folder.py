@@ -13,7 +13,7 @@ from training_runs import metrics
 from datamodules.system import redaction
 from datamodules.system.files import atomic_write
 from lightning_modules.cli import FunReasonCLI, main
-from lightning_modules.commands.checks import check_reads_safely
+from lightning_modules.commands.checks import check_reads_safely, check_shards_by_model
 from lightning_modules.commands.run_folders import new_folder
 from lightning_modules.strategies import FSDP1, FSDP2
 
@@ -122,6 +122,14 @@ def test_strategies_that_would_run_what_a_checkpoint_holds_do_not_read_one(unsaf
         check_reads_safely(object.__new__(unsafe))
     for ours in (FSDP1, FSDP2, DDPStrategy, SingleDeviceStrategy):
         check_reads_safely(object.__new__(ours))
+
+
+def test_lightnings_own_sharding_is_refused_and_the_overlay_to_take_is_named(base_args, tmp_path):
+    strategy = "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"
+    with pytest.raises(SystemExit, match=r"error: trainer.strategy: ModelParallelStrategy of Lightning.*fsdp2.yaml"):
+        main(["fit", *CONFIG, *base_args(tmp_path, **SMALL), strategy])
+    for ours in (FSDP1, FSDP2, DDPStrategy, SingleDeviceStrategy):
+        check_shards_by_model(object.__new__(ours))
 
 
 def test_the_saved_config_holds_no_secret_and_asks_for_it_again(base_args, tmp_path, monkeypatch):

@@ -83,6 +83,20 @@ def test_two_ranks_take_the_steps_of_one(one, two):
     assert [path.is_dir() for path in sorted((two / "checkpoints").iterdir())] == [True] * 4  # best, and each step
 
 
+def test_checkpoints_written_in_the_background_are_those_that_the_run_waits_for(two, base_args, tmp_path):
+    options = OPTIONS | ALPHA | {"last_checkpoint.asynchronous": "true"}
+    on_ranks(2, SRML + base_args(tmp_path, **options))
+    run = tmp_path / "srml-fit-0"
+    names = [path.name for path in sorted((two / "checkpoints").iterdir())]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == names
+    for name in names:
+        states = [load(which / "checkpoints" / name) for which in (two, run)]
+        for part in ("state_dict", "optimizer_states", "loops", "lr_schedulers"):
+            assert_same(*(state[part] for state in states))
+    on_ranks(2, [*SRML, *base_args(tmp_path, **options), "--ckpt_path", str(at(run, 2))])
+    assert_same(*(saved_state(tmp_path / f"srml-fit-{i}", 3)["state_dict"] for i in (0, 1)))
+
+
 def test_the_exported_model_is_that_of_one_process(one, two, tiny_model_dir):
     assert_close([load_file(run / "hf" / "model.safetensors") for run in (one, two)])
     ids = torch.arange(3, 20)[None]
@@ -186,6 +200,17 @@ def test_modules_to_gather_that_the_model_does_not_have(tiny_model_dir):
     assert [type(block).__name__ for block in blocks_of(policy, None)] == ["Qwen2DecoderLayer"] * 2
     with pytest.raises(ValueError, match=r"wrap names LlamaDecoderLayer.*its layers are .*Qwen2DecoderLayer"):
         blocks_of(policy, ["LlamaDecoderLayer"])
+
+
+def test_weights_sent_from_their_files_are_cast_on_the_way(tiny_model_dir, tmp_path, base_args):
+    half = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(half)
+    options = OPTIONS | {"model.init_args.init_from": half, "trainer.max_steps": 1}
+    main(SRML + base_args(tmp_path / "one", **options))
+    on_ranks(2, SRML + base_args(tmp_path / "two", **options))
+    states = [saved_state(tmp_path / which / "srml-fit-0", 1)["state_dict"] for which in ("one", "two")]
+    assert_close(states)
+    assert {weight.dtype for weight in states[1].values()} == {torch.float32}
 
 
 def test_weights_that_are_missing_end_the_ranks_that_wait_for_them_too(tiny_model_dir, tmp_path, base_args):

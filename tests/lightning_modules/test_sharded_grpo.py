@@ -85,6 +85,11 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
     done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same(load(at(two.with_name("egpo-fit-1"), 4))["state_dict"], states[1])
+    flat = command[-1].replace("FSDP2", "FSDP1")  # which then checks the reference that it has shards of
+    done = run_ranks(*command[:-1], flat, "--ckpt_path", str(at(two, 1)))
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, weight in load(at(two.with_name("egpo-fit-2"), 4))["state_dict"].items():
+        torch.testing.assert_close(weight, states[1][name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_one_of_two_ranks_receives_sigterm_and_both_save_their_shards(base_args, tmp_path):

@@ -1,16 +1,25 @@
-"""What a sharded forward pass gathers, counted under a process group that communicates nothing."""
+"""What sharded models gather, counted under a process group that communicates nothing; how long ranks wait."""
+
+from datetime import timedelta
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lightning_modules import strategies
+from lightning_modules.checkpointing.identity import fingerprint
 from lightning_modules.objectives import logprobs
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.strategies import allocate, blocks_of
+from lightning_modules.policy.reference import PREFIX, frozen_copy
+from lightning_modules.policy.unshard import named_state
+from lightning_modules.strategies import DDP, FSDP1, FSDP2, allocate, blocks_of, make_mesh
 
 
 @pytest.fixture
@@ -20,15 +29,18 @@ def two_ranks():
     torch.distributed.destroy_process_group()
 
 
+def sharded(policy, mesh):
+    for part in (*blocks_of(policy, None), policy):
+        fully_shard(part, mesh=mesh)
+    return policy
+
+
 @pytest.mark.parametrize("block", [1000, 50])
 def test_a_pass_gathers_each_layer_and_the_head_once_however_many_tiles_there_are(
     two_ranks, tiny_model_dir, block, monkeypatch
 ):
     monkeypatch.setattr(logprobs, "BLOCK", block)
-    policy = build_policy(str(tiny_model_dir))
-    for block in blocks_of(policy, None):
-        fully_shard(block, mesh=two_ranks)
-    fully_shard(policy, mesh=two_ranks)
+    policy = sharded(build_policy(str(tiny_model_dir)), two_ranks)
     ids = torch.arange(3, 20)[None]
     with CommDebugMode() as counted:
         scored = policy(ids, torch.arange(17)[None], ids.roll(-1), entropy=True)
@@ -52,3 +64,50 @@ def test_an_empty_model_gets_memory_and_keeps_what_is_shared_and_what_is_no_weig
     ids = torch.arange(3, 20)[None]
     arguments = (ids, torch.arange(17)[None], ids.roll(-1))
     assert torch.equal(whole(*arguments).logprobs, empty(*arguments).logprobs)
+
+
+@pytest.mark.parametrize("save_sharded", [True, False])
+def test_a_checkpoint_gathers_none_of_the_reference(two_ranks, tiny_model_dir, save_sharded):
+    module, policy = nn.Module(), build_policy(str(tiny_model_dir))
+    module.reference = sharded(frozen_copy(policy, shared=True), two_ranks)
+    module.policy = sharded(policy, two_ranks)
+    module.is_derived = lambda name: name.startswith(PREFIX)
+    strategy = FSDP2(save_sharded=save_sharded)
+    strategy.model = strategy._lightning_module = module
+    with CommDebugMode() as counted:
+        saved = strategy.lightning_module_state_dict()
+    assert saved.keys() == {f"policy.{name}" for name in policy.state_dict()}
+    assert counted.get_total_counts() == (0 if save_sharded else len(saved))  # one gather of each weight
+    with CommDebugMode() as counted:
+        fingerprint(module.reference.state_dict())
+    assert {str(op) for op in counted.get_comm_counts()} == {"c10d_functional.all_reduce"}  # of a number for each
+
+
+def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
+    whole = build_policy(str(tiny_model_dir))
+    layers = ModuleWrapPolicy({type(block) for block in blocks_of(whole, None)})
+    options = {"device_mesh": two_ranks, "device_id": torch.device("cpu"), "use_orig_params": True}
+    shapes = {name: weight.shape for name, weight in whole.causal_lm.state_dict().items()}
+    state = named_state(FullyShardedDataParallel(whole, auto_wrap_policy=layers, **options))
+    assert {name: weight.shape for name, weight in state.items()} == shapes
+    for weight in state.values():
+        assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
+
+
+def test_every_group_of_the_mesh_waits_as_long_as_the_run(monkeypatch):
+    waits = []
+    monkeypatch.setattr(strategies, "_set_pg_timeout", lambda timeout, group: waits.append((group.size(), timeout)))
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        whole, hybrid = (make_mesh(torch.device("cpu"), sizes, timedelta(minutes=5)) for sizes in ((8,), (2, 4)))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (whole.shape, hybrid.shape) == ((8,), (2, 4)) and hybrid.mesh_dim_names == ("replicate", "shard")
+    assert waits == [(ranks, timedelta(minutes=5)) for ranks in (8, 2, 4)]
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])
+def test_how_long_ranks_wait_for_each_other_is_a_setting(strategy):
+    assert strategy()._timeout == timedelta(hours=1) and strategy(timeout_minutes=0.5)._timeout == timedelta(seconds=30)
+    with pytest.raises(ValueError, match=r"trainer.strategy: timeout_minutes is 0; give a number greater than 0"):
+        strategy(timeout_minutes=0)

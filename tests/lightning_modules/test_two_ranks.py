@@ -1,4 +1,4 @@
-"""One process and two gloo ranks take the same optimizer steps, alpha included."""
+"""One process and two gloo ranks take the same optimizer steps, alpha included, and predict the same."""
 
 import json
 
@@ -56,3 +56,20 @@ def test_one_folder_with_the_random_states_of_both(runs):
     samples = (runs[1] / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in samples] == [3]
     assert (runs[1] / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
+def test_rollouts_of_all_ranks_are_in_one_file_once_each_in_the_order_of_the_rows(base_args, tmp_path, strategy):
+    # of 24 rows in batches of 7 the ranks have 4 and 3, four times less the one of the last batch
+    options = {"data.init_args.eval_batch_size": 7}
+    command = ["predict", "--config", "configs/sample.yaml"]
+    main(command + base_args(tmp_path / "one", **options))
+    ranks = {"trainer.devices": 2, "trainer.strategy.class_path": f"lightning_modules.strategies.{strategy}"}
+    done = run_ranks("-m", "lightning_modules", *command, *base_args(tmp_path / "two", **options | ranks))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("Rollouts: ") == 1
+    one, two = (tmp_path / which / "srml-predict-0" for which in ("one", "two"))
+    rows = [json.loads(line) for line in (two / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(i) for i in range(24)]
+    assert rows == [json.loads(line) for line in (one / "rollouts.jsonl").read_text().splitlines()]
+    assert {path.name for path in two.glob("rollouts*")} == {"rollouts.jsonl"}

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from training_runs import run_ranks
 
+from datamodules.example import Example
 from datamodules.refinement import rounds
 from datamodules.refinement.rounds import SelfRefinement, candidate, main, pool_examples
 from datamodules.system.locks import sole_writer
@@ -146,3 +148,27 @@ def test_two_loops_of_one_folder(tmp_path):
         pytest.raises(SystemExit, match=r"error: another run is writing to .*loop: wait for it, or write elsewhere"),
     ):
         main(options)
+
+
+@pytest.mark.ranks
+def test_a_round_uses_the_rollouts_of_all_ranks(loop, tmp_path, tiny_model_dir, monkeypatch):
+    """Two ranks sample from a random model; every completion is then taken for the right answer."""
+
+    class Sampled(Commands):
+        def predict(self, arguments):
+            done = run_ranks("-m", "lightning_modules", *arguments)
+            assert done.returncode == 0, done.stderr[-4000:]
+
+    def right(rollout):
+        assert rollout["completion"]
+        columns = {name: rollout[name] for name in ("id", "query", "tools", "history", "answers")}
+        return Example(**columns, cot="It fits.", source="self-refinement")
+
+    monkeypatch.setattr(rounds, "candidate", right)
+    sample = ["--config=configs/sample.yaml", "--config=configs/trainer/ddp.yaml", "--trainer.accelerator=cpu"]
+    sample += ["--trainer.devices=2", "--trainer.precision=32-true", f"--data.cache_dir={tmp_path / 'cache'}"]
+    sample += ["--model.generator=lightning_modules.generators.HFGenerator", "--model.generator.max_new_tokens=4"]
+    loop(Sampled(None), init_from=str(tiny_model_dir), rounds=1, sample=sample).run()
+    assert table(tmp_path)[1]["sampled"] == table(tmp_path)[1]["well_formed"] == 20
+    lines = (tmp_path / "loop/round_1/candidates.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"{row['id']}#0" for row in make_corpus("train", 20, 3)]

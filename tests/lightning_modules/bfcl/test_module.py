@@ -215,3 +215,30 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
     ]
     wrong = [json.loads(line)["id"] for line in (tmp_path / "bfcl-test-0" / "wrong.jsonl").read_text().splitlines()]
     assert sorted(wrong) == ["live_relevance_0-0-0", "live_relevance_1-1-0", "live_relevance_2-2-0"]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp", "fsdp2"])
+def test_the_files_and_scores_of_two_ranks_are_those_of_one_process(tiny_model_dir, tmp_path, overlay):
+    command = ["test", "--config", "configs/bfcl.yaml", "--config", f"configs/trainer/{overlay}.yaml"]
+    options = {
+        "model.init_from": tiny_model_dir,
+        "model.generator": "lightning_modules.generators.HFGenerator",
+        "model.generator.max_new_tokens": 12,
+        "data.categories": "[simple,irrelevance,live_relevance]",
+        "data.limit": 8,  # 3, 3 and 2 of the categories
+        "data.eval_batch_size": 3,  # the ranks have 2 and 1 of each batch but the last
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    main([*command, *arguments, "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    places = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'two'}"]
+    done = run_ranks("-m", "lightning_modules", *command, *arguments, *places)
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (tmp_path / which / "bfcl-test-0" for which in ("one", "two"))
+    files = {path.relative_to(one) for path in one.rglob("*.json*")}
+    assert {path.relative_to(two) for path in two.rglob("*.json*")} == files and len(files) == 5  # of 3 categories
+    for file in (*files, "metrics.csv"):
+        assert (two / file).read_text() == (one / file).read_text(), file
+    assert "gradient_checkpointing" not in (two / "config.yaml").read_text()  # a key of the overlay's, for training

@@ -70,7 +70,7 @@ def test_a_folder_of_shards_takes_its_place_when_all_of_it_is_written(tmp_path, 
     folder = tmp_path / "run" / "last.ckpt"
 
     def save(value):
-        save_shards({"w": torch.full((3,), value)}, None, {"step": value}, folder, rank=0)
+        save_shards({"w": torch.full((3,), value)}, None, {"step": value}, folder)
 
     def found():
         assert [path.name for path in folder.parent.iterdir()] == ["last.ckpt"]

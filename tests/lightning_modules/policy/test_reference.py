@@ -25,6 +25,14 @@ def test_copy_stays_where_the_run_started(tiny_model_dir):
     assert not any(p.requires_grad for p in frozen.parameters()) and all(p.requires_grad for p in policy.parameters())
 
 
+def test_a_copy_for_shards_takes_no_memory_of_its_own(tiny_model_dir):
+    policy = build_policy(str(tiny_model_dir))
+    frozen = frozen_copy(policy, shared=True)
+    assert {p.data_ptr() for p in frozen.parameters()} == {p.data_ptr() for p in policy.parameters()}
+    assert not any(p.requires_grad for p in frozen.parameters()) and all(p.requires_grad for p in policy.parameters())
+    assert frozen.causal_lm.get_input_embeddings().weight is frozen.causal_lm.get_output_embeddings().weight
+
+
 def test_without_its_adapters_a_lora_policy_is_where_it_started(tiny_model_dir):
     policy = build_policy(str(tiny_model_dir), lora=LoRA(r=2))
     start = build_policy(str(tiny_model_dir))(*BATCH).logprobs

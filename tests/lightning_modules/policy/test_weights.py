@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
-from families import EXPERTS, like_llama
+from families import EXPERTS, FAMILIES, like_llama
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.weights import check_values, load_weights
+from lightning_modules.policy.probe import probe, probe_as_loaded
+from lightning_modules.policy.weights import check_values, exact_dtype, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
 
@@ -111,6 +113,46 @@ def test_finite_weights_of_any_size_are_taken(folder):
     largest = torch.finfo(torch.float32).max  # the sum of two is infinite
     place = folder(lambda w: w[Q].fill_(largest))
     assert load_weights(str(place), False, attn_implementation=None).get_parameter(Q).min() == largest
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("gemma3_text", torch.bfloat16), ("llama", torch.float32)])
+def test_weights_left_in_their_files_take_no_memory_and_are_the_same(tmp_path, tiny_tokenizer, kind, dtype):
+    family = next(family for family in FAMILIES if family.kind == kind)
+    place = family.save(tmp_path / "whole", tiny_tokenizer)
+    AutoModelForCausalLM.from_pretrained(place, dtype=dtype).save_pretrained(tmp_path / "saved")
+    whole, left = (build_policy(str(tmp_path / "saved"), in_files=in_files) for in_files in (False, True))
+    ends = [line.split()[0].split("-") for line in open("/proc/self/maps") if str(tmp_path / "saved") in line]
+    mapped = [range(int(start, 16), int(end, 16)) for start, end in ends]
+    for name, weight in left.named_parameters():
+        assert weight.dtype == dtype and any(weight.data_ptr() in part for part in mapped), name
+        assert torch.equal(weight.float(), whole.get_parameter(name))
+    assert left.causal_lm.config.dtype == torch.float32 and left.training
+    buffers = dict(whole.named_buffers())
+    assert buffers.keys() == dict(left.named_buffers()).keys()
+    for name, buffer in left.named_buffers():
+        assert buffer.dtype == buffers[name].dtype and torch.equal(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize("kind", ["minimax", "xglm", "qwen2"])
+def test_a_model_is_probed_on_weights_of_its_files_or_as_it_computes(tmp_path, tiny_tokenizer, kind):
+    family = next(family for family in FAMILIES if family.kind == kind)
+    place = family.save(tmp_path / "whole", tiny_tokenizer)
+    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    whole, left = (build_policy(str(tmp_path / "saved"), in_files=in_files) for in_files in (False, True))
+    assert bool(probe_as_loaded(left)) == bool(probe(whole)) == (not family.packed)
+    assert {weight.dtype for weight in left.parameters()} == {torch.bfloat16 if kind == "qwen2" else torch.float32}
+
+
+def test_weights_of_several_dtypes_or_finer_ones_are_loaded(folder):
+    half = folder(lambda w: w.update({NORM: w[NORM].bfloat16()}))
+    assert exact_dtype(str(half), torch.float32) == torch.float32
+    every = half.with_name("every")
+    every.mkdir()
+    save_file({name: torch.ones(2) for name in "ab"}, every / "model.safetensors", {"format": "pt"})
+    assert [exact_dtype(str(every), dtype) for dtype in (torch.float64, torch.bfloat16)] == [
+        torch.float32,
+        torch.bfloat16,  # float32 is finer
+    ]
 
 
 def cut(path):

@@ -1,0 +1,37 @@
+"""Overlays of hardware after a config that only evaluates."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_modules import BFCLModule
+from lightning_modules.commands.options import parameters
+from lightning_modules.commands.overlays import without_training
+
+ROOT = Path(__file__).resolve().parents[3]
+OVERLAYS = sorted(str(path) for path in (ROOT / "configs" / "trainer").glob("*.yaml"))
+BFCL, SRML = (str(ROOT / "configs" / name) for name in ("bfcl.yaml", "srml.yaml"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: Path(path).stem)
+def test_an_overlay_after_bfcl_keeps_all_but_what_is_of_training(overlay):
+    _, first, second = without_training(["test", "--config", BFCL, "--config", overlay])
+    assert first == f"--config={BFCL}"
+    text, there = second.removeprefix("--config="), yaml.safe_load(Path(overlay).read_text())
+    kept = yaml.safe_load(Path(text).read_text() if text == overlay else text)
+    assert kept["trainer"] == there["trainer"]
+    assert (kept.get("model") or {}).get("init_args", {}).keys() <= parameters(BFCLModule).keys()
+
+
+@pytest.mark.parametrize("named", [["--config", SRML], ["--model=SRMLModule"], []])
+def test_nothing_is_left_out_for_a_model_that_trains(named):
+    words = ["fit", *named, *(word for overlay in OVERLAYS for word in ("--config", overlay))]
+    assert without_training(words) == words
+
+
+def test_what_no_module_takes_is_left_for_the_parser_to_refuse(tmp_path):
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text("model: {gradient_checkpointing: true, init_args: {lora: {r: 4}, topp: 1, samples: 2}}\n")
+    *_, changed = without_training(["test", "--config", BFCL, f"--config={overlay}"])
+    assert yaml.safe_load(changed.removeprefix("--config=")) == {"model": {"init_args": {"topp": 1, "samples": 2}}}
