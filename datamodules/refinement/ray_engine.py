@@ -8,7 +8,10 @@ Ray Data hands the blocks out, one at a time to each process, and hands out agai
 import asyncio
 import gc
 import json
+import logging
 import os
+import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 from datamodules.example import Example
 from datamodules.refinement.journal import Journal
@@ -29,6 +33,7 @@ from datamodules.system.redaction import keep_secrets_of
 if TYPE_CHECKING:
     import pandas as pd
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 BLOCK_ROWS = 10_000
 RETRIES = 3  # of a block, each time that its process dies
 
@@ -84,54 +89,68 @@ def refine_blocks(job: Job, processes: int | None, address: str | None) -> tuple
         RuntimeError: The judges cannot be asked any more, too many rows end in an exception, or Ray gives up.
         OSError: A part cannot be written.
     """
-    blocks, left, tally = job.blocks(), [], Tally()
-    for block in blocks:
-        if _counts_file(job, block["part"]).exists():
-            tally.merge(_read_counts(job, block["part"]))
-        else:
-            left.append(block)
+    tally, _, left = _finished(job)
     try:
         if left:
             with _connected(address) as ray:
                 _refine(ray, job, left, processes, tally)
+        tally, examples, left = _finished(job)
+        if left:
+            missing = _counts_file(job, left[0]["part"])
+            raise ValueError(f"{missing} was written and is not here: output_dir must lie where all machines share it")
     except BaseException:
-        print(f"{tally.totals['rows']:,} of {job.total:,} rows are decided and kept; the same command resumes there")
+        decided = _finished(job)[0].totals["rows"]
+        print(f"{decided:,} of {job.total:,} rows are decided and kept; the same command resumes there")
         raise
-    tally, examples = Tally(), Examples()
-    for block in blocks:
-        counts = _read_counts(job, block["part"])
+    return tally, examples
+
+
+def _finished(job: Job) -> tuple[Tally, Examples, list[dict[str, Any]]]:
+    """Counts and first rows of the blocks that are finished, and the blocks that are not."""
+    tally, examples, left = Tally(), Examples(), []
+    for block in job.blocks():
+        try:
+            counts = json.loads(_counts_file(job, block["part"]).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            left.append(block)
+            continue
         tally.merge(counts)
         examples.merge(counts["examples"])
-    return tally, examples
+    return tally, examples, left
 
 
 def _refine(ray: ModuleType, job: Job, blocks: list[dict[str, Any]], processes: int | None, tally: Tally) -> None:
     """Hand out the blocks, and count what comes back."""
     there = ray.cluster_resources()
     gpus = _gpus(job.judge) if there.get("GPU") else 0
-    processes = processes or max(1, int(there["GPU"] // gpus if gpus else there["CPU"]))
+    processes = processes or max(1, int(there["GPU"] // gpus if gpus else there.get("CPU", 1)))
     progress = Progress(job.folder, job.total, tally)
     try:
         told = ray.put(job)
         claims = ray.put(_claims_of_others(ray, told, job.total, processes))
-        refined = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
-            Refiner,
-            fn_constructor_args=(told, claims),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(processes, len(blocks)), max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=gpus or None,
-            max_task_retries=RETRIES,
-        )
+        pool = ray.data.ActorPoolStrategy(size=min(processes, len(blocks)), max_tasks_in_flight_per_actor=1)
+        with catch_warnings(action="ignore", category=DeprecationWarning):  # such options have no other way in yet
+            refined = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+                Refiner,
+                fn_constructor_args=(told, claims),
+                batch_size=1,
+                compute=pool,
+                num_cpus=1,
+                num_gpus=gpus or None,
+                max_task_retries=RETRIES,
+            )
         for row in refined.iter_rows():
-            counts = json.loads(row["counts"])
-            tally.merge(counts)
-            progress.show(counts["totals"]["rows"])
+            result = pickle.loads(row["result"])
+            if isinstance(result, Exception):
+                raise result
+            tally.merge(result)
+            progress.show(result["totals"]["rows"])
     except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while isinstance(cause, ray.exceptions.RayError):  # what stands around an error that a process has raised
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or RuntimeError(f"Ray gives up: {error}") from error
+        lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+        if isinstance(error, ray.exceptions.RayActorError):
+            died = f"a block whose process has died {1 + RETRIES} times"
+            raise RuntimeError(f"Ray gives up {died}: {lines[0]}") from error
+        raise RuntimeError(f"Ray gives up: {lines[-1]}") from error  # the reason, below a traceback
     finally:
         progress.close()
 
@@ -157,20 +176,29 @@ class Refiner:
         _settle(self.job)
         self.loop = asyncio.Runner()  # the judges' connections belong to it
         self.tally = Tally()
+        self.error: Exception | None = None
         self.source: Rows = iter(())
         self.at = self.job.total + 1  # where in the rows the source is
         gc.freeze()  # see `refine_rows`
 
-    def __call__(self, block: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Decide and write a block; gives its counts."""
-        job, part, journal = self.job, str(block["part"][0]), Journal(None)
-        rows = self._rows(int(block["first"][0]), journal)
+    def __call__(self, block: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        """Decide and write a block; gives its counts, or the error that ends the run: Ray would give its text alone."""
+        if self.error is None:
+            try:
+                return {"result": [pickle.dumps(self._refine(str(block["part"][0]), int(block["first"][0])))]}
+            except (RuntimeError, OSError, ValueError) as error:
+                self.error = error  # of what Ray hands out before it is stopped, nothing is asked
+        return {"result": [pickle.dumps(self.error)]}
+
+    def _refine(self, part: str, first: int) -> dict[str, Any]:
+        job, journal = self.job, Journal(None)
+        rows = self._rows(first, journal)
         self.loop.run(decide_rows(rows, job.recipe, job.judge, journal, job.in_flight, self._count))
         tally, examples = write_rows(job.folder, journal, job.val_fraction, part)
         journal.close()
-        counts = json.dumps(vars(tally) | {"examples": examples.lines})
-        write_text(_counts_file(job, part), counts + "\n")
-        return {"counts": [counts]}
+        counts = vars(tally) | {"examples": examples.lines}
+        write_text(_counts_file(job, part), json.dumps(counts) + "\n")
+        return counts
 
     def _rows(self, first: int, journal: Journal) -> Rows:
         """The rows of a block; those before it are passed over. An id that another row has is claimed for that one."""
@@ -219,7 +247,7 @@ def _ids(job: Job, first: int, rows: int) -> "pd.DataFrame":
             await decide(number, raw, recipe, job.judge, note)
 
     asyncio.run(read())
-    return pd.DataFrame(found, columns=["number", "id"])
+    return pd.DataFrame(found, columns=["number", "id"]).astype({"number": "int64", "id": "str"})
 
 
 def _settle(job: Job) -> None:
@@ -233,15 +261,6 @@ def _counts_file(job: Job, part: str) -> Path:
     return job.folder / "blocks" / f"{part}.json"
 
 
-def _read_counts(job: Job, part: str) -> dict[str, Any]:
-    file = _counts_file(job, part)
-    try:
-        counts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} was written on another machine and is not here: all must share output_dir") from error
-    return counts
-
-
 @contextmanager
 def _connected(address: str | None) -> Iterator[ModuleType]:
     """Ray, on a running cluster or on this machine; one that this process has joined before is left as it is."""
@@ -252,8 +271,8 @@ def _connected(address: str | None) -> Iterator[ModuleType]:
     ours = not ray.is_initialized()
     if ours:
         ray.init(address=address, logging_level="warning")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # ours is there
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours is there
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
     finally:

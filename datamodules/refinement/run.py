@@ -117,9 +117,14 @@ def refine_rows(
 async def decide_rows(
     rows: Rows, recipe: Recipe, judge: Panel, journal: Journal, in_flight: int, count: Callable[[Outcome], None]
 ) -> None:
-    """Decide every row that the journal does not have, `in_flight` at a time; see `refine_rows`.
+    """Decide every row that the journal does not have.
 
     Args:
+        rows: See `refine_rows`, here and for what follows.
+        recipe: What is done with a row.
+        judge: Who is asked; not closed.
+        journal: Keeps each outcome.
+        in_flight: Rows worked on at a time.
         count: Is given each outcome once the journal has it; what it raises stops the run.
     """
 
@@ -147,9 +152,7 @@ async def decide_rows(
         raise errors.exceptions[0] from errors
 
 
-async def decide(
-    number: int, raw: Any, recipe: Recipe, judge: Panel, claim: Callable[[int, str], int]
-) -> Outcome:
+async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, claim: Callable[[int, str], int]) -> Outcome:
     """Read one row and refine it; a row that is no row is rejected here, and one that the recipe trips over.
 
     Args:

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 from stub_server import YES, Stub
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules.refinement import Panel, RuleJudge, VLLMJudge, ray_engine
 from datamodules.refinement.cli import main
 from datamodules.toolbox.rows import make_corpus
 
@@ -30,6 +32,8 @@ def cluster():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("Ray is not installed: pip install -e '.[ray]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", token_hex(32))  # else Ray keeps one in the home folder
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # of the judge below
         patch.chdir(ROOT)
         import ray
@@ -146,12 +150,13 @@ def test_parquet_parts_and_a_killed_process(tmp_path):
     assert again and victim in again and set(again) <= in_block
 
 
-def test_a_block_that_kills_every_process_ends_the_run(tmp_path, write_rows):
+def test_a_block_that_kills_every_process_ends_the_run(tmp_path, write_rows, monkeypatch):
+    monkeypatch.setattr(ray_engine, "RETRIES", 1)
     rows = make_corpus("train", 4, 9)
     judge = noting(tmp_path / "notes", kill_at=rows[1]["id"], always=True)
-    with pytest.raises(SystemExit, match="error: Ray gives up: "):
-        main(on_ray(tmp_path / "run", write_rows(rows), judge))
-    assert asked(tmp_path / "notes")[rows[1]["id"]] == 1 + 3
+    with pytest.raises(SystemExit, match="error: Ray gives up a block whose process has died 2 times"):
+        main(on_ray(tmp_path / "run", write_rows(rows), judge, processes=1))
+    assert asked(tmp_path / "notes")[rows[1]["id"]] == 1 + 1
 
 
 def test_a_restart_skips_what_is_finished(tmp_path, write_rows, capsys):
@@ -182,7 +187,7 @@ def test_a_restart_skips_what_is_finished(tmp_path, write_rows, capsys):
 
 
 def test_a_cluster_that_runs_already_is_joined_by_its_address(tmp_path, write_rows, cluster):
-    arguments = on_ray(tmp_path / "two", write_rows(make_corpus("train", 30, 9)), ray_address=cluster)
+    arguments = on_ray(tmp_path / "two", write_rows(make_corpus("train", 30, 9)), ray_address=cluster, processes=1)
     program = [sys.executable, "-m", "datamodules.refinement", *arguments]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
@@ -192,6 +197,12 @@ def test_a_cluster_that_runs_already_is_joined_by_its_address(tmp_path, write_ro
 
 def test_too_many_errors_stop_the_run(tmp_path, write_rows):
     source = write_rows(make_corpus("train", 30, 9))
-    judge = {"class_path": "noting_judge.NotingJudge", "init_args": {"notes": str(tmp_path)}}  # a folder: no notes
-    with pytest.raises(SystemExit, match="error: 2 rows ended in an unexpected IsADirectoryError.*max_row_errors"):
-        main(on_ray(tmp_path / "run", source, judge))
+    judge = noting(tmp_path / "notes", trips=True)
+    with pytest.raises(SystemExit, match=r"error: 2 rows ended in an unexpected KeyError: 'no such.*max_row_errors"):
+        main(on_ray(tmp_path / "run", source, judge, processes=1))
+
+
+def test_each_engine_of_a_process_has_its_gpus(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    judges = [VLLMJudge("a", options={"tensor_parallel_size": 2}), VLLMJudge("b"), RuleJudge()]
+    assert ray_engine._gpus(Panel(judges)) == 3
