@@ -190,14 +190,16 @@ class Refiner:
                 self.error = error  # of what Ray hands out before it is stopped, nothing is asked
         return {"result": [pickle.dumps(self.error)]}
 
-    def _refine(self, part: str, first: int) -> dict[str, Any]:
-        job, journal = self.job, Journal(None)
+    def _refine(self, part: str, first: int) -> Any:
+        job, file, journal = self.job, _counts_file(self.job, part), Journal(None)
+        if file.exists():  # by a process that died before Ray had its word, and nothing is asked twice
+            return json.loads(file.read_text(encoding="utf-8"))
         rows = self._rows(first, journal)
         self.loop.run(decide_rows(rows, job.recipe, job.judge, journal, job.in_flight, self._count))
         tally, examples = write_rows(job.folder, journal, job.val_fraction, part)
         journal.close()
         counts = vars(tally) | {"examples": examples.lines}
-        write_text(_counts_file(job, part), json.dumps(counts) + "\n")
+        write_text(file, json.dumps(counts) + "\n")
         return counts
 
     def _rows(self, first: int, journal: Journal) -> Rows:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,8 @@ import pytest
 from stub_server import YES, Stub
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.refinement import Panel, RuleJudge, VLLMJudge, ray_engine
+from datamodules.readers import read_rows
+from datamodules.refinement import Panel, RuleJudge, VLLMJudge, fcdr, ray_engine
 from datamodules.refinement.cli import main
 from datamodules.toolbox.rows import make_corpus
 
@@ -127,6 +129,9 @@ def test_what_two_processes_write_is_what_one_writes(tmp_path, capsys):
         *KINDS,
         *("blocks", "config.yaml", "report.json", "report.md"),
     }
+    assert [json.loads(row) for _, row in read_rows(str(two / "refined"))] == [
+        json.loads(line) for line in joined(two, "refined").splitlines()
+    ]  # what training is given
     curve = EventAccumulator(str(two)).Reload().Scalars("refine/rows")
     assert (curve[-1].step, curve[-1].value) == (91, 91)
     assert f"Refined rows: {two / 'refined'}" in capsys.readouterr().out
@@ -206,3 +211,35 @@ def test_each_engine_of_a_process_has_its_gpus(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     judges = [VLLMJudge("a", options={"tensor_parallel_size": 2}), VLLMJudge("b"), RuleJudge()]
     assert ray_engine._gpus(Panel(judges)) == 3
+
+
+def test_a_block_that_was_written_is_not_asked_about_again(tmp_path, scripted, monkeypatch):
+    """As where a process dies between its last file and Ray's answer; here in this process, which keeps its folder."""
+    import ray
+
+    monkeypatch.setattr(ray_engine.gc, "freeze", lambda: None)
+    judge, rows = scripted(), make_corpus("train", 10, 9)
+    told = {"in_flight": 2, "max_row_errors": 0.0, "val_fraction": 0.0, "block_rows": 5, "settings": {}}
+    job = ray_engine.Job(tmp_path, lambda: enumerate(rows, 1), 10, fcdr, Panel([judge]), **told)
+    monkeypatch.setattr(ray, "get", lambda references: references)
+    refiner = ray_engine.Refiner(job, {})
+
+    def refine(block):
+        return pickle.loads(refiner(block)["result"][0])
+
+    blocks = ({"part": [block["part"]], "first": [block["first"]]} for block in job.blocks())
+    second, first = reversed(list(blocks))
+    results = [refine(second), refine(first)]  # the source is opened again
+    asked = len(judge.asked)
+    assert {question.example.id for question in judge.asked} <= {row["id"] for row in rows} and asked >= 10
+    assert [refine(second), refine(first)] == results and len(judge.asked) == asked
+    kept = [json.loads(line)["id"] for line in joined(tmp_path, "refined").splitlines()]
+    assert kept == [row["id"] for row in rows]
+    refiner.loop.close()
+
+
+def test_usage_statistics_are_off_and_a_ray_that_was_there_stays(monkeypatch):
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    with ray_engine._connected(None) as ray:
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert ray.is_initialized()
