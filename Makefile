@@ -25,7 +25,7 @@ setup: $(VENV)/installed  ## Make .venv with the pinned dependencies and this pr
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(check-python)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks,play]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks,play,ray]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(BFCL)
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/bfcl-v4 $(BFCL_V4)
 	@touch $@

@@ -1,12 +1,13 @@
 """The command line: `funreason-refine --config FILE [--data.path ROWS] [--output_dir DIR] [--limit N] [--dry-run]`."""
 
+import importlib.util
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -17,11 +18,12 @@ from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_me
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
-from datamodules.refinement.run import Rows, refine_rows, write_results
+from datamodules.refinement.run import Rows, refine_rows, write_report, write_results
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable, write_text
+from datamodules.system.locks import sole_writer
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 
 MAY_CHANGE = (
@@ -29,6 +31,8 @@ MAY_CHANGE = (
     "output_dir",
     "in_flight",
     "max_row_errors",
+    "ray_address",
+    "processes",
     "servers",
     "per_server",
     "timeout",
@@ -72,6 +76,12 @@ class Refinement:
         in_flight: Rows worked on at a time; more than the requests that servers take at once, so that one is always
             at hand.
         max_row_errors: Share of rows that may be rejected because of an unexpected exception; with more the run stops.
+        engine: `ray` refines on the machines of a Ray cluster, in processes that have each their own judges, with what
+            these and `in_flight` and `max_row_errors` are set to; `refined/`, `rejected/` and `validation/` then hold
+            a file of each block. This process alone when None.
+        ray_address: Of the cluster; `RAY_ADDRESS` when None, and without one Ray is started on this machine.
+        processes: Of the cluster; when None one for each of its cores, or for each vLLM engine that its GPUs hold.
+        block_rows: Rows that a process of the cluster decides and writes at a time; 10,000 when None.
 
     Raises:
         ValueError: A setting is impossible.
@@ -91,6 +101,10 @@ class Refinement:
         val_fraction: float = 0.0,
         in_flight: int = 128,
         max_row_errors: float = 0.05,
+        engine: Literal["ray"] | None = None,
+        ray_address: str | None = None,
+        processes: int | None = None,
+        block_rows: int | None = None,
     ) -> None:
         if (data is None) == (corpus is None):
             raise ValueError("give the rows as either data.path or corpus, not both and not neither")
@@ -99,6 +113,12 @@ class Refinement:
                 "in_flight and limit must be at least 1, regenerations at least 0 and val_fraction from 0 to below 1, "
                 f"not {in_flight}, {limit}, {regenerations} and {val_fraction}"
             )
+        if engine == "ray" and corpus is not None:
+            raise ValueError("engine ray refines rows of data.path; a corpus with planted defects needs no cluster")
+        if min(1 if value is None else value for value in (processes, block_rows)) < 1:
+            raise ValueError(f"processes and block_rows must be at least 1, not {processes} and {block_rows}")
+        if engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise ValueError("engine ray needs Ray: pip install -e '.[ray]'")
         check_writable("output_dir", output_dir)
         self.folder = Path(output_dir)
         self.recipe = partial(recipe, regenerations=regenerations)
@@ -107,6 +127,7 @@ class Refinement:
         if not 0 <= max_row_errors <= 1:
             raise ValueError(f"max_row_errors must be from 0 to 1, not {max_row_errors}")
         self.val_fraction, self.in_flight, self.max_row_errors = val_fraction, in_flight, max_row_errors
+        self.engine, self.ray_address, self.processes, self.block_rows = engine, ray_address, processes, block_rows
 
     def rows(self) -> Rows:
         """Iterate over the rows as they are read, each with its number."""
@@ -129,12 +150,20 @@ class Refinement:
             settings: What the run is, as it is saved beside its results, but for what is secret.
         """
         total = sum(1 for _ in self.rows())
-        settings = redact_settings(settings | {"source": self.source()})
+        secrets, settings = settings, redact_settings(settings | {"source": self.source()})
         if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
             print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.set(self.folder)
+        if self.engine == "ray":
+            with sole_writer(self.folder.resolve()):
+                self._run_on_ray(settings, secrets, total)
+        else:
+            self._run_here(settings, total)
+
+    def _run_here(self, settings: dict[str, Any], total: int) -> None:
+        """Refine in this process."""
         journal = Journal(self.folder)
         try:
             if self._is_finished(settings):  # by a run that held the lock until now
@@ -144,8 +173,7 @@ class Refinement:
             write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
             limits = (self.in_flight, self.max_row_errors)
             refine_rows(self.rows(), total, self.recipe, self.judge, journal, *limits)
-            if self.source() != settings["source"]:
-                raise ValueError(f"{self.data.path} changed while it was refined: refine it into another output_dir")
+            self._check_source(settings)
             planted = self.planted if self.corpus else None
             report = write_results(self.folder, journal, self.val_fraction, planted)
         except BaseException as error:
@@ -155,7 +183,36 @@ class Refinement:
                 raise OSError(f"{self.folder} cannot be written: {error.strerror}") from error
             raise
         journal.delete()
-        print(summary(report, self.folder))
+        print(summary(report, self.folder, "refined.jsonl"))
+
+    def _run_on_ray(self, settings: dict[str, Any], secrets: dict[str, Any], total: int) -> None:
+        """Refine in the processes of a cluster."""
+        from datamodules.refinement.ray_engine import BLOCK_ROWS, Job, refine_blocks
+
+        if self._is_finished(settings):  # by a run that held the lock until now
+            print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+            return
+        write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        job = Job(
+            folder=self.folder.resolve(),
+            rows=self.rows,
+            total=total,
+            recipe=self.recipe,
+            judge=self.judge,
+            settings=secrets,
+            in_flight=self.in_flight,
+            max_row_errors=self.max_row_errors,
+            val_fraction=self.val_fraction,
+            block_rows=self.block_rows or BLOCK_ROWS,
+        )
+        tally, examples = refine_blocks(job, self.processes, self.ray_address)
+        self._check_source(settings)
+        print(summary(write_report(self.folder, tally, examples, {}), self.folder, "refined"))
+
+    def _check_source(self, settings: dict[str, Any]) -> None:
+        """Refuse results of rows that are others now."""
+        if self.source() != settings["source"]:
+            raise ValueError(f"{self.data.path} changed while it was refined: refine it into another output_dir")
 
     def _is_finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds the results of this very run.
@@ -189,8 +246,8 @@ def _differing(ours: Any, theirs: Any, key: str = "settings") -> list[str]:
     return [] if ours == theirs else [key]
 
 
-def summary(report: dict[str, Any], folder: Path) -> str:
-    """Text to print at the end of a run."""
+def summary(report: dict[str, Any], folder: Path, refined: str) -> str:
+    """Text to print at the end of a run, with the names of its folder and of the refined rows in it."""
     lines = [
         f"{report['rows']:,} rows: {report['kept']:,} kept ({report['regenerated']:,} with a regenerated answer, "
         f"{report['statements']:,} without a call), {report['rejected']:,} rejected "
@@ -203,7 +260,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
             f"  {kind:<20}{metrics['planted']:>6,} planted   precision {metrics['precision']}   "
             f"recall {metrics['recall']}"
         )
-    return "\n".join([*lines, f"Refined rows: {folder / 'refined.jsonl'}; the report: {folder / 'report.md'}"])
+    return "\n".join([*lines, f"Refined rows: {folder / refined}; the report: {folder / 'report.md'}"])
 
 
 def parse(args: Sequence[str] | None = None) -> tuple[dict[str, Any], Namespace]:

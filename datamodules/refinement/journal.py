@@ -18,18 +18,18 @@ NAME = "journal.sqlite"
 
 
 class Journal:
-    """The journal of one output folder.
+    """The journal of one output folder, or of rows that are worth no file.
 
     Args:
-        folder: An existing folder.
+        folder: An existing folder; None for a journal in memory, which ends with the process.
 
     Raises:
         OSError: Another run is writing to the folder, or nobody can.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-        self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+    def __init__(self, folder: Path | None) -> None:
+        self.path = (folder or Path()) / NAME
+        self._db = sqlite3.connect(self.path if folder else ":memory:", timeout=0, isolation_level=None)
         self._execute("PRAGMA locking_mode = EXCLUSIVE")
         self._execute("PRAGMA journal_mode = WAL")  # takes the lock, which is kept until the end
         self._execute("PRAGMA synchronous = NORMAL")  # survives the death of the process; `sync` waits for the disk

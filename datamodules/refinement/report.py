@@ -1,7 +1,7 @@
 """Counts of a refinement by stage and outcome, and its report as Markdown and JSON."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,6 +52,13 @@ class Tally:
             counts["dropped"] += last.stage == stage and not outcome.kept
         self.faults.update([verdict.fault for verdict in verdicts if verdict.fault][:1])
 
+    def merge(self, counts: Mapping[str, Any]) -> None:
+        """Add the counts of other rows: the attributes of their tally."""
+        self.totals.update(counts["totals"])
+        self.faults.update(counts["faults"])
+        for stage, values in counts["stages"].items():
+            self.stages.setdefault(stage, Counter()).update(values)
+
     def as_dict(self) -> dict[str, Any]:
         """The counts in a fixed order, for `report.json`."""
         stages = {s: {name: self.stages[s][name] for name in _COUNTS} for s in STAGES if s in self.stages}
@@ -99,6 +106,11 @@ class Examples:
             f"- row {number} ({_cut(outcome.example.id)}): {_cut(outcome.example.query)}\n"
             f"  - Reason: {reason} Judge: {words or 'not asked'}\n  - {answer}"
         )
+
+    def merge(self, lines: Mapping[str, list[str]]) -> None:
+        """Take those of later rows, where a stage still needs them."""
+        for stage, found in lines.items():
+            self.lines[stage] = [*self.lines.get(stage, []), *found][:SHOWN]
 
 
 def markdown(counts: dict[str, Any], planted: dict[str, dict[str, float | None]], examples: Examples) -> str:

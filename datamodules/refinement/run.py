@@ -31,33 +31,31 @@ class Progress:
     """Counts of a run while it goes on: a progress bar, and curves in TensorBoard over the rows decided.
 
     Args:
-        journal: What was decided before.
+        folder: Where the curves are written.
         total: Rows there are.
+        tally: What was decided before; rows that are decided are added to it.
+        sync: Called with every point of the curves: what was decided goes to the disk.
     """
 
-    def __init__(self, journal: Journal, total: int) -> None:
+    def __init__(self, folder: Path, total: int, tally: Tally, sync: Callable[[], None] = lambda: None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # late: seconds that no question and no --help should take
 
-        self.tally = Tally()
-        for _, outcome in journal.outcomes():
-            self.tally.add(outcome)
-        self.bar = tqdm(total=total, initial=len(journal), unit="row", mininterval=1.0, dynamic_ncols=True)
-        self.board = SummaryWriter(str(journal.path.parent), max_queue=1000)
-        self.journal = journal
+        self.tally, self.sync = tally, sync
+        self.bar = tqdm(total=total, initial=tally.totals["rows"], unit="row", mininterval=1.0, dynamic_ncols=True)
+        self.board = SummaryWriter(str(folder), max_queue=1000)
         self.drawn = monotonic()
 
-    def add(self, outcome: Outcome) -> None:
-        """Count a row."""
-        self.tally.add(outcome)
+    def show(self, rows: int) -> None:
+        """Move on by rows that have been added to the tally."""
         self.bar.set_postfix({name: self.tally.totals[name] for name in ("kept", "rejected")}, refresh=False)
-        self.bar.update()
+        self.bar.update(rows)
         if monotonic() - self.drawn > DRAW_EVERY:
             self.draw()
 
     def draw(self) -> None:
-        """Write a point of every curve, and flush the journal to disk."""
+        """Write a point of every curve."""
         self.drawn = monotonic()
-        self.journal.sync()
+        self.sync()
         for name, value in self.tally.metrics().items():
             self.board.add_scalar(name, value, self.tally.totals["rows"])
 
@@ -92,12 +90,48 @@ def refine_rows(
         RuntimeError: The judges cannot be asked any more, or too many rows end in an exception.
         OSError: The journal cannot be written.
     """
-    progress = Progress(journal, total)
+    tally = Tally()
+    for _, outcome in journal.outcomes():
+        tally.add(outcome)
+    progress = Progress(journal.path.parent, total, tally, journal.sync)
+
+    def count(outcome: Outcome) -> None:
+        tally.add(outcome)
+        progress.show(1)
+        check_errors(tally, total, max_row_errors, outcome)
+
+    async def work_all() -> None:
+        try:
+            await decide_rows(rows, recipe, judge, journal, in_flight, count)
+        finally:
+            await judge.close()
+
+    gc.freeze()  # looking through all that the imports made for garbage would be a tenth of the work
+    try:
+        asyncio.run(work_all())
+    finally:
+        gc.unfreeze()
+        progress.close()
+
+
+async def decide_rows(
+    rows: Rows, recipe: Recipe, judge: Panel, journal: Journal, in_flight: int, count: Callable[[Outcome], None]
+) -> None:
+    """Decide every row that the journal does not have.
+
+    Args:
+        rows: See `refine_rows`, here and for what follows.
+        recipe: What is done with a row.
+        judge: Who is asked; not closed.
+        journal: Keeps each outcome.
+        in_flight: Rows worked on at a time.
+        count: Is given each outcome once the journal has it; what it raises stops the run.
+    """
 
     async def work() -> None:
         for number, raw in rows:  # all workers take from the one iterator
             if not journal.has(number):
-                outcome = await decide(number, raw, recipe, judge, journal)
+                outcome = await decide(number, raw, recipe, judge, journal.claim)
                 try:
                     journal.write(number, outcome)
                 except (
@@ -107,37 +141,33 @@ def refine_rows(
                     verdict = Verdict("row", False, ERROR, _unexpected(error))
                     outcome = Outcome(Example("", "", "[]", "[]"), (verdict,), content=ascii(raw))
                     journal.write(number, outcome)
-                progress.add(outcome)
-                if outcome.verdicts[-1].fault == ERROR:
-                    check_errors(progress.tally, total, max_row_errors, outcome.verdicts[-1].reason)
+                count(outcome)
                 await asyncio.sleep(0)  # rules never wait, and Ctrl-C is noticed only where something does
 
-    async def work_all() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(in_flight):
-                    group.create_task(work())
-        finally:
-            await judge.close()
-
-    gc.freeze()  # looking through all that the imports made for garbage would be a tenth of the work
     try:
-        asyncio.run(work_all())
+        async with asyncio.TaskGroup() as group:
+            for _ in range(in_flight):
+                group.create_task(work())
     except ExceptionGroup as errors:  # one worker failed, and the others were stopped
         raise errors.exceptions[0] from errors
-    finally:
-        gc.unfreeze()
-        progress.close()
 
 
-async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, journal: Journal) -> Outcome:
-    """Read one row and refine it; a row that is no row is rejected here, and one that the recipe trips over."""
+async def decide(number: int, raw: Any, recipe: Recipe, judge: Panel, claim: Callable[[int, str], int]) -> Outcome:
+    """Read one row and refine it; a row that is no row is rejected here, and one that the recipe trips over.
+
+    Args:
+        number: Of the row.
+        raw: The row as it was read.
+        recipe: What is done with it.
+        judge: Who is asked.
+        claim: Notes the id of a row; gives the number of the row that had it first (`Journal.claim`).
+    """
     example, content = Example("", "", "[]", "[]"), raw
     try:
         found = unchecked_example(raw)
         found = replace(found, id=found.id or f"row-{number}")
         check_request(found)  # the answer is for the recipe to judge
-        if (first := journal.claim(number, found.id)) != number:
+        if (first := claim(number, found.id)) != number:
             raise BadRow("id", f"{found.id!r} is already the id of row {first}")
         example, content = found, None
         return await recipe(example, judge)
@@ -156,22 +186,22 @@ def _unexpected(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {words} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def check_errors(tally: Tally, total: int, share: float, reason: str) -> None:
+def check_errors(tally: Tally, total: int, share: float, outcome: Outcome) -> None:
     """Stop a run in which too many rows end in an exception; a single one never stops it, unless none may.
 
     Args:
         tally: Of the rows decided; in the beginning they count as a hundred, or as all that there are.
         total: Rows there are.
         share: Of them that may end so.
-        reason: The last exception.
+        outcome: Of the last row.
 
     Raises:
-        RuntimeError: There are more.
+        RuntimeError: The last row ended so, and there are more.
     """
-    errors, rows = tally.totals["errors"], max(tally.totals["rows"], min(total, 100))
-    if errors > share * rows and (errors > 1 or share == 0):
+    last, errors, rows = outcome.verdicts[-1], tally.totals["errors"], max(tally.totals["rows"], min(total, 100))
+    if last.fault == ERROR and errors > share * rows and (errors > 1 or share == 0):
         raise RuntimeError(
-            f"{errors} row{'s' * (errors > 1)} ended in an {reason}: more than max_row_errors ({share:g}) allows"
+            f"{errors} row{'s' * (errors > 1)} ended in an {last.reason}: more than max_row_errors ({share:g}) allows"
         )
 
 
@@ -192,7 +222,21 @@ def write_results(
     Returns:
         The report.
     """
+    tally, examples = write_rows(folder, journal, val_fraction)
+    metrics = planted(outcome for _, outcome in journal.outcomes()) if planted else {}
+    return write_report(folder, tally, examples, metrics)
+
+
+def write_rows(folder: Path, journal: Journal, val_fraction: float, part: str = "") -> tuple[Tally, Examples]:
+    """Write the rows that a journal has, as `refined.jsonl`, or of a part as `refined/PART.jsonl`, and so on.
+
+    Returns:
+        Their counts, and the first ones of each stage.
+    """
     tally, examples = Tally(), Examples()
+
+    def file(kind: str) -> Path:
+        return folder / kind / f"{part}.jsonl" if part else folder / f"{kind}.jsonl"
 
     def kept(held_out: bool) -> Iterator[dict[str, Any]]:
         for _, outcome in journal.outcomes():
@@ -207,13 +251,17 @@ def write_results(
             if not outcome.kept:
                 yield rejection(number, outcome)
 
-    write_jsonl(folder / "refined.jsonl", kept(held_out=False))
+    write_jsonl(file("refined"), kept(held_out=False))
     if val_fraction:
-        write_jsonl(folder / "validation.jsonl", kept(held_out=True))
-    write_jsonl(folder / "rejected.jsonl", rejected())
+        write_jsonl(file("validation"), kept(held_out=True))
+    write_jsonl(file("rejected"), rejected())
+    return tally, examples
+
+
+def write_report(folder: Path, tally: Tally, examples: Examples, planted: dict[str, Any]) -> dict[str, Any]:
+    """Write `report.md` and `report.json`, and give the latter: counts, and metrics of planted defects if any are."""
     report = tally.as_dict()
-    metrics = planted(outcome for _, outcome in journal.outcomes()) if planted else {}
-    write_text(folder / "report.md", markdown(report, metrics, examples))
-    report |= {"planted": metrics} if metrics else {}
+    write_text(folder / "report.md", markdown(report, planted, examples))
+    report |= {"planted": planted} if planted else {}
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,8 +18,8 @@ def root(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
 
 
-def test_the_command_is_imported_without_torch():
-    code = "import sys, datamodules.refinement.cli; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+def test_the_command_is_imported_without_torch_and_ray():
+    code = "import sys, datamodules.refinement.cli; print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -77,6 +78,8 @@ def test_a_limit(tmp_path):
         ([*REFINE, "--data.path=nowhere.jsonl"], "no file, folder or data set nowhere.jsonl"),
         ([*REFINE, "--recipe=datamodules.nothing"], "datamodules.nothing"),
         ([*REFINE, "--in_flight=0"], "in_flight and limit must be at least 1"),
+        ([*REFINE, "--engine=ray", "--processes=0"], "processes and block_rows must be at least 1"),
+        ([*DEMO, "--engine=ray"], "engine ray refines rows of data.path"),
         ([*REFINE, "--vote=loud"], "loud"),
         ([*REFINE, "--judge=x"], "judge"),
         ([*REFINE, "--judges=[]"], "judges is empty"),
@@ -99,3 +102,9 @@ def test_a_source_that_breaks_off_is_refused_before_any_judge_is_asked(tmp_path)
     with pytest.raises(SystemExit, match="row 1: the JSON array breaks off"):
         main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^error: engine ray needs Ray: pip install -e '\.\[ray\]'$"):
+        main([*REFINE, "--engine=ray", f"--output_dir={tmp_path / 'run'}"])
