@@ -5,9 +5,11 @@ Command: python -m benchmarks.memory_table writes it there, and what the papers'
 
 import re
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -19,6 +21,8 @@ from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.fits import plan_ahead, with_engine
 from lightning_modules.callbacks.memory import Plan, estimate
 from lightning_modules.cli import FunReasonCLI
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import ScoredCausalLM, build_policy
 
 GIB = 2**30
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -52,7 +56,27 @@ TABLE = re.compile(r"^\| model \| method .*\n(?:\|.*\|\n)*\|.*\|$", re.M)
 GPUS = {1: "trainer/gpu.yaml", 8: "trainer/fsdp2.yaml", 32: "trainer/fsdp2.yaml"}
 
 
-def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int, *options: str) -> Plan:
+EMPTY: dict[tuple[str, LoRA | None], ScoredCausalLM] = {}
+"""Models without weights that were built, by config and adapters: the large ones take seconds."""
+
+
+def built(config: PretrainedConfig, init_from: str, lora: LoRA | None = None, **options: Any) -> ScoredCausalLM:
+    """`build_policy`, once for each model and kind of adapters."""
+    key = (str(config), lora)
+    if key not in EMPTY:
+        EMPTY[key] = build_policy(init_from, lora=lora, **options)
+    EMPTY[key].by_document = False
+    return EMPTY[key]
+
+
+@cache
+def built_run(*files: str) -> FunReasonCLI:
+    """Module, data and trainer of a run of these files on rows that are not there."""
+    given = ("model.init_from=MODEL", "data.path=ROWS", "trainer.accelerator=cpu", "trainer.devices=1")
+    return FunReasonCLI([*(f"--config={CONFIGS / file}" for file in files), *(f"--{one}" for one in given)], run=False)
+
+
+def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int) -> Plan:
     """What a run of these files plans on so many GPUs, with rows as long as it takes.
 
     Args:
@@ -60,30 +84,31 @@ def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int,
         config: Of the model.
         gpus: In nodes of 8.
         memory: Bytes of one.
-        *options: Of the command line.
     """
     with TemporaryDirectory() as folder:
         config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
         config.save_pretrained(folder)
-        given = ["data.path=rows.jsonl", "trainer.accelerator=cpu", "trainer.devices=1", f"model.init_from={folder}"]
-        words = [*(f"--config={CONFIGS / file}" for file in files), *(f"--{word}" for word in given), *options]
-        cli = FunReasonCLI(words, run=False)
+        cli = built_run(*files)
         module, data = cli.model, cli.datamodule
+        module.init_from = folder
         data.lengths, data.train_indices = np.array([data.hparams[data.LIMIT]]), np.arange(1)
         data.val_indices = np.arange(1)
-        module._device = torch.device("cuda")
+        module._device = torch.device("cuda", 0)  # one that nobody asks for
         settings = {"datamodule": data, "strategy": cli.trainer.strategy, "precision": cli.trainer.precision}
         trainer = SimpleNamespace(world_size=gpus, num_devices=min(gpus, 8), limit_val_batches=1.0, **settings)
-        with patch.object(planning, "device_memory", lambda *_: memory):
+        with (
+            patch.object(planning, "device_memory", lambda *_: memory),
+            patch.object(planning, "build_policy", partial(built, config)),
+        ):
             return plan_ahead(trainer, module)
 
 
 def cell(plan: Plan, memory: int) -> str:
     """GiB of a GPU, with vLLM where a whole copy of the weights does not fit; in brackets where nothing does."""
-    peak, shared = estimate(plan).peak, estimate(with_engine(plan, memory)).peak
-    if plan.fsdp and shared <= memory < peak:
-        return f"{shared / GIB:.0f}, vLLM"
-    return f"{peak / GIB:.0f}" if peak <= memory else f"({peak / GIB:.0f})"
+    peak, engine = estimate(plan).peak, ""
+    if plan.fsdp and peak > memory and (shared := estimate(with_engine(plan, memory)).peak) < peak:
+        peak, engine = shared, ", vLLM"
+    return f"{peak / GIB:.0f}{engine}" if peak <= memory else f"({peak / GIB:.0f}{engine})"
 
 
 def table() -> str:

@@ -15,6 +15,7 @@ TRAINS = {f"paper/{name}.yaml" for name in ("balancesft", "egpo", "funreason", "
 SERVED = ("cot", "fcdr", "hard_judges")
 
 
+@pytest.mark.slow
 def test_a_papers_recipe_fits_on_the_hardware_that_it_names():
     found = papers()  # raises where it does not
     assert set(found) == TRAINS
@@ -34,5 +35,6 @@ def test_every_file_of_the_papers_says_what_it_is_for():
         assert path.read_text().count("\n# Hardware: ") == 1, path
 
 
+@pytest.mark.slow
 def test_the_table_of_the_docs_is_what_the_estimate_says():
     assert table() in (ROOT / "docs/multi_node.md").read_text(), "run python -m benchmarks.memory_table"
