@@ -51,6 +51,7 @@ def planned(case: Case, cost: StepCost) -> Plan:
         checkpointing=True,
         fsdp=True,
         shards=case.shards,
+        hybrid=case.shards < case.gpus,
         reference=case.objective == "EGPO",
         cuda=case.shape != "small",
     )

@@ -152,6 +152,11 @@ class FunReasonCLI(LightningCLI):
         best = {"filename": "best-{step:06d}", "auto_insert_metric_name": False, "enable_version_counter": False}
         best |= {"monitor": "tool/exact_match", "mode": "max"}
         parser.set_defaults({f"best_checkpoint.{key}": value for key, value in best.items()})
+        parser.add_argument(
+            "--fit_anyway",
+            action="store_true",
+            help="fit also what is estimated to need more memory than a GPU has (default: False)",
+        )
         parser.link_arguments("model.init_args.init_from", "data.init_args.tokenizer")
         steps = ("model.init_args.inner_epochs", "model.init_args.mini_batches")
         parser.link_arguments(steps, "data.init_args.repeats", compute_fn=operator.mul)
@@ -231,6 +236,7 @@ class FunReasonCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """A rank that fails alone must not wait for the others to save with it."""
+        self.trainer.fit_anyway = self._get(self.config_init, "fit_anyway")
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False

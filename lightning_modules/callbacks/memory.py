@@ -3,7 +3,7 @@
 Letters: D hidden size, I intermediate size, L layers, A width of all attention heads together, V vocabulary, R rows of
 a micro-batch and T tokens of a row; w bytes of a stored weight, c of a factor of a matrix product, r of a hidden state.
 The formulas are those of dense decoders of the Llama kind (Qwen, Mistral, ...). Not counted: what the allocator loses
-to fragments, CUDA's context, buffers of NCCL, the key-value cache of `HFGenerator`.
+to fragments, CUDA's context, buffers of NCCL.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_modules.objectives.logprobs import tile
 from lightning_modules.policy.attention import BY_DOCUMENT
+from lightning_modules.policy.recompute import BLOCK
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,17 @@ class Plan:
         scored: Targets among the tokens of a micro-batch; all of them when None.
         fsdp: Whether weights are gathered for use, be it on a single device.
         shards: Ranks that share one copy of the weights; 1 without sharding.
+        hybrid: Whether FSDP2 also averages gradients over groups of such ranks.
         unsharded: Whether FSDP adds up whole gradients over the micro-batches of a step.
         offload: Whether weights and optimizer stay in the memory of the CPU.
         buckets: Whether DDP keeps gradients in its buckets besides.
         reference: Whether there is a frozen copy.
         attention: Its name in transformers.
         cuda: Whether the device is a GPU.
-        engine: Bytes of a rollout engine, or of a whole copy of the weights to generate with.
-        sleeps: Whether those are free again while the policy learns.
+        copy: Bytes of weights to generate with, besides those that learn.
+        cache: Bytes of keys and values where transformers generates.
+        engine: Bytes of a rollout engine.
+        sleeps: Whether the engine's are free again while the policy learns; copy and cache always are.
     """
 
     config: Any
@@ -52,12 +56,15 @@ class Plan:
     scored: int | None = None
     fsdp: bool = False
     shards: int = 1
+    hybrid: bool = False
     unsharded: bool = False
     offload: bool = False
     buckets: bool = False
     reference: bool = False
     attention: str = "sdpa"
     cuda: bool = True
+    copy: int = 0
+    cache: int = 0
     engine: int = 0
     sleeps: bool = True
 
@@ -132,35 +139,39 @@ def estimate(plan: Plan) -> Memory:
     w, c, r = plan.widths
     layers, learnt = plan.config.num_hidden_layers, plan.trained * plan.learnt // plan.shards
     weights = learnt + plan.frozen * w // plan.shards
-    gradients = learnt * (2 if plan.buckets else 1)
+    gradients = 0 if plan.offload else learnt * (2 if plan.buckets else 1)
     if plan.fsdp and plan.unsharded:
         gradients += plan.trained * max(4, w)  # in the dtype that FSDP reduces them in
-    # Autocast keeps what it casts of trained weights until the step is over; of frozen ones, autograd keeps it for the
-    # backward pass, with recomputation that of one layer.
-    casts = plan.block * c * (layers if plan.everything else layers - plan.again + min(plan.again, 1))
-    gathered = plan.root * c if plan.fsdp else 0  # until the end of its backward pass
+    # FSDP2 keeps what it reduced of every layer until the backward pass is over, besides the sum over micro-batches.
+    reduced = (plan.trained - (plan.root if plan.everything else 0)) * max(4, w) // plan.shards if plan.hybrid else 0
+    # Autograd keeps what autocast casts of weights for the backward pass, with recomputation that of one layer.
+    casts = 0 if plan.fsdp or w == c else plan.block * c
+    gathered = plan.root * c if plan.fsdp else 0  # until its gradients are reduced
     kept, passing = layer_bytes(plan)
     given = 0 if plan.offload_activations else plan.tokens * plan.config.hidden_size * r
-    # The layers' (input, or everything), the last norm (its input in float32, scaled, result), the mask as booleans.
-    activations = plan.again * given + (layers - plan.again) * kept
-    activations += plan.tokens * plan.config.hidden_size * (4 + 2 * r)
-    activations += plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
+    ends, whole = end_bytes(plan), layers - plan.again  # layers that keep everything, and not their input alone
     last = plan.again and (layers - 1) % plan.every_n_layers == 0  # else what it kept is freed before others compute
     awake = 0 if plan.sleeps else plan.engine
-    learning = {"gradients": gradients, "gathered": gathered, "rollouts": awake}
-    backward = learning | {"activations": activations}
+    learning = {"gradients": gradients, "rollouts": awake}
+    backward = learning | {"gathered": gathered, "activations": plan.again * given + whole * kept + ends}
+    backward["casts"] = whole * casts
+    layer = backward | {"casts": (whole + min(plan.again, 1)) * casts, "layer": (kept if last else 0) + passing}
+    # What the other layers kept is free again.
+    first = layer | {"activations": given + kept + ends, "casts": casts, "layer": passing, "reduced": reduced}
+    one = plan.config.vocab_size * plan.config.hidden_size * w if plan.fsdp and plan.copy else 0
     return Memory(
         {
             "weights": 0 if plan.offload else weights,
             "AdamW": 0 if plan.offload else 2 * learnt,
             "reference": weights if plan.reference and not plan.offload else 0,
-            "casts": 0 if plan.fsdp or w == c else casts,
         },
         {
             "the backward pass of the head": backward | {"head": head_bytes(plan)},
-            "the backward pass of a layer": backward | {"layer": (kept if last else 0) + passing},
-            "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan)},
-            "sampling rollouts": {"gathered": gathered, "rollouts": plan.engine},
+            "the backward pass of a layer": layer,
+            "the backward pass of the first layer": first if plan.hybrid else layer,
+            "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan), "reduced": reduced},
+            "unsharding the weights": {"copy": plan.copy, "gathered": one},
+            "sampling rollouts": {"copy": plan.copy, "cache": plan.cache, "rollouts": plan.engine},
         },
     )
 
@@ -172,21 +183,38 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     heads, width = heads_of(config)
     wide = heads * width  # A
-    norms = 2 * (4 + r) * hidden  # each keeps its input in float32, and that scaled to 1
+    # Each keeps its input in float32, and that scaled to 1; or what it was given, with the MLP's activation computed
+    # again, too (`policy.recompute`).
+    norms = 2 * (r if by_blocks(plan, hidden) else 4 + r) * hidden
     # Products of one input share it (q, k, v; gate, up), unless autocast rounds it for each.
     inputs = (2 if r == c else 5) * c * hidden
     # q, k, v, of which k and v are repeated for every head, and what comes out: by document in parts and joined again.
     attention = (5 if plan.attention == BY_DOCUMENT else 4) * c * wide
-    mlp = 4 * c * inner  # gate, silu(gate), up and their product
+    mlp = (3 if by_blocks(plan, inner) else 4) * c * inner  # gate, silu(gate), up and their product
     # Adapters of half-precision weights are in float32 (peft), and each rounds its input to that.
     adapters = 0 if plan.everything or plan.widths[0] > 2 else 4 * (5 * hidden + wide + inner)
     # SDPA turns the boolean mask into numbers in every layer; eager attention keeps probabilities in float32 and c.
     mask = {"sdpa": c * squares, "eager": (4 + c) * heads * squares}.get(plan.attention, 0)
-    passing = 2 * c * inner * plan.tokens  # gradients of the product and of one of its factors
+    # Gradients of the product and of one of its factors, or of both.
+    passing = (3 if by_blocks(plan, inner) else 2) * c * inner * plan.tokens
     if plan.fsdp:  # this layer and the next one gathered; its gradients, and those to be reduced, in float32
         passing += 2 * c * plan.block
         passing += (c + 4) * plan.block + c * plan.root // 2 if plan.everything else 0  # the head's wait for the end
     return plan.tokens * (norms + inputs + attention + mlp + adapters) + mask, passing
+
+
+def end_bytes(plan: Plan) -> int:
+    """Bytes that are kept beside the layers: of the last norm (input in float32, scaled, result) and of masks."""
+    _, _, r = plan.widths
+    norm = 2 * r if by_blocks(plan, plan.config.hidden_size) else 4 + 2 * r
+    return plan.tokens * plan.config.hidden_size * norm + (
+        plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
+    )
+
+
+def by_blocks(plan: Plan, width: int) -> bool:
+    """Whether states of that width are computed again by blocks, as CPUs do it."""
+    return not plan.cuda and plan.tokens * width > BLOCK
 
 
 def head_bytes(plan: Plan) -> int:
@@ -218,19 +246,23 @@ def derived(plan: Plan) -> dict[str, str]:
     shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
     some = f" in {plan.again} of {plan.config.num_hidden_layers} layers" if plan.every_n_layers > 1 else ""
     activations = f"computed again layer by layer{some}" if plan.checkpointing else "all kept"
+    cast = "of a layer" if plan.checkpointing else "of all layers"
     learn = f"{plan.trained:,} that learn x {plan.learnt} bytes{shards}"
     return {
         "weights": f"{plan.trained + plan.frozen:,} x {w} bytes{shards}",
         "AdamW": f"twice {learn}",
         "reference": "a frozen copy of the weights",
-        "casts": f"weights in the {c} bytes of matrix products",
+        "casts": f"weights in the {c} bytes of matrix products, {cast}",
         "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
         "gathered": "embedding and head of all shards",
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
         "head": f"the logits of {tile(not plan.cuda)[0]:,} tokens and some thousands of ids at a time, its gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
         "embedding": "gradients of embedding and head",
-        "rollouts": "the engine, or a whole copy of the weights; the key-value cache of HFGenerator comes on top",
+        "reduced": "gradients that are averaged over replicas of the shards, of all layers by the end",
+        "copy": "weights to generate with, besides those that learn",
+        "cache": "keys and values of the rows that are generated together, at their longest",
+        "rollouts": "the rollout engine",
     }
 
 
@@ -238,6 +270,15 @@ def heads_of(config: Any) -> tuple[int, int]:
     """Attention heads of a layer and the width of one; of a model without attention those of its states, or one."""
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 1
     return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def cache_bytes(config: Any, rows: int, length: int) -> int:
+    """Keys and values, as numbers, of rows of that length; layers with a sliding window keep no more than that."""
+    heads, width = heads_of(config)
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or length
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+    columns = sum(min(window, length) if kind == "sliding_attention" else length for kind in kinds)
+    return 2 * rows * columns * (getattr(config, "num_key_value_heads", None) or heads) * width
 
 
 def adapters(config: Any, rank: int) -> int:

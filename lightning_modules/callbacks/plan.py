@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,14 +11,19 @@ from lightning.pytorch.strategies import DDPStrategy
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate
-from lightning_modules.generators import VLLMGenerator
+from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate
+from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.gradient_checkpointing import settings_of
 from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.probe import known_leak, may_attend_by_document
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.unshard import FSDP1_PREFIX
 from lightning_modules.strategies import FSDP1, FSDP2
+
+MOST_RANKS = 1024  # that are thought of
 
 
 def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
@@ -40,10 +46,9 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         length = longest if alone else min(data.hparams.max_length, documents * longest)
     trained, frozen = parameter_counts(module)
     config, precision = module.policy.causal_lm.config.get_text_config(), str(trainer.precision)
-    fsdp = isinstance(strategy, FSDP1 | FSDP2)
-    engine, sleeps = rollout_engine(trainer, module, trained + frozen)
+    fsdp, shards = isinstance(strategy, FSDP1 | FSDP2), shards_of(trainer)
     recomputed = settings_of(module.gradient_checkpointing)
-    return Plan(
+    plan = Plan(
         config=config,
         trained=trained,
         frozen=frozen,
@@ -54,16 +59,72 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         every_n_layers=recomputed.every_n_layers if recomputed else 1,
         offload_activations=recomputed is not None and recomputed.offload,
         fsdp=fsdp,
-        shards=shards_of(trainer),
+        shards=shards,
+        hybrid=isinstance(strategy, FSDP2) and shards < ranks,
         unsharded=fsdp and strategy.accumulate_unsharded,
         offload=fsdp and bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload)),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
-        reference=getattr(module, "reference", None) is not None,
+        reference=isinstance(module, GRPOModule) and module.loss.kl_coef > 0 and module.lora is None,
         attention=config._attn_implementation,
         cuda=module.device.type == "cuda",
-        engine=engine,
-        sleeps=sleeps,
     )
+    return replace(plan, **generation(trainer, module, plan))
+
+
+def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict[str, Any]:
+    """What generating takes besides the policy, as settings of the `Plan`; nothing where no completion is asked for."""
+    generator, data, samples = module.generator, trainer.datamodule, isinstance(module, GRPOModule)
+    if not samples and not (trainer.limit_val_batches and len(data.val_indices)):
+        return {}
+    copy = whole(plan) if plan.fsdp else 0
+    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
+        copy = streamed(plan)  # shards are gathered one after the other
+    if isinstance(generator, VLLMGenerator):
+        engine = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
+        return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
+    if not isinstance(generator, HFGenerator):
+        return {"copy": copy}
+    # The longest prompt; of rows to fine-tune on it is not known without their answers, which count as well then.
+    prompt = int(data.lengths[data.train_indices].max())
+    asked = [data.hparams.prompts_per_step * module.sampling.group_size] if samples else []
+    asked += [data.hparams.eval_batch_size] if len(data.val_indices) else []
+    rows = min(generator.rows_together(prompt), -(-max(asked) // trainer.world_size))
+    cache = cache_bytes(plan.config, rows, prompt + generator.max_new_tokens) * plan.widths[1]
+    return {"copy": copy + cast(plan), "cache": cache}
+
+
+def whole(plan: Plan) -> int:
+    """Bytes of an unsharded copy of the weights, in the dtype of products."""
+    return (plan.trained + plan.frozen) * plan.widths[1]
+
+
+def streamed(plan: Plan) -> int:
+    """Bytes of the largest part of the model that is unsharded at a time for an engine."""
+    return max(plan.block, plan.config.vocab_size * plan.config.hidden_size) * plan.widths[1]
+
+
+def cast(plan: Plan) -> int:
+    """Bytes of the copies of linear weights that transformers generates with: see `generators.casting`."""
+    w, c, _ = plan.widths
+    embedding = 0 if plan.config.tie_word_embeddings else plan.root // 2
+    needed = not plan.cuda or (w > c and not plan.fsdp)  # a CPU packs them in any case
+    return (plan.trained + plan.frozen - embedding) * c if needed else 0
+
+
+def build_empty(module: FunctionCallingModule, data: Any) -> None:
+    """Give a module its model without weights, and presume what their probe finds for nearly every model."""
+    policy = build_policy(
+        module.init_from,
+        lora=module.lora,
+        gradient_checkpointing=module.gradient_checkpointing,
+        attn_implementation=module.attn_implementation,
+        empty=True,
+    )
+    module.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
+    if may_attend_by_document(policy):
+        policy.by_document = policy.shares_prefixes = True
+    module.pack(policy, known_leak(policy))
+    module.policy = policy
 
 
 def parameter_counts(module: FunctionCallingModule) -> tuple[int, int]:
@@ -87,16 +148,6 @@ def shards_of(trainer: Trainer) -> int:
     return 1
 
 
-def rollout_engine(trainer: Trainer, module: FunctionCallingModule, parameters: int) -> tuple[int, bool]:
-    """Bytes that generating takes besides the policy, and whether they are free while it learns."""
-    generator = module.generator
-    if isinstance(generator, VLLMGenerator):
-        share = generator.options["gpu_memory_utilization"]
-        return int(share * device_memory(trainer, module.device)), generator.sleep and module.device.type == "cuda"
-    half = 2 if "16" in str(trainer.precision) else 4
-    return parameters * half if isinstance(trainer.strategy, FSDP1 | FSDP2) else 0, True
-
-
 def device_memory(trainer: Trainer, device: torch.device) -> int:
     """Bytes of the GPU's memory, or of this process's share of the machine's."""
     if device.type == "cuda":
@@ -104,8 +155,17 @@ def device_memory(trainer: Trainer, device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.num_devices
 
 
-def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict[str, Plan]:
-    """Plans that need less memory, by the setting that makes each."""
+def cheaper(
+    trainer: Trainer, module: FunctionCallingModule, plan: Plan, available: int | None = None
+) -> dict[str, Plan]:
+    """Plans that need less memory, by the setting that makes each.
+
+    Args:
+        trainer: The run's.
+        module: The run's.
+        plan: What it does.
+        available: Bytes of a device; the weights are spread over as many as it takes then.
+    """
     found = {}
     if not plan.checkpointing:
         found["model.gradient_checkpointing true"] = replace(plan, checkpointing=True)
@@ -125,8 +185,18 @@ def cheaper(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict
         )
     if plan.cuda:
         ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
-        overlay = "" if plan.fsdp else "--config configs/trainer/fsdp2.yaml on "
-        found[f"{overlay}{ranks} devices"] = replace(plan, fsdp=True, shards=ranks, buckets=False)
+        most = trainer.world_size if plan.hybrid else MOST_RANKS
+        generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
+        copy = whole(plan) if generates else plan.copy
+        spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
+        while available and estimate(spread).peak > available and 2 * ranks <= most:
+            ranks, spread = 2 * ranks, replace(spread, shards=2 * ranks)
+        if plan.hybrid:
+            name = f"trainer.strategy.init_args.shard_size {ranks}"
+            spread = replace(spread, hybrid=ranks < trainer.world_size)
+        else:
+            name = f"{'' if plan.fsdp else '--config configs/trainer/fsdp2.yaml on '}{ranks} devices"
+        found[name] = spread
     return found
 
 

@@ -9,6 +9,7 @@ from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
+from lightning_modules.callbacks.fits import check_fits, plan_ahead
 from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
 from lightning_modules.callbacks.progress import say, time_left
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
@@ -22,6 +23,11 @@ class RunSummary(Callback):
     def __init__(self) -> None:
         self.spent: list[float] | None = []  # seconds of the steps of the first batch of rollouts; None afterwards
         self.begun = False  # whether the size was printed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to fit what cannot fit into the GPU's memory, before its weights are loaded."""
+        if stage == TrainerFn.FITTING:
+            check_fits(trainer, pl_module, plan_ahead)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size before anything is waited for, and then what is."""
@@ -56,6 +62,7 @@ class RunSummary(Callback):
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
         if trainer.is_global_zero:
             print(visible("\n".join(f"  {name:<14}{value}" for name, value in rows.items())))
+        check_fits(trainer, pl_module, plan_of)  # the model may have turned out to be one that takes more
         if isinstance(trainer.logger, RunLogger):
             hidden = ("Loss",) if isinstance(pl_module, GRPOModule) else ROLLOUTS
             trainer.logger.begin(settings_of(trainer, pl_module), hidden)

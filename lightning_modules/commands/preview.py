@@ -15,15 +15,21 @@ from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import estimate
-from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of, shown
+from lightning_modules.callbacks.plan import (
+    build_empty,
+    cheaper,
+    device_memory,
+    memory_rows,
+    parameter_counts,
+    plan_of,
+    shown,
+)
 from lightning_modules.callbacks.summary import rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.probe import known_leak, may_attend_by_document
 from lightning_modules.policy.reference import frozen_copy
 from lightning_modules.rollout.scoring import same_reward
 
@@ -66,20 +72,9 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     data.prepare_data()
     module.setup("fit")
     module.to(trainer.strategy.root_device)  # the empty model could not move
-    policy = build_policy(
-        module.init_from,
-        lora=module.lora,
-        gradient_checkpointing=module.gradient_checkpointing,
-        attn_implementation=module.attn_implementation,
-        empty=True,
-    )
-    module.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
-    if may_attend_by_document(policy):  # as the probe, which needs weights, finds it for nearly all of them
-        policy.by_document = policy.shares_prefixes = True
-    module.pack(policy, known_leak(policy))
-    module.policy = policy
+    build_empty(module, data)
     if getattr(module, "frozen", False):
-        module.reference = frozen_copy(policy)
+        module.reference = frozen_copy(module.policy)
     module.configure_optimizers()  # refuses a run without steps, or without an end
 
 

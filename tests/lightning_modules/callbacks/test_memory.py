@@ -7,17 +7,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, Qwen2Config
 
-from lightning_modules.callbacks.memory import Plan, adapters, derived, estimate, head_bytes, heads_of, layer_bytes
-
-CONFIG = Qwen2Config(
-    vocab_size=100,
-    hidden_size=8,
-    intermediate_size=20,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    tie_word_embeddings=False,
+from lightning_modules.callbacks.memory import (
+    Plan,
+    adapters,
+    cache_bytes,
+    derived,
+    estimate,
+    head_bytes,
+    heads_of,
+    layer_bytes,
 )
+
+SIZES = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+CONFIG = Qwen2Config(**SIZES)
 # Embedding and head have 2 x 100 x 8 = 1,600 weights; say that the layers have 3 x 800.
 PLAN = Plan(CONFIG, trained=4000, frozen=0, precision="32-true", rows=2, length=10, checkpointing=True)
 
@@ -28,11 +31,15 @@ def parts(plan):
 
 
 def test_weights_and_adamw_are_stored_in_the_precision_of_the_run_over_the_shards():
-    assert estimate(PLAN).always == {"weights": 16_000, "AdamW": 32_000, "reference": 0, "casts": 0}
+    assert estimate(PLAN).always == {"weights": 16_000, "AdamW": 32_000, "reference": 0}
     half = replace(PLAN, precision="bf16-true", fsdp=True, shards=4, reference=True)
-    assert estimate(half).always == {"weights": 2_000, "AdamW": 4_000, "reference": 2_000, "casts": 0}
-    # bf16-mixed: weights as with 32-true, and the layers' 2,400 cast to 2 bytes
-    assert estimate(replace(PLAN, precision="bf16-mixed")).always["casts"] == 4_800
+    assert estimate(half).always == {"weights": 2_000, "AdamW": 4_000, "reference": 2_000}
+    # bf16-mixed: weights as with 32-true, and the layers' 2,400 cast to 2 bytes; with recomputation one layer's 800
+    mixed = replace(PLAN, precision="bf16-mixed")
+    whole = estimate(replace(mixed, checkpointing=False)).moments
+    assert [moment.get("casts", 0) for moment in whole.values()] == [4_800, 4_800, 4_800, 0, 0, 0]
+    assert [moment.get("casts", 0) for moment in estimate(mixed).moments.values()] == [0, 1_600, 1_600, 0, 0, 0]
+    assert not any(moment.get("casts") for moment in estimate(replace(mixed, fsdp=True)).moments.values())
 
 
 def test_gradients_of_each_strategy():
@@ -96,6 +103,53 @@ def test_fsdp_holds_embedding_and_head_whole_but_not_those_of_a_reference():
     plan = replace(PLAN, precision="bf16-mixed", fsdp=True, shards=8)
     assert parts(plan)["gathered"] == 1_600 * 2
     assert parts(replace(plan, reference=True))["gathered"] == 1_600 * 2
+
+
+def test_replicas_of_shards_keep_what_they_reduced_until_the_backward_pass_is_over():
+    # Of the layers' 2,400 weights 4 ranks have 600 gradients each in float32, besides the sum over micro-batches.
+    plan = replace(PLAN, precision="bf16-mixed", fsdp=True, shards=4, hybrid=True)
+    first, embedding = (
+        estimate(plan).moments[f"the backward pass of the {part}"] for part in ("first layer", "embedding")
+    )
+    assert first["reduced"] == embedding["reduced"] == 2_400 and first["gradients"] == 4_000
+    # Of the activations those of the first layer are left, with its input of 20 x 8 x 2 bytes, and the last norm's.
+    kept, passing = layer_bytes(plan)
+    assert (first["activations"], first["layer"]) == (320 + kept + 20 * 8 * (4 + 4) + 200, passing)
+    # Gradients of 1,600 weights in bfloat16 and float32; the weights themselves are in shards again.
+    assert embedding == {"gradients": 4_000, "rollouts": 0, "embedding": 1_600 * 6, "reduced": 2_400}
+    alone = estimate(replace(plan, hybrid=False)).moments
+    assert alone["the backward pass of the first layer"] == alone["the backward pass of a layer"]
+
+
+def test_gradients_follow_weights_that_are_offloaded():
+    offloaded = estimate(replace(PLAN, fsdp=True, shards=4, offload=True))
+    assert set(offloaded.always.values()) == {0} and "gradients" not in offloaded.parts
+
+
+def test_a_cpu_keeps_of_norms_and_gated_mlps_what_they_were_given():
+    # From 2**18 numbers on: 40,000 tokens x 8 in the norms, x 20 in the MLP.
+    gpu, cpu = (replace(PLAN, rows=4000, attention="by_document", cuda=on) for on in (True, False))
+    (kept, passing), (less, more) = layer_bytes(gpu), layer_bytes(cpu)
+    # Two norms leave 4 x 8 bytes of a token less each, and the MLP 4 x 20; both factors of its product have gradients.
+    assert kept - less == 40_000 * (2 * 32 + 80) and more - passing == 40_000 * 80
+    assert layer_bytes(replace(PLAN, cuda=False)) == layer_bytes(PLAN)  # too few
+
+
+def test_what_generating_takes_is_held_without_gradients_and_activations():
+    plan = replace(PLAN, fsdp=True, shards=4, copy=10**6, cache=10**5, engine=10**4)
+    moments = estimate(plan).moments
+    assert moments["sampling rollouts"] == {"copy": 10**6, "cache": 10**5, "rollouts": 10**4}
+    # One weight at a time is whole in float32: the embedding's or the head's 800.
+    assert moments["unsharding the weights"] == {"copy": 10**6, "gathered": 3_200}
+    assert estimate(plan).peak == 12_000 + 10**6 + 10**5 + 10**4
+
+
+def test_the_cache_holds_keys_and_values_of_every_column_or_of_a_window():
+    # 3 layers, 2 heads of 2 for keys and as many for values: 24 numbers a column.
+    assert cache_bytes(CONFIG, rows=5, length=100) == 24 * 500
+    window = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=10, max_window_layers=1)
+    assert window.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    assert cache_bytes(window, rows=5, length=100) == 8 * 5 * (100 + 10 + 10)
 
 
 def test_rollouts_share_the_device_only_if_they_do_not_sleep():

@@ -1,0 +1,141 @@
+"""Whether a run fits into the memory of its GPUs, by the estimate, and the settings with which it would."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules.prompts import XLAMPromptDataModule
+from datamodules.sft import XLAMSFTDataModule
+from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.plan import build_empty, cheaper, plan_of, shown, streamed, whole
+from lightning_modules.generators import HFGenerator
+from lightning_modules.grpo import GRPOModule
+from lightning_modules.ranks import failing_together
+from lightning_modules.strategies import FSDP2
+
+PRESUMED = ("policy", "packed", "why_not_packed", "shares_prefixes", "sizes_of_weights")
+"""What `build_empty` sets."""
+NAMED = 3
+"""Ways to fit that a refusal names."""
+UTILIZATION = 0.3
+"""`gpu_memory_utilization` of `VLLMGenerator` unless set."""
+
+
+def check_fits(
+    trainer: Trainer, module: FunctionCallingModule, planned: Callable[[Trainer, FunctionCallingModule], Plan | None]
+) -> None:
+    """Refuse a run that cannot fit into the memory of its GPUs; a collective. On CPUs nothing is refused.
+
+    Args:
+        trainer: The run's; its attribute `fit_anyway` lets everything pass.
+        module: The run's.
+        planned: Gives the `Plan`: `plan_of` with the model at hand, `plan_ahead` before it is loaded.
+
+    Raises:
+        ValueError: Naming what is needed, what there is, and settings with which it would fit.
+    """
+    available = gpu_memory(module.device)
+    if available is None or getattr(trainer, "fit_anyway", False):
+        return
+    with failing_together():
+        if (plan := planned(trainer, module)) and estimate(plan).peak > available:
+            raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None of another device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def plan_ahead(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
+    """The `Plan` of a run whose weights are not loaded yet; the module is left as it was."""
+    data = trainer.datamodule
+    if not isinstance(module, FunctionCallingModule) or not isinstance(data, XLAMPromptDataModule | XLAMSFTDataModule):
+        return None
+    if module.policy is not None:
+        return plan_of(trainer, module)
+    before = {name: getattr(module, name) for name in PRESUMED}
+    build_empty(module, data)
+    try:
+        return plan_of(trainer, module)
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def refusal(plan: Plan, available: int, changes: dict[str, Plan]) -> str:
+    """The sentence with which a run that does not fit is refused.
+
+    Args:
+        plan: What it does.
+        available: Bytes of the device.
+        changes: Other plans by the settings that make them.
+    """
+    memory, found = estimate(plan), ways(plan, available, changes)
+    fits = ", or ".join(f"{' and '.join(names)} ({shown(peak)})" for names, peak in found)
+    advice = f"it would fit with {fits}" if found else f"not even all of {', '.join(changes)} together make it fit"
+    return (
+        f"This run is estimated to need {shown(memory.peak)} of each GPU, most at {memory.moment}, and there are "
+        f"{shown(available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` prints the estimate "
+        "part by part."
+    )
+
+
+def ways(plan: Plan, available: int, changes: dict[str, Plan]) -> list[tuple[tuple[str, ...], int]]:
+    """The fewest changes that make a plan fit together, and the bytes that it takes then.
+
+    Args:
+        plan: What does not fit.
+        available: Bytes of the device.
+        changes: Plans of a single change each, those that change the recipe least first.
+
+    Returns:
+        At most `NAMED` ways, in the order of the changes; all of as many changes, none where no number of them helps.
+    """
+    differ = {
+        name: {f.name: value for f in fields(Plan) if (value := getattr(other, f.name)) != getattr(plan, f.name)}
+        for name, other in changes.items()
+    }
+    for count in range(1, len(changes) + 1):
+        found = []
+        for names in combinations(differ, count):
+            together: dict[str, Any] = {}
+            for name in names:
+                together |= differ[name]
+            if (peak := estimate(replace(plan, **together)).peak) <= available:
+                found.append((names, peak))
+        if found:
+            return found[:NAMED]
+    return []
+
+
+def with_engine(plan: Plan, available: int) -> Plan:
+    """The plan of a sharded run with an engine over several of its GPUs, which is given the weights layer by layer."""
+    return replace(plan, copy=streamed(plan), cache=0, engine=int(UTILIZATION * available))
+
+
+def changes(trainer: Trainer, module: FunctionCallingModule, plan: Plan, available: int) -> dict[str, Plan]:
+    """Plans that need less memory, by the settings that make each: those of `cheaper`, and further ones for GPUs.
+
+    Args:
+        trainer: The run's.
+        module: The run's.
+        plan: What does not fit.
+        available: Bytes of a GPU.
+    """
+    found = cheaper(trainer, module, plan, available)
+    if isinstance(trainer.strategy, FSDP2) and not plan.offload:
+        found["trainer.strategy.init_args.cpu_offload true"] = replace(plan, offload=True)
+    if plan.fsdp and isinstance(module.generator, HFGenerator):
+        shared = with_engine(plan, available)
+        ranks = next((n for n in (2, 4, 8) if whole(plan) // n <= shared.engine // 2), 8)
+        found[f"model.generator VLLMGenerator with tensor_parallel_size {ranks}"] = shared
+    if not isinstance(module, GRPOModule):
+        half = plan.length // 2
+        found[f"data.max_length and data.micro_batch_tokens {half}"] = replace(plan, rows=1, length=half)
+    return found

@@ -1,0 +1,128 @@
+"""A run that its GPUs cannot hold is refused before weights are loaded, and told what would make it fit."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from lightning_modules.callbacks import fits, summary
+from lightning_modules.callbacks.fits import changes, refusal, ways
+from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.plan import shown, streamed
+from lightning_modules.cli import main
+from lightning_modules.evaluation import EvaluationModule
+from lightning_modules.generators import HFGenerator
+from lightning_modules.strategies import FSDP2
+
+GIB = 2**30
+
+
+@pytest.fixture
+def plan(tiny_model_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    return Plan(config, 10_000_000, 0, "bf16-mixed", rows=4, length=1024, checkpointing=False)
+
+
+def test_the_fewest_changes_that_make_a_plan_fit_are_named(plan):
+    found = {"recompute": replace(plan, checkpointing=True), "one row": replace(plan, rows=1)}
+    found["adapters"] = replace(plan, trained=1_000, frozen=10_000_000)
+    peaks = {name: estimate(other).peak for name, other in found.items()}
+    lowest = min(peaks.values())
+    alone = ways(plan, lowest, found)
+    assert alone == [((name,), peak) for name, peak in peaks.items() if peak == lowest]
+    ((names, peak), *_) = ways(plan, lowest - 1, found)  # no single one is enough
+    both = {"recompute": {"checkpointing": True}, "one row": {"rows": 1}}
+    both["adapters"] = {"trained": 1_000, "frozen": 10_000_000}
+    assert len(names) == 2
+    assert peak == estimate(replace(plan, **both[names[0]], **both[names[1]])).peak < lowest
+    assert ways(plan, 1, found) == []
+
+
+def test_a_refusal_is_one_sentence_with_the_keys_that_would_do(plan):
+    found = {"model.gradient_checkpointing true": replace(plan, checkpointing=True)}
+    available = estimate(plan).peak - 1
+    said = refusal(plan, available, found)
+    less = shown(estimate(found["model.gradient_checkpointing true"]).peak)
+    assert f"it would fit with model.gradient_checkpointing true ({less}); --fit_anyway" in said
+    assert shown(available) in said and said.count(". ") == 0 and said.endswith(".")
+    assert "not even all of model.gradient_checkpointing true together" in refusal(plan, 1, found)
+
+
+def run_of(plan, strategy, generator, **settings):
+    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024))
+    trainer = SimpleNamespace(world_size=64, num_devices=8, strategy=strategy, datamodule=data)
+    return trainer, SimpleNamespace(lora=object(), generator=generator, **settings)
+
+
+def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
+    lean = replace(plan, checkpointing=True, rows=1, precision="bf16-true", fsdp=True, shards=8, trained=8 * 10**9)
+    available = estimate(replace(lean, shards=32)).peak
+    found = changes(*run_of(lean, FSDP2(), HFGenerator()), lean, available)
+    (ranks,) = (name for name in found if name.endswith(" devices"))
+    assert ranks == "32 devices" and estimate(found[ranks]).peak == available
+    assert "trainer.strategy.init_args.cpu_offload true" in found
+    assert found["data.max_length and data.micro_batch_tokens 512"].length == 512
+    # In groups of 8 it takes larger groups, and not more of them.
+    replicated = replace(lean, hybrid=True, shards=32)
+    run = run_of(lean, FSDP2(shard_size=8), HFGenerator())
+    hybrid = changes(*run, replace(lean, hybrid=True), estimate(replicated).peak)
+    assert hybrid["trainer.strategy.init_args.shard_size 32"] == replicated
+    assert not any(name.endswith(" devices") for name in hybrid)
+
+
+def test_where_the_copy_to_generate_with_is_too_large_an_engine_over_several_gpus_is_named(plan):
+    config = AutoConfig.for_model("qwen2", num_hidden_layers=80, hidden_size=8192, intermediate_size=29568)
+    large = replace(plan, config=config, trained=72 * 10**9, checkpointing=True, rows=1, fsdp=True, shards=64)
+    large = replace(large, copy=144 * 10**9, cache=10**9)
+    found = changes(*run_of(large, FSDP2(), HFGenerator()), large, 79 * GIB)
+    # 144 GB over 8 GPUs of a node are 18 each; the engine takes 0.3 of 79 GiB, and is given a layer at a time.
+    other = found["model.generator VLLMGenerator with tensor_parallel_size 8"]
+    assert (other.copy, other.cache, other.engine) == (streamed(large), 0, int(0.3 * 79 * GIB))
+    assert [names for names, _ in ways(large, 79 * GIB, found)] == [
+        ("model.generator VLLMGenerator with tensor_parallel_size 8",)
+    ]
+
+
+@pytest.mark.parametrize("experiment", ["srml", "grpo", "finetune"])
+def test_the_plan_before_weights_are_loaded_is_that_of_the_loaded_model(
+    experiment, tmp_path, base_args, tiny_model_dir, monkeypatch
+):
+    plans, states = [], []
+
+    def note(trainer, module, planned):
+        states.append(torch.get_rng_state())
+        plans.append((module.policy is None, planned(trainer, module)))
+        assert torch.equal(torch.get_rng_state(), states[-1])
+
+    monkeypatch.setattr(summary, "check_fits", note)
+    options = {"trainer.max_steps": 2, "trainer.limit_val_batches": 1, "model.init_args.micro_batch_tokens": 2048}
+    if experiment != "grpo":
+        options = {k: v for k, v in options.items() if "micro" not in k} | {"data.init_args.batch_size": 8}
+    options |= {"data.init_args.val_fraction": 0.2, "data.init_args.limit_val": 2}
+    main(["fit", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path, **options)])
+    (unloaded, before), (loaded, after) = plans
+    assert (unloaded, loaded) == (True, False)
+    assert replace(before, config=None) == replace(after, config=None)
+    assert before.copy > 0 and before.cache > 0
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
+    tmp_path, base_args, tiny_model_dir, monkeypatch
+):
+    loaded, load = [], EvaluationModule.load_policy
+    monkeypatch.setattr(EvaluationModule, "load_policy", lambda self, **kw: loaded.append(1) or load(self, **kw))
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: 2**20)
+    options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "data.init_args.batch_size": 8}
+    words = ["fit", "--config", "configs/srml.yaml", *base_args(tmp_path, **options)]
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    said = exit_.value.code
+    assert re.match(
+        r"error: This run is estimated to need [\d.]+ MiB of each GPU, most at .*, and there are 1.0 MiB", said
+    )
+    assert "--fit_anyway" in said and not loaded
+    main([*words, "--fit_anyway"])
+    assert loaded and (tmp_path / "srml-fit-1" / "hf").is_dir()
