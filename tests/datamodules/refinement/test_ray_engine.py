@@ -21,7 +21,7 @@ from datamodules.refinement import Panel, RuleJudge, VLLMJudge, fcdr, ray_engine
 from datamodules.refinement.cli import main
 from datamodules.toolbox.rows import make_corpus
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 ROOT = Path(__file__).parents[3]
 NO = "<think>not so</think><judge>False</judge>"
 KINDS = ("refined", "rejected", "validation")
