@@ -132,7 +132,7 @@ def test_the_requests_of_a_server_that_dies_go_to_the_others_and_it_is_asked_aga
     mine.sync(policy)
     asked = count(servers[1])
     assert ids(mine(policy, PROMPTS, stop_ids=[])) == ids(HFGenerator(max_new_tokens=6)(policy, PROMPTS, stop_ids=[]))
-    assert count(servers[1]) == asked + 2 and not mine.servers.lost
+    assert count(servers[1]) - asked in (2, 3) and not mine.servers.lost  # the fifth prompt goes to whichever is free
 
 
 def test_when_all_servers_are_dead_one_sentence_says_so(policy, servers):
