@@ -173,7 +173,8 @@ def cheaper(
         found["model.gradient_checkpointing true"] = replace(plan, every_n_layers=1)
     # What learns has to be float32 (`check_precision`).
     if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
-        found["trainer.precision bf16-true"] = replace(plan, precision="bf16-true")
+        half = replace(plan, precision="bf16-true")
+        found["trainer.precision bf16-true"] = half if plan.fsdp else replace(half, copy=min(plan.copy, cast(half)))
     key = "model" if isinstance(module, GRPOModule) else "data"
     least = max(plan.length, 0 if key == "model" else trainer.datamodule.hparams.max_length)  # it takes no less
     if plan.rows > least // plan.length:
@@ -189,8 +190,10 @@ def cheaper(
         generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
         copy = whole(plan) if generates else plan.copy
         spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
-        while available and estimate(spread).peak > available and 2 * ranks <= most:
-            ranks, spread = 2 * ranks, replace(spread, shards=2 * ranks)
+        if available:
+            learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole
+            ranks = enough(spread, available, most) or enough(learning, available, most) or ranks
+            spread = replace(spread, shards=ranks)
         if plan.hybrid:
             name = f"trainer.strategy.init_args.shard_size {ranks}"
             spread = replace(spread, hybrid=ranks < trainer.world_size)
@@ -198,6 +201,13 @@ def cheaper(
             name = f"{'' if plan.fsdp else '--config configs/trainer/fsdp2.yaml on '}{ranks} devices"
         found[name] = spread
     return found
+
+
+def enough(plan: Plan, available: int, most: int) -> int | None:
+    """The fewest ranks, by doubling those that share the weights, with which a plan fits; None up to the most."""
+    while estimate(plan).peak > available and 2 * plan.shards <= most:
+        plan = replace(plan, shards=2 * plan.shards)
+    return plan.shards if estimate(plan).peak <= available else None
 
 
 def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[str, str]:

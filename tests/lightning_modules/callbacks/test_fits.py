@@ -65,6 +65,9 @@ def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     assert ranks == "32 devices" and estimate(found[ranks]).peak == available
     assert "trainer.strategy.init_args.cpu_offload true" in found
     assert found["data.max_length and data.micro_batch_tokens 512"].length == 512
+    # What no number of GPUs makes room for, a copy to generate with, is left to other changes.
+    beside = changes(*run_of(lean, FSDP2(), HFGenerator()), replace(lean, copy=available), available)
+    assert beside["32 devices"] == replace(lean, copy=available, shards=32)
     # In groups of 8 it takes larger groups, and not more of them.
     replicated = replace(lean, hybrid=True, shards=32)
     run = run_of(lean, FSDP2(shard_size=8), HFGenerator())
