@@ -60,7 +60,7 @@ def plan_ahead(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     if module.policy is not None:
         return plan_of(trainer, module)
     before = {name: getattr(module, name) for name in PRESUMED}
-    build_empty(module, data)
+    build_empty(module)
     try:
         return plan_of(trainer, module)
     finally:

@@ -111,7 +111,7 @@ def cast(plan: Plan) -> int:
     return (plan.trained + plan.frozen - embedding) * c if needed else 0
 
 
-def build_empty(module: FunctionCallingModule, data: Any) -> None:
+def build_empty(module: FunctionCallingModule) -> None:
     """Give a module its model without weights, and presume what their probe finds for nearly every model."""
     policy = build_policy(
         module.init_from,

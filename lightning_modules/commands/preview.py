@@ -72,7 +72,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     data.prepare_data()
     module.setup("fit")
     module.to(trainer.strategy.root_device)  # the empty model could not move
-    build_empty(module, data)
+    build_empty(module)
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(module.policy)
     module.configure_optimizers()  # refuses a run without steps, or without an end
