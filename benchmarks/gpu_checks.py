@@ -142,7 +142,8 @@ def _fit(overlay: str, root: Path, small: bool) -> subprocess.Popen[str]:
     configs = ["--config=configs/srml.yaml", f"--config=configs/trainer/{overlay}.yaml"]
     command = [sys.executable, "-m", "lightning_modules", "fit", *configs, *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}  # each finds a free one
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own)
 
 
 def _ended(process: subprocess.Popen[str], root: Path) -> dict[str, Any]:

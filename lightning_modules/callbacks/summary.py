@@ -32,7 +32,8 @@ class RunSummary(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size before anything is waited for, and then what is."""
         self.begin(trainer, pl_module)
-        if trainer.is_global_zero:
+        held_out = getattr(trainer.datamodule, "val_indices", [0])  # of other data nothing is known
+        if trainer.is_global_zero and len(held_out):
             print(f"validating {SANITY_ROWS} rows before the first step, to see that it works", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
