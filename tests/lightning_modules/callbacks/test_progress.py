@@ -52,6 +52,13 @@ def test_the_table_comes_before_what_is_waited_for_and_steps_and_validations_hav
         assert noise not in printed + errors, noise
 
 
+def test_nothing_is_said_of_validating_where_no_row_is_held_out(base_args, tmp_path, capsys):
+    options = SMALL | {"trainer.max_steps": 1, "data.init_args.val_fraction": 0, "trainer.val_check_interval": 1}
+    main([*CONFIG, *base_args(tmp_path, **options)])
+    printed = capsys.readouterr().out
+    assert "step 1 of 1" in printed and "to see that it works" not in printed
+
+
 def test_the_end_names_checkpoint_model_and_commands_that_can_be_pasted(said):
     printed, _, run = said
     end = printed[printed.index("done") :]
