@@ -26,7 +26,7 @@ STEPS = {  # where each is, and its seconds from when the one before has ended
     "decode": ("gpu_decode", 40),
     "bf16_true": ("gpu_checks", 40),
     "nccl": ("gpu_checks", 75),
-    "tests": ("gpu_checks", 90),
+    "tests": ("gpu_checks", 130),
 }
 LAST_LINES = 2000  # characters of them
 

@@ -216,6 +216,7 @@ class FunReasonCLI(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
         trainer.place = place
+        trainer.fit_anyway = bool(self._get(self.config_init, "fit_anyway"))
         last = self._get(self.config_init, "last_checkpoint")
         trainer.strategy.checkpoint_io = AnyCheckpointIO(last.fsync, last.asynchronous)
         return trainer
@@ -236,7 +237,6 @@ class FunReasonCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """A rank that fails alone must not wait for the others to save with it."""
-        self.trainer.fit_anyway = self._get(self.config_init, "fit_anyway")
         if self.trainer.world_size > 1:
             for callback in self.trainer.checkpoint_callbacks:
                 callback.save_on_exception = False

@@ -1,13 +1,13 @@
 """Reinforcement learning from groups of rollouts: GRPO (arXiv 2402.03300) and EGPO (arXiv 2508.05118).
 
-What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy that sampled, at
-the sampling temperature, over the tokens strictly between the think tags, and no gradient flows through it; the same
-temperature divides the logits of the ratio and of the KL; mini-batches are the same in every pass over a batch; and
-nothing is ever dropped out, by adapters or by the model itself, so that the ratio of a policy to itself is 1.
+What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy before it learns
+from a batch, which has sampled it but with `sampling.ahead`, at the sampling temperature, over the tokens strictly
+between the think tags, and no gradient flows through it; the same temperature divides the logits of the ratio and of
+the KL; mini-batches are the same in every pass over a batch; and nothing is ever dropped out, by adapters or by the
+model itself, so that the ratio of a policy to itself is 1.
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -232,7 +232,7 @@ class GRPOModule(FunctionCallingModule):
         generate = partial(self.sampling, self.generator, policy, self.stop_ids)
         sample = partial(
             sample_groups,
-            generate=partial(self.generate_ahead, generate) if self.sampling.ahead else generate,
+            generate=self.generate_ahead if self.sampling.ahead else generate,
             score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
             group_size=self.sampling.group_size,
             max_resample=self.dynamic_sampling.max_resample,
@@ -246,19 +246,15 @@ class GRPOModule(FunctionCallingModule):
         self.rest_generator(stale=True)
         return drawn
 
-    def generate_ahead(
-        self,
-        generate: Callable[[list[list[int]], list[str]], list[list[Completion]]],
-        prompts: list[list[int]],
-        names: list[str],
-    ) -> list[list[Completion]]:
+    def generate_ahead(self, prompts: list[list[int]], names: list[str]) -> list[list[Completion]]:
         """The completions of this batch, sampled ahead but for the first one; those of the next batch are begun."""
-        completions = self.ahead.take(names) or generate(prompts, names)
         step, sampling = self.global_step + self.repeats, self.sampling
+        settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
+        # From the weights of the sync just made, without a collective: other ranks may have all of theirs.
+        completions = self.ahead.take(names, sampling.group_size) or self.generator.sample(prompts, names, *settings)
         if step < self.trainer.estimated_stepping_batches:
             batch = self.trainer.train_dataloader.following()
             names = [f"{step}/{example.id}" for example in batch.examples]
-            settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
             self.ahead.start(names, partial(self.generator.sample, batch.prompt_ids, names, *settings))
         return completions
 

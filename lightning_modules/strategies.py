@@ -191,6 +191,8 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
                 f"trainer.strategy: shard_size {shared} does not divide the {ranks} ranks of this run; give a divisor, "
                 "such as the number of GPUs of a node."
             )
+        if self.cpu_offload and self.root_device.type == "cuda":  # norms of offloaded shards are reduced on the CPU
+            self._process_group_backend = self._process_group_backend or "cpu:gloo,cuda:nccl"
         super().setup_environment()
         sizes = (ranks,) if shared == ranks else (ranks // shared, shared)
         self.mesh = make_mesh(self.root_device, sizes, self.timeout)

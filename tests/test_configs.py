@@ -218,8 +218,6 @@ def test_every_shipped_file_is_run_by_a_test():
 def test_config_runs(name, tiny_model_dir, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, before, options = COMMANDS[name]
-    if name == "trainer/fsdp.yaml" and not torch.cuda.is_available():
-        pytest.skip("FSDP1 needs a GPU")
     if name.startswith("trainer/"):  # one process; without a GPU all but the device
         options = options | {"trainer.devices": 1, "trainer.num_nodes": 1}
         options |= {} if torch.cuda.is_available() else {"trainer.accelerator": "cpu"}

@@ -115,6 +115,8 @@ class Refinement:
             )
         if engine == "ray" and corpus is not None:
             raise ValueError("engine ray refines rows of data.path; a corpus with planted defects needs no cluster")
+        if engine is None and any(value is not None for value in (ray_address, processes, block_rows)):
+            raise ValueError("ray_address, processes and block_rows are settings of engine ray: add --engine ray")
         if min(1 if value is None else value for value in (processes, block_rows)) < 1:
             raise ValueError(f"processes and block_rows must be at least 1, not {processes} and {block_rows}")
         if engine == "ray" and importlib.util.find_spec("ray") is None:

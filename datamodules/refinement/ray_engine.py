@@ -123,6 +123,12 @@ def _refine(ray: ModuleType, job: Job, blocks: list[dict[str, Any]], processes: 
     """Hand out the blocks, and count what comes back."""
     there = ray.cluster_resources()
     gpus = _gpus(job.judge) if there.get("GPU") else 0
+    most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if gpus > most:  # Ray would wait for such a machine
+        raise RuntimeError(
+            f"the judges' engines take {gpus} GPUs of one machine, and none of the cluster has more than {most:g}: "
+            "lower their tensor_parallel_size"
+        )
     processes = processes or max(1, int(there["GPU"] // gpus if gpus else there.get("CPU", 1)))
     progress = Progress(job.folder, job.total, tally)
     try:

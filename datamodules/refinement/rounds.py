@@ -121,7 +121,9 @@ class SelfRefinement:
             write_jsonl(folder / "candidates.jsonl", candidates)
             options = ["--data.path", str(folder / "candidates.jsonl"), "--output_dir", str(folder / "refine")]
             run_module("datamodules.refinement", *self.refine, *options)
-            kept = [Example(**row) for row in _json_lines(folder / "refine" / "refined.jsonl")]
+            parts = sorted((folder / "refine" / "refined").glob("*.jsonl"))  # of `--engine ray`
+            files = parts or [folder / "refine" / "refined.jsonl"]
+            kept = [Example(**row) for file in files for row in _json_lines(file)]
             for example in kept:
                 accepted.setdefault(example.id.rpartition("#")[0], example)
             metrics |= {"accepted": len(kept), "acceptance": round(len(kept) / len(queries), 4)}

@@ -131,9 +131,10 @@ def changes(trainer: Trainer, module: FunctionCallingModule, plan: Plan, availab
     found = cheaper(trainer, module, plan, available)
     if isinstance(trainer.strategy, FSDP2) and not plan.offload:
         found["trainer.strategy.init_args.cpu_offload true"] = replace(plan, offload=True)
-    if plan.fsdp and isinstance(module.generator, HFGenerator):
+    if isinstance(trainer.strategy, FSDP2) and plan.copy and isinstance(module.generator, HFGenerator):
         shared = with_engine(plan, available)
-        ranks = next((n for n in (2, 4, 8) if whole(plan) // n <= shared.engine // 2), 8)
+        sizes = [n for n in (1, 2, 4, 8) if trainer.num_devices % n == 0]  # neighbours on one node
+        ranks = next((n for n in sizes if whole(plan) // n <= shared.engine // 2), sizes[-1])
         found[f"model.generator VLLMGenerator with tensor_parallel_size {ranks}"] = shared
     if not isinstance(module, GRPOModule):
         half = plan.length // 2

@@ -77,7 +77,8 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     if not samples and not (trainer.limit_val_batches and len(data.val_indices)):
         return {}
     copy = whole(plan) if plan.fsdp else 0
-    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
+    sends = getattr(generator, "nccl", None) is not None  # each GPU holds a copy then
+    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2) and not sends:
         copy = streamed(plan)  # shards are gathered one after the other
     if isinstance(generator, VLLMGenerator):
         engine = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
@@ -188,7 +189,8 @@ def cheaper(
         ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
         most = trainer.world_size if plan.hybrid else MOST_RANKS
         generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
-        copy = whole(plan) if generates else plan.copy
+        held = isinstance(getattr(module, "generator", None), HoldsWeights)  # is given shards as they come
+        copy = (streamed(plan) if held else whole(plan)) if generates else plan.copy
         spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
         if available:
             learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole

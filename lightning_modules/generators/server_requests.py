@@ -118,7 +118,7 @@ class Servers:
         finally:
             for task in (watch, *workers):
                 task.cancel()
-            await asyncio.gather(watch, *workers, return_exceptions=True)
+            await asyncio.gather(watch, all_of_them, *workers, return_exceptions=True)
 
     async def _everywhere(self, call: Callable[[Server, Ask], Awaitable[Answer]]) -> dict[str, Answer]:
         async def one(server: Server) -> Answer | None:
@@ -129,6 +129,8 @@ class Servers:
                 return await call(server, ask)
             except Failed as failure:
                 try:
+                    if isinstance(failure.__cause__, TimeoutError):  # an engine that hangs is well, says vLLM
+                        raise
                     await self._check(session, server)
                 except Failed:
                     self._lose(server, failure)

@@ -3,7 +3,7 @@
 import importlib.util
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -112,6 +112,7 @@ class VLLMServerGenerator:
         self.servers = Servers(servers, timeout, per_server)
         self.nccl = NCCLTransfer(self.servers, timeout) if transfer == "nccl" else None
         self.synced: Synced | None = None
+        self._half = False
         self._probed: dict[str, tuple[Tensor, Tensor]] = {}  # scores by policy and server, by its address
         self._group: dist.ProcessGroup | None = None
 
@@ -196,7 +197,8 @@ class VLLMServerGenerator:
         dtype, max_model_len = self._first(self._find)
         if self.nccl is not None and is_sharded(policy):
             policy = unsharded_copy(policy, dtype, computing_device(policy))
-        with self._folder() as folder:
+        with ExitStack() as stack:
+            folder = self._first(lambda: stack.enter_context(self._folder()))
             if self.nccl is None and is_sharded(policy):  # all ranks gather
                 write_weights(policy, folder, dtype, write=_rank() == 0)
             elif self.nccl is None:
@@ -206,14 +208,15 @@ class VLLMServerGenerator:
         self.servers.keep(urls)
 
     def prepare(self, precision: str, longest_prompt: int | None) -> None:
-        """Do nothing: servers were started with settings of their own. See `HoldsWeights`."""
+        """Note what the policy computes in: servers were started with settings of their own. See `HoldsWeights`."""
+        self._half = "16" in precision
 
     def rest(self, stale: bool = False) -> None:
         """Do nothing: servers have GPUs of their own. See `HoldsWeights`."""
 
     def _folder(self) -> AbstractContextManager[str]:
-        """Where the first rank writes the weights; nowhere on others."""
-        if self.nccl is not None or _rank() > 0:
+        """Where the first rank writes the weights."""
+        if self.nccl is not None:
             return nullcontext("")
         return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
 
@@ -259,9 +262,10 @@ class VLLMServerGenerator:
             self.servers.everywhere(partial(load, folder=folder))
         version = uuid4().hex
         answers = self.servers.everywhere(partial(settle, version=version, ids=probe_ids(policy)))
+        coarse = torch.bfloat16 if self._half and is_sharded(policy) else dtype  # FSDP rounds the policy's products
         for url, got in answers.items():
             name, before = f"the vLLM server at {url}", self._probed.get(url)
-            check_scores(name, scores, got, before, dtype, self.probe_tolerance)
+            check_scores(name, scores, got, before, coarse, self.probe_tolerance)
         self._probed = {url: (scores, got) for url, got in answers.items()}
         return version, list(answers)
 

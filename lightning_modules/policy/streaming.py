@@ -51,6 +51,7 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         if write:
             check_room(folder, folders * size)
     waiting, held, files = Counter(map(block_of, shapes)), defaultdict[str, dict[str, Tensor]](dict), dict[str, str]()
+    failed: OSError | None = None
     for name, weight in merged_weights(policy):
         weight = weight.to(dtype)
         if not is_finite(weight):
@@ -61,7 +62,14 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         del weight  # before the next one is gathered
         waiting[block] -= 1
         if write and not waiting[block]:
-            files |= save_block(policy, held.pop(block), folder / f"{block}.safetensors", size)
+            try:
+                files |= {} if failed else save_block(policy, held[block], folder / f"{block}.safetensors", size)
+            except OSError as error:  # raised once nothing is left to gather, for which the others wait
+                failed = error
+            del held[block]
+    with failing_together() if sharded else nullcontext():
+        if failed:
+            raise failed
     if write:
         index = {"metadata": {"total_size": size}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -46,10 +46,11 @@ class Ahead:
             (names, groups), self._pending = self._pending, None
             self.groups |= zip(names, groups.result(), strict=True)
 
-    def take(self, names: Sequence[str]) -> Groups | None:
-        """The groups of these prompts, and no others from now on; None if they were not sampled ahead."""
+    def take(self, names: Sequence[str], size: int) -> Groups | None:
+        """The groups of so many of these prompts, and no others from now on; None if they were not sampled ahead."""
         self.wait()
-        self.groups = {name: self.groups[name] for name in names if name in self.groups}
+        known = {name: self.groups[name] for name in names if name in self.groups}
+        self.groups = {name: group for name, group in known.items() if len(group) == size}
         return list(self.groups.values()) if len(self.groups) == len(names) else None
 
     def state_dict(self) -> dict[str, Any]:

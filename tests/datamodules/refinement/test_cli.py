@@ -80,6 +80,7 @@ def test_a_limit(tmp_path):
         ([*REFINE, "--in_flight=0"], "in_flight and limit must be at least 1"),
         ([*REFINE, "--engine=ray", "--processes=0"], "processes and block_rows must be at least 1"),
         ([*DEMO, "--engine=ray"], "engine ray refines rows of data.path"),
+        ([*REFINE, "--processes=16"], "settings of engine ray: add --engine ray"),
         ([*REFINE, "--vote=loud"], "loud"),
         ([*REFINE, "--judge=x"], "judge"),
         ([*REFINE, "--judges=[]"], "judges is empty"),

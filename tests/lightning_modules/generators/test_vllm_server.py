@@ -308,15 +308,14 @@ RUN = {
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(
-    "strategy",
-    [{"trainer.strategy": "ddp"}, {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}],
-    ids=["ddp", "fsdp2"],
-)
-def test_two_ranks_learn_from_samples_of_the_policy_as_it_is(servers, base_args, tmp_path, strategy):
+def test_two_ranks_learn_from_samples_of_the_policy_as_it_is(servers, base_args, tmp_path):
     for server in servers:
         server.settings["max_model_len"] = 4096
-    options = RUN | strategy | {"model.init_args.generator.init_args.servers": [s.url for s in servers]}
+    options = (
+        RUN
+        | {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
+        | {"model.init_args.generator.init_args.servers": [s.url for s in servers]}
+    )
     with rewards_module(tmp_path, VOWELS):
         done = run_ranks(
             "-m", "lightning_modules", "fit", "--config=configs/grpo.yaml", *base_args(tmp_path, **options)

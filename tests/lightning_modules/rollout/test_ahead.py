@@ -105,22 +105,33 @@ def test_a_run_that_was_broken_off_goes_on_exactly(whole, base_args, options, tm
 
 @pytest.mark.ranks
 def test_two_ranks_sample_ahead_what_one_does(whole, base_args, options, tmp_path):
-    options = options | {"trainer.devices": 2, "trainer.strategy": "ddp", "model.init_args.reward_timeout": 60}
+    options = options | {"trainer.devices": 2, "model.init_args.reward_timeout": 60}
+    options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
     done = run_ranks("-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **options))
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = (metrics(run, ("reward/mean", "policy/loss")) for run in (whole[0], tmp_path / "egpo-fit-0"))
     assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.ranks
+def test_a_rank_without_prompts_in_the_last_batch_of_an_epoch_waits_for_nobody(base_args, options, tmp_path):
+    options = options | {"trainer.devices": 2, "model.init_args.reward_timeout": 60, "trainer.max_steps": 4}
+    options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
+    options |= {"data.init_args.path": "toolbox:train:5", "data.init_args.val_fraction": 0}  # batches of 4 and of 1
+    done = run_ranks("-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **options))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (3, "reward/mean") in metrics(tmp_path / "egpo-fit-0")  # of the batch of one
+
+
 def test_groups_are_taken_once_they_are_there():
     ahead, ready = Ahead(), Event()
-    assert ahead.take(["1/a", "1/b"]) is None
+    assert ahead.take(["1/a", "1/b"], 1) is None
     ahead.start(["2/a", "2/b"], lambda: ready.wait(30) and GROUPS)
     ready.set()
-    assert ahead.take(["2/a", "2/b"]) == GROUPS
-    assert ahead.take(["2/a", "2/b"]) == GROUPS  # of a step that is taken again
+    assert ahead.take(["2/a", "2/b"], 1) == GROUPS
+    assert ahead.take(["2/a", "2/b"], 1) == GROUPS  # of a step that is taken again
     ahead.start(["3/a"], lambda: GROUPS[:1])
-    assert ahead.take(["2/a"]) == GROUPS[:1] and ahead.take(["3/a"]) is None
+    assert ahead.take(["2/a"], 1) == GROUPS[:1] and ahead.take(["3/a"], 1) is None
 
 
 def test_a_checkpoint_holds_what_is_being_sampled_and_any_rank_finds_its_own():
@@ -131,7 +142,8 @@ def test_a_checkpoint_holds_what_is_being_sampled_and_any_rank_finds_its_own():
     assert states[0] == {"groups": {"2/a": [[[1, 2], "stop", [-0.5, -1.5]]]}}
     resumed.load_state_dicts(states)
     resumed.start(["2/a", "2/b"], lambda: pytest.fail("it has them"))
-    assert resumed.take(["2/b", "2/a"]) == GROUPS[::-1]
+    assert resumed.take(["2/b", "2/a"], 1) == GROUPS[::-1]
+    assert resumed.take(["2/b", "2/a"], 2) is None  # of a run whose groups are larger
 
 
 def test_what_sampling_raises_is_raised_where_its_groups_are_taken_and_no_checkpoint_fails_of_it():
