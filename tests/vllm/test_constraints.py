@@ -1,5 +1,6 @@
 """What is installed beside vLLM for these tests is what `constraints-gpu.txt` pins, and all of it goes together."""
 
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -15,7 +16,8 @@ NOT_INSTALLED = {"torchaudio", "torchvision", "torchcodec"}  # for the CPU: see 
 def test_every_package_has_the_version_that_is_pinned_and_that_others_ask_for():
     lines = [line for line in FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     pinned = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines)}
-    installed = {canonicalize_name(dist.metadata["Name"]): dist for dist in distributions()}
+    places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}  # and not what setuptools carries inside
+    installed = {canonicalize_name(dist.metadata["Name"]): dist for dist in distributions(path=list(places))}
     missing = installed.keys() - pinned.keys() - NOT_PINNED
     assert not missing
     for name, dist in installed.items():
