@@ -79,7 +79,8 @@ def open_session() -> "ClientSession":
     import aiohttp
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),  # the slots of the servers are the limit
+        # The slots of the servers are the limit. uvicorn closes what is idle for 5 s: into that nothing may be sent.
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0),
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
