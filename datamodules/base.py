@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.bfcl.package import INSTALLED, find_package, instructions
 from datamodules.cache import encode_rows
-from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, reads, recorded_form, resolve_form
+from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, ToolForm, reads, recorded_form, resolve_form
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.encoding import BadRows, EncodedRows, encoded_prompts, segment_tokens
 from datamodules.gold import check_gold
@@ -60,8 +60,10 @@ class XLAMDataModule(LightningDataModule):
         think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows the
             rows that fine-tuning trains on; elsewhere the model and, where it does not say how it was trained, the rows
             (in reinforcement learning: "require").
-        system_prompt: Text in place of ours; the tools' JSON follows it, or, with `prompt: template`, nothing. "bfcl"
-            is the text that BFCL asks models with, taken from the installed `bfcl-eval`.
+        system_prompt: Text in place of ours; the tools follow it, or, with `prompt: template`, nothing. "bfcl" is the
+            text that BFCL asks models with, taken from the installed `bfcl-eval`; tools are then written as there.
+        tool_form: How tools are written below the system text: as compact "json", or as "bfcl" prints them; when None
+            "bfcl" with `system_prompt: bfcl`, else as the model was trained, and else "json".
         chat_template: A file with a chat template, or "chatml", for a model that has none or another one.
 
     Raises:
@@ -90,6 +92,7 @@ class XLAMDataModule(LightningDataModule):
         answer_form: AnswerForm | None = None,
         think: Think = "auto",
         system_prompt: str | None = None,
+        tool_form: ToolForm | None = None,
         chat_template: str | None = None,
     ) -> None:
         super().__init__()
@@ -209,8 +212,10 @@ class XLAMDataModule(LightningDataModule):
             )
         self.tokenizer = load_tokenizer(h.tokenizer, h.chat_template)
         think = {"require": True, "none": False, "auto": None}[h.think]
-        system = instructions(find_package(INSTALLED)) if h.system_prompt == "bfcl" else h.system_prompt
-        self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, system)
+        system, tool_form = h.system_prompt, h.tool_form
+        if system == "bfcl":
+            system, tool_form = instructions(find_package(INSTALLED)), tool_form or "bfcl"
+        self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, system, tool_form)
         by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
         self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
         by_rows = by_rows and any(self.rows.table["answers"])

@@ -101,8 +101,7 @@ def system_prompt(package: BFCLPackage, functions: list[dict[str, Any]]) -> str:
 def instructions(package: BFCLPackage) -> str:
     """The official system prompt up to where the functions stand, as `data.system_prompt` takes it.
 
-    A model that is trained below it is asked as it will be on BFCL, but for how the functions are written: as JSON,
-    where BFCL v3 writes them as Python prints them.
+    With `sources.tools.bfcl_tools` below it a model is asked as it will be on BFCL v3.
     """
     return system_prompt(package, []).rstrip().removesuffix("[]")
 

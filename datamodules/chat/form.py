@@ -11,6 +11,7 @@ from rewards import FRAMES, CallFrame
 Prompt = Literal["paper", "template"]
 AnswerForm = Literal["python", "json", "hermes", "template"]
 Think = Literal["auto", "require", "none"]
+ToolForm = Literal["json", "bfcl"]
 
 THINK = "Reason inside <think></think>: which tools fit, and where the request gives each argument.\nThen answer"
 ASKED = {
@@ -35,13 +36,15 @@ class ChatForm:
         answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
             "template" writes them.
         think: Whether a chain of thought in `<think></think>` stands before the calls.
-        system_prompt: Text in place of ours, the tools' JSON going below it; with "template" the system message.
+        system_prompt: Text in place of ours, the tools going below it; with "template" the system message.
+        tool_form: How tools are written below that text: as compact "json", or as "bfcl" prints them.
     """
 
     prompt: Prompt = "paper"
     answer_form: AnswerForm = "python"
     think: bool = True
     system_prompt: str | None = None
+    tool_form: ToolForm = "json"
 
     @property
     def instructions(self) -> str:
@@ -69,7 +72,9 @@ class ChatForm:
         """The form in a sentence."""
         form = {"python": "a Python list of calls", "json": "a JSON list of calls", "hermes": "Hermes blocks of calls"}
         answer = form.get(self.answer_form, "the syntax of the model's own template")
-        prompt = "the model's own chat template" if self.prompt == "template" else "our system prompt"
+        ours = "our system prompt" if self.system_prompt is None else "the given system prompt"
+        ours += ", with tools as BFCL prints them" if self.tool_form == "bfcl" else ""
+        prompt = "the model's own chat template" if self.prompt == "template" else ours
         thought = "after a chain of thought" if self.think else "without a chain of thought"
         chosen = " (data.think auto)" if think == "auto" else ""
         return f"Asked by {prompt}; answered with {answer}, {thought}{chosen}."
@@ -91,6 +96,7 @@ def resolve_form(
     answer_form: AnswerForm | None = None,
     think: bool | None = None,
     system_prompt: str | None = None,
+    tool_form: ToolForm | None = None,
 ) -> ChatForm:
     """The form of a run: the given parts, else those that the model was trained in, else the papers'.
 
@@ -98,6 +104,7 @@ def resolve_form(
         ValueError: The parts contradict each other, or the model's template cannot do what is asked of it.
     """
     given = {"prompt": prompt, "answer_form": answer_form, "think": think, "system_prompt": system_prompt}
+    given["tool_form"] = tool_form
     kept = recorded_form(tokenizer) or ChatForm()
     form = replace(kept, **{name: value for name, value in given.items() if value is not None})
     form.check()

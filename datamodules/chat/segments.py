@@ -19,14 +19,14 @@ from datamodules.chat.templates import (
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.sources.openai import chat_turns, said
-from datamodules.sources.tools import openai_tool, shown_tool
+from datamodules.sources.tools import bfcl_tools, openai_tool, shown_tool
 from rewards import FRAMES, as_calls, write_calls
 
 PAPER = ChatForm()
 
 
 def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
-    """The chat of a row: our system message with the tools as compact JSON, earlier turns, the query.
+    """The chat of a row: our system message with the tools as `form.tool_form` writes them, earlier turns, the query.
 
     Where the answer is one to a tool, the query is among the earlier turns, which end with what the tool gave back.
     With `prompt: template` the system message is what `data.system_prompt` and the row say, and the calls of earlier
@@ -34,8 +34,11 @@ def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
     """
     system, history = form.instructions, _history(example, form)
     if form.prompt == "paper":
-        tools = [shown_tool(tool) for tool in json.loads(example.tools)]
-        system += json.dumps(tools, ensure_ascii=False, separators=(",", ":"))
+        tools = json.loads(example.tools)
+        if form.tool_form == "bfcl":
+            system += bfcl_tools(tools)
+        else:
+            system += json.dumps([*map(shown_tool, tools)], ensure_ascii=False, separators=(",", ":"))
     if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
         system, history = "\n\n".join(filter(None, (system, history[0]["content"]))), history[1:]
     request = [] if answers_tool(example) else [{"role": "user", "content": example.query}]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import KEPT_IN, ChatForm, frame_of
 from datamodules.chat.templates import end_of_turn_id, folded, refuses_system, turns_text, unended
-from datamodules.sources.tools import SHOWN_FIRST
+from datamodules.sources.tools import BFCL_TYPES, SHOWN_FIRST
 from rewards import FRAMES, CallFrame
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ _TOOLS = """
         {%- set funreason.tools = funreason.tools + [dict(funreason.items)] %}
     {%- endfor %}""".replace("FIRST", repr(list(SHOWN_FIRST)))
 _SAID = """
-    {%- set text = INSTRUCTIONS + funreason.tools | tojson(separators=(',', ':')) %}
+    {%- set text = INSTRUCTIONS + funreason.tools | WRITTEN %}
     {%- set funreason.system = text if funreason.system is none else text + '\n\n' + funreason.system %}
     {%- set tools = none %}"""
 _GIVEN = """
@@ -117,6 +117,11 @@ _AS_THEY_ARE = """
     {%- set funreason.turns = messages[1:] %}
     {%- set funreason.system = messages[0].content %}
 {%- endif %}"""
+_WRITTEN = {
+    "json": "tojson(separators=(',', ':'))",
+    "bfcl": "string" + "".join(f" | replace({old!r}, {new!r})" for old, new in BFCL_TYPES.items()),
+}
+"""Filters that write a list of tools, by the form of tools."""
 _TOLD = """
     {%- set funreason.system = INSTRUCTIONS + ('' if funreason.system is none else '\n\n' + funreason.system) %}"""
 _SYSTEM = """
@@ -153,7 +158,7 @@ def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -
         told = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
         with_tools = "\n{%- if tools %}" + _TOOLS + _GIVEN + told + "\n{%- endif %}"
         return OURS + _AS_THEY_ARE + with_tools + (placed if told or folds else "") + BELOW
-    said = _TOOLS + _SAID.replace("INSTRUCTIONS", instructions)
+    said = _TOOLS + _SAID.replace("INSTRUCTIONS", instructions).replace("WRITTEN", _WRITTEN[form.tool_form])
     without_tools = "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed if folds else ""
     return (
         OURS + _macro(frame) + "\n{%- if tools %}" + _TURNS + said + placed + without_tools + "\n{%- endif %}" + BELOW

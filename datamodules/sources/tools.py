@@ -11,6 +11,8 @@ from datamodules.sources.values import Unreadable, read_value, read_whole
 from rewards.floats import is_json_schema
 
 SHOWN_FIRST = ("name", "description", "parameters")
+BFCL_TYPES = {"'type': 'object'": "'type': 'dict'", "'type': 'number'": "'type': 'float'"}
+"""What a JSON Schema and BFCL call differently, as Python prints it."""
 _NAMES = ("name", "api_name", "tool_name", "function_name")
 _RENAMED = {
     "description": ("api_description", "tool_description"),
@@ -107,6 +109,28 @@ def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
 def openai_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool as chat templates and servers take it: wrapped, its parameters a JSON Schema."""
     return {"type": "function", "function": shown_tool(tool | {"parameters": parameters_schema(tool)})}
+
+
+def bfcl_tools(tools: list[dict[str, Any]]) -> str:
+    """A list of tools as the prompts of BFCL v3 print it: a Python literal, parameters in a schema of type `dict`.
+
+    xLAM's flat parameters become such a schema. The sentence on the language that BFCL adds to every description is
+    left out.
+    """
+    shown = []
+    for tool in tools:
+        schema = parameters_schema(tool)
+        if isinstance(schema.get("properties"), dict):
+            schema |= {"properties": {name: _type_first(spec) for name, spec in schema["properties"].items()}}
+        shown.append(shown_tool(tool | {"parameters": schema}))
+    text = repr(shown)
+    for ours, theirs in BFCL_TYPES.items():
+        text = text.replace(ours, theirs)
+    return text
+
+
+def _type_first(spec: Any) -> Any:
+    return {"type": spec["type"]} | spec if isinstance(spec, dict) and "type" in spec else spec
 
 
 def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from datamodules import BFCLDataModule, XLAMSFTDataModule
-from datamodules.bfcl.package import decoder, find_package, registered
+from datamodules.bfcl.package import decoder, find_package, instructions, registered, system_prompt
 from datamodules.bfcl.prompts import spread_over_categories
-from datamodules.bfcl.rows import CATEGORIES, SIMPLE, chat, check_categories, language_of, read_category
+from datamodules.bfcl.rows import (
+    CATEGORIES,
+    HINTS,
+    SIMPLE,
+    chat,
+    check_categories,
+    language_of,
+    read_category,
+    with_hints,
+)
+from datamodules.sources.tools import bfcl_tools
 
 V4 = Path(sys.prefix) / "bfcl-v4"
 
@@ -53,7 +63,26 @@ def test_rows_to_train_on_are_asked_with_the_official_text(v3, tiny_model_dir):
     before, functions, _ = official.partition("[{'name': ")
     assert data.form.instructions == before and functions
     text = data.tokenizer.decode(data.rows.documents([0])[0].input_ids)
-    assert before + '[{"name":"' in text
+    assert before + "[{'name': '" in text and "'parameters': {'type': 'dict', 'properties': {" in text
+
+
+def test_tools_are_printed_as_in_the_official_prompts(v3):
+    said = HINTS["python"]
+    for category in ("simple", "parallel_multiple", "live_multiple"):
+        for row in read_category(v3, category)[::20]:
+            official = system_prompt(v3, with_hints(row.functions, "python"))
+            # the tools themselves, already in the schema of BFCL, and without the sentence on the language
+            assert instructions(v3) + bfcl_tools(row.functions) == official.replace(said, "").rstrip()
+
+
+def test_flat_parameters_are_printed_as_a_schema():
+    flat = {"days": {"description": "days ahead", "type": "int"}, "rain": {"type": "float, optional", "default": 0.5}}
+    tools = [{"name": "f", "description": "d", "parameters": flat}]
+    assert bfcl_tools(tools) == (
+        "[{'name': 'f', 'description': 'd', 'parameters': {'type': 'dict', 'properties': {"
+        "'days': {'type': 'integer', 'description': 'days ahead'}, "
+        "'rain': {'type': 'float', 'default': 0.5}}, 'required': ['days']}}]"
+    )
 
 
 def test_rows_of_every_category(v3, v4):

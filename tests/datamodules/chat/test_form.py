@@ -42,6 +42,7 @@ FORMS = [
     ChatForm(answer_form="json"),
     ChatForm(answer_form="hermes", think=False),
     ChatForm(system_prompt="Answer {{ well }} 'please':\n"),
+    ChatForm(system_prompt="Call.\n", tool_form="bfcl"),
     ChatForm(prompt="template", answer_form="template"),
     ChatForm(prompt="template", answer_form="hermes", think=False, system_prompt="Call."),
 ]
