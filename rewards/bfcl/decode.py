@@ -46,10 +46,13 @@ def decode_bfcl(text: str, version: int = 3) -> tuple[list[dict[str, dict[Any, A
     if len(text) > MAX_ANSWER:  # Python's own parser takes quadratic time on some that are none
         return None, f"the answer is longer than {MAX_ANSWER} characters"
     text = with_brackets(text)
+    text = text.strip("[]'") if version == 3 else text.strip().strip("'")
+    if not text.strip():
+        return None, "the answer cannot be read as calls: there is none"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange escapes and literals in the text
-            body = ast.parse(text.strip("[]'") if version == 3 else text.strip().strip("'"), mode="eval").body
+            body = ast.parse(text, mode="eval").body
         return [_call(node) for node in _calls(body)], None
     except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         return None, f"the answer cannot be read as calls: {error}"

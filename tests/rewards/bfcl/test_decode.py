@@ -39,6 +39,10 @@ def test_what_is_no_list_of_calls(text):
     assert calls is None and error.startswith("the answer cannot be read as calls: ")
 
 
+def test_an_answer_without_a_call_is_told_in_words():
+    assert decode_bfcl("[]") == (None, "the answer cannot be read as calls: there is none")
+
+
 def test_versions_differ_in_the_brackets_they_forgive():
     assert decode_bfcl("[]", version=3)[0] is None
     assert decode_bfcl("[]", version=4)[0] == []
