@@ -27,7 +27,7 @@ from lightning_modules.commands.main import run as command
 ROOT = Path(__file__).resolve().parents[1]
 BEST = "srml_0.7"  # what reinforcement learning starts from: the papers' alpha, chosen before any result
 LEARNING_RATE, RL_LEARNING_RATE = 3e-4, 1e-4
-BATCH, LONGEST, ROOM = 8, 640, 256  # rows of a step, tokens of a row, and how many more the system text of BFCL takes
+BATCH, LONGEST, ROOM = 8, 640, 448  # rows of a step, tokens of a row, and how many more text and tools of BFCL take
 RL_STEPS, PROMPTS, GROUP, RL_TOKENS = 25, 8, 8, 128
 ANSWER_TOKENS = {"srml_r1": 768}  # chains of thought by R1 are long
 SHORT_ANSWER = 256
@@ -41,8 +41,8 @@ ARMS: dict[str, list[str]] = {
 }
 OWN = "_own"
 ARMS |= {f"{arm}{OWN}": ARMS[arm] for arm in ("sft", "srml_0.5", "srml_0.7")}
-"""Supervised arms, by what differs from `configs/finetune.yaml`. They are asked by the system text of BFCL, and those
-that end in `_own` by this project's, after which Gemma 3 270M wrote no call under BFCL's."""
+"""Supervised arms, by what differs from `configs/finetune.yaml`. They are asked as BFCL asks, text and tools, and those
+that end in `_own` by this project's text, after which Gemma 3 270M wrote no call under BFCL's."""
 RL_ARMS: dict[str, list[str]] = {
     # plain GRPO does not measure the entropy of chains of thought: this bonus is far below the rounding of advantages
     "grpo": ["--model.entropy_bonus.scale=1e-9"],
@@ -139,7 +139,7 @@ def fit_words(run: Run, place: Place, facts: dict[str, Any]) -> list[str]:
             f"--data.max_length={facts['longest'][rows.name] + (0 if own else ROOM)}",
         ]
     if not own:
-        words.append(f"--data.system_prompt={facts['system_prompt']}")
+        words += [f"--data.system_prompt={facts['system_prompt']}", "--data.tool_form=bfcl"]
     words += [
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={place.folder(run.arm, run.seed) / 'fit'}"),
         *("--data.val_fraction=0", "--model.gradient_checkpointing=false", *TRAINER),
