@@ -40,6 +40,10 @@ class Failed(Exception):
         self.wait = wait
 
 
+class Dropped(Failed):
+    """The connection ended before the answer did: asked again, the server may give one."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """The response of a server.
@@ -74,13 +78,18 @@ def server_at(url: str, key: str) -> Server:
     return Server(shown, f"Basic {packed}", (packed, password) if password else (packed,))
 
 
-def open_session() -> "ClientSession":
-    """A session without limits, cookies and timeouts of its own; proxies are those of the environment."""
+def open_session(reuse: bool = True) -> "ClientSession":
+    """A session without limits, cookies and timeouts of its own; proxies are those of the environment.
+
+    Args:
+        reuse: Whether a request may go over the connection of an earlier one. Servers close what is idle (vLLM's after
+            5 s), and drop the requests that meet this.
+    """
     import aiohttp
 
-    return aiohttp.ClientSession(
-        # The slots of the servers are the limit. uvicorn closes what is idle for 5 s: into that nothing may be sent.
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0),
+    seconds = 2.0 if reuse else None
+    return aiohttp.ClientSession(  # the slots of the servers are the limit
+        connector=aiohttp.TCPConnector(limit=0, force_close=not reuse, keepalive_timeout=seconds),
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
@@ -103,7 +112,8 @@ async def exchange(
         body: Sent as JSON.
 
     Raises:
-        Failed: No HTTP came back, or it took too long, or it is too much.
+        Dropped: The connection was closed or reset before the answer was whole.
+        Failed: There is no connection, what came back is no HTTP, or it took too long, or it is too much.
     """
     import aiohttp
 
@@ -119,7 +129,10 @@ async def exchange(
         raise Failed(f"no whole answer within {seconds:g} s") from error
     except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, ValueError) as error:
         text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
-        raise Failed(_line(text, server.secrets) or type(error).__name__) from error
+        cut = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
+        never = isinstance(error, aiohttp.ClientConnectorError)
+        kind = Dropped if isinstance(error, cut) and not never else Failed
+        raise kind(_line(text, server.secrets) or type(error).__name__) from error
 
 
 async def _read(response: "ClientResponse") -> bytes:

@@ -27,7 +27,8 @@ class NCCLTransfer:
 
     It is vLLM 0.32's engine for trainers (`vllm.distributed.weight_transfer`), with several servers where that has one.
     The servers are started with `--weight-transfer-config '{"backend": "nccl"}'` and in dev mode. No GPU has run this:
-    its calls are checked against vLLM's signatures, and its requests against vLLM's routes.
+    its calls are checked against vLLM's signatures, and its requests against vLLM's routes. The group is made anew when
+    its members are others, or one of them was started again.
 
     Args:
         servers: Of the run.
@@ -40,12 +41,14 @@ class NCCLTransfer:
         self._engine: NCCLTrainerWeightTransferEngine | None = None
         self._members: dict[str, int] = {}  # places in the group of the servers' first workers, by their addresses
 
-    def send(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
+    def send(self, policy: ScoredCausalLM, dtype: torch.dtype, held: str | None) -> None:
         """Send the weights, adapters merged, to every server that is alive.
 
         Args:
             policy: On a GPU.
             dtype: Of the servers' weights.
+            held: Version that the servers' weights got at the last sync, None before the first. A server that holds
+                another was started again since, and is in no group.
 
         Raises:
             ValueError: The policy is not on a GPU, or a weight is not finite; nothing is sent.
@@ -58,7 +61,7 @@ class NCCLTransfer:
 
         def sending() -> None:
             try:
-                outcome.set_result(self._send(policy, dtype))
+                outcome.set_result(self._send(policy, dtype, held))
             except Exception as error:  # it belongs to the caller, who is in another thread
                 outcome.set_exception(error)
 
@@ -71,11 +74,11 @@ class NCCLTransfer:
                 f"the generator's timeout if that is too little, and {AFTERWARDS}"
             ) from error
 
-    def _send(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
+    def _send(self, policy: ScoredCausalLM, dtype: torch.dtype, held: str | None) -> None:
         torch.cuda.set_device(policy.causal_lm.device)  # that of a new thread is the first one
         weights = PolicyWeights(policy, dtype)
-        alive = [server.url for server in self.servers.alive]
-        if self._engine is None or list(self._members) != alive:
+        versions = self.servers.everywhere(_weight_version)
+        if self._engine is None or list(self._members) != list(versions) or set(versions.values()) != {held}:
             self._join(weights)
         self._engine.source = weights
         self._engine.send_weights()
@@ -106,7 +109,7 @@ class NCCLTransfer:
             place = {"rank_offset": self._members[server.url]}
             await ask("/init_weight_transfer_engine", {"init_info": init_info | place})
 
-        self._all(self.servers.everywhere(join))
+        self._all(self.servers.everywhere(join, again=False))
 
     def start_weight_update(self) -> None:
         """Have the servers ready for weights."""
@@ -124,7 +127,7 @@ class NCCLTransfer:
         async def post(server: Server, ask: Ask) -> None:
             await ask(path, body or {})
 
-        self._all(self.servers.everywhere(post))
+        self._all(self.servers.everywhere(post, again=False))
 
     def _all(self, answers: dict[str, None]) -> None:
         """RuntimeError where a member of the group is missing, for which the others would wait for ever."""
@@ -180,3 +183,7 @@ def free_address(host: str) -> tuple[str, int]:
 
 async def _world_size(server: Server, ask: Ask) -> int:
     return (await ask("/get_world_size"))["world_size"]
+
+
+async def _weight_version(server: Server, ask: Ask) -> str:
+    return (await ask("/weight_info"))["weight_version"]

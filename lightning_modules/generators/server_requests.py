@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from datamodules.refinement.exchange import Failed, exchange, open_session, server_at
+from datamodules.refinement.exchange import Answer as Response
+from datamodules.refinement.exchange import Dropped, Failed, exchange, open_session, server_at
 from datamodules.refinement.servers import Server
 from lightning_modules.generators.vllm_engine import AFTERWARDS
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 WATCH = 15.0  # seconds between two health checks of a server that has something to do
 HEALTH_TIMEOUT = 60.0  # seconds; a server that is busy answers late
 FAILURES = 3  # of requests in a row, with which a server that calls itself well is lost all the same
+PAUSES = 0.1, 1.0, 4.0  # seconds, after each of which a request that was cut off is sent again to the same server
 KEY = "VLLM_API_KEY"  # environment variable from which vLLM's servers have their key, too
 
 Answer = TypeVar("Answer")
@@ -29,7 +31,8 @@ Ask = Callable[..., Awaitable[Any]]
 class Servers:
     """The vLLM servers of a run, as one rank sees them.
 
-    One that does not answer is lost, which is warned of once, and what it was asked goes to the others.
+    What is cut off is asked again. A server that does not answer is lost, which is warned of once, and what it was
+    asked goes to the others.
 
     Args:
         urls: Base addresses, `http://host:8000`.
@@ -61,16 +64,17 @@ class Servers:
         """
         return asyncio.run(self._answer(path, bodies, read, first))
 
-    def everywhere(self, call: Callable[[Server, Ask], Awaitable[Answer]]) -> dict[str, Answer]:
+    def everywhere(self, call: Callable[[Server, Ask], Awaitable[Answer]], again: bool = True) -> dict[str, Answer]:
         """What a call gives for each server that is alive, by the addresses of those that still are afterwards.
 
         Args:
             call: Is given the server, and how to ask it.
+            again: Whether what was cut off may be asked a second time.
 
         Raises:
             RuntimeError: A server refuses a request, or is well and fails all the same, or none answers any more.
         """
-        return asyncio.run(self._everywhere(call))
+        return asyncio.run(self._everywhere(call, again))
 
     def keep(self, urls: Sequence[str]) -> None:
         """Go on with the servers of these addresses."""
@@ -97,7 +101,7 @@ class Servers:
                     if answers[place] is None:
                         to_do.appendleft(place)
 
-        async with open_session() as session:
+        async with open_session(reuse=False) as session:
             while to_do:
                 start = first % len(self.alive)
                 asked = self.alive[start:] + self.alive[:start]
@@ -120,17 +124,17 @@ class Servers:
                 task.cancel()
             await asyncio.gather(watch, all_of_them, *workers, return_exceptions=True)
 
-    async def _everywhere(self, call: Callable[[Server, Ask], Awaitable[Answer]]) -> dict[str, Answer]:
+    async def _everywhere(self, call: Callable[[Server, Ask], Awaitable[Answer]], again: bool) -> dict[str, Answer]:
         async def one(server: Server) -> Answer | None:
             async def ask(path: str, body: Any = None) -> Any:
-                return await _ask(session, server, path, body, self.timeout)
+                return await _ask(session, server, path, body, self.timeout, again)
 
             try:
                 return await call(server, ask)
             except Failed as failure:
                 try:
-                    if isinstance(failure.__cause__, TimeoutError):  # an engine that hangs is well, says vLLM
-                        raise
+                    if isinstance(failure, Dropped) or isinstance(failure.__cause__, TimeoutError):
+                        raise  # asked often enough, or hanging, with which an engine is well, says vLLM
                     await self._check(session, server)
                 except Failed:
                     self._lose(server, failure)
@@ -142,14 +146,14 @@ class Servers:
                 ) from error
 
         asked = list(self.alive)
-        async with open_session() as session:
+        async with open_session(reuse=False) as session:
             answers = await asyncio.gather(*map(one, asked))
         pairs = zip(asked, answers, strict=True)
         return {server.url: answer for server, answer in pairs if server in self.alive}  # type: ignore[misc]
 
     async def _check(self, session: "ClientSession", server: Server) -> None:
         """Raise `Failed` unless a server says that it is well."""
-        answer = await exchange(session, server, "GET", "/health", min(HEALTH_TIMEOUT, self.timeout))
+        answer = await _insist(session, server, "GET", "/health", min(HEALTH_TIMEOUT, self.timeout))
         if answer.status != 200:
             raise Failed(f"its health check gave {answer.status}")
 
@@ -173,14 +177,27 @@ class Servers:
             ) from failure
 
 
-async def _ask(session: "ClientSession", server: Server, path: str, body: Any, seconds: float) -> Any:
-    """A server's answer, parsed; a GET where there is no body.
+async def _insist(session: "ClientSession", server: Server, *request: Any) -> Response:
+    """As `exchange`; a request that is cut off is sent again, after a pause."""
+    for pause in PAUSES:
+        try:
+            return await exchange(session, server, *request)
+        except Dropped:  # a server that is dead refuses the next connection
+            await asyncio.sleep(pause)
+    return await exchange(session, server, *request)
+
+
+async def _ask(
+    session: "ClientSession", server: Server, path: str, body: Any, seconds: float, again: bool = True
+) -> Any:
+    """A server's answer, parsed; a GET where there is no body. What is cut off is asked `again`.
 
     Raises:
         Failed: No answer came, or none that can be read.
         RuntimeError: The request is refused, as any server would.
     """
-    answer = await exchange(session, server, "GET" if body is None else "POST", path, seconds, body)
+    send = _insist if again else exchange
+    answer = await send(session, server, "GET" if body is None else "POST", path, seconds, body)
     words = answer.words or "without a reason"
     if 400 <= answer.status < 500:
         raise RuntimeError(

@@ -257,7 +257,7 @@ class VLLMServerGenerator:
     def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype, folder: str) -> tuple[str, list[str]]:
         """Give the servers the weights and compare them: the version that the weights get, and who has them."""
         if self.nccl is not None:
-            self.nccl.send(policy, dtype)
+            self.nccl.send(policy, dtype, self.synced.version if self.synced else None)
         else:
             self.servers.everywhere(partial(load, folder=folder))
         version = uuid4().hex

@@ -20,6 +20,7 @@ class FakeVLLM:
         bodies: Of the requests for completions.
         settings: Of its model.
         dies_at: Number of the completion at which it cuts every connection, as often as it is asked.
+        cuts: Paths of requests that it reads and leaves without an answer, once for each time that they are listed.
         hangs: Whether it leaves completions without an answer; with "all", the health check, too.
         deaf: Whether it forgets to load weights.
         refuses: Status and text of what it answers instead of completions.
@@ -29,7 +30,7 @@ class FakeVLLM:
         self.asked, self.bodies = [], []
         self.settings = {"dtype": "torch.float32", "logprobs_mode": "processed_logprobs", "max_model_len": 256}
         self.policy, self.version = None, "default"
-        self.dies_at, self.hangs, self.deaf, self.refuses = None, "", False, None
+        self.dies_at, self.hangs, self.deaf, self.refuses, self.cuts = None, "", False, None, []
 
     def __enter__(self):
         self.loop = asyncio.new_event_loop()
@@ -67,6 +68,10 @@ class FakeVLLM:
             self.bodies.append(body)
         if self.dead:
             request.transport.abort()
+            return web.Response()
+        if request.path in self.cuts:
+            self.cuts.remove(request.path)
+            request.transport.close()
             return web.Response()
         if request.path != "/health":
             self.asked.append(f"{request.method} {request.path}")

@@ -25,10 +25,10 @@ from lightning_modules.policy.unshard import merged_weights
 
 
 class Engine:
-    """Behind the routes, of so many workers; `log` holds what it was told."""
+    """Behind the routes, of so many workers; `log` holds what it was told, but the name of its weights."""
 
     def __init__(self, workers):
-        self.log = []
+        self.log, self.version = [], "default"
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size_across_dp=workers))
 
     async def init_weight_transfer_engine(self, request):
@@ -45,6 +45,16 @@ class Engine:
 
     async def shutdown_weight_transfer_engine(self):
         self.log.append("shutdown")
+
+    async def update_weight_version(self, version):
+        self.version = version
+
+    async def get_weight_version(self):
+        return self.version
+
+    def steps(self):
+        """Of the log, classes by their names without NCCL."""
+        return [told if isinstance(told, str) else type(told).__name__[4:] for told in self.log]
 
 
 @contextmanager
@@ -86,6 +96,14 @@ def nccl(monkeypatch):
     return found
 
 
+JOIN, SYNC = "WeightTransferInitInfo", ["start", "WeightTransferUpdateInfo", "finish"]
+
+
+def settle(servers, version):
+    """Name the weights that the servers were given, as the end of a sync does."""
+    servers.everywhere(lambda server, ask: ask("/update_weight_version", {"new_version": version}))
+
+
 def test_every_worker_has_a_place_and_is_told_of_every_weight(nccl, small_heads_dir):
     policy = build_policy(str(small_heads_dir), lora=LoRA(r=2))
     want = {name: weight.to(torch.bfloat16) for name, weight in merged_weights(policy)}
@@ -94,23 +112,23 @@ def test_every_worker_has_a_place_and_is_told_of_every_weight(nccl, small_heads_
         (one, _), (other, server) = (stack.enter_context(serving(engine)) for engine in engines)
         servers = Servers([one, other], 30.0, 1)
         transfer = NCCLTransfer(servers, 30.0)
-        transfer._send(policy, torch.bfloat16)
-        transfer._send(policy, torch.bfloat16)
+        transfer._send(policy, torch.bfloat16, None)
+        settle(servers, "first")
+        transfer._send(policy, torch.bfloat16, "first")
+        settle(servers, "second")
         server.should_exit = True
         while server.started and server.servers[0].is_serving():
             time.sleep(0.01)
         with pytest.warns(UserWarning, match=f"{other} is lost"):
             servers.everywhere(lambda server, ask: ask("/get_world_size"))
-        transfer._send(policy, torch.bfloat16)
+        transfer._send(policy, torch.bfloat16, "second")
     assert [(info.rank, info.world_size) for info in nccl.joined] == [(0, 4), (0, 3)]
     places = [[told.rank_offset for told in engine.log if hasattr(told, "rank_offset")] for engine in engines]
     assert places == [[1, 1], [3]]  # after the first rank; the second server's after the two workers of the first
     first, update = engines[0].log[0], engines[0].log[2]
     assert (first.master_address, first.master_port) == (nccl.joined[0].master_address, nccl.joined[0].master_port)
     assert first.world_size == 4 and first.packed == nccl.joined[0].packed
-    kinds = [told if isinstance(told, str) else type(told).__name__[4:] for told in engines[0].log]
-    sync = ["start", "WeightTransferUpdateInfo", "finish"]
-    assert kinds == ["WeightTransferInitInfo", *sync, *sync, "shutdown", "WeightTransferInitInfo", *sync]
+    assert engines[0].steps() == [JOIN, *SYNC, *SYNC, "shutdown", JOIN, *SYNC]
     assert nccl.left == 1 and len(nccl.sent) == 3
     assert update.names == list(want) and set(update.dtype_names) == {"bfloat16"}
     assert update.shapes == [list(weight.shape) for weight in want.values()]
@@ -118,14 +136,30 @@ def test_every_worker_has_a_place_and_is_told_of_every_weight(nccl, small_heads_
     assert all(torch.equal(nccl.sent[0][name], weight) for name, weight in want.items())
 
 
+def test_a_server_that_was_started_again_joins_again_with_the_others(nccl, small_heads_dir):
+    policy, engines = build_policy(str(small_heads_dir)), [Engine(1), Engine(1)]
+    with ExitStack() as stack:
+        servers = Servers([stack.enter_context(serving(engine))[0] for engine in engines], 30.0, 1)
+        transfer = NCCLTransfer(servers, 30.0)
+        transfer._send(policy, torch.float32, None)
+        settle(servers, "first")
+        engines[1].version, engines[1].log = "default", []  # as vLLM's are at the start
+        transfer._send(policy, torch.float32, "first")
+        settle(servers, "second")
+        transfer._send(policy, torch.float32, "second")
+    assert [info.world_size for info in nccl.joined] == [3, 3] and nccl.left == 1 and len(nccl.sent) == 3
+    assert engines[0].steps() == [JOIN, *SYNC, "shutdown", JOIN, *SYNC, *SYNC]
+    assert engines[1].steps() == ["shutdown", JOIN, *SYNC, *SYNC]
+
+
 def test_nothing_is_sent_where_a_weight_is_not_finite_or_no_gpu_holds_it(nccl, small_heads_dir):
     policy, engine = build_policy(str(small_heads_dir)), Engine(1)
     with serving(engine) as (url, _):
         transfer = NCCLTransfer(Servers([url], 30.0, 1), 30.0)
         with pytest.raises(ValueError, match="the policy is on none: give transfer folder"):
-            transfer.send(policy, torch.float32)
+            transfer.send(policy, torch.float32, None)
         with torch.no_grad():
             policy.causal_lm.model.norm.weight[3] = torch.nan
         with pytest.raises(ValueError, match=r"The weight model\.norm\.weight is not finite"):
-            transfer._send(policy, torch.float32)
+            transfer._send(policy, torch.float32, None)
     assert [type(told) for told in engine.log] == [NCCLWeightTransferInitInfo] and not nccl.sent

@@ -16,7 +16,15 @@ from stub_server import YES, Stub, completion
 
 from datamodules.example import Example
 from datamodules.refinement import OpenAIJudge, Question, openai_judge, servers
-from datamodules.refinement.exchange import MAX_BODY, Failed, exchange, open_session, server_at, waiting_time
+from datamodules.refinement.exchange import (
+    MAX_BODY,
+    Dropped,
+    Failed,
+    exchange,
+    open_session,
+    server_at,
+    waiting_time,
+)
 from datamodules.refinement.judging import JudgesLost, Unanswered
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -73,6 +81,37 @@ def get(stub, seconds=5.0, key=""):
             return await exchange(session, server_at(stub.url, key), "GET", "/models", seconds)
 
     return asyncio.run(once())
+
+
+def test_a_connection_that_ends_early_is_told_from_one_that_brings_something_else():
+    kinds = {}
+    for name in ("nothing", "cut body", "ssh", "unknown packing"):
+        with Stub(healthy=lambda name=name: [NO_HTTP[name]]) as stub, pytest.raises(Failed) as error:
+            get(stub)
+        kinds[name] = error.type
+    with pytest.raises(Failed) as error:
+        get(stub)  # nobody listens any more
+    assert kinds == {"nothing": Dropped, "cut body": Dropped, "ssh": Failed, "unknown packing": Failed}
+    assert error.type is Failed
+
+
+@pytest.mark.parametrize(("reuse", "connections"), [(True, 1), (False, 2)])
+def test_a_session_uses_connections_again_or_does_not(reuse, connections):
+    peers = []
+
+    class Counting(Stub):
+        async def serve(self, reader, writer):
+            peers.append(writer.get_extra_info("peername"))
+            await super().serve(reader, writer)
+
+    async def twice(stub):
+        async with open_session(reuse) as session:
+            for _ in range(2):
+                await exchange(session, server_at(stub.url, ""), "GET", "/models", 5.0)
+
+    with Counting() as stub:
+        asyncio.run(twice(stub))
+    assert len(peers) == connections
 
 
 @pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP)
