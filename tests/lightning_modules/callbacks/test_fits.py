@@ -1,11 +1,15 @@
 """A run that its GPUs cannot hold is refused before weights are loaded, and told what would make it fit."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from training_runs import free_port
 from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
@@ -18,6 +22,18 @@ from lightning_modules.generators import HFGenerator
 from lightning_modules.strategies import FSDP2
 
 GIB = 2**30
+SMALL_GPUS = """
+import os
+import sys
+from lightning_modules.callbacks import fits
+from lightning_modules.cli import main
+from lightning_modules.evaluation import EvaluationModule
+small, *words = sys.argv[1:]
+fits.gpu_memory = lambda device: 2**20 if os.environ["LOCAL_RANK"] in small else 2**50
+EvaluationModule.load_policy = None
+main(words)
+"""
+"""Runs a command on ranks of which some have little memory, and which cannot load weights."""
 
 
 @pytest.fixture
@@ -129,3 +145,23 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
     assert "--fit_anyway" in said and not loaded
     main([*words, "--fit_anyway"])
     assert loaded and (tmp_path / "srml-fit-1" / "hf").is_dir()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("small", ["01", "1"])
+def test_two_ranks_are_refused_together_and_one_of_them_says_why(tmp_path, base_args, small):
+    (script := tmp_path / "small_gpus.py").write_text(SMALL_GPUS)
+    options = {"trainer.max_steps": 1, "data.init_args.batch_size": 8, "trainer.devices": 2}
+    options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
+    words = ["fit", "--config", "configs/srml.yaml", *base_args(tmp_path / "runs", **options)]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command, environment = [sys.executable, script, small, *words], os.environ | common
+    # And not by torchrun, which would end the second one itself.
+    ranks = [subprocess.Popen(command, env=environment | {"LOCAL_RANK": rank}, **pipes) for rank in "01"]
+    said = "".join(rank.communicate(timeout=240)[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [1, 1], said
+    assert said.count("error: ") == said.count("error: This run is estimated to need") == 1, said
+    assert said.count("there are 1.0 MiB: ") == said.count("--fit_anyway") == 1 and "Traceback" not in said, said
+    left = {path.name.partition(".tfevents")[0] for path in (tmp_path / "runs" / "srml-fit-0").iterdir()}
+    assert left == {"events.out", "traceback.txt", "traceback-1.txt"}
