@@ -1,15 +1,14 @@
 """A run that its GPUs cannot hold is refused before weights are loaded, and told what would make it fit."""
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from training_runs import free_port
+from small_gpus import make_small
+from training_runs import command_on_ranks
 from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
@@ -22,18 +21,6 @@ from lightning_modules.generators import HFGenerator
 from lightning_modules.strategies import FSDP2
 
 GIB = 2**30
-SMALL_GPUS = """
-import os
-import sys
-from lightning_modules.callbacks import fits
-from lightning_modules.cli import main
-from lightning_modules.evaluation import EvaluationModule
-small, *words = sys.argv[1:]
-fits.gpu_memory = lambda device: 2**20 if os.environ["LOCAL_RANK"] in small else 2**50
-EvaluationModule.load_policy = None
-main(words)
-"""
-"""Runs a command on ranks of which some have little memory, and which cannot load weights."""
 
 
 @pytest.fixture
@@ -150,18 +137,13 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
 @pytest.mark.ranks
 @pytest.mark.parametrize("small", ["01", "1"])
 def test_two_ranks_are_refused_together_and_one_of_them_says_why(tmp_path, base_args, small):
-    (script := tmp_path / "small_gpus.py").write_text(SMALL_GPUS)
     options = {"trainer.max_steps": 1, "data.init_args.batch_size": 8, "trainer.devices": 2}
     options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
-    words = ["fit", "--config", "configs/srml.yaml", *base_args(tmp_path / "runs", **options)]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command, environment = [sys.executable, script, small, *words], os.environ | common
-    # And not by torchrun, which would end the second one itself.
-    ranks = [subprocess.Popen(command, env=environment | {"LOCAL_RANK": rank}, **pipes) for rank in "01"]
-    said = "".join(rank.communicate(timeout=240)[0] for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [1, 1], said
+    words = ["fit", "--config", "configs/srml.yaml", *base_args(tmp_path, **options)]
+    done = command_on_ranks(*words, before=partial(make_small, small))
+    said = done.stdout + done.stderr
+    assert done.returncodes == [1, 1], said
     assert said.count("error: ") == said.count("error: This run is estimated to need") == 1, said
     assert said.count("there are 1.0 MiB: ") == said.count("--fit_anyway") == 1 and "Traceback" not in said, said
-    left = {path.name.partition(".tfevents")[0] for path in (tmp_path / "runs" / "srml-fit-0").iterdir()}
+    left = {path.name.partition(".tfevents")[0] for path in (tmp_path / "srml-fit-0").iterdir()}
     assert left == {"events.out", "traceback.txt", "traceback-1.txt"}
