@@ -15,23 +15,23 @@ from datamodules.chat.form import ChatForm
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
-from datamodules.packing import IGNORED, Encoded, PackedBatch, collate_packed, idle_batch, micro_batches
+from datamodules.packing import Encoded
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
+from lightning_modules.policy.documents import score_documents
 from lightning_modules.policy.generation_config import stop_ids
-from lightning_modules.policy.model import ScoredCausalLM, ScoredTokens, build_policy
+from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import probe_everywhere
 from lightning_modules.policy.unshard import is_sharded, unsharded_copy
-from lightning_modules.ranks import failing_together, of_every_rank
+from lightning_modules.ranks import failing_together
 from lightning_modules.rollout.rollout import Rollout, score_completion
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 
 SANITY_ROWS = 2  # validated on, over all ranks, before the first step
-SCORED_TOKENS = 8192  # of a forward pass that scores references, padding included
 
 
 class EvaluationModule(LightningModule):
@@ -241,25 +241,10 @@ class EvaluationModule(LightningModule):
 
     def score_references(self, documents: Sequence[Encoded]) -> None:
         """Update `target_loss` with log-probabilities of the reference answers; draws no random number."""
-        lengths = [len(document.input_ids) for document in documents]
-        longest = max(lengths, default=0)
-        batches = micro_batches(lengths, longest, max(SCORED_TOKENS, longest), self.packed)
-        # Forward passes of shards are collectives: a rank with fewer batches takes part in those of the others.
-        most = max(of_every_rank(len(batches))) if is_sharded(self.generating[0]) else len(batches)
-        for rows in batches:
-            micro = {name: tensor.to(self.device) for name, tensor in collate_packed(documents, rows).items()}
-            scored = self.score_tokens(micro)
-            supervised = micro["targets"] != IGNORED
-            self.target_loss.update(-scored.logprobs, micro["segments"][supervised], micro["doc_ids"][supervised])
-        for _ in range(most - len(batches)):
-            self.score_tokens(idle_batch(self.device))
+        for logprobs, segments, rows in score_documents(self.generating[0], documents, self.packed, self.device):
+            self.target_loss.update(-logprobs, segments, rows)
         if not documents:  # on every rank, so that all reduce
             self.target_loss.update(*torch.zeros(3, 0, dtype=torch.long, device=self.device))
-
-    def score_tokens(self, micro: PackedBatch) -> ScoredTokens:
-        """Scores of the targets of a micro-batch by the model that is evaluated."""
-        with torch.inference_mode(False), torch.no_grad():  # FSDP2 keeps what it gathers: not as tensors of inference
-            return self.generating[0](micro["input_ids"], micro["position_ids"], micro["targets"])
 
     def evaluated(self) -> dict[str, float]:
         """Metrics of an evaluation, reduced over ranks; their counts are then reset."""

@@ -45,7 +45,7 @@ from lightning_modules.rollout.settings import (
     size_rows,
     validation_row,
 )
-from lightning_modules.rollout.update import micro_loss, moving
+from lightning_modules.rollout.update import micro_batches_of, micro_loss, step_sizes, summed
 from lightning_modules.strategies import FSDP2
 
 ALL_ALIKE = (
@@ -200,12 +200,10 @@ class GRPOModule(FunctionCallingModule):
         with timed(clock, "time/reward"):
             buffer = make_buffer(batch, drawn, self.tokenizer, self.overlong)
         micros = buffer.pack(self.micro_batch_tokens, packed=self.packed, shared=self.shares_prefixes)
-        with timed(clock, "time/wait"):  # for the rank that sampled longest
-            rounds = int(over_ranks({}, {"micros": len(micros)}, self.device)[1]["micros"])
         corrects = self.generator.reports_logprobs and self.importance_sampling.cap is not None
         scored = self.policy if self.entropy_bonus.scale > 0 or self.repeats > 1 or corrects else None
         reference = reference_policy(self.policy, self.reference) if self.loss.kl_coef > 0 else None
-        entropy = fill_logprobs(buffer, micros, rounds, scored, reference, self.device, sampling.temperature, clock)
+        entropy = fill_logprobs(buffer, micros, scored, reference, self.device, sampling.temperature, clock)
         rewards, valid = reward_matrix(drawn.groups, sampling.group_size)
         penalized = self.overlong.treatment == "penalty"
         counted = merged(
@@ -268,21 +266,10 @@ class GRPOModule(FunctionCallingModule):
         start = time.perf_counter()
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
-        chosen = buffer.chosen(self.mini_batches)
-        micros, still = (
-            [
-                {name: tensor.to(self.device) for name, tensor in micro.items()}
-                for micro in buffer.pack(self.micro_batch_tokens, part, self.packed, self.shares_prefixes)
-            ]
-            for part in moving(buffer, chosen, self.loss)
-        )
-        tokens = sum(len(buffer.completions[i]) for i in chosen)
-        read = tokens + sum(len(buffer.prompts[i]) for i in chosen)  # a shared prompt counts for each of them
-        counts, most = over_ranks(
-            {"rollouts": len(chosen), "tokens": tokens, "read": read},
-            {"micros": max(1, len(micros)), "still": len(still)},
-            self.device,
-        )
+        chosen, rows = buffer.chosen(self.mini_batches), (self.micro_batch_tokens, self.packed, self.shares_prefixes)
+        micros, still = micro_batches_of(buffer, chosen, self.loss, self.device, *rows)
+        most = {"micros": max(1, len(micros)), "still": len(still)}
+        counts, most = over_ranks(step_sizes(buffer, chosen), most, self.device)
         totals = PolicyTotals(counts["rollouts"], counts["tokens"])
         temperature, limit = self.sampling.temperature, self.generator.max_new_tokens
 
@@ -292,9 +279,7 @@ class GRPOModule(FunctionCallingModule):
         with torch.no_grad():  # for the metrics alone
             parts = [loss(micro)[1] for micro in self.rounds(still, int(most["still"]))]
         parts += self.accumulate(micros, int(most["micros"]), loss)
-        peaks = {"ratio_max": max(float(part.pop("ratio_max")) for part in parts)}
-        sums = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
-        sums, peaks = over_ranks(sums, peaks, self.device)
+        sums, peaks = over_ranks(*summed(parts), self.device)
         metrics = update_metrics(sums, peaks, buffer.ref_logprobs is not None)
         metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "tokens": counts["read"], "rollouts": totals.rollouts}
         if totals.tokens:

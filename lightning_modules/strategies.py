@@ -5,10 +5,8 @@ frozen reference: every forward pass enters through one of them, and as many for
 may follow each other.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -17,8 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffload,
     CPUOffloadPolicy,
@@ -33,62 +30,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, wrap
 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
+from lightning_modules.mesh import WAIT, make_mesh, waiting
 from lightning_modules.policy.model import ScoredCausalLM
-
-WAIT = 60.0
-"""Minutes that ranks wait for each other unless told: they sample for different times, and rank 0 alone loads or writes
-some files."""
-
-
-def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:
-    """The modules that FSDP shards and gathers one at a time: decoder layers, or the classes named.
-
-    Args:
-        policy: The model.
-        names: Class names; those of the model's decoder layers when None.
-
-    Raises:
-        ValueError: If the model has no module of one of these classes.
-    """
-    model = policy.causal_lm
-    wanted = names if names is not None else list(model._no_split_modules or [])
-    found = [module for module in model.modules() if type(module).__name__ in wanted]
-    unknown = set(wanted) - {type(module).__name__ for module in found}
-    if unknown or not found:
-        layers = sorted({type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Layer")})
-        raise ValueError(
-            f"trainer.strategy: wrap names {', '.join(sorted(unknown)) or 'nothing'}, and "
-            f"{type(model).__name__} has no such modules; its layers are {', '.join(layers)}."
-        )
-    return found
-
-
-def allocate(module: nn.Module, device: torch.device) -> None:
-    """Give parameters on the meta device memory, without values; or take it from all, if that is the device.
-
-    A parameter that modules share stays one.
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if parameter.is_meta or device.type == "meta":
-                memory = torch.empty_like(parameter, device=device)
-                made.setdefault(parameter, nn.Parameter(memory, requires_grad=parameter.requires_grad))
-                setattr(part, name, made[parameter])
-
-
-def dtypes_of(policy: ScoredCausalLM) -> dict[str, torch.dtype]:
-    """The dtypes that weights and buffers have in training; parameters may still be as they lie in files."""
-    dtype = policy.causal_lm.config.dtype
-    state = policy.state_dict(keep_vars=True).items()
-    return {n: torch.promote_types(w.dtype, dtype) if isinstance(w, nn.Parameter) else w.dtype for n, w in state}
-
-
-def set_dtypes(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Cast weights and buffers to the dtypes of another rank: some that loading keeps in float32 are not made so."""
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if tensor.dtype != dtypes[name]:
-            tensor.data = tensor.data.to(dtypes[name])
+from lightning_modules.policy.shard import allocate, blocks_of, dtypes_of, set_dtypes
 
 
 def move_rest(module: LightningModule, device: torch.device) -> None:
@@ -99,32 +43,6 @@ def move_rest(module: LightningModule, device: torch.device) -> None:
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(device)
     module._device = device  # what `to` would note; nothing public sets it alone
-
-
-def waiting(minutes: float) -> timedelta:
-    """`timeout_minutes` as torch has it.
-
-    Raises:
-        ValueError: It is no time.
-    """
-    if not 0 < minutes < math.inf:
-        raise ValueError(f"trainer.strategy: timeout_minutes is {minutes}; give a number greater than 0.")
-    return timedelta(minutes=minutes)
-
-
-def make_mesh(device: torch.device, sizes: tuple[int, ...], timeout: timedelta) -> DeviceMesh:
-    """The ranks as one group that shares a copy of the weights, or as several that replicate it.
-
-    Args:
-        device: Of this rank.
-        sizes: The number of ranks; or of groups, and of ranks in each.
-        timeout: How long ranks wait for each other. A group that is not of all ranks would have torch's own, which
-            under NCCL is ten minutes.
-    """
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
-    for group in mesh.get_all_groups():
-        _set_pg_timeout(timeout, group)
-    return mesh
 
 
 class DDP(DDPStrategy):

@@ -23,7 +23,7 @@ datamodules.cache  datamodules.gold
 datamodules.base
 datamodules.sft  datamodules.prompts
 datamodules.bfcl  datamodules.refinement  datamodules.toolbox.pretraining  datamodules.toolbox.__main__
-lightning_modules.objectives  lightning_modules.ranks
+lightning_modules.objectives  lightning_modules.ranks  lightning_modules.mesh
 lightning_modules.policy
 lightning_modules.generators  lightning_modules.checkpointing
 lightning_modules.rollout.rollout  lightning_modules.strategies

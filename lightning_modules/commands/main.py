@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -22,6 +23,8 @@ COMMANDS = {
     "export": ("write the Hugging Face folder of a checkpoint", "export"),
 }
 """A line about each command, and its module, in this package unless it has a dot."""
+REPORTS = "said why the run ends"
+PATIENCE = 5.0  # seconds that rank 0 waits for ranks that end as well, and may be a little behind
 
 
 def overview() -> str:
@@ -55,14 +58,21 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def first_to_report() -> bool:
-    """Whether this rank is the first to report why the run ends; True if it cannot ask the others."""
+    """Whether this rank is the first to report why the run ends; True if it cannot ask the others.
+
+    They are counted by rank 0, and nowhere any more once it has ended, so that it waits for those that come to ask.
+    """
     dist = sys.modules.get("torch.distributed")
     if dist is None or not (dist.is_available() and dist.is_initialized()):
         return True
     try:
-        return bool(dist.distributed_c10d._get_default_store().add("said why the run ends", 1) == 1)
-    except RuntimeError:  # the rank that keeps the store has ended
+        store = dist.distributed_c10d._get_default_store()
+        place, until = store.add(REPORTS, 1), time.monotonic() + PATIENCE
+        while dist.get_rank() == 0 and store.add(REPORTS, 0) < dist.get_world_size() and time.monotonic() < until:
+            time.sleep(0.05)
+    except RuntimeError:  # rank 0 has ended
         return True
+    return bool(place == 1)
 
 
 def run(words: list[str]) -> None:

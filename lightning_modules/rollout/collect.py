@@ -19,6 +19,7 @@ from lightning_modules.objectives import (
 )
 from lightning_modules.objectives.advantages import BonusParts
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.ranks import over_ranks
 from lightning_modules.rollout.batching import cot_mask
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.dynamic import Drawn
@@ -149,19 +150,17 @@ def set_weights(
 def fill_logprobs(
     buffer: RolloutBuffer,
     micros: Sequence[PackedBatch],
-    rounds: int,
     policy: ScoredCausalLM | None,
     reference: AbstractContextManager[ScoredCausalLM] | None,
     device: torch.device,
     temperature: float,
     clock: dict[str, float],
 ) -> Tensor | None:
-    """Set the log-probabilities of old policy and reference, and return entropies [N] from the pass of the old policy.
+    """Set log-probabilities of old policy and reference, and return entropies [N] of the old one; a collective.
 
     Args:
         buffer: The rollouts.
         micros: All of them, packed.
-        rounds: See `score_tokens`.
         policy: That sampled; None leaves its pass out, where nothing depends on it: the one update of a batch of
             rollouts is made of the policy that sampled them, so that its own log-probabilities are the old ones, and no
             bonus asks for entropy.
@@ -170,6 +169,8 @@ def fill_logprobs(
         temperature: Divides the logits.
         clock: Seconds are added to it.
     """
+    with timed(clock, "time/wait"):  # for the rank that sampled longest
+        rounds = int(over_ranks({}, {"micros": len(micros)}, device)[1]["micros"])
     entropy = None
     if policy is not None:
         with timed(clock, "time/old_logprob"):

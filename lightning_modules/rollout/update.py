@@ -1,4 +1,4 @@
-"""The loss of one micro-batch of rollouts as its part of the loss of an optimizer step, and which rollouts need it."""
+"""One optimizer step on the rollout buffer: which rollouts need it, their micro-batches, their losses and sums."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from datamodules.packing import IGNORED, PackedBatch
 from lightning_modules.objectives import PolicyLoss, PolicyTotals
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.buffer import RolloutBuffer, at
+from lightning_modules.rollout.metrics import Peaks, Sums
 
 
 def moving(buffer: RolloutBuffer, chosen: list[int], loss: PolicyLoss) -> tuple[list[int], list[int]]:
@@ -18,6 +19,43 @@ def moving(buffer: RolloutBuffer, chosen: list[int], loss: PolicyLoss) -> tuple[
         return chosen, []
     sizes = buffer.advantages.new_zeros(len(buffer.completions)).index_add(0, buffer.doc_ids, buffer.advantages.abs())
     return [i for i in chosen if sizes[i] != 0], [i for i in chosen if sizes[i] == 0]
+
+
+def micro_batches_of(
+    buffer: RolloutBuffer,
+    chosen: list[int],
+    loss: PolicyLoss,
+    device: torch.device,
+    micro_batch_tokens: int,
+    packed: bool,
+    shared: bool,
+) -> tuple[list[PackedBatch], list[PackedBatch]]:
+    """Micro-batches of the rollouts of an optimizer step that move the policy, and of those that do not (`moving`).
+
+    Args:
+        buffer: The rollouts.
+        chosen: Those of this step.
+        loss: The policy loss.
+        device: Where the policy is.
+        micro_batch_tokens: See `pack_rollouts`, for this and the next two.
+        packed: Whether rollouts share a row.
+        shared: Whether those of a prompt share it in a row.
+    """
+    moved, still = (
+        [
+            {name: tensor.to(device) for name, tensor in micro.items()}
+            for micro in buffer.pack(micro_batch_tokens, part, packed, shared)
+        ]
+        for part in moving(buffer, chosen, loss)
+    )
+    return moved, still
+
+
+def step_sizes(buffer: RolloutBuffer, chosen: list[int]) -> Sums:
+    """Rollouts of this rank in an optimizer step, their tokens, and those with their prompts, which are read."""
+    tokens = sum(len(buffer.completions[i]) for i in chosen)
+    read = tokens + sum(len(buffer.prompts[i]) for i in chosen)  # a shared prompt counts for each of them
+    return {"rollouts": len(chosen), "tokens": tokens, "read": read}
 
 
 def micro_loss(
@@ -62,3 +100,9 @@ def micro_loss(
         "used": (micro["doc_ids"] >= 0).sum(),
         "padding": (micro["doc_ids"] < 0).sum(),
     }
+
+
+def summed(parts: list[dict[str, Tensor]]) -> tuple[Sums, Peaks]:
+    """The sums for the metrics of all micro-batches of this rank, and the peak among their ratios."""
+    sums = {name: float(sum(part[name] for part in parts)) for name in parts[0] if name != "ratio_max"}
+    return sums, {"ratio_max": max(float(part["ratio_max"]) for part in parts)}

@@ -1,7 +1,6 @@
 """Runs one command, given as arguments, in which a rank sends itself a signal at a place in a training step.
 
-python killed.py SIGNAL CLASS.METHOD STEP ARGUMENT...: before METHOD of a module, when it has taken STEP optimizer
-steps. The rank is the last one.
+python killed.py SIGNAL CLASS.METHOD STEP ARGUMENT...
 """
 
 import os
@@ -11,19 +10,24 @@ import sys
 import lightning_modules
 from lightning_modules.cli import main
 
-name, place, step, *arguments = sys.argv[1:]
-kind, method = place.split(".")
-module_class = getattr(lightning_modules, kind)
-original = getattr(module_class, method)
+
+def kill_at(name, place, step):
+    """Let the last rank send itself a signal before a method (CLASS.METHOD), once it has taken so many steps."""
+    kind, method = place.split(".")
+    module_class = getattr(lightning_modules, kind)
+    original = getattr(module_class, method)
+
+    def kill(module, *args, **kwargs):
+        last = module.global_rank == module.trainer.world_size - 1
+        if last and module.global_step == int(step) and not module.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.Signals[name])
+        return original(module, *args, **kwargs)
+
+    setattr(module_class, method, kill)
 
 
-def kill(module, *args, **kwargs):
-    last = module.global_rank == module.trainer.world_size - 1
-    if last and module.global_step == int(step) and not module.trainer.sanity_checking:
-        os.kill(os.getpid(), signal.Signals[name])
-    return original(module, *args, **kwargs)
-
-
-setattr(module_class, method, kill)
-sys.argv = sys.argv[:1]
-main(arguments)
+if __name__ == "__main__":
+    *moment, step = sys.argv[1:4]
+    kill_at(*moment, step)
+    sys.argv, arguments = sys.argv[:1], sys.argv[4:]
+    main(arguments)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import metrics, run_ranks
+from training_runs import command_on_ranks, metrics
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -38,12 +38,12 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
     options = OPTIONS | KINDS[kind]
     main(SRML + base_args(tmp_path / "plain", **options))
     shards = [FSDP1, f"--trainer.strategy.init_args.save_sharded={sharded}"]
-    command = ["-m", "lightning_modules", *SRML, *base_args(tmp_path / "fsdp", **options), *shards]
-    done = run_ranks(*command, ranks=1)
+    command = [*SRML, *base_args(tmp_path / "fsdp", **options), *shards]
+    done = command_on_ranks(*command, ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     half = tmp_path / "fsdp" / "srml-fit-0" / "checkpoints" / "best-000002.ckpt"
     assert half.is_dir() == (sharded == "true")
-    done = run_ranks(*command, "--ckpt_path", str(half), ranks=1)
+    done = command_on_ranks(*command, "--ckpt_path", str(half), ranks=1)
     assert done.returncode == 0, done.stderr[-4000:]
     plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in (0, 1))
     assert metrics(plain)[1, "train/grad_norm"] > 0.5
@@ -55,11 +55,11 @@ def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoin
     options = OPTIONS | KINDS["alpha"] | {"trainer.accelerator": "cpu", "trainer.max_epochs": 1}
     main(SRML + base_args(tmp_path / "plain", **options))
     plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in range(3))
-    command = ["-m", "lightning_modules", *SRML, *base_args(tmp_path / "fsdp", **options | {"trainer.devices": 2})]
+    command = [*SRML, *base_args(tmp_path / "fsdp", **options | {"trainer.devices": 2})]
     shards, file = others[0] / "checkpoints" / "best-000002.ckpt", plain / "checkpoints" / "best-000002.ckpt"
     one_file = "--trainer.strategy.init_args.save_sharded=false"
     for more in ([], [one_file, "--ckpt_path", str(shards)], ["--ckpt_path", str(file)]):
-        done = run_ranks(*command, FSDP1, *more)
+        done = command_on_ranks(*command, FSDP1, *more)
         assert done.returncode == 0, done.stderr[-4000:]
     assert shards.is_dir() and file.is_file() and (others[1] / "checkpoints" / "best-000003.ckpt").is_file()
     for run in others:
@@ -69,10 +69,10 @@ def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoin
 def test_two_ranks_go_on_from_the_file_of_one_process_that_leaves_frozen_weights_out(base_args, tmp_path):
     options = OPTIONS | KINDS["adapters"] | {"trainer.accelerator": "cpu", "trainer.max_epochs": 1}
     main(SRML + base_args(tmp_path / "plain", **options))
-    plain, command = tmp_path / "plain" / "srml-fit-0", ["-m", "lightning_modules", *SRML]
+    plain, command = tmp_path / "plain" / "srml-fit-0", [*SRML]
     file = plain / "checkpoints" / "best-000002.ckpt"
     command += [*base_args(tmp_path / "fsdp", **options | {"trainer.devices": 2}), FSDP1, "--ckpt_path", str(file)]
-    done = run_ranks(*command)
+    done = command_on_ranks(*command)
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same_run(plain, tmp_path / "fsdp" / "srml-fit-0", 3)
 

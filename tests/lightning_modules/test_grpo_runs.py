@@ -5,21 +5,19 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import yaml
+from killed import kill_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, metrics, rewards_module, run_ranks, saved_state
+from training_runs import assert_same, command_on_ranks, metrics, rewards_module, saved_state
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, evaluation
 from lightning_modules.cli import FunReasonCLI, main
 
-HERE = Path(__file__).parent
 CONFIG = ["fit", "--config", "configs/grpo.yaml"]
 TOY = '''
 """Rewards that a model of random weights earns now and then, and a loss."""
@@ -209,8 +207,8 @@ PLACES = [("training_step", 6), ("clip_gradients", 3), ("score", 8)]
 @pytest.mark.parametrize(("method", "step"), PLACES)
 def test_run_killed_by_sigkill_goes_on_as_if_it_had_not_been(run, base_args, tmp_path, method, step):
     args = base_args(tmp_path, **RUN | LORA)
-    command = [sys.executable, str(HERE / "killed.py"), "SIGKILL", f"GRPOModule.{method}", str(step), *CONFIG, *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    dying = partial(kill_at, "SIGKILL", f"GRPOModule.{method}", step)
+    done = command_on_ranks(*CONFIG, *args, ranks=1, before=dying)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     killed = tmp_path / "egpo-fit-0"
     assert max(path.name for path in (killed / "checkpoints").glob("last-*")) == f"last-{step:06d}.ckpt"
@@ -327,7 +325,7 @@ def assert_close(one, two):
 @pytest.mark.ranks
 def test_two_ranks_take_the_steps_of_one(one_and_two):
     _, two, root = one_and_two
-    done = run_ranks("-m", "lightning_modules", *two)
+    done = command_on_ranks(*two)
     assert done.returncode == 0, done.stderr[-4000:]
     one = root / "one" / "egpo-fit-0"
     assert_close(one, root / "two" / "egpo-fit-0")
@@ -342,10 +340,9 @@ def test_two_ranks_take_the_steps_of_one(one_and_two):
 def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
     one, two, root = one_and_two
     before = set((root / "two").glob("egpo-fit-*"))
-    done = run_ranks(
-        HERE / "killed.py", "SIGTERM", "GRPOModule.clip_gradients", 0, *two, "--last_checkpoint.every_n_train_steps=50"
-    )
-    assert done.returncode != 0 and "exitcode  : 143" in done.stderr, done.stderr[-4000:]
+    dying = partial(kill_at, "SIGTERM", "GRPOModule.clip_gradients", 0)
+    done = command_on_ranks(*two, "--last_checkpoint.every_n_train_steps=50", before=dying)
+    assert done.returncodes == [143, 143], done.stderr[-4000:]
     (ended,) = set((root / "two").glob("egpo-fit-*")) - before
     assert [path.name for path in (ended / "checkpoints").iterdir()] == ["last-000001.ckpt"]
     half = saved_state(ended, 1)["rollouts"]
@@ -354,7 +351,7 @@ def test_two_ranks_save_when_one_receives_sigterm_and_go_on(one_and_two):
         main([*one, "--ckpt_path", str(ended)])
     assert "half-used rollouts of 2 ranks, and this run has 1" in exit_.value.code
     before |= {ended}
-    done = run_ranks("-m", "lightning_modules", *two, "--ckpt_path", str(ended))
+    done = command_on_ranks(*two, "--ckpt_path", str(ended))
     assert done.returncode == 0, done.stderr[-4000:]
     (resumed,) = set((root / "two").glob("egpo-fit-*")) - before
     assert_close(root / "one" / "egpo-fit-0", resumed)

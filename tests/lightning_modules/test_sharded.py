@@ -5,14 +5,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import assert_same, metrics, run_ranks
+from training_runs import assert_same, command_on_ranks, metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.strategies import blocks_of
+from lightning_modules.policy.shard import blocks_of
 
 pytestmark = pytest.mark.ranks
 
@@ -41,7 +41,7 @@ ADAPTERS = {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": 
 def on_ranks(ranks, arguments, **strategy):
     options = {"trainer.devices": ranks, "trainer.strategy.class_path": FSDP2}
     options |= {f"trainer.strategy.init_args.{key}": value for key, value in strategy.items()}
-    done = run_ranks("-m", "lightning_modules", *arguments, *(f"--{k}={v}" for k, v in options.items()), ranks=ranks)
+    done = command_on_ranks(*arguments, *(f"--{k}={v}" for k, v in options.items()), ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -219,7 +219,7 @@ def test_weights_that_are_missing_end_the_ranks_that_wait_for_them_too(tiny_mode
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     options = {"model.init_args.init_from": broken, "trainer.devices": 2, "trainer.strategy.class_path": FSDP2}
-    done = run_ranks("-m", "lightning_modules", *SRML, *base_args(tmp_path, **OPTIONS | options))
+    done = command_on_ranks(*SRML, *base_args(tmp_path, **OPTIONS | options))
     assert done.returncode == 1
     assert f"error: init_from: {broken / 'model.safetensors'} holds model.norm.weight, in which not all" in done.stderr
     assert "Connection closed by peer" not in done.stderr  # as the other rank would find at its next collective

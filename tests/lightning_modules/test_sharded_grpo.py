@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same, metrics, rewards_module, run_ranks
+from training_runs import assert_same, command_on_ranks, metrics, rewards_module, run_ranks
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -64,8 +64,8 @@ def at(run, step):
 def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, tmp_path, kind):
     options = RUN | KINDS[kind]
     main(CONFIG + base_args(tmp_path / "one", **options))
-    command = ["-m", "lightning_modules", *CONFIG, *base_args(tmp_path / "two", **options), *SHARDED]
-    done = run_ranks(*command)
+    command = [*CONFIG, *base_args(tmp_path / "two", **options), *SHARDED]
+    done = command_on_ranks(*command)
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = (tmp_path / which / "egpo-fit-0" for which in ("one", "two"))
     states = [load(at(run, 4))["state_dict"] for run in (one, two)]
@@ -82,11 +82,11 @@ def test_two_ranks_sample_and_learn_what_one_does_and_go_on_half_way(base_args, 
         tries = [metrics(run, ("sampling/",)) for run in (one, two)]
         assert tries[0] == tries[1] and tries[0][1, "sampling/tries"] == 1  # then no prompt is left
         return
-    done = run_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
+    done = command_on_ranks(*command, "--ckpt_path", str(at(two, 1)))  # in the middle of the first batch's rollouts
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same(load(at(two.with_name("egpo-fit-1"), 4))["state_dict"], states[1])
     flat = command[-1].replace("FSDP2", "FSDP1")  # which then checks the reference that it has shards of
-    done = run_ranks(*command[:-1], flat, "--ckpt_path", str(at(two, 1)))
+    done = command_on_ranks(*command[:-1], flat, "--ckpt_path", str(at(two, 1)))
     assert done.returncode == 0, done.stderr[-4000:]
     for name, weight in load(at(two.with_name("egpo-fit-2"), 4))["state_dict"].items():
         torch.testing.assert_close(weight, states[1][name], rtol=1e-5, atol=1e-5, msg=name)

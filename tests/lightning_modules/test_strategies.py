@@ -1,4 +1,4 @@
-"""What sharded models gather, counted under a process group that communicates nothing; how long ranks wait."""
+"""What sharded models gather, counted under a process group that communicates nothing; how long ranks may wait."""
 
 from datetime import timedelta
 
@@ -12,14 +12,13 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_modules import strategies
 from lightning_modules.checkpointing.identity import fingerprint
 from lightning_modules.objectives import logprobs
-from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import PREFIX, frozen_copy
+from lightning_modules.policy.shard import blocks_of
 from lightning_modules.policy.unshard import named_state
-from lightning_modules.strategies import DDP, FSDP1, FSDP2, allocate, blocks_of, make_mesh
+from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
 
 @pytest.fixture
@@ -53,19 +52,6 @@ def test_a_pass_gathers_each_layer_and_the_head_once_however_many_tiles_there_ar
     assert sum(n for op, n in counts.items() if "reduce_scatter" in op) == 3
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
-def test_an_empty_model_gets_memory_and_keeps_what_is_shared_and_what_is_no_weight(tiny_model_dir, lora):
-    whole, empty = (build_policy(str(tiny_model_dir), lora=lora, empty=empty) for empty in (False, True))
-    assert all(parameter.is_meta for parameter in empty.parameters())
-    allocate(empty, torch.device("cpu"))
-    shapes = [[(n, p.shape, p.requires_grad) for n, p in policy.named_parameters()] for policy in (whole, empty)]
-    assert shapes[0] == shapes[1]  # a tied head is not named apart
-    empty.load_state_dict(whole.state_dict())
-    ids = torch.arange(3, 20)[None]
-    arguments = (ids, torch.arange(17)[None], ids.roll(-1))
-    assert torch.equal(whole(*arguments).logprobs, empty(*arguments).logprobs)
-
-
 @pytest.mark.parametrize("save_sharded", [True, False])
 def test_a_checkpoint_gathers_none_of_the_reference(two_ranks, tiny_model_dir, save_sharded):
     module, policy = nn.Module(), build_policy(str(tiny_model_dir))
@@ -92,18 +78,6 @@ def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
     assert {name: weight.shape for name, weight in state.items()} == shapes
     for weight in state.values():
         assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
-
-
-def test_every_group_of_the_mesh_waits_as_long_as_the_run(monkeypatch):
-    waits = []
-    monkeypatch.setattr(strategies, "_set_pg_timeout", lambda timeout, group: waits.append((group.size(), timeout)))
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
-    try:
-        whole, hybrid = (make_mesh(torch.device("cpu"), sizes, timedelta(minutes=5)) for sizes in ((8,), (2, 4)))
-    finally:
-        torch.distributed.destroy_process_group()
-    assert (whole.shape, hybrid.shape) == ((8,), (2, 4)) and hybrid.mesh_dim_names == ("replicate", "shard")
-    assert waits == [(ranks, timedelta(minutes=5)) for ranks in (8, 2, 4)]
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])

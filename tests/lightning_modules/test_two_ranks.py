@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import metrics, run_ranks, saved_state
+from training_runs import command_on_ranks, metrics, saved_state
 
 from lightning_modules.cli import main
 
@@ -31,7 +31,7 @@ def runs(tmp_path_factory, base_args):
     command = ["fit", "--config", "configs/srml.yaml"]
     main(command + base_args(one, **OPTIONS))
     ranks = {"trainer.devices": 2, "trainer.strategy": "ddp"}
-    done = run_ranks("-m", "lightning_modules", *command, *base_args(two, **OPTIONS | ranks))
+    done = command_on_ranks(*command, *base_args(two, **OPTIONS | ranks))
     assert done.returncode == 0, done.stderr[-4000:]
     return one / "srml-fit-0", two / "srml-fit-0"
 
@@ -65,7 +65,7 @@ def test_rollouts_of_all_ranks_are_in_one_file_once_each_in_the_order_of_the_row
     command = ["predict", "--config", "configs/sample.yaml"]
     main(command + base_args(tmp_path / "one", **options))
     ranks = {"trainer.devices": 2, "trainer.strategy.class_path": f"lightning_modules.strategies.{strategy}"}
-    done = run_ranks("-m", "lightning_modules", *command, *base_args(tmp_path / "two", **options | ranks))
+    done = command_on_ranks(*command, *base_args(tmp_path / "two", **options | ranks))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("Rollouts: ") == 1
     one, two = (tmp_path / which / "srml-predict-0" for which in ("one", "two"))

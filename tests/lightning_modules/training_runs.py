@@ -1,17 +1,23 @@
 """What tests of training share: given batches, several ranks, and what a run has logged and saved."""
 
 import csv
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_modules.checkpointing.formats import load
 
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["lightning_modules.cli"])
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of metrics that do not depend on the clock."""
 
@@ -73,8 +79,60 @@ def free_port():
 
 
 def run_ranks(*args, ranks=2):
-    """What two gloo ranks, or more, end with that run a program: a file or `-m MODULE`, and its arguments."""
+    """What two gloo ranks, or more, end with that torchrun starts on a program and its arguments."""
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def command_on_ranks(*words, ranks=2, before=None):
+    """What a command of `funreason` ends with on several gloo ranks, started as torchrun starts them.
+
+    They are forked off a process that has imported the command, which takes longer than the training in most tests.
+
+    Args:
+        words: The command line.
+        ranks: How many; 1 for a process that is to be killed.
+        before: What each rank calls first; pickled, so that it stands in a module of its own.
+
+    Returns:
+        `returncode` of the first that failed, the `returncodes` of all, `stdout` and `stderr` of all together.
+    """
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}
+    words, threads = list(map(str, words)), 1 if ranks > 1 else torch.get_num_threads()
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        processes = [
+            FORKED.Process(
+                target=_rank, args=(words, environment | {"RANK": n, "LOCAL_RANK": n}, files, threads, before)
+            )
+            for n in map(str, range(ranks))
+        ]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(240)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        codes = [process.exitcode for process in processes]
+        out, err = (file.read_text() for file in files)
+    return SimpleNamespace(returncode=next(filter(None, codes), 0), returncodes=codes, stdout=out, stderr=err)
+
+
+def _rank(words, environment, files, threads, before):
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    torch.set_num_threads(threads)
+    sys.argv = ["funreason", *words]
+    if before:
+        before()
+    from lightning_modules.commands.main import main
+
+    main()

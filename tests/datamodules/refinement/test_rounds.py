@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from training_runs import run_ranks
+from training_runs import command_on_ranks
 
 from datamodules.example import Example
 from datamodules.refinement import rounds
@@ -156,7 +156,7 @@ def test_a_round_uses_the_rollouts_of_all_ranks(loop, tmp_path, tiny_model_dir, 
 
     class Sampled(Commands):
         def predict(self, arguments):
-            done = run_ranks("-m", "lightning_modules", *arguments)
+            done = command_on_ranks(*arguments)
             assert done.returncode == 0, done.stderr[-4000:]
 
     def right(rollout):

@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import run_ranks
+from training_runs import command_on_ranks
 
 from datamodules import BFCLDataModule
 from lightning_modules import BFCLModule
@@ -206,7 +206,7 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
         "trainer.strategy": "ddp",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    done = run_ranks("-m", "lightning_modules", "test", "--config", "configs/bfcl.yaml", *arguments)
+    done = command_on_ranks("test", "--config", "configs/bfcl.yaml", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("this model (PARTIAL)") == 1
     assert ["irrelevance", "100.00", "first", "3", "of", "240"] in [line.split() for line in done.stdout.splitlines()]
@@ -234,7 +234,7 @@ def test_the_files_and_scores_of_two_ranks_are_those_of_one_process(tiny_model_d
     arguments = [f"--{name}={value}" for name, value in options.items()]
     main([*command, *arguments, "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / 'one'}"])
     places = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'two'}"]
-    done = run_ranks("-m", "lightning_modules", *command, *arguments, *places)
+    done = command_on_ranks(*command, *arguments, *places)
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = (tmp_path / which / "bfcl-test-0" for which in ("one", "two"))
     files = {path.relative_to(one) for path in one.rglob("*.json*")}

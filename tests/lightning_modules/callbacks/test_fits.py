@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from small_gpus import make_small
+from training_runs import command_on_ranks
 from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
@@ -129,3 +132,18 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
     assert "--fit_anyway" in said and not loaded
     main([*words, "--fit_anyway"])
     assert loaded and (tmp_path / "srml-fit-1" / "hf").is_dir()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("small", ["01", "1"])
+def test_two_ranks_are_refused_together_and_one_of_them_says_why(tmp_path, base_args, small):
+    options = {"trainer.max_steps": 1, "data.init_args.batch_size": 8, "trainer.devices": 2}
+    options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
+    words = ["fit", "--config", "configs/srml.yaml", *base_args(tmp_path, **options)]
+    done = command_on_ranks(*words, before=partial(make_small, small))
+    said = done.stdout + done.stderr
+    assert done.returncodes == [1, 1], said
+    assert said.count("error: ") == said.count("error: This run is estimated to need") == 1, said
+    assert said.count("there are 1.0 MiB: ") == said.count("--fit_anyway") == 1 and "Traceback" not in said, said
+    left = {path.name.partition(".tfevents")[0] for path in (tmp_path / "srml-fit-0").iterdir()}
+    assert left == {"events.out", "traceback.txt", "traceback-1.txt"}

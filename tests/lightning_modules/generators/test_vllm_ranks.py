@@ -20,11 +20,12 @@ vllm.__spec__, vllm.envs = ModuleSpec("vllm", None), SimpleNamespace(VLLM_CACHE_
 vllm.SamplingParams = lambda **settings: settings
 
 from datamodules.packing import Encoded
-from lightning_modules import SRMLModule, evaluation
+from lightning_modules import SRMLModule
 from lightning_modules.generators import VLLMGenerator, vllm as module
+from lightning_modules.policy import documents
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.strategies import blocks_of
+from lightning_modules.policy.shard import blocks_of
 
 dist.init_process_group("gloo")
 log = []
@@ -67,11 +68,11 @@ own._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(l
 own.policy, module.Engine = policy, Engine
 torch.cuda.empty_cache = lambda: note("room")
 
-documents = [[Encoded(list(range(3, 60)), [0] * 20 + [1] * 10 + [2] * 27)] * 3, []][rank]
+references = [[Encoded(list(range(3, 60)), [0] * 20 + [1] * 10 + [2] * 27)] * 3, []][rank]
 own.on_validation_start()
 assert own.generating[0] is policy  # and no copy of it
-own.packed, evaluation.SCORED_TOKENS = False, 60  # a document at a time
-own.score_references(documents)  # of another number on each rank
+own.packed, documents.SCORED_TOKENS = False, 60  # a document at a time
+own.score_references(references)  # of another number on each rank
 counts = [own.generator(own.generating[0], [[5, 6]] * (2 - rank), stop_ids=[2]) for _ in range(2)]
 own.on_validation_end()
 before = own.target_loss.compute()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from fake_vllm import FakeVLLM
-from training_runs import metrics, rewards_module, run_ranks
+from training_runs import command_on_ranks, metrics, rewards_module
 
 from lightning_modules.generators import HFGenerator, VLLMServerGenerator, server_requests
 from lightning_modules.generators.base import HoldsWeights
@@ -356,9 +356,7 @@ def test_two_ranks_learn_from_samples_of_the_policy_as_it_is(servers, base_args,
         | {"model.init_args.generator.init_args.servers": [s.url for s in servers]}
     )
     with rewards_module(tmp_path, VOWELS):
-        done = run_ranks(
-            "-m", "lightning_modules", "fit", "--config=configs/grpo.yaml", *base_args(tmp_path, **options)
-        )
+        done = command_on_ranks("fit", "--config=configs/grpo.yaml", *base_args(tmp_path, **options))
     assert done.returncode == 0, done.stderr[-4000:]
     logged = metrics(tmp_path / "egpo-fit-0", ("sampling/", "train/grad_norm"))
     for step in (1, 2, 3):  # all but the first sample from a policy that has been updated
@@ -373,7 +371,5 @@ def test_what_ends_the_first_rank_ends_the_others(servers, base_args, tmp_path):
     servers[1].settings["logprobs_mode"] = "raw_logprobs"
     options = RUN | {"model.init_args.generator.init_args.servers": [s.url for s in servers]}
     with rewards_module(tmp_path, VOWELS):
-        done = run_ranks(
-            "-m", "lightning_modules", "fit", "--config=configs/grpo.yaml", *base_args(tmp_path, **options)
-        )
+        done = command_on_ranks("fit", "--config=configs/grpo.yaml", *base_args(tmp_path, **options))
     assert done.returncode != 0 and "reports raw_logprobs, which are not those" in done.stderr

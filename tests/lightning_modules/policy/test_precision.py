@@ -14,7 +14,7 @@ from lightning_modules import SRMLModule
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.precision import LEAST_RATE, check_precision
-from lightning_modules.strategies import set_dtypes
+from lightning_modules.policy.shard import set_dtypes
 
 HERE = Path(__file__).parents[1]
 

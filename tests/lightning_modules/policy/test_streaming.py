@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from lightning_modules.policy import streaming, unshard
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.strategies import blocks_of
+from lightning_modules.policy.shard import blocks_of
 
 folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 dist.init_process_group("gloo")

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 from fake_vllm import FakeVLLM
-from training_runs import assert_same, metrics, rewards_module, run_ranks, saved_state
+from training_runs import assert_same, command_on_ranks, metrics, rewards_module, saved_state
 
 from lightning_modules import GRPOModule
 from lightning_modules.cli import main
@@ -107,7 +107,7 @@ def test_a_run_that_was_broken_off_goes_on_exactly(whole, base_args, options, tm
 def test_two_ranks_sample_ahead_what_one_does(whole, base_args, options, tmp_path):
     options = options | {"trainer.devices": 2, "model.init_args.reward_timeout": 60}
     options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
-    done = run_ranks("-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **options))
+    done = command_on_ranks(*CONFIG, *base_args(tmp_path, **options))
     assert done.returncode == 0, done.stderr[-4000:]
     one, two = (metrics(run, ("reward/mean", "policy/loss")) for run in (whole[0], tmp_path / "egpo-fit-0"))
     assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
@@ -118,7 +118,7 @@ def test_a_rank_without_prompts_in_the_last_batch_of_an_epoch_waits_for_nobody(b
     options = options | {"trainer.devices": 2, "model.init_args.reward_timeout": 60, "trainer.max_steps": 4}
     options |= {"trainer.strategy.class_path": "lightning_modules.strategies.FSDP2"}
     options |= {"data.init_args.path": "toolbox:train:5", "data.init_args.val_fraction": 0}  # batches of 4 and of 1
-    done = run_ranks("-m", "lightning_modules", *CONFIG, *base_args(tmp_path, **options))
+    done = command_on_ranks(*CONFIG, *base_args(tmp_path, **options))
     assert done.returncode == 0, done.stderr[-4000:]
     assert (3, "reward/mean") in metrics(tmp_path / "egpo-fit-0")  # of the batch of one
 
