@@ -108,7 +108,7 @@ class FunctionCallingModule(EvaluationModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision`; or activations are to be offloaded from the CPU.
+            ValueError: See `check_precision` and `check_generator`; or activations are to be offloaded from the CPU.
         """
         recomputed = settings_of(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
@@ -118,6 +118,7 @@ class FunctionCallingModule(EvaluationModule):
             )
         rate = self.learning_rate if stage == "fit" else None
         check_precision(str(self.trainer.precision), self.lora is not None, rate, isinstance(self.strategy, FSDP1))
+        self.check_generator(self.lora)
 
     def load_policy(self, **options: Any) -> ScoredCausalLM:
         """The model of `init_from`, with adapters if `lora` is set, not yet in shards."""

@@ -17,11 +17,12 @@ from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
-from lightning_modules.generators import Completion, Generator, HFGenerator
+from lightning_modules.generators import Completion, Generator, HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.documents import score_documents
 from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import probe_everywhere
@@ -76,9 +77,19 @@ class EvaluationModule(LightningModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision`.
+            ValueError: See `check_precision` and `check_generator`.
         """
         check_precision(str(self.trainer.precision), lora=False, learning_rate=None)
+        self.check_generator(lora=None)
+
+    def check_generator(self, lora: LoRA | None) -> None:
+        """Raise if the generator is to apply the adapters of these settings, and cannot.
+
+        Raises:
+            ValueError: See `VLLMGenerator.check`.
+        """
+        if isinstance(self.generator, VLLMGenerator):
+            self.generator.check(lora, str(self.trainer.precision), self.strategy.root_device)
 
     def configure_model(self) -> None:
         """Load tokenizer and weights, once; Lightning calls this when strategy, device and precision are known."""

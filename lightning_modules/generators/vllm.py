@@ -19,7 +19,9 @@ from lightning_modules.generators.base import Completion, check_sampling, config
 from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import untied_config, write_weights
 from lightning_modules.policy.unshard import computing_device, is_sharded
@@ -37,6 +39,8 @@ class VLLMGenerator:
     anywhere. Then the engine scores the ids, too: if it disagrees with the policy, or the policy has moved and the
     engine has not, the run ends with a sentence. On a GPU the engine frees its memory when a batch of rollouts or an
     evaluation is over.
+
+    With `enable_lora` nothing is merged: the weights go there once, and then adapters alone, which the engine applies.
 
     A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together can differ. `Completion.logprobs` are
@@ -62,6 +66,9 @@ class VLLMGenerator:
         gpu_memory_utilization: Share of the device's memory that the engine may use (of the machine's, on the CPU).
         kv_cache_gib: GiB of its key-value cache; what that share leaves room for when None.
         enforce_eager: Neither compile nor capture graphs: starts sooner, generates more slowly.
+        enable_lora: Send adapters alone (`model.lora`), which the engine applies: a sync is of megabytes, and what they
+            have learnt is not rounded with bfloat16 weights; the engine generates more slowly, and keeps its weights in
+            the machine's memory while it sleeps. False merges them and sends all weights.
 
     Raises:
         ValueError: If a setting is out of its range, or vLLM is not installed.
@@ -86,6 +93,7 @@ class VLLMGenerator:
         gpu_memory_utilization: float = 0.3,
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
+        enable_lora: bool = False,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("VLLMGenerator needs vLLM: pip install -e '.[vllm]', or use HFGenerator.")
@@ -110,10 +118,12 @@ class VLLMGenerator:
             "enforce_eager": enforce_eager,
         }
         self.tensor_parallel_size = tensor_parallel_size
+        self.enable_lora = enable_lora
         self.group: EngineGroup | None = None
         self.engine: Engine | None = None
         self._half, self._longest_prompt, self._rests = False, None, False
         self._probed: tuple[Tensor, Tensor] | None = None  # scores by the policy and the engine after the last sync
+        self._base: Tensor | None = None  # scores by the weights that adapters sit on, after the last sync
 
     def __call__(
         self,
@@ -164,6 +174,16 @@ class VLLMGenerator:
         completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
+    def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
+        """Raise where the engine cannot apply the adapters of a run, before any weight is loaded.
+
+        Raises:
+            ValueError: See `check_lora`.
+        """
+        if self.enable_lora:
+            dtype = torch.bfloat16 if "16" in precision else torch.float32
+            check_lora(lora, getattr(torch, self.dtype) if self.dtype else dtype, device)
+
     def prepare(self, precision: str, longest_prompt: int | None) -> None:
         """Take from the run what the settings leave open; see `HoldsWeights`."""
         self._half, self._longest_prompt = "16" in precision, longest_prompt
@@ -171,7 +191,7 @@ class VLLMGenerator:
     def rest(self, stale: bool = False) -> None:
         """Free the engine's GPU memory until the next call; see `HoldsWeights`."""
         if self.engine is not None:
-            self.engine.rest(level=2 if stale else 1)
+            self.engine.rest(level=2 if stale and not self.enable_lora else 1)
         self._rests = True
 
     def _share(self) -> None:
@@ -209,27 +229,38 @@ class VLLMGenerator:
 
         Raises:
             OSError: If there is no room for the weights.
-            ValueError: If a weight is not finite; the engine is left as it was.
+            ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
+                it was.
             TimeoutError: If the engine hangs.
             RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
         """
         self._share()
         leads, takes_part = self.group.leads, self.group.leads or is_sharded(policy)
         want = probe_scores(policy) if takes_part else torch.empty(0)
+        base = base_scores(policy) if takes_part and self.enable_lora else None
         with self._folder() if leads else nullcontext("") as folder:
-            if takes_part:
-                write_weights(policy, folder, self._engine_dtype(policy), write=leads)
+            given = self._write(policy, folder, base, write=leads) if takes_part else ()
             torch.cuda.empty_cache()  # without effect where there is no GPU
             self.group.ask(None, lambda every: every)  # by now the GPU of each has room
             if leads and self.engine is None:
                 self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
             if leads:
-                self.engine.load(folder)
-        self._rests = False
+                self.engine.load(*given)
+        self._rests, self._base = False, base
         if leads:
             self._check(policy, want)
         else:
             self._probed = want, want
+
+    def _write(self, policy: ScoredCausalLM, folder: str, base: Tensor | None, write: bool) -> Sequence[str | None]:
+        """Write what the engine lacks, and give the folders that it is to load, of weights and of adapters."""
+        dtype = self._engine_dtype(policy)
+        if base is None:
+            write_weights(policy, folder, dtype, write)
+            return folder, None
+        lacks = self._base is None or not torch.equal(base, self._base)
+        lacks = any(of_every_rank(lacks)) if is_sharded(policy) else lacks  # who gather weights do so together
+        return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
 
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
@@ -251,6 +282,7 @@ class VLLMGenerator:
         options = self.options | {"dtype": self._engine_dtype(policy), "seed": self.seed, "load_format": "dummy"}
         options |= {"tensor_parallel_size": self.tensor_parallel_size}
         options |= {"max_model_len": self._max_model_len(policy.causal_lm.config)}
+        options |= lora_options(policy) if self.enable_lora else {}
         return Engine(folder, computing_device(policy), self.timeout, self.sleep, **options)
 
     def _check(self, policy: ScoredCausalLM, want: Tensor) -> None:

@@ -44,6 +44,7 @@ class Engine:
         self.timeout = timeout
         self._sleeps = sleep and device.type == "cuda"
         self._asleep: list[str] = []  # parts of its GPU memory that are freed
+        self._adapters: Any = None  # the `LoRARequest` that names them
         self.emptied = options.get("load_format") == "dummy"
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
@@ -68,10 +69,19 @@ class Engine:
             overrides = {"load_config": {"load_format": "auto"}}
             self._ask("starting", self._llm.collective_rpc, "update_config", kwargs={"overrides": overrides})
 
-    def load(self, folder: str) -> None:
-        """Take over the weights of another folder, and forget what was computed with the old ones."""
+    def load(self, weights: str | None, adapters: str | None = None) -> None:
+        """Take over weights and adapters, and forget what was computed with the old ones.
+
+        Args:
+            weights: Their folder; None keeps those that the engine has.
+            adapters: Folder, as peft writes it, of those that it applies from now on, in an engine that was started
+                with `enable_lora`.
+        """
         self._wake("weights")  # the cache later: it would be in the way while old and new weights are in memory
-        self._ask("loading weights", self._llm.collective_rpc, "reload_weights", kwargs={"weights_path": folder})
+        if weights is not None:
+            self._ask("loading weights", self._llm.collective_rpc, "reload_weights", kwargs={"weights_path": weights})
+        if adapters is not None:
+            self._apply(adapters)
         self._wake("kv_cache")
         if not self._ask("emptying its prefix cache", self._llm.reset_prefix_cache):
             raise RuntimeError("The vLLM engine kept a prefix cache that was computed with the old weights.")
@@ -82,7 +92,8 @@ class Engine:
         self._wake("weights", "kv_cache")
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         doing = f"generating {len(requests)} completions"
-        return self._ask(doing, self._llm.generate, requests, list(settings), use_tqdm=progress)
+        options = {"use_tqdm": progress, "lora_request": self._adapters}
+        return self._ask(doing, self._llm.generate, requests, list(settings), **options)
 
     def score(self, ids: Sequence[int]) -> Tensor:
         """Log-probability of each of T ids but the first, given those before it, at temperature 1, [T - 1], float32."""
@@ -107,6 +118,13 @@ class Engine:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown(timeout=1)
             self._guard.communicate()
+
+    def _apply(self, adapters: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest("policy", 1, adapters, load_inplace=True)  # in place of those of the same number
+        self._ask("loading adapters", self._llm.llm_engine.add_lora, request)
+        self._adapters = LoRARequest("policy", 1, adapters)  # which are there already: the folder is not read again
 
     def _wake(self, *parts: str) -> None:
         for part in parts:

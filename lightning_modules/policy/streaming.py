@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.unshard import is_sharded, merged_shapes, merged_weights
+from lightning_modules.policy.unshard import is_sharded, merged_shapes, merged_weights, named_state, unshard
 from lightning_modules.policy.weights import is_finite
 from lightning_modules.ranks import failing_together, of_every_rank
 
@@ -26,11 +26,11 @@ BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to
 
 
 def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
-    """Write the weights, adapters merged, as a Hugging Face folder: a file of safetensors per decoder layer.
+    """Write the weights as a Hugging Face folder: a file of safetensors per decoder layer.
 
-    Where the policy is sharded, each weight is gathered, checked where it is, and let go of before the next one; a rank
-    that writes keeps one decoder layer in the memory of its host. The head is not tied to the embedding, see
-    `untied_config`.
+    Adapters are merged, unless peft has them disabled. Where the policy is sharded, each weight is gathered, checked
+    where it is, and let go of before the next one; a rank that writes keeps one decoder layer in the memory of its
+    host. The head is not tied to the embedding, see `untied_config`.
 
     Args:
         policy: The model; where it is sharded, every rank has to take part.
@@ -53,9 +53,7 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
     waiting, held, files = Counter(map(block_of, shapes)), defaultdict[str, dict[str, Tensor]](dict), dict[str, str]()
     failed: OSError | None = None
     for name, weight in merged_weights(policy):
-        weight = weight.to(dtype)
-        if not is_finite(weight):
-            raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
+        weight = finite(name, weight, dtype)
         block = block_of(name)
         if write:
             held[block][name] = weight.to("cpu").contiguous()
@@ -74,6 +72,43 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         index = {"metadata": {"total_size": size}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
         untied_config(policy, dtype).save_pretrained(folder)
+
+
+def write_adapters(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
+    """Write the adapters alone, as peft's `save_pretrained` does.
+
+    Args:
+        policy: The model; where it is sharded, every rank has to take part.
+        folder: Where to; it is made.
+        dtype: Of the adapters in the file.
+        write: Whether this rank writes; the others only help to gather.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: If an adapter is not finite in that dtype, on every rank that takes part.
+    """
+    folder, state = Path(folder), {}
+    for name, weight in named_state(policy).items():
+        if ".lora_" in name:
+            state[f"base_model.model.{name}"] = finite(name, unshard(weight), dtype).cpu()
+    with failing_together() if is_sharded(policy) else nullcontext():
+        try:
+            if write:
+                policy.model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        except (OSError, SafetensorError) as error:
+            size = sum(weight.nbytes for weight in state.values())
+            raise OSError(f"{no_room(folder.parent, size)} ({error})") from error
+
+
+def finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the dtype of an engine.
+
+    Raises:
+        ValueError: It is not finite there.
+    """
+    if not is_finite(weight := weight.to(dtype)):
+        raise ValueError(f"The weight {name} is not finite in {dtype}: the vLLM engine was not given it.")
+    return weight
 
 
 def save_block(policy: ScoredCausalLM, held: dict[str, Tensor], file: Path, size: int) -> dict[str, str]:

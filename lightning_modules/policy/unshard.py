@@ -30,10 +30,10 @@ def computing_device(policy: ScoredCausalLM) -> torch.device:
 
 
 def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
-    """The unsharded weights of the Hugging Face model with adapters merged; the policy is left as it is.
+    """The unsharded weights of the Hugging Face model with adapters merged, unless peft has them disabled.
 
-    They come one at a time, so that where they are sharded no more than one is gathered, if the caller lets go of it;
-    every rank has to take all of them then.
+    The policy is left as it is. They come one at a time, so that where they are sharded no more than one is gathered,
+    if the caller lets go of it; every rank has to take all of them then.
 
     Args:
         policy: The model, sharded or not, with or without LoRA layers.
@@ -48,7 +48,7 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         layer = targets[0].rpartition(".")[0]
         with torch.no_grad():  # as a decorator it would hold a weight while the next one is gathered
             weight = unshard(state[name])
-            if name.endswith(".base_layer.weight"):  # of a layer with an adapter
+            if name.endswith(".base_layer.weight") and not modules[layer].disable_adapters:  # of one with an adapter
                 weight = _merged(weight, modules[layer], layer, state)
         for target in targets:
             yield target, weight

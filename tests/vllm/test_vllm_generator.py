@@ -3,16 +3,21 @@
 import inspect
 import os
 import signal
+from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
 import torch
 from vllm import LLM
+from vllm.config.lora import MaxLoRARanks
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
 from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.vllm_lora import RANKS
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 
@@ -67,6 +72,43 @@ def update(policy, learning_rate):
 
 def ids(completions):
     return [[completion.token_ids for completion in samples] for samples in completions]
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Bytes of the files of weights and of adapters that engines have loaded."""
+    sizes, load = [], Engine.load
+
+    def counted(engine, *folders):
+        files = [Path(folder).glob("*.safetensors") if folder else [] for folder in folders]
+        sizes.append(tuple(sum(file.stat().st_size for file in each) for each in files))
+        load(engine, *folders)
+
+    monkeypatch.setattr(Engine, "load", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "down_proj"]])
+def test_adapters_go_over_alone_and_are_sampled_from_as_the_policy_has_them(small_heads_dir, given, target):
+    """In vLLM q, k and v are one layer, of which a part may have an adapter."""
+    policy = build_policy(str(small_heads_dir), lora=LoRA(r=4, target_modules=target))
+    generator = VLLMGenerator(**SMALL, enable_lora=True)
+    before = generator(policy, PROMPTS, n=2, temperature=1.0)
+    assert gap(policy, PROMPTS, before) <= 5e-3
+    for _ in range(2):
+        update(policy, 1e-2)
+        assert gap(policy, PROMPTS, before) > 5e-3
+        before = generator(policy, PROMPTS, n=2, temperature=1.0)
+        assert gap(policy, PROMPTS, before) <= 5e-3
+    assert ids(generator(policy, PROMPTS, stop_ids=[])) == ids(HFGenerator(8)(policy, PROMPTS, stop_ids=[]))
+    (weights, adapters), *later = given
+    assert later == [(0, adapters)] * 2 and 0 < adapters < weights
+    with torch.no_grad():
+        policy.causal_lm.model.norm.weight.mul_(1.5)  # of what adapters sit on
+    assert gap(policy, PROMPTS, before) > 5e-3
+    assert gap(policy, PROMPTS, generator(policy, PROMPTS, n=2, temperature=1.0)) <= 5e-3
+    assert given[3:] == [(weights, adapters)]
+    generator.engine.close()
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)], ids=["full", "lora"])
@@ -168,7 +210,7 @@ def test_a_prompt_too_long_for_the_engine_is_refused(generator, policy):
 def test_a_sync_without_effect_is_noticed(generator, small_heads_dir, monkeypatch):
     policy = build_policy(str(small_heads_dir))
     generator.sync(policy)
-    monkeypatch.setattr(generator.engine, "load", lambda folder: None)
+    monkeypatch.setattr(generator.engine, "load", lambda *folders: None)
     generator.sync(policy)  # nothing to change, so nothing is missing
     update(policy, 1e-7)
     with pytest.raises(
@@ -200,6 +242,8 @@ def test_vllm_takes_the_calls_that_only_a_gpu_makes():
     inspect.signature(Worker.update_config).bind(None, overrides={"load_config": {"load_format": "auto"}})
     for runner in (GPUModelRunner, GPUModelRunnerV2):
         inspect.signature(runner.reload_weights).bind(None, weights_path="folder")
+        inspect.signature(runner.add_lora).bind(None, None)
+    assert get_args(MaxLoRARanks)[-len(RANKS) :] == RANKS
 
 
 def test_an_engine_finds_how_many_tokens_there_is_memory_for(policy):

@@ -31,7 +31,10 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("lora", [{}, {"model.lora.r": 4}], ids=["all weights", "adapters"])
+APART = {"model.lora.r": 4, "model.generator.init_args.enable_lora": "true"}
+
+
+@pytest.mark.parametrize("lora", [{}, {"model.lora.r": 4}, APART], ids=["all weights", "adapters", "adapters alone"])
 def test_a_sharded_policy_learns_from_samples_of_its_own(tmp_path, monkeypatch, lora):
     (tmp_path / "vowel_rewards.py").write_text(
         "def vowels(completion, tools, answers):\n    return sum(c in 'aeiou' for c in completion)\n"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from threading import Event
@@ -44,7 +45,7 @@ class StandIn:
         self.model_config = SimpleNamespace(max_model_len=100)
         resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[]))
         core = SimpleNamespace(resources=resources, shutdown=lambda timeout: self.note("shutdown"))
-        self.llm_engine = SimpleNamespace(engine_core=core)
+        self.llm_engine = SimpleNamespace(engine_core=core, add_lora=self.add_lora)
         self.note("start")
 
     def note(self, *call):
@@ -54,10 +55,14 @@ class StandIn:
         if call[0] == self.hang:
             self.end.wait()
 
-    def generate(self, requests, settings, use_tqdm):
+    def generate(self, requests, settings, use_tqdm, lora_request):
         assert [list(request) for request in requests] == [["prompt_token_ids"]] * len(settings)
-        self.note("generate", len(requests))
+        adapters = () if lora_request is None else lora_request
+        self.note("generate", len(requests), *adapters)
         return ["output"] * len(requests)
+
+    def add_lora(self, request):
+        self.note("add_lora", *request)
 
     def collective_rpc(self, method, kwargs):
         self.note(method, *kwargs.values())
@@ -78,6 +83,10 @@ def llm(monkeypatch):
     module = ModuleType("vllm")
     module.LLM = type("LLM", (StandIn,), {"end": Event()})
     monkeypatch.setitem(sys.modules, "vllm", module)
+    for name in ("vllm.lora", "vllm.lora.request"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    request = namedtuple("LoRARequest", "lora_name lora_int_id lora_path load_inplace", defaults=[False])
+    sys.modules["vllm.lora.request"].LoRARequest = request
     yield module.LLM
     module.LLM.end.set()
 
@@ -139,6 +148,25 @@ def test_an_engine_that_starts_without_weights_reads_them_from_files(llm):
     files = {"load_config": {"load_format": "auto"}}
     assert running._llm.log[1:3] == [("update_config", files), ("reload_weights", "first")]
     assert not running.emptied
+
+
+def test_adapters_take_the_place_of_those_before_and_go_with_every_request(llm):
+    running = engine(GPU)
+    running.load("first", "adapters")
+    running.rest()
+    running.load(None, "others")
+    running.generate([[1]], [None])
+    assert running._llm.log[1:] == [
+        ("reload_weights", "first"),
+        ("add_lora", "policy", 1, "adapters", True),  # in place
+        ("reset_prefix_cache",),
+        ("sleep", 1),
+        ("wake_up", "weights"),
+        ("add_lora", "policy", 1, "others", True),
+        ("wake_up", "kv_cache"),
+        ("reset_prefix_cache",),
+        ("generate", 1, "policy", 1, "others", False),
+    ]
 
 
 def test_a_sleeping_engine_wakes_as_a_whole_to_generate(llm):

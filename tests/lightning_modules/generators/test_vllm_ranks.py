@@ -6,15 +6,16 @@ import pytest
 from training_runs import run_ranks
 
 SCRIPT = """
-import json, os, pathlib, sys
+import copy, json, os, pathlib, sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+folder, model, apart, rank = pathlib.Path(sys.argv[1]), sys.argv[2], bool(sys.argv[3:]), int(os.environ["RANK"])
 vllm = sys.modules["vllm"] = ModuleType("vllm")
 vllm.__spec__, vllm.envs = ModuleSpec("vllm", None), SimpleNamespace(VLLM_CACHE_ROOT=str(folder / "cache"))
 vllm.SamplingParams = lambda **settings: settings
@@ -35,9 +36,13 @@ class Engine:
     def __init__(self, folder, device, *rest, **options):
         self.emptied, self.max_model_len = True, options["max_model_len"]
 
-    def load(self, folder):
-        note("load")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def load(self, weights, adapters):
+        note("load" + " weights" * (weights is not None) + " adapters" * (adapters is not None))
+        if weights is not None:
+            self.base = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+        self.model = copy.deepcopy(self.base)
+        if adapters is not None:
+            self.model = PeftModel.from_pretrained(self.model, adapters)
         self.emptied = False
 
     @torch.no_grad()
@@ -59,7 +64,8 @@ def note(what):
         file.write(f"{rank} {what}\\n")
 
 torch.manual_seed(0)
-own = SRMLModule(init_from=model, generator=VLLMGenerator(tensor_parallel_size=2, max_new_tokens=4), lora=LoRA(r=4))
+generator = VLLMGenerator(tensor_parallel_size=2, max_new_tokens=4, enable_lora=apart)
+own = SRMLModule(init_from=model, generator=generator, lora=LoRA(r=4))
 whole = build_policy(model)
 policy = build_policy(model, LoRA(r=4))
 for part in (*blocks_of(policy, None), policy):
@@ -96,23 +102,31 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["merged", "apart"])
 @pytest.mark.ranks
-def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_room(tiny_model_dir, tmp_path):
+def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_room(tiny_model_dir, tmp_path, apart):
     (script := tmp_path / "ranks.py").write_text(SCRIPT)
-    done = run_ranks(script, tmp_path, tiny_model_dir)
+    done = run_ranks(script, tmp_path, tiny_model_dir, *["apart"][:apart])
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["counts"] for rank in ranks] == [[2, 2], [1, 1]] and ranks[0]["tokens"] == 3 + 4
     log = (tmp_path / "log.txt").read_text().splitlines()
     calls = [line for line in log if "room" not in line]
-    assert calls == [
-        *("0 load", "0 generate", "0 generate", "0 rest 1"),
+    want = [
+        *("0 load weights", "0 generate", "0 generate", "0 rest 1"),
         "0 generate",  # of the same policy
-        *("0 load", "0 generate", "0 rest 2"),
-        *("0 load", "0 generate"),
+        *("0 load weights", "0 generate", "0 rest 2"),
+        *("0 load weights", "0 generate"),
     ]
+    apart_want = [
+        *("0 load weights adapters", "0 generate", "0 generate", "0 rest 1"),
+        "0 generate",
+        *("0 load adapters", "0 generate", "0 rest 1"),
+        "0 generate",  # it has kept what it had
+    ]
+    assert calls == (apart_want if apart else want)
     for i, line in enumerate(log):  # both have emptied their caches since the engine was last used
-        if line == "0 load" or (line == "0 generate" and log[i - 1].endswith("room")):
+        if line.startswith("0 load") or (line == "0 generate" and log[i - 1].endswith("room")):
             since = max((j for j in range(i) if "room" not in log[j]), default=-1)
             assert {"0 room", "1 room"} <= set(log[since + 1 : i]), log
     # The same references three times on one rank and none on the other: means over both.

@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 from families import FAMILIES
+from peft import PeftModel
 from safetensors.torch import load_file
 from training_runs import run_ranks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.streaming import block_of, write_weights
+from lightning_modules.policy.streaming import block_of, write_adapters, write_weights
 from lightning_modules.policy.unshard import merged_weights
 
 MIXTURE = next(family for family in FAMILIES if family.kind == "qwen3_moe")
@@ -57,6 +58,8 @@ for kind, lora in {"adapters": LoRA(r=4), "weights": None}.items():
     unshard.unshard, most[0] = counted, 0
     streaming.write_weights(policy, folder / kind, torch.float32, write=rank == 0)
     unshard.unshard = gather
+    if lora:
+        streaming.write_adapters(policy, folder / "apart", torch.float32, write=rank == 0)
 found = {"most": most[0], "left": len(held)}
 policy.causal_lm.model.norm.weight.to_local().data.fill_(torch.nan)
 try:
@@ -98,6 +101,34 @@ def test_a_folder_holds_the_merged_weights_by_layers(tiny_model_dir, tmp_path, l
     assert torch.equal(model.lm_head.weight, want["lm_head.weight"])
 
 
+def test_adapters_go_into_a_folder_of_their_own_beside_weights_without_them(tiny_model_dir, tmp_path):
+    policy = build_policy(str(tiny_model_dir), LoRA(r=4), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_()
+    (tmp_path / "base").mkdir()
+    with policy.model.disable_adapter():
+        write_weights(policy, tmp_path / "base", torch.bfloat16)
+    want, got = (
+        build_policy(str(tiny_model_dir), dtype=torch.bfloat16).causal_lm.state_dict(),
+        written(tmp_path / "base"),
+    )
+    assert want.keys() == got.keys() and all(torch.equal(got[name], weight) for name, weight in want.items())
+    write_adapters(policy, tmp_path / "apart", torch.bfloat16)
+    assert {weight.dtype for weight in written(tmp_path / "apart").values()} == {torch.bfloat16}
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "apart")
+    learnt, kept = (
+        {name: weight.bfloat16() for name, weight in model.named_parameters() if ".lora_" in name}
+        for model in (policy.model, again)
+    )
+    assert learnt.keys() == kept.keys() and all(torch.equal(kept[name], weight) for name, weight in learnt.items())
+    with torch.no_grad():
+        policy.model.get_parameter(next(iter(learnt))).fill_(torch.inf)
+    with pytest.raises(ValueError, match=r"^The weight \S+lora_A\S+ is not finite in torch\.bfloat16"):
+        write_adapters(policy, tmp_path / "apart", torch.bfloat16)
+
+
 def test_weights_of_experts_have_the_names_of_the_family(tmp_path, tiny_tokenizer):
     """transformers holds those of a layer in one tensor, and files have one for each expert."""
     policy = build_policy(str(MIXTURE.save(tmp_path / "model", tiny_tokenizer)))
@@ -118,6 +149,10 @@ def test_no_rank_gathers_more_than_a_layer_of_a_sharded_policy_at_a_time(tiny_mo
     for kind in ("adapters", "weights"):
         want, got = torch.load(tmp_path / f"{kind}-0.pt"), written(tmp_path / kind)
         assert want.keys() == got.keys() and all(torch.equal(got[name], weight) for name, weight in want.items())
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, tmp_path / "apart").merge_and_unload().state_dict()
+    for name, weight in torch.load(tmp_path / "adapters-0.pt").items():
+        torch.testing.assert_close(merged[name], weight)
     layers = {}
     for name, weight in want.items():
         layers[block_of(name)] = layers.get(block_of(name), 0) + weight.nbytes
