@@ -16,6 +16,16 @@ BASE = str(Path(__file__).parents[2] / "assets" / "tiny-base")
 LINE = {"scale": "real", "arm": "sft", "seed": 1}
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The rows of a quick study, of the shipped corpus."""
+    folder = tmp_path_factory.mktemp("study")
+    rows = folder / "rows.jsonl"
+    write_text(rows, "".join(json.dumps(row) + "\n" for row in make_corpus("train", 150, 0)))
+    study_rows.prepare(BASE, rows, None, folder / "data", quick=True)
+    return folder / "data"
+
+
 def test_a_run_has_one_line_and_a_line_that_was_cut_off_is_none(tmp_path):
     file = tmp_path / "runs.jsonl"
     for line in (LINE | {"metrics": 1}, LINE | {"metrics": 2}, LINE | {"seed": 2}):
@@ -45,8 +55,7 @@ def test_every_arm_has_its_seeds_and_reinforcement_follows_the_run_of_its_seed()
     assert study_real.BEST in study_real.ARMS
 
 
-def test_rows_held_out_call_only_tools_that_no_training_row_offers(tmp_path):
-    data = prepared(tmp_path)
+def test_rows_held_out_call_only_tools_that_no_training_row_offers(data):
     train, held_out = (study_rows.lines(data / name) for name in (study_rows.TRAIN, study_rows.HELD_OUT))
     offered = {name for row in train for name in study_rows.offered(row)}
     assert train and held_out
@@ -56,8 +65,8 @@ def test_rows_held_out_call_only_tools_that_no_training_row_offers(tmp_path):
     assert sum(facts["fcdr"].values()) == len(train) - facts["rows"][study_rows.FCDR]
 
 
-def test_two_steps_of_srml_and_of_egpo_from_it_leave_a_line_each(tmp_path):
-    place = Place(BASE, prepared(tmp_path), tmp_path / "work", quick=True)
+def test_two_steps_of_srml_and_of_egpo_from_it_leave_a_line_each(data, tmp_path):
+    place = Place(BASE, data, tmp_path / "work", quick=True)
     runs = {run.arm: run for run in study_real.runs(True, [3])}
     for arm in (study_real.BEST, "egpo"):
         metrics, settings = study_real.execute(runs[arm], place)
@@ -69,16 +78,8 @@ def test_two_steps_of_srml_and_of_egpo_from_it_leave_a_line_each(tmp_path):
     assert [path.name for path in place.work.iterdir()] == [f"{study_real.BEST}-3"]  # what others start from
 
 
-def prepared(folder):
-    """The rows of a quick study, of the shipped corpus."""
-    rows = folder / "rows.jsonl"
-    write_text(rows, "".join(json.dumps(row) + "\n" for row in make_corpus("train", 150, 0)))
-    study_rows.prepare(BASE, rows, None, folder / "data", quick=True)
-    return folder / "data"
-
-
-def test_the_runner_runs_what_is_missing_and_nothing_twice(tmp_path, capfd):
-    words = ["--quick", "--arms=base", "--seeds=0", f"--data={prepared(tmp_path)}", f"--work={tmp_path / 'work'}"]
+def test_the_runner_runs_what_is_missing_and_nothing_twice(data, tmp_path, capfd):
+    words = ["--quick", "--arms=base", "--seeds=0", f"--data={data}", f"--work={tmp_path / 'work'}"]
     words += [f"--runs={tmp_path / 'runs.jsonl'}", f"--model={BASE}"]
     assert study.main(words) == 0
     (line,) = study_rows.lines(tmp_path / "runs.jsonl")

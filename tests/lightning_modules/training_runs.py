@@ -3,10 +3,12 @@
 import csv
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -89,8 +91,6 @@ def run_ranks(*args, ranks=2):
 def command_on_ranks(*words, ranks=2, before=None):
     """What a command of `funreason` ends with on several gloo ranks, started as torchrun starts them.
 
-    They are forked off a process that has imported the command, which takes longer than the training in most tests.
-
     Args:
         words: The command line.
         ranks: How many; 1 for a process that is to be killed.
@@ -99,15 +99,23 @@ def command_on_ranks(*words, ranks=2, before=None):
     Returns:
         `returncode` of the first that failed, the `returncodes` of all, `stdout` and `stderr` of all together.
     """
+    return _on_ranks(partial(_command, before), words, ranks)
+
+
+def script_on_ranks(script, *words, ranks=2):
+    """The same of a script and its arguments."""
+    return _on_ranks(partial(runpy.run_path, str(script), run_name="__main__"), words, ranks)
+
+
+def _on_ranks(call, words, ranks):
+    """Fork ranks off a process that has imported the command, which takes longer than the training in most tests."""
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}
     words, threads = list(map(str, words)), 1 if ranks > 1 else torch.get_num_threads()
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
         processes = [
-            FORKED.Process(
-                target=_rank, args=(words, environment | {"RANK": n, "LOCAL_RANK": n}, files, threads, before)
-            )
+            FORKED.Process(target=_rank, args=(call, words, environment | {"RANK": n, "LOCAL_RANK": n}, files, threads))
             for n in map(str, range(ranks))
         ]
         try:
@@ -124,15 +132,19 @@ def command_on_ranks(*words, ranks=2, before=None):
     return SimpleNamespace(returncode=next(filter(None, codes), 0), returncodes=codes, stdout=out, stderr=err)
 
 
-def _rank(words, environment, files, threads, before):
+def _rank(call, words, environment, files, threads):
     os.environ.clear()
     os.environ.update(environment)
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     torch.set_num_threads(threads)
     sys.argv = ["funreason", *words]
-    if before:
-        before()
+    call()
+
+
+def _command(before):
     from lightning_modules.commands.main import main
 
+    if before:
+        before()
     main()

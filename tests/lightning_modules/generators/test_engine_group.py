@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from training_runs import run_ranks
+from training_runs import script_on_ranks
 
 from lightning_modules.generators import engine_group
 from lightning_modules.generators.engine_group import EngineGroup
@@ -40,7 +40,7 @@ dist.destroy_process_group()  # ends Gloo's threads, which abort where they outl
 def test_four_ranks_and_two_engines(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    done = run_ranks(script, tmp_path, Path(engine_group.__file__).parent, ranks=4)
+    done = script_on_ranks(script, tmp_path, Path(engine_group.__file__).parent, ranks=4)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
     assert [rank["leads"] for rank in ranks] == [True, False, True, False]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training_runs import run_ranks
+from training_runs import script_on_ranks
 
 SCRIPT = """
 import copy, json, os, pathlib, sys
@@ -106,7 +106,7 @@ dist.destroy_process_group()
 @pytest.mark.ranks
 def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_room(tiny_model_dir, tmp_path, apart):
     (script := tmp_path / "ranks.py").write_text(SCRIPT)
-    done = run_ranks(script, tmp_path, tiny_model_dir, *["apart"][:apart])
+    done = script_on_ranks(script, tmp_path, tiny_model_dir, *["apart"][:apart])
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["counts"] for rank in ranks] == [[2, 2], [1, 1]] and ranks[0]["tokens"] == 3 + 4

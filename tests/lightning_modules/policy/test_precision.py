@@ -7,7 +7,7 @@ import bf16_step
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from training_runs import Steps, run_ranks
+from training_runs import Steps, script_on_ranks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules import SRMLModule
@@ -112,7 +112,7 @@ def test_positions_are_turned_by_exact_angles_however_long_the_document(one_proc
 @pytest.mark.ranks
 def test_two_ranks_in_shards_hold_what_one_process_does(long_model_dir, one_process, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    done = run_ranks(HERE / "bf16_step.py", long_model_dir, tmp_path, 2, "fsdp2")
+    done = script_on_ranks(HERE / "bf16_step.py", long_model_dir, tmp_path, 2, "fsdp2")
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):  # the second one has loaded nothing, and was sent its weights
         left = torch.load(tmp_path / f"{rank}.pt")

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import run_ranks
+from training_runs import script_on_ranks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.lora import LoRA
@@ -144,7 +144,7 @@ def test_weights_of_experts_have_the_names_of_the_family(tmp_path, tiny_tokenize
 @pytest.mark.ranks
 def test_no_rank_gathers_more_than_a_layer_of_a_sharded_policy_at_a_time(tiny_model_dir, tmp_path):
     (script := tmp_path / "ranks.py").write_text(RANKS)
-    done = run_ranks(script, tmp_path, tiny_model_dir)
+    done = script_on_ranks(script, tmp_path, tiny_model_dir)
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("adapters", "weights"):
         want, got = torch.load(tmp_path / f"{kind}-0.pt"), written(tmp_path / kind)
