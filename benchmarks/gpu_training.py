@@ -1,4 +1,4 @@
-"""The step of `gpu_session` that trains a 7B shape with few layers: tokens a second, memory, kernels."""
+"""The steps of `gpu_session` that train a 7B shape with few layers: tokens a second, memory, kernels."""
 
 import gc
 import time
@@ -42,8 +42,21 @@ def sft(small: bool) -> Measurements:
         yield "adapters, every second layer", partial(_train, device, LoRA(r=RANK), GradientCheckpointing(2), True)
 
 
+def compiled(small: bool) -> Measurements:
+    """The same steps with compiled layers (`model.torch_compile`); compiling is most of what it takes."""
+    device = device_of(small)
+    yield "machine", partial(machine, device)
+    yield "all weights, compiled", partial(_train, device, None, True, True, torch_compile=True)
+    if not small:
+        yield "adapters, compiled", partial(_train, device, LoRA(r=RANK), True, True, torch_compile=True)
+
+
 def _train(
-    device: torch.device, lora: LoRA | None, checkpointing: bool | GradientCheckpointing, at_once: bool
+    device: torch.device,
+    lora: LoRA | None,
+    checkpointing: bool | GradientCheckpointing,
+    at_once: bool,
+    torch_compile: bool = False,
 ) -> dict[str, Any]:
     small = device.type == "cpu"
     case = Case("SRML", "small" if small else "7B", layers=2 if small else LAYERS)
@@ -68,7 +81,9 @@ def _train(
             max_length=1024 if small else 4096,
             micro_batch_tokens=1024 if small else 8192,
         )
-        module = SRMLModule(init_from=f"{folder}/model", lora=lora, gradient_checkpointing=checkpointing)
+        module = SRMLModule(
+            init_from=f"{folder}/model", lora=lora, gradient_checkpointing=checkpointing, torch_compile=torch_compile
+        )
         watch, options = Measured(), {**RUN, "accelerator": "cpu" if small else "gpu"}
         with patch.object(policy_attention, "takes_all", takes_all):
             trainer = Trainer(precision="bf16-mixed", max_steps=STEPS, callbacks=[watch], **options)

@@ -22,6 +22,7 @@ from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.recompute import is_large, return_freed
+from lightning_modules.policy.torch_compile import check_compiles, compile_layers
 from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
@@ -52,6 +53,7 @@ class FunctionCallingModule(EvaluationModule):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time; or
             settings, such as that only some layers do.
         attn_implementation: Attention kernel, by its name in transformers: "sdpa", "eager", "flash_attention_2".
+        torch_compile: Compile each decoder layer (`torch.compile`), in the first steps.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; norms, biases and other vectors never decay.
         betas: AdamW's averaging coefficients.
@@ -73,6 +75,7 @@ class FunctionCallingModule(EvaluationModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool | GradientCheckpointing = False,
         attn_implementation: str = "sdpa",
+        torch_compile: bool = False,
         learning_rate: float = 4e-5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -95,6 +98,7 @@ class FunctionCallingModule(EvaluationModule):
         self.automatic_optimization = False
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
+        self.torch_compile = torch_compile
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
@@ -108,7 +112,8 @@ class FunctionCallingModule(EvaluationModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision` and `check_generator`; or activations are to be offloaded from the CPU.
+            ValueError: See `check_precision`, `check_generator` and `check_compiles`; or activations are to be offloaded
+                from the CPU, or layers compiled under FSDP1.
         """
         recomputed = settings_of(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
@@ -116,6 +121,13 @@ class FunctionCallingModule(EvaluationModule):
                 "model.gradient_checkpointing: offload keeps activations in the memory of the host, and a run on the "
                 "CPU has no other: leave it out."
             )
+        if self.torch_compile:
+            check_compiles(self.attn_implementation)
+            if isinstance(self.strategy, FSDP1):
+                raise ValueError(
+                    "model.torch_compile goes with FSDP2, and trainer.strategy is FSDP1: add --config "
+                    "configs/trainer/fsdp2.yaml, or leave model.torch_compile out."
+                )
         rate = self.learning_rate if stage == "fit" else None
         check_precision(str(self.trainer.precision), self.lora is not None, rate, isinstance(self.strategy, FSDP1))
         self.check_generator(self.lora)
@@ -123,6 +135,12 @@ class FunctionCallingModule(EvaluationModule):
     def load_policy(self, **options: Any) -> ScoredCausalLM:
         """The model of `init_from`, with adapters if `lora` is set, not yet in shards."""
         return super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
+
+    def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
+        """The model, its layers compiled if `torch_compile` is set, and sharded if the strategy shards."""
+        if self.torch_compile:
+            compile_layers(policy)
+        return super().shard(policy)
 
     @property
     def fitting(self) -> bool:

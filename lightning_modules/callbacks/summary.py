@@ -55,6 +55,8 @@ class RunSummary(Callback):
             "generator": f"{type(pl_module.generator).__name__}, at most {pl_module.generator.max_new_tokens:,} tokens",
             "run folder": f"{trainer.log_dir}",
         }
+        if pl_module.torch_compile:
+            rows["layers"] = "compiled one by one (torch.compile) in the first steps, which take longer"
         if str(pl_module.tokenizer.chat_template).startswith(DATE_FIXED):
             rows["prompts"] = f"are of {PROMPT_DATE}, whatever the day: the chat template would print the present one"
         rows |= pl_module.settings_table()

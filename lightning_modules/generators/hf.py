@@ -17,6 +17,7 @@ from lightning_modules.generators.decoding import Row, decode
 from lightning_modules.generators.padding import GenerationMode, decodes, find_mode
 from lightning_modules.generators.sampling import GumbelMax, row_key, sample
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.torch_compile import uncompiled
 
 
 class HFGenerator:
@@ -192,12 +193,12 @@ def _choose(logits: Tensor, rows: list[Row], temperature: float, top_p: float) -
 
 @contextmanager
 def _generating(policy: ScoredCausalLM) -> Iterator[None]:
-    """Eval mode, no gradients, and none of the model's own generation settings; all put back afterwards."""
+    """Eval mode, no gradients, nothing compiled or of the model's own generation settings; put back afterwards."""
     model, modes = policy.causal_lm, [(module, module.training) for module in policy.modules()]
     config, model.generation_config = model.generation_config, GenerationConfig()
     policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
     try:
-        with torch.no_grad(), cast_once(model):
+        with torch.no_grad(), cast_once(model), uncompiled(model):
             yield
     finally:
         model.generation_config = config

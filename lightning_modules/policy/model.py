@@ -126,11 +126,13 @@ class ScoredCausalLM(nn.Module):
                 f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
                 "a 2-D mask would let packed documents see each other."
             )
-        if self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None:
-            # Its variable-length kernel recognises restarting positions in a single row only, and silently not in more.
-            input_ids, position_ids, targets = (x.reshape(1, -1) for x in (input_ids, position_ids, targets))
         apart = self.by_document and attention_mask is None
         options = decoder_options(position_ids) if apart else {"attention_mask": attention_mask}
+        flash = self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None
+        if apart or flash:
+            # Flash's variable-length kernel recognises restarting positions in a single row only, and silently not in
+            # more. And what is compiled would be compiled anew for one row, and for a view of one.
+            input_ids, position_ids, targets = (x.reshape(1, -1).clone() for x in (input_ids, position_ids, targets))
         hidden = decoder_of(self.causal_lm)(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **options
         ).last_hidden_state

@@ -160,7 +160,12 @@ def _is_gated(kind: type[nn.Module]) -> bool:
 
 
 def _pays(states: Tensor) -> bool:
-    """Whether there is a backward pass to keep something for, on a CPU, and more of it than a block."""
+    """Whether there is a backward pass to keep something for, on a CPU, and more of it than a block.
+
+    What is compiled is left to the compiler, which computes again by itself what is cheap.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return torch.is_grad_enabled() and states.device.type == "cpu" and states.ndim > 1 and states.numel() > BLOCK
 
 
