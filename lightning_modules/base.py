@@ -112,8 +112,8 @@ class FunctionCallingModule(EvaluationModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision`, `check_generator` and `check_compiles`; or activations are to be offloaded
-                from the CPU, or layers compiled under FSDP1.
+            ValueError: See `check_precision`, `check_generator` and `check_compiles`; or activations are to be
+                offloaded from the CPU, or layers compiled under FSDP1.
         """
         recomputed = settings_of(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
