@@ -52,7 +52,8 @@ def commands():
     for page in PAGES:
         for block in blocks(page, "bash"):
             for line in block.replace("\\\n", " ").splitlines():
-                for part in shlex.join(shlex.split(line, comments=True)).split(" '&&' "):
+                words = shlex.split(line, comments=True)
+                for part in shlex.join(words).split(" '&&' ") if words else ():
                     lines.setdefault(part, page.name)
     return lines
 
