@@ -214,7 +214,8 @@ class XLAMDataModule(LightningDataModule):
         think = {"require": True, "none": False, "auto": None}[h.think]
         system, tool_form = h.system_prompt, h.tool_form
         if system == "bfcl":
-            system, tool_form = instructions(find_package(INSTALLED)), tool_form or "bfcl"
+            system = instructions(find_package(INSTALLED))
+            tool_form = tool_form or (None if h.prompt == "template" else "bfcl")
         self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, system, tool_form)
         by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
         self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")

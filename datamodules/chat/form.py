@@ -67,6 +67,11 @@ class ChatForm:
                 "data.answer_form is template, but data.prompt is paper, whose text asks for a form of its own: set "
                 "data.prompt to template too, or data.answer_form to python, json or hermes"
             )
+        if self.tool_form == "bfcl" and self.prompt == "template":
+            raise ValueError(
+                "data.tool_form is bfcl, but data.prompt is template, and it is the model's own template that writes "
+                "the tools: set data.prompt to paper, or data.tool_form to json"
+            )
 
     def described(self, think: Think = "require") -> str:
         """The form in a sentence."""

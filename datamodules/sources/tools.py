@@ -117,20 +117,10 @@ def bfcl_tools(tools: list[dict[str, Any]]) -> str:
     xLAM's flat parameters become such a schema. The sentence on the language that BFCL adds to every description is
     left out.
     """
-    shown = []
-    for tool in tools:
-        schema = parameters_schema(tool)
-        if isinstance(schema.get("properties"), dict):
-            schema |= {"properties": {name: _type_first(spec) for name, spec in schema["properties"].items()}}
-        shown.append(shown_tool(tool | {"parameters": schema}))
-    text = repr(shown)
+    text = repr([openai_tool(tool)["function"] for tool in tools])
     for ours, theirs in BFCL_TYPES.items():
         text = text.replace(ours, theirs)
     return text
-
-
-def _type_first(spec: Any) -> Any:
-    return {"type": spec["type"]} | spec if isinstance(spec, dict) and "type" in spec else spec
 
 
 def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +129,10 @@ def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
     if is_json_schema(tool.get("parameters") or {}):
         return dict(tool["parameters"])
     types = argument_schema(tool).get("properties", {})
-    fields = {
-        name: (spec if isinstance(spec, dict) else {}) | {k: v for k, v in types.get(name, {}).items() if k != "$ref"}
-        for name, spec in declared.items()
-    }
+    fields = {}
+    for name, spec in declared.items():
+        typed = {k: v for k, v in types.get(name, {}).items() if k != "$ref"}
+        fields[name] = typed | (spec if isinstance(spec, dict) else {}) | typed  # the type first, as schemas have it
     return {"type": "object", "properties": fields, "required": required}
 
 

@@ -134,7 +134,7 @@ class Servers:
             except Failed as failure:
                 try:
                     if isinstance(failure, Dropped) or isinstance(failure.__cause__, TimeoutError):
-                        raise  # asked often enough, or hanging, with which an engine is well, says vLLM
+                        raise  # it may not be asked again; or it hangs, with which an engine is well, says vLLM
                     await self._check(session, server)
                 except Failed:
                     self._lose(server, failure)

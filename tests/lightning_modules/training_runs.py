@@ -97,7 +97,7 @@ def command_on_ranks(*words, ranks=2, before=None):
         before: What each rank calls first; pickled, so that it stands in a module of its own.
 
     Returns:
-        `returncode` of the first that failed, the `returncodes` of all, `stdout` and `stderr` of all together.
+        `returncode` of the lowest rank that failed, the `returncodes` of all, `stdout` and `stderr` of all together.
     """
     return _on_ranks(partial(_command, before), words, ranks)
 

@@ -42,7 +42,7 @@ FORMS = [
     ChatForm(answer_form="json"),
     ChatForm(answer_form="hermes", think=False),
     ChatForm(system_prompt="Answer {{ well }} 'please':\n"),
-    ChatForm(system_prompt="Call.\n", tool_form="bfcl"),
+    ChatForm(system_prompt="Calls are WRITTEN below.\n", tool_form="bfcl"),
     ChatForm(prompt="template", answer_form="template"),
     ChatForm(prompt="template", answer_form="hermes", think=False, system_prompt="Call."),
 ]
@@ -50,6 +50,11 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {
 TOOLS = [
     {"name": "get_weather", "description": 'Weather: é, "so" <b>', "parameters": SCHEMA | {"required": ["city"]}},
     {"name": "ref-number", "description": "", "parameters": {"type": "object", "properties": {}}, "strict": None},
+    {
+        "name": "add",
+        "description": "d",
+        "parameters": {"properties": {"a": {"description": "'type': 'object'", "type": "number"}}, "type": "object"},
+    },
 ]
 HISTORY = [
     {"role": "user", "content": "And there?"},
