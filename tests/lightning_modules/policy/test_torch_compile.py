@@ -75,10 +75,10 @@ def gradients(policy, lengths):
 
 
 def assert_close(got, want, tolerance):
-    """That differences are small beside each tensor as a whole."""
+    """That differences are small beside each tensor; queries of a lone token have no gradient but rounding."""
     assert got.keys() == want.keys()
     for name, value in want.items():
-        assert (got[name] - value).norm() <= tolerance * value.norm(), name
+        assert (got[name] - value).norm() <= tolerance * max(1, value.norm()), name
 
 
 def score_five(policy):
