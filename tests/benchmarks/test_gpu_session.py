@@ -44,7 +44,7 @@ def test_scores_gradients_generation_and_optimizer_are_right_on_the_cpu(capsys, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["bf16_true", "sft", "nccl"])
+@pytest.mark.parametrize("step", ["bf16_true", "sft", "nccl", "compiled"])
 def test_steps_that_train_measure(step, capsys, monkeypatch):
     assert values_of(step, capsys, monkeypatch)
 
