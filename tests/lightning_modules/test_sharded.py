@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import assert_same, command_on_ranks, metrics
+from training_runs import UNEVEN, assert_same, command_on_ranks, metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.formats import load
@@ -18,21 +18,7 @@ pytestmark = pytest.mark.ranks
 
 FSDP2 = "lightning_modules.strategies.FSDP2"
 SRML = ["fit", "--config", "configs/srml.yaml"]
-# 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.
-OPTIONS = {
-    "model.init_args.learning_rate": 0.001,
-    "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
-    "model.init_args.weight_decay": 0.1,
-    "model.init_args.max_grad_norm": 0.5,
-    "data.init_args.batch_size": 11,
-    "data.init_args.max_length": 700,
-    "data.init_args.micro_batch_tokens": 700,
-    "data.init_args.val_fraction": 0.05,
-    "trainer.max_epochs": 1,
-    "best_checkpoint.monitor": "null",  # keep every step
-    "best_checkpoint.every_n_train_steps": 1,
-    "best_checkpoint.save_top_k": -1,
-}
+OPTIONS = UNEVEN | {"model.init_args.weight_decay": 0.1, "model.init_args.max_grad_norm": 0.5}
 ALPHA = {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100}
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 ADAPTERS = {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": "all-linear"}

@@ -22,6 +22,20 @@ FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["lightning_modules.cli"])
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of metrics that do not depend on the clock."""
+# 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.
+UNEVEN = {
+    "model.init_args.learning_rate": 0.001,
+    "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
+    "data.init_args.batch_size": 11,
+    "data.init_args.max_length": 700,
+    "data.init_args.micro_batch_tokens": 700,
+    "data.init_args.val_fraction": 0.05,
+    "trainer.max_epochs": 1,
+    "best_checkpoint.monitor": "null",  # keep every step
+    "best_checkpoint.every_n_train_steps": 1,
+    "best_checkpoint.save_top_k": -1,
+}
+"""Options of a run of SRML of which every step is kept."""
 
 
 class Steps:

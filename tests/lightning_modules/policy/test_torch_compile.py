@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.autograd.graph import save_on_cpu
-from training_runs import Steps, assert_same, metrics, run_ranks, saved_state
+from training_runs import UNEVEN, Steps, assert_same, metrics, saved_state, script_on_ranks
 from transformers import AttentionInterface, modeling_utils
 
 from datamodules import Example
@@ -240,20 +240,7 @@ def test_steps_are_those_of_plain_layers(tiny_model_dir, run):
     assert of_compiled == pytest.approx(logged, rel=1e-6, abs=1e-9)
 
 
-RUN = {
-    "model.init_args.torch_compile": "true",
-    "model.init_args.gradient_checkpointing": "true",
-    "model.init_args.learning_rate": 0.001,
-    "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step
-    "data.init_args.batch_size": 11,
-    "data.init_args.max_length": 700,
-    "data.init_args.micro_batch_tokens": 700,
-    "data.init_args.val_fraction": 0.05,
-    "trainer.max_epochs": 1,
-    "best_checkpoint.monitor": "null",  # keep every step
-    "best_checkpoint.every_n_train_steps": 1,
-    "best_checkpoint.save_top_k": -1,
-}
+RUN = UNEVEN | {"model.init_args.torch_compile": "true", "model.init_args.gradient_checkpointing": "true"}
 SRML = ["fit", "--config", "configs/srml.yaml"]
 PLAIN = {"model.init_args.torch_compile": "false"}
 
@@ -295,7 +282,7 @@ def test_a_run_goes_on_to_the_bit(base_args, tmp_path):
 @pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
 def test_two_ranks_take_the_steps_of_one(one, base_args, tmp_path, strategy):
     ranks = {"trainer.devices": 2, "trainer.strategy.class_path": f"lightning_modules.strategies.{strategy}"}
-    done = run_ranks(TRACED, *SRML, *base_args(tmp_path, **RUN | ranks))
+    done = script_on_ranks(TRACED, *SRML, *base_args(tmp_path, **RUN | ranks))
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "srml-fit-0"
     assert metrics(run) == pytest.approx(metrics(one), rel=1e-5, abs=1e-6)
