@@ -1,14 +1,17 @@
 """General text for the tiny base model: it teaches to read a tool list and to copy, not the form of the answers.
 
 A document is a chat in the base model's own template, about a tool list or about values to repeat. It uses the
-generator of the shipped corpus with its training values and wordings; half of its tool lists are invented, with made-up
-names, so that reading the list pays more than remembering it. Values are those of the training share, but some are
-replaced by made-up words or by any word of the word lists, as a language model has met most words, in no place that
-says which parameter they belong to. No document holds `<think>` or a python call.
+generator of the shipped corpus with its training values and wordings; half of its tool lists are invented, with names
+of made-up words and of any words of the catalogue, so that reading the list pays more than remembering it. Values are
+those of the training share, but some are replaced by made-up words or by any word of the word lists. So most words are
+met, as a language model has met most, in no place that says what they belong to: no document holds a function that
+training never shows, and none holds `<think>` or a python call.
 """
 
 import json
+import keyword
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,11 +22,14 @@ from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.loading import ResumableLoader
 from datamodules.packing import CALL, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
 from datamodules.toolbox.catalogue import FUNCTIONS, Function, Parameter, sample_arguments
+from datamodules.toolbox.functions import CATALOGUE
 from datamodules.toolbox.rows import JOINERS, WORDINGS, request_text
 from datamodules.toolbox.values import BANKS, sample_value
 
 Message = dict[str, str]
 SEEN = [function for function in FUNCTIONS if not function.unseen and function.parameters]
+NAMES = {function.name for function in FUNCTIONS}
+WORDS = sorted(set(re.findall("[a-z]{2,}", CATALOGUE.lower())) - set(keyword.kwlist))
 KINDS = (
     "city",
     "person",
@@ -59,20 +65,27 @@ def _pseudo_word(rng: random.Random) -> str:
     return "".join(rng.choice(BANKS["syllable"]) for _ in range(rng.randint(2, 3)))
 
 
+def _name_word(rng: random.Random) -> str:
+    return rng.choice([_pseudo_word(rng), rng.choice(WORDS)])
+
+
 def _any_word(rng: random.Random) -> str:
-    return rng.choice([_pseudo_word(rng), rng.choice(BANKS[rng.choice(list(BANKS))])])
+    return rng.choice([_name_word(rng), rng.choice(BANKS[rng.choice(list(BANKS))])])
 
 
 def invented_function(rng: random.Random) -> Function:
-    """A function with made-up names and one to four parameters."""
-    verb, noun = rng.choice("get find set make send check open list".split()), _pseudo_word(rng)
+    """A function with one to four parameters, named with made-up words or any words, and none of the catalogue."""
+    verb, noun = rng.choice([*"get find set make send check open list".split(), _name_word(rng)]), _name_word(rng)
+    while f"{verb}_{noun}" in NAMES or rng.random() < 0.2:
+        noun += "_" + _name_word(rng)
     parameters = []
-    for name in sorted({_pseudo_word(rng) for _ in range(rng.randint(1, 4))}):
+    for name in sorted({_name_word(rng) for _ in range(rng.randint(1, 4))}):
         kind = rng.choice(KINDS)
         options = {"int": "1,999", "float": "1,99", "list": rng.choice(KINDS[:6])}.get(kind, "")
         phrase = f"with {name}" if kind == "flag" else f"{rng.choice(['with', 'for', 'at', 'by', 'using'])} {name} {{}}"
         parameters.append(Parameter(name, kind, options, rng.choice([None, None, "none"]), phrase))
-    return Function(f"{verb}_{noun}", f"{verb} the {noun}", "invented", tuple(parameters), False)
+    action = f"{verb} the {noun.replace('_', ' ')}"
+    return Function(f"{verb}_{noun}", action, "invented", tuple(parameters), False)
 
 
 def _toolset(rng: random.Random) -> list[Function]:
@@ -114,7 +127,7 @@ def _turn(question: str, answer: str) -> list[Message]:
 def _request(function: Function, arguments: dict[str, Any], rng: random.Random) -> str:
     """One request; a quarter of them with a made-up verb, so that no verb is needed to tell what is asked."""
     if rng.random() < 0.25:
-        function = replace(function, action=f"{_pseudo_word(rng)} {function.action.partition(' ')[2]}")
+        function = replace(function, action=f"{_name_word(rng)} {function.action.partition(' ')[2]}")
     return request_text(function, arguments, rng)
 
 
@@ -186,7 +199,7 @@ def echo_document(rng: random.Random) -> list[Message]:
 
 def recall_document(rng: random.Random) -> list[Message]:
     """Named values, and some of them asked for by name."""
-    pairs = {_pseudo_word(rng): _value(rng) for _ in range(rng.randint(3, 6))}
+    pairs = {_name_word(rng): _value(rng) for _ in range(rng.randint(3, 6))}
     told = rng.choice([", ", "; ", "\n"]).join(
         f"{name} {rng.choice(['is', '=', ':'])} {v}" for name, v in pairs.items()
     )
@@ -238,6 +251,10 @@ class PretrainingDataModule(LightningDataModule):
         """An empty list: there is nothing to validate on."""
         return []
 
+    def document(self, index: int) -> list[Message]:
+        """The chat of an index of the epoch."""
+        return make_document(index, self.hparams.seed)
+
     def encode(self, chat: list[Message]) -> Encoded:
         """Encode a chat; the assistant's turns are supervised, their end tokens included."""
         text, ids, segments = "", [], []
@@ -255,7 +272,7 @@ class PretrainingDataModule(LightningDataModule):
 
     def _packed(self, indices: list[int]) -> list[PackedBatch]:
         h = self.hparams
-        documents = [self.encode(make_document(index, h.seed)) for index in indices]
+        documents = [self.encode(self.document(index)) for index in indices]
         lengths = [len(document.input_ids) for document in documents]
         packed = getattr(getattr(self.trainer, "lightning_module", None), "packed", True)
         plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens, packed)
