@@ -122,14 +122,15 @@ def set_advantages(
     if entropy is None:
         shaped = plain
     else:
-        if bonus.level == "rollout_cot":
-            level = mean_cot_entropy(entropy, cot, doc_ids, rollouts)  # [R]
-        else:
+        level = mean_cot_entropy(entropy, cot, doc_ids, rollouts)  # [R]
+        thinking = torch.tensor([any(mask) for mask in buffer.cot], dtype=torch.bool)  # others count 0 for the bonus
+        sums = moments("entropy", level[known & thinking])[0]
+        if bonus.level != "rollout_cot":
             plain, known = plain[doc_ids], known[doc_ids]  # [N]
             level = shaping_entropy(entropy, cot, doc_ids, rollouts, bonus.level)
         added = bonus(plain, level)
         shaped = plain + added.bonus
-        sums = bonus_sums(plain[known], level[known], BonusParts(*(part[known] for part in added)))
+        sums |= bonus_sums(plain[known], BonusParts(*(part[known] for part in added)))
     more, peaks = moments("advantage", shaped[known])
     buffer.advantages = shaped[doc_ids] if len(shaped) == rollouts else shaped
     return sums | more, peaks

@@ -78,12 +78,11 @@ def moments(name: str, values: Tensor) -> tuple[Sums, Peaks]:
     return sums | {f"{name}/count": float(len(values))}, {f"{name}/max": high, f"{name}/-min": -low}
 
 
-def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: BonusParts) -> Sums:
+def bonus_sums(advantages: Tensor, bonus: BonusParts) -> Sums:
     """Sums over the entropy bonus of a rank: one value per rollout, or per token where it is shaped by token.
 
     Args:
         advantages: A, [M].
-        entropy: E in nats, [M].
         bonus: What `entropy_bonus` made of them, each [M].
     """
     sums = {
@@ -92,9 +91,7 @@ def bonus_sums(advantages: Tensor, entropy: Tensor, bonus: BonusParts) -> Sums:
         "bonus/alive": float((advantages != 0).sum()),
         "bonus/advantage": advantages.abs().sum().item(),
     }
-    for name, values in (("bonus", bonus.bonus), ("entropy", entropy)):
-        sums |= moments(name, values)[0]
-    return sums
+    return sums | moments("bonus", bonus.bonus)[0]
 
 
 def length_sums(rollouts: Sequence[Rollout], stop_ids: Collection[int]) -> tuple[Sums, Peaks]:
@@ -151,6 +148,7 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
         metrics["completion/mean_terminated_length"] = sums["ended"] / (rollouts - sums["truncated"])
     if sums.get("entropy/count"):
         metrics["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
+    if sums.get("bonus/count"):
         metrics["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
         metrics["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]
         metrics["entropy_bonus/clipped_frac"] = sums["bonus/capped"] / max(1.0, sums["bonus/alive"])

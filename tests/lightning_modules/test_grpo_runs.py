@@ -93,9 +93,7 @@ def test_figures_of_a_run(run):
     every_step |= {"perf/tokens_per_s", "perf/samples_per_s", "perf/pad_frac"}
     per_batch = {f"advantage/{name}" for name in ("mean", "std", "min", "max")}
     per_batch |= {f"reward/{name}" for name in ("std", "vowels/mean", "errors", "frac_zero_std", "mean_first")}
-    per_batch |= {
-        f"entropy_bonus/{n}" for n in ("mean", "raw_mean", "clipped_frac", "share_of_advantage", "cot_entropy")
-    }
+    per_batch |= {f"entropy_bonus/{n}" for n in ("mean", "raw_mean", "clipped_frac", "share_of_advantage")}
     per_batch |= {
         f"completion/{n}" for n in ("mean_length", "min_length", "max_length", "truncated_frac", "no_eos_frac")
     }

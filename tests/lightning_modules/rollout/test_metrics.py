@@ -48,7 +48,7 @@ def part(rows):
         more, more_peaks = moments(name, values)
         sums, peaks = sums | more, peaks | more_peaks
     bonus = entropy_bonus(ADVANTAGES[known], ENTROPY[known])
-    return sums | bonus_sums(ADVANTAGES[known], ENTROPY[known], bonus), peaks
+    return sums | moments("entropy", ENTROPY[known])[0] | bonus_sums(ADVANTAGES[known], bonus), peaks
 
 
 def over_ranks(parts):
@@ -103,6 +103,16 @@ def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
     assert (sums["bonus/sum"], sums["bonus/capped"], sums["bonus/alive"]) == (0.5, 2, 2)
 
 
+@pytest.mark.parametrize("level", ["rollout_cot", "token"])
+def test_entropy_of_chains_of_thought_is_of_rollouts_that_have_one(level):
+    # tokens: two of a chain (entropies 1 and 2), then two rollouts without any, the last of which has no reward
+    masks, entropy = [[True, True, False], [False], [False]], torch.tensor([1.0, 2.0, 9.0, 5.0, 5.0])
+    buffer = RolloutBuffer([], [], [[1] * len(mask) for mask in masks], masks, [0] * 3, [False] * 3, torch.zeros(0))
+    rewards, valid = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[True, True, False]])
+    sums, _ = set_advantages(buffer, rewards, valid, entropy, "none", EntropyBonus(level=level))
+    assert (sums["entropy/sum"], sums["entropy/count"]) == (1.5, 1)
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_nothing_divides_by_nothing(failed):
     sums, peaks = length_sums([completion(3, "length")], STOP)
@@ -112,7 +122,7 @@ def test_nothing_divides_by_nothing(failed):
     for name in ("reward", "advantage"):
         more, more_peaks = moments(name, none)
         sums, peaks = sums | more, peaks | more_peaks
-    sums |= bonus_sums(none, none + 1, entropy_bonus(none, none + 1))
+    sums |= moments("entropy", none)[0] | bonus_sums(none, entropy_bonus(none, none + 1))
     metrics = rollout_metrics(sums, peaks)
     assert "completion/mean_terminated_length" not in metrics  # none terminated
     if failed:
