@@ -29,11 +29,15 @@ class Claim:
 
 MEASURES = {
     "real": ("bfcl_rows", "heldout_rows", "heldout_loss.call", "text_loss", "curves.kl", "curves.cot_entropy"),
-    "small": ("heldout_rows", "unseen_rows", "text_loss", "curves.reward", "curves.kl", "curves.cot_entropy"),
+    "small": (
+        *("heldout_rows", "heldout_call_rows", "unseen_rows", "unseen_call_rows", "text_loss"),
+        *("curves.reward", "curves.kl", "curves.cot_entropy"),
+    ),
 }
 """What is said of every arm itself."""
 
 BEST_ALPHA = {"srml_0.5": 1 / 2, "srml_0.7": 1 / 2, "srml_0.1": -1 / 3, "srml_0.3": -1 / 3, "srml_0.9": -1 / 3}
+NEAR_ALPHA = {"srml_0.5": 1 / 2, "srml_0.7": 1 / 2, "srml_0.3": -1 / 2, "srml_0.9": -1 / 2}
 LONGER = {"srml_0.7_long": 1, "srml_0.7": -1, "sft_long": -1, "sft": 1}
 FORGETTING = "FunReason v1: HumanEval 0.866 before, 0.470 after SFT, 0.841 after SRML"
 EGPO = "EGPO v4: single-turn 82.20 by GRPO, 84.92 by EGPO (Qwen3-4B)"
@@ -108,6 +112,20 @@ CLAIMS = (
         BEST_ALPHA,
     ),
     Claim(
+        "Alpha of 0.5 to 0.7 is better than 0.3 and 0.9",
+        "FunReason v1, figure 4b: best at 0.5 to 0.7",
+        "small",
+        "heldout_rows",
+        NEAR_ALPHA,
+    ),
+    Claim(
+        "SRML (alpha 0.7) makes more right calls than plain SFT where chains of thought are long",
+        SRML,
+        "small",
+        "heldout_rows",
+        {"srml_0.7_long": 1, "sft_long": -1},
+    ),
+    Claim(
         "Long chains of thought cost SRML less than plain SFT",
         "FunReason v1: segments are averaged apart, so that length no longer matters",
         "small",
@@ -129,6 +147,13 @@ CLAIMS = (
         {"self_refine_1": 1, "start": -1},
     ),
     Claim(
+        "A round of self-refinement adds more than as many steps on the first rows",
+        "FunReason v1: its model's own refined samples are trained on in rounds",
+        "small",
+        "heldout_rows",
+        {"self_refine_1": 1, "start_25": -1},
+    ),
+    Claim(
         "A second round of self-refinement adds more",
         "FunReason v1, the figure of its training: two rounds and more",
         "small",
@@ -136,13 +161,20 @@ CLAIMS = (
         {"self_refine_2": 1, "self_refine_1": -1},
     ),
     Claim(
-        "Re-sampling of hard rows adds right calls",
+        "Re-sampling of hard rows adds more than as many steps on the refined rows",
         "BalanceSFT v3, figure 4c: multi-turn 38.60 before, 47.00 after five rounds",
         "small",
         "heldout_rows",
-        {"hard": 1, "refined": -1},
+        {"hard": 1, "refined_50": -1},
     ),
-    Claim("Reinforcement adds right calls", EGPO, "small", "heldout_rows", {"egpo": 1, "start": -1}),
+    Claim("EGPO adds right calls to its start", EGPO, "small", "heldout_rows", {"egpo": 1, "start": -1}),
+    Claim(
+        "Code-like pre-training helps more than prose of the same calls",
+        "FunRL v1: its gains are largest on code-pretrained models",
+        "small",
+        "heldout_rows",
+        {"after_code": 1, "after_prose": -1},
+    ),
     Claim(
         "EGPO's lambda of 0.4 is better than 0.1 and 1.6",
         "EGPO v4: lambda is 0.4",
@@ -151,10 +183,10 @@ CLAIMS = (
         {"egpo": 1, "egpo_lambda_0.1": -1 / 2, "egpo_lambda_1.6": -1 / 2},
     ),
     Claim(
-        "EGPO's clip divisor of 2 is better than 1.25 and 4",
+        "EGPO's clip divisor of 2 is better than 1.25 and 4, with a lambda of 1.6, where it binds",
         "EGPO v4: the divisor is 2",
         "small",
         "heldout_rows",
-        {"egpo": 1, "egpo_divisor_1.25": -1 / 2, "egpo_divisor_4": -1 / 2},
+        {"egpo_lambda_1.6": 1, "egpo_1.6_divisor_1.25": -1 / 2, "egpo_1.6_divisor_4": -1 / 2},
     ),
 )

@@ -1,14 +1,13 @@
 """The study's runs on the tiny base model and the shipped corpus: many seeds, for what needs curves.
 
-A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Every arm
-has the same learning rate and as many optimizer steps as the arms that it is compared with. Half of the training rows
-are about functions with made-up names, so that a model learns to read the list of tools and not only to remember it.
-What reinforcement and self-refinement start from has two habits of answering, as `toolbox:habits` has; one is wrong.
+A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Supervised
+arms and fits of self-refinement have one learning rate, arms of reinforcement another, and every arm as many optimizer
+steps as the arms that it is compared with. What reinforcement and self-refinement start from has two habits of
+answering, as `toolbox:habits` has; one is wrong.
 """
 
 import json
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,24 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.study import Place, Run
 from benchmarks.study_real import read_metrics, rl_metrics, sft_metrics, weights
+from benchmarks.study_small_rows import ROWS, made_rows, spoiled
 from datamodules.packing import CALL
 from datamodules.refinement import cli as refinement
 from datamodules.refinement import rounds
-from datamodules.refinement.corruption import Corpus, corrupted_rows
 from datamodules.system.files import remove
-from datamodules.toolbox.catalogue import FUNCTIONS, Function
-from datamodules.toolbox.pretraining import PretrainingDataModule, invented_function, make_document
-from datamodules.toolbox.rows import TRAINING, make_corpus, make_row, promise
+from datamodules.toolbox.pretraining import PretrainingDataModule, make_document
 from datamodules.xlam import write_jsonl
 from lightning_modules.commands.main import run as funreason
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets/tiny-base"
-ROWS, STEPS, BATCH, LEARNING_RATE = 400, 50, 8, 2e-3
-RL_STEPS, PROMPTS, GROUP, RL_ROWS, ANSWER_TOKENS = 24, 4, 8, 96, 128
+STEPS, BATCH, LEARNING_RATE = 50, 8, 2e-3
+RL_STEPS, PROMPTS, GROUP, RL_ROWS = 24, 4, 8, 96
 RL_LEARNING_RATE = 3e-4  # at 1e-4 the arms were the same to three digits after 12 steps of one seed
+ANSWER_TOKENS, LONG_ANSWER_TOKENS = 208, 432  # right answers to rows of a test have 200 at most, long ones 417
 TEST_ROWS = {"heldout": 120, "unseen": 60}
-INVENTED, MADE_UP_SHARE = 400, 0.5  # functions with made-up names, and the share of rows that are about them
-PROMISED = 0.35  # share of the rows that only promise their calls, where rows have habits
-SPOILED = 0.4  # share of the rows that have a defect, where rows are corrupted
-POOL = 200  # queries of a round of self-refinement
+POOL, ROUND_STEPS = 600, 25  # queries and optimizer steps of a round of self-refinement
+READING_STEPS, READING_RATE = 150, 1e-3  # of arms whose base model is pre-trained further
 TEXTS = 40  # documents of the base model's pre-training, none of which it has seen
 
 SFT = ["--model.balance=sft"]
@@ -54,8 +50,12 @@ SUPERVISED: dict[str, tuple[str, list[str]]] = {
     "srml_0.7_long": ("long", SRML),
     "corrupted": ("corrupted", SRML),
     "clean": ("clean", SRML),
+    "after_code": ("mixed", SRML),
+    "after_prose": ("mixed", SRML),
 }
 """Supervised arms: the kind of their rows, and what differs from `configs/srml.yaml`."""
+READ = {"after_code": "CodeDataModule", "after_prose": "ProseDataModule"}
+"""What the base model reads first in the arms that have it pre-trained further; see `study_pretraining`."""
 # plain GRPO does not measure the entropy of chains of thought: this bonus is far below the rounding of advantages
 NO_BONUS = "--model.entropy_bonus.scale=1e-9"
 REINFORCED: dict[str, list[str]] = {
@@ -64,12 +64,16 @@ REINFORCED: dict[str, list[str]] = {
     "grpo_format": [NO_BONUS, "--model.reward=rewards.FunctionCallReward", "--model.reward.format_bonus=0.5"],
     "egpo_lambda_0.1": ["--model.entropy_bonus.scale=0.1"],
     "egpo_lambda_1.6": ["--model.entropy_bonus.scale=1.6"],
-    "egpo_divisor_1.25": ["--model.entropy_bonus.scale=0.4", "--model.entropy_bonus.divisor=1.25"],
-    "egpo_divisor_4": ["--model.entropy_bonus.scale=0.4", "--model.entropy_bonus.divisor=4"],
+    # the cap seldom binds where the scale is 0.4
+    "egpo_1.6_divisor_1.25": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=1.25"],
+    "egpo_1.6_divisor_4": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=4"],
 }
 """Arms of reinforcement learning, by what differs from `configs/grpo.yaml`; they start from `start`."""
+CONTINUED = {"start_25": ("start", "habits", ROUND_STEPS), "refined_50": ("refined", "refined", 2 * ROUND_STEPS)}
+"""Arms that train on, for as many steps as loops of self-refinement: their start, the kind of their rows, steps."""
 LOOPS = {"self_refine_1": ("start", 1), "self_refine_2": ("self_refine_1", 2), "hard": ("refined", 2)}
 """Arms of self-refinement: what they start from, and their rounds."""
+REFINED = Path("refine/refined.jsonl")  # in a run's folder
 KEPT = ("start", "refined", "self_refine_1")  # whose folders other arms start from
 
 
@@ -80,10 +84,13 @@ def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
         planned.append(Run("small", "base", seed))
         for arm, (kind, options) in SUPERVISED.items():
             planned.append(Run("small", arm, seed, {"rows": kind, "steps": STEPS, "options": options}))
+        for arm, (start, kind, steps) in CONTINUED.items():
+            planned.append(Run("small", arm, seed, {"rows": kind, "steps": steps, "options": SRML}, start))
         for arm, options in REINFORCED.items():
             planned.append(Run("small", arm, seed, {"steps": RL_STEPS, "options": options}, "start"))
         for arm, (start, count) in LOOPS.items():
-            planned.append(Run("small", arm, seed, {"rounds": count, "pool": POOL}, start))
+            settings = {"rounds": count, "pool": POOL, "steps_a_round": ROUND_STEPS}
+            planned.append(Run("small", arm, seed, settings, start))
     return [run for run in planned if run.arm != "base" or run.seed == planned[0].seed]
 
 
@@ -104,13 +111,15 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         funreason(["fit", *fit_words(run, place)])
         logged = read_metrics(folder / "fit")
-        metrics, model = rl_metrics(logged) if run.after else sft_metrics(logged), weights(place, run.arm, run.seed)
+        metrics = rl_metrics(logged) if run.arm in REINFORCED else sft_metrics(logged)
+        model = weights(place, run.arm, run.seed)
+    limit = LONG_ANSWER_TOKENS if run.settings.get("rows") == "long" else ANSWER_TOKENS
     for split, count in TEST_ROWS.items():
-        metrics |= tested(str(model), folder / split, split, 16 if place.quick else count)
+        metrics |= tested(str(model), folder / split, split, 16 if place.quick else count, limit)
     metrics["text_loss"] = {"pretraining": text_loss(str(model))}
     if run.arm not in KEPT:
         remove(folder)
-    return metrics, {}
+    return metrics, {"max_new_tokens": limit}
 
 
 def fit_words(run: Run, place: Place) -> list[str]:
@@ -118,13 +127,13 @@ def fit_words(run: Run, place: Place) -> list[str]:
     folder = place.folder(run.arm, run.seed)
     rows = folder / "rows.jsonl"
     words = [
-        f"--config={ROOT / 'configs' / ('grpo.yaml' if run.after else 'srml.yaml')}",
+        f"--config={ROOT / 'configs' / ('grpo.yaml' if run.arm in REINFORCED else 'srml.yaml')}",
         *(f"--seed_everything={run.seed}", f"--trainer.default_root_dir={folder / 'fit'}", f"--data.path={rows}"),
         *("--trainer.limit_val_batches=0", "--trainer.logger=false", "--trainer.max_epochs=-1"),
         *("--last_checkpoint.every_n_train_steps=1000000", "--last_checkpoint.fsync=false"),
     ]
     steps = 2 if place.quick else run.settings["steps"]
-    if run.after:
+    if run.arm in REINFORCED:
         write_jsonl(rows, made_rows("mixed", RL_ROWS, run.seed + 1000))
         words += [
             f"--model.init_from={weights(place, run.after, run.seed)}",
@@ -136,61 +145,47 @@ def fit_words(run: Run, place: Place) -> list[str]:
     else:
         kind = run.settings["rows"]
         if kind == "refined":
-            rows.symlink_to(refine(folder / "refine", run.seed).resolve())
+            refined = (
+                place.folder(run.after, run.seed) / "refine/refined.jsonl" if run.after else refine(folder, run.seed)
+            )
+            rows.symlink_to(refined.resolve())
         else:
             write_jsonl(rows, made_rows(kind, ROWS, run.seed))
         words += [
-            *(f"--model.init_from={BASE}", "--data.val_fraction=0"),
+            *(f"--model.init_from={start_of(run, place)}", "--data.val_fraction=0"),
             *(f"--data.batch_size={BATCH}", f"--model.learning_rate={LEARNING_RATE}"),
             "--data.on_bad_row=skip",  # rows whose answer cannot be read
         ]
     return [*words, f"--trainer.max_steps={steps}", *run.settings["options"]]
 
 
-def made_rows(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows: "mixed", with "habits", with "long" chains of thought, "corrupted", or as "clean" as those were before."""
-    if kind in ("corrupted", "clean"):
-        return [dirty if kind == "corrupted" else clean for dirty, clean, _ in corrupted_rows(spoiled(seed))]
-    rng = random.Random(f"study-{seed}")
-    pools = [[f for f in FUNCTIONS if not f.unseen], [f for f, _ in zip(made_up(rng), range(INVENTED), strict=False)]]
-    kinds = rng.choices(list(TRAINING), weights=list(TRAINING.values()), k=count)
-    rows = [
-        make_row(f"study-{seed}-{i}", category, pools[rng.random() < MADE_UP_SHARE], rng, held_out=False)
-        for i, category in enumerate(kinds)
-    ]
-    if kind == "habits":
-        return [promise(row) if rng.random() < PROMISED else row for row in rows]
-    return [lengthened(row) for row in rows] if kind == "long" else rows
-
-
-def made_up(rng: random.Random) -> Iterator[Function]:
-    """Functions with made-up names, of which a request can be told from another by its arguments."""
-    while True:
-        function = invented_function(rng)
-        if any(p.default is None and p.kind != "flag" for p in function.parameters):
-            yield function
-
-
-def lengthened(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with a chain of thought that first goes through every tool and its parameters."""
-    lines = [
-        f"{tool['name']}: {tool['description']} It takes {', '.join(tool['parameters']) or 'nothing'}."
-        for tool in json.loads(row["tools"])
-    ]
-    return row | {"cot": "\n".join([*lines, row["cot"]])}
-
-
-def spoiled(seed: int) -> Corpus:
-    """Rows of the corpus with planted defects."""
-    return Corpus(ROWS, seed, SPOILED)
+def start_of(run: Run, place: Place) -> Path:
+    """What supervised training starts from: another run, or the base model, which some arms pre-train further."""
+    if run.after:
+        return weights(place, run.after, run.seed)
+    if run.arm not in READ:
+        return BASE
+    root = place.folder(run.arm, run.seed) / "pretrain"
+    funreason(
+        [
+            *("fit", f"--config={ROOT / 'configs/pretrain.yaml'}", f"--seed_everything={run.seed}"),
+            *(f"--data=benchmarks.study_pretraining.{READ[run.arm]}", f"--data.seed={run.seed}"),
+            *(f"--model.init_from={BASE}", f"--model.learning_rate={READING_RATE}"),
+            *(f"--trainer.max_steps={2 if place.quick else READING_STEPS}", f"--trainer.default_root_dir={root}"),
+            *("--trainer.max_epochs=-1", "--trainer.logger=false", "--last_checkpoint.fsync=false"),
+        ]
+    )
+    return next(root.glob("*/hf"))
 
 
 def refine(folder: Path, seed: int) -> Path:
     """Refine the corrupted rows of a seed with FCDR; what is left of them."""
     corpus = spoiled(seed)
     words = [f"--corpus.rows={corpus.rows}", f"--corpus.seed={seed}", f"--corpus.share={corpus.share}"]
-    refinement.main(["--config", str(ROOT / "configs/refine_demo.yaml"), *words, "--output_dir", str(folder)])
-    return folder / "refined.jsonl"
+    refinement.main(
+        ["--config", str(ROOT / "configs/refine_demo.yaml"), *words, "--output_dir", str(folder / "refine")]
+    )
+    return folder / REFINED
 
 
 def refine_itself(run: Run, place: Place) -> Path:
@@ -203,12 +198,15 @@ def refine_itself(run: Run, place: Place) -> Path:
     folder = place.folder(first, run.seed) / "loop"
     pool = folder.with_name("pool.jsonl")
     if start == "refined":
-        pool = place.folder(start, run.seed) / "refine" / "rejected.jsonl"
+        pool = (place.folder(start, run.seed) / REFINED).with_name("rejected.jsonl")
     elif not pool.exists():
-        write_jsonl(pool, make_corpus("train", 8 if place.quick else POOL, run.seed + 2000))
+        write_jsonl(pool, made_rows("mixed", 8 if place.quick else POOL, run.seed + 2000))
+    fit = [f"--config={ROOT / 'configs/srml.yaml'}", f"--seed_everything={run.seed}", "--data.val_fraction=0"]
+    fit += [f"--data.batch_size={BATCH}", f"--model.learning_rate={LEARNING_RATE}", "--trainer.max_epochs=-1", *SRML]
+    fit += [f"--trainer.max_steps={2 if place.quick else ROUND_STEPS}"]
     words = ["--config", str(ROOT / "configs/self_refine.yaml"), "--init_from", str(weights(place, start, run.seed))]
     words += ["--pool", str(pool), "--val_path", "toolbox:heldout:20:1", "--output_dir", str(folder)]
-    words += ["--rounds", str(run.settings["rounds"])]
+    words += ["--rounds", str(run.settings["rounds"]), "--fit", json.dumps(fit)]
     if run.arm == "hard":
         words += ["--samples", "3", "--hard", "true"]
     rounds.main(words)
@@ -216,23 +214,25 @@ def refine_itself(run: Run, place: Place) -> Path:
     return trained[-1] if trained else weights(place, start, run.seed)
 
 
-def tested(model: str, folder: Path, split: str, count: int) -> dict[str, Any]:
-    """Rates of right completions on rows of a split, exact match of each row, and losses by segment."""
+def tested(model: str, folder: Path, split: str, count: int, answer_tokens: int) -> dict[str, Any]:
+    """Rates of right completions on rows of a split, exact match of each row and of those that want calls, losses."""
     funreason(
         [
             *("validate", f"--config={ROOT / 'configs/srml.yaml'}", f"--model.init_from={model}"),
             *(f"--data.path=toolbox:{split}:{count}:1", "--data.limit_val=null", "--data.eval_batch_size=1000"),
             *(f"--trainer.default_root_dir={folder}", f"--samples.rows={count}", "--trainer.logger=false"),
             *("--model.generator=lightning_modules.generators.HFGenerator",),
-            f"--model.generator.init_args.max_new_tokens={ANSWER_TOKENS}",
+            f"--model.generator.init_args.max_new_tokens={answer_tokens}",
         ]
     )
     logged = {name: values[-1] for name, values in read_metrics(folder).items()}
     with next(folder.glob("*/samples.jsonl")).open(encoding="utf-8") as file:
-        samples = {row["id"]: row["parts"]["exact_match"] for row in map(json.loads, file)}
+        samples = sorted(map(json.loads, file), key=lambda row: row["id"])
+    matched = [(row["category"], int(row["parts"]["exact_match"])) for row in samples]
     return {
         split: {name.removeprefix("tool/"): logged[name] for name in logged if name.startswith("tool/")},
-        f"{split}_rows": [int(samples[name]) for name in sorted(samples)],
+        f"{split}_rows": [hit for _, hit in matched],
+        f"{split}_call_rows": [hit for category, hit in matched if category != "irrelevance"],
         f"{split}_loss": {segment: logged[f"val/loss_{segment}"] for segment in ("cot", "call")},
         f"{split}_length": logged["completion/mean_length"],
     }
