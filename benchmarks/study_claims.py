@@ -9,6 +9,7 @@ when each of its arms has the declared number of seeds.
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ BUDGET = {"real": 3, "small": 8}  # seeds of each arm of a claim
 DRAWS = 4000  # of a bootstrap
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t below which 97.5 % lie, from 1 degree of freedom up; the last one serves for more."""
+Z975 = 1.96
 UNTRAINED = "base"  # has one run, which stands for every seed
 PART = 5  # a curve counts by the mean of its last fifth
 
@@ -75,10 +77,10 @@ def table(lines: Mapping[int, dict[str, Any]], measure: str, seeds: Sequence[int
 
 
 def interval(values: np.ndarray, draws: int = DRAWS) -> tuple[float, float] | None:
-    """95 % interval of the mean: bootstrap over seeds and rows, and no narrower than Student's over the seeds; or None.
+    """95 % interval of the mean, or None: bootstrap over seeds and rows, and no narrower than both give together.
 
-    The bootstrap alone would be too narrow for few seeds, of which it draws the same ones again and again; Student's
-    alone would not know that other rows might have been drawn.
+    The bootstrap alone would be too narrow for few seeds, of which it draws the same ones again and again. So it is
+    held against Student's interval over the means of seeds and the normal one over the means of rows, in quadrature.
 
     Args:
         values: [seeds, rows].
@@ -91,8 +93,10 @@ def interval(values: np.ndarray, draws: int = DRAWS) -> tuple[float, float] | No
     means = [values[rng.integers(seeds, size=seeds)][:, rng.integers(rows, size=rows)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
     if seeds > 1:
-        least, greatest = student(values.mean(axis=1), 1 / seeds)
-        low, high = min(low, least), max(high, greatest)
+        mean, greatest = values.mean(), student(values.mean(axis=1), 1 / seeds)[1]
+        of_rows = Z975 * values.mean(axis=0).std(ddof=1) / rows**0.5 if rows > 1 else 0.0
+        half = math.hypot(greatest - mean, of_rows)
+        low, high = min(low, mean - half), max(high, mean + half)
     return float(low), float(high)
 
 
@@ -170,20 +174,27 @@ def arm_entries(runs: Runs, measures: Mapping[str, Sequence[str]]) -> list[dict[
 
 
 def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
-    """Accuracy by category of BFCL of each arm tested on it: the mean over seeds, and both ends of its interval."""
+    """Accuracy by category of BFCL of each arm: the mean over seeds and rows, and both ends of its interval."""
     entries = {}
     for (_, arm), lines in runs.items():
-        tested = [line["metrics"]["bfcl"] for line in lines.values() if "bfcl" in line["metrics"]]
+        tested = [line["metrics"] for line in lines.values() if "bfcl_rows" in line["metrics"]]
         if tested:
-            columns = {name: np.array([[accuracy[name]] for accuracy in tested]) for name in tested[0]}
-            entries[arm] = {name: of_category(of) for name, of in columns.items()}
+            sizes = tested[0]["bfcl_sizes"]  # in the order of the rows
+            rows = np.array([metrics["bfcl_rows"] for metrics in tested], dtype=float)
+            columns = np.split(rows, np.cumsum(list(sizes.values()))[:-1], axis=1)
+            entries[arm] = {name: of_category(of) for name, of in zip(sizes, columns, strict=True)}
     return entries
 
 
-def of_category(accuracy: np.ndarray) -> list[float]:
-    """Mean over seeds and both ends of its interval, which are the mean where there is one seed."""
-    mean = accuracy.mean()
-    return [_short(value) for value in (mean, *(interval(accuracy) or (mean, mean)))]
+def of_category(hits: np.ndarray) -> list[float]:
+    """Mean of hits [seeds, rows] and both ends of its interval.
+
+    Where all hits are equal they say nothing of how rows vary: then the end is as far off as 3 / rows, which leaves a
+    share beyond it a chance of 5 % to have shown nothing in as many rows.
+    """
+    mean, room = hits.mean(), 3 / hits.shape[1]
+    ends = interval(hits) if 0 < mean < 1 else (max(0.0, mean - room), min(1.0, mean + room))
+    return [_short(value) for value in (mean, *(ends or (mean, mean)))]
 
 
 def _ends(ends: tuple[float, float] | None) -> list[float] | None:

@@ -28,9 +28,12 @@ class Claim:
 
 
 MEASURES = {
-    "real": ("bfcl_rows", "heldout_rows", "heldout_loss.call", "text_loss", "curves.kl", "curves.cot_entropy"),
+    "real": (
+        *("bfcl_rows", "heldout_rows", "heldout_loss.call", "text_loss", "train.weight_cot"),
+        *("curves.kl", "curves.cot_entropy"),
+    ),
     "small": (
-        *("heldout_rows", "heldout_call_rows", "unseen_rows", "unseen_call_rows", "text_loss"),
+        *("heldout_rows", "heldout_call_rows", "unseen_rows", "unseen_call_rows", "text_loss", "train.weight_cot"),
         *("curves.reward", "curves.kl", "curves.cot_entropy"),
     ),
 }

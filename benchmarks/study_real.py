@@ -215,6 +215,7 @@ def bfcl(model: str, place: Place, folder: Path, limit: int, sizes: dict[str, in
         "bfcl": accuracy,
         "bfcl_columns": {name: score.accuracy for name, score in columns.items()},
         "bfcl_rows": [hit for category in CATEGORIES[package.version] for hit in right[category]],
+        "bfcl_sizes": {category: len(right[category]) for category in CATEGORIES[package.version]},
         "bfcl_length": sum(tokens) / len(tokens),
         "bfcl_cut": sum(count >= limit for count in tokens) / len(tokens),
     }

@@ -58,7 +58,7 @@ def test_interval_over_rows_is_that_of_a_share():
 
 
 def test_seeds_that_agree_do_not_hide_that_other_rows_might_have_been_drawn():
-    values = np.array([[1.0] * 50 + [0.0] * 50] * 4)  # Student's interval is the point 0.5
+    values = np.array([[1.0] * 50 + [0.0] * 50] * 4)  # Student's is the point 0.5
     assert study_claims.interval(values) == pytest.approx((0.402, 0.598), abs=0.01)
 
 
@@ -97,12 +97,21 @@ def test_claims_with_too_few_seeds_have_no_verdict_and_their_runs_are_named(tmp_
     assert entry["ours"] == 0.375  # (2 + 1) / 8
     assert (entry["seeds"], entry["rows"], entry["held"], entry["commit"]) == (2, 4, "undecided", "abc")
     # seeds 0.5 and 0.25: deviation 0.1768, t 12.706, so 12.706 x 0.1768 / sqrt(2) = 1.588
-    assert entry["interval"] == pytest.approx([0.375 - 1.588, 0.375 + 1.588], abs=1e-3)
-    assert "| better | both | small | +0.375 (-1.21 to +1.96) |" in (tmp_path / "study.md").read_text()
+    # rows 0.5, 0.5, 0, 0.5: deviation 0.25, so 1.96 x 0.25 / sqrt(4) = 0.245; both: sqrt(1.588^2 + 0.245^2) = 1.607
+    assert entry["interval"] == pytest.approx([0.375 - 1.607, 0.375 + 1.607], abs=1e-3)
+    assert "| better | both | +0.375 (-1.23 to +1.98) |" in (tmp_path / "study.md").read_text()
+
+
+def test_a_category_of_bfcl_is_its_part_of_the_rows_and_zeros_alone_do_not_prove_0():
+    hits = {"bfcl_rows": [1, 0, 1, 1, 0, 0, 0], "bfcl_sizes": {"simple": 4, "java": 3}}
+    entry = study_claims.bfcl_entries({("real", "sft"): {0: line("sft", 0, hits, "real")}})["sft"]
+    assert entry["simple"][0] == 0.75 and 0 < entry["simple"][1] < 0.75 < entry["simple"][2] <= 1
+    assert entry["java"] == [0, 0, 1]  # 3 / 3 rows
+    assert study_claims.of_category(np.ones((2, 60))) == [1, 0.95, 1]  # 1 - 3 / 60
 
 
 def test_a_table_has_a_line_for_each_claim():
     entry = {"claim": "a", "paper": "b", "scale": "real", "ours": 0.1, "interval": [0.05, 0.15]}
     entry |= {"prediction": None, "seeds": 1, "rows": 600, "held": True}
-    assert claims_table([entry]).splitlines()[2] == "| a | b | real | +0.1 (+0.05 to +0.15) |  | 1 x 600 | yes |"
+    assert claims_table([entry]).splitlines()[2] == "| a | b | +0.1 (+0.05 to +0.15) |  | 1 x 600 | yes |"
     assert span([0.5, -1.0]) == "(+0.5 to -1)"
