@@ -113,25 +113,21 @@ def set_advantages(
         scale: See `group_advantages`.
         bonus: The entropy bonus.
     """
-    doc_ids = buffer.doc_ids
-    cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-    rollouts = len(buffer.completions)
-    plain = group_advantages(rewards, scale, valid).flatten()  # [R]
-    known = valid.flatten()
-    sums: Sums = {}
-    if entropy is None:
-        shaped = plain
-    else:
-        if bonus.level == "rollout_cot":
-            level = mean_cot_entropy(entropy, cot, doc_ids, rollouts)  # [R]
-        else:
-            plain, known = plain[doc_ids], known[doc_ids]  # [N]
-            level = shaping_entropy(entropy, cot, doc_ids, rollouts, bonus.level)
+    doc_ids, rollouts = buffer.doc_ids, len(buffer.completions)
+    by_token = entropy is not None and bonus.level != "rollout_cot"
+    plain, known = group_advantages(rewards, scale, valid).flatten(), valid.flatten()  # [R]
+    if by_token:
+        plain, known = plain[doc_ids], known[doc_ids]  # [N]
+    shaped, sums = plain, Sums()
+    if entropy is not None:
+        cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
+        arguments = (entropy, cot, doc_ids, rollouts)
+        level = shaping_entropy(*arguments, bonus.level) if by_token else mean_cot_entropy(*arguments)
         added = bonus(plain, level)
         shaped = plain + added.bonus
         sums = bonus_sums(plain[known], level[known], BonusParts(*(part[known] for part in added)))
     more, peaks = moments("advantage", shaped[known])
-    buffer.advantages = shaped[doc_ids] if len(shaped) == rollouts else shaped
+    buffer.advantages = shaped if by_token else shaped[doc_ids]
     return sums | more, peaks
 
 

@@ -103,6 +103,14 @@ def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
     assert (sums["bonus/sum"], sums["bonus/capped"], sums["bonus/alive"]) == (0.5, 2, 2)
 
 
+def test_a_bonus_by_token_stays_with_its_token_where_there_are_as_many_tokens_as_rollouts():
+    # Both tokens are of the second rollout, whose advantage is -1: 0.4 E = 0.2 and 0.8 against caps of 0.5.
+    buffer = RolloutBuffer([], [], [[], [1, 2]], [[], [True, True]], [0, 0], [False] * 2, torch.zeros(0))
+    bonus, valid = EntropyBonus(level="token"), torch.ones(1, 2, dtype=torch.bool)
+    set_advantages(buffer, torch.tensor([[2.0, 0.0]]), valid, torch.tensor([0.5, 2.0]), "none", bonus)
+    assert buffer.advantages.tolist() == pytest.approx([-0.8, -0.5])
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_nothing_divides_by_nothing(failed):
     sums, peaks = length_sums([completion(3, "length")], STOP)
