@@ -73,7 +73,7 @@ def test_every_step_logs_both_segments_and_nothing_is_nan(run):
     assert weights[0] == pytest.approx(0.7) and len(set(weights)) == 6
 
 
-def test_tensorboard_has_the_figures_on_the_same_steps(run):
+def test_tensorboard_has_the_metrics_on_the_same_steps(run):
     events = EventAccumulator(str(run)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Scalars("tool/exact_match")] == [3, 6]

@@ -1,4 +1,4 @@
-"""Figures by hand, and that sums over ranks give those of one."""
+"""Metrics by hand, and that sums over ranks give those of one."""
 
 import math
 
@@ -57,7 +57,7 @@ def over_ranks(parts):
 
 
 @pytest.mark.parametrize("ranks", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 1, 2, 3], []]])
-def test_figures_by_hand_on_any_number_of_ranks(ranks):
+def test_metrics_by_hand_on_any_number_of_ranks(ranks):
     metrics = rollout_metrics(*over_ranks([part(rows) for rows in ranks]))
     expected = {
         "reward/mean": 0.5,  # of three
@@ -86,7 +86,7 @@ def test_figures_by_hand_on_any_number_of_ranks(ranks):
     assert metrics == pytest.approx(expected)
 
 
-def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
+def test_a_cap_of_one_s_own_moves_advantages_and_metrics_alike(monkeypatch):
     def halved(advantages, entropy, *_):  # a cap of |A| / 4 where the equation has |A| / 2
         cap = advantages.abs() / 4
         raw = 0.4 * entropy
