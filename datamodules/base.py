@@ -23,7 +23,7 @@ from datamodules.sources.targets import TURNS, Turns
 from datamodules.system.errors import sentence
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
-from datamodules.xlam import OnBadRow, complaint, raise_if_bad, write_jsonl
+from datamodules.xlam import OnBadRow, complaint, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
@@ -264,10 +264,7 @@ class XLAMDataModule(LightningDataModule):
             reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think
         rows = encode_rows(path, self.tokenizer, h.on_bad_row, h.cache_dir, h.turns, self.form, unanswered)
         rows = check_gold(rows, path, ours or [module.reward], learnt, self.form, self.tokenizer)
-        raise_if_bad(rows.bad, h.on_bad_row)
-        if not len(rows.table):
-            first = complaint(next(iter(rows.bad)))
-            raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {first}")
+        rows.check(path, h.on_bad_row)
         return rows
 
 
