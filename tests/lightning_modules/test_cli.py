@@ -268,7 +268,7 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
-@pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint"])
+@pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint", "progress"])
 def test_a_section_without_settings_is_named(base_args, tmp_path, section):
     (tmp_path / "c.yaml").write_text(f"{section}: null\n")
     with pytest.raises(SystemExit, match=f"^error: {section} must hold settings, and is None"):
