@@ -5,7 +5,7 @@ from typing import Any
 
 _WHERE = {
     "BFCLDataModule": "datamodules.bfcl.prompts",
-    "Example": "datamodules.xlam",
+    "Example": "datamodules.example",
     "PretrainingDataModule": "datamodules.toolbox.pretraining",
     "PromptBatch": "datamodules.loading",
     "XLAMPromptDataModule": "datamodules.prompts",

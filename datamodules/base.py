@@ -23,7 +23,7 @@ from datamodules.sources.targets import TURNS, Turns
 from datamodules.system.errors import sentence
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
-from datamodules.xlam import OnBadRow, complaint, raise_if_bad, write_jsonl
+from datamodules.xlam import OnBadRow, complaint, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
@@ -154,11 +154,8 @@ class XLAMDataModule(LightningDataModule):
 
     def test_dataloader(self) -> PromptLoader:
         """Loader of the prompts of `path`."""
-        examples, prompt_ids = (
-            self.val_rows.examples(self.val_indices),
-            encoded_prompts(self.val_rows, self.val_indices),
-        )
-        return PromptLoader(examples, prompt_ids, self.hparams.eval_batch_size, *self.ranks())
+        examples, prompts = self.val_rows.examples(self.val_indices), encoded_prompts(self.val_rows, self.val_indices)
+        return PromptLoader(examples, prompts, self.hparams.eval_batch_size, *self.ranks())
 
     predict_dataloader = test_dataloader
 
@@ -203,7 +200,7 @@ class XLAMDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _load(self, stage: str) -> None:
-        """Read the rows of a stage, and divide those of `fit` into rows to validate on and rows to train on."""
+        """Read the rows of a stage in the form of the run, and divide those of `fit`."""
         h = self.hparams
         if h[self.BATCH] < self.ranks()[1]:
             raise ValueError(
@@ -225,8 +222,12 @@ class XLAMDataModule(LightningDataModule):
             self.rows = self.val_rows = self._encode(h.path, False, stage == "predict")
         self.lengths = self.measure(self.rows)  # [rows], tokens
         self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._divide()
+
+    def _divide(self) -> None:
+        """Divide the rows into those to validate on, those to train on, and those that are too long for it."""
+        h = self.hparams
         held_out = np.zeros(len(self.lengths), dtype=bool)
         if h.val_path:
             self.val_rows = self._encode(h.val_path, False)
@@ -235,7 +236,8 @@ class XLAMDataModule(LightningDataModule):
             held_out = hold_out(query_places(requests), h.val_fraction)
         self.val_indices = np.arange(len(self.val_rows.table)) if h.val_path else np.flatnonzero(held_out)
         if h.limit_val is not None:
-            order = np.argsort(query_places(self.val_rows.table[self.val_indices]["query"]), kind="stable")
+            queries = self.val_rows.table.select_columns("query")[self.val_indices]["query"]
+            order = np.argsort(query_places(queries), kind="stable")
             self.val_indices = np.sort(self.val_indices[order[: h.limit_val]])
         fits = self.lengths <= h[self.LIMIT]
         self.train_indices = np.flatnonzero(fits & ~held_out)
@@ -262,10 +264,7 @@ class XLAMDataModule(LightningDataModule):
             reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think
         rows = encode_rows(path, self.tokenizer, h.on_bad_row, h.cache_dir, h.turns, self.form, unanswered)
         rows = check_gold(rows, path, ours or [module.reward], learnt, self.form, self.tokenizer)
-        raise_if_bad(rows.bad, h.on_bad_row)
-        if not len(rows.table):
-            first = complaint(next(iter(rows.bad)))
-            raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; first: {first}")
+        rows.check(path, h.on_bad_row)
         return rows
 
 

@@ -19,7 +19,7 @@ from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write, remove
 from datamodules.system.imports import ROOT, sources_of
 from datamodules.system.locks import sole_writer
-from datamodules.xlam import OnBadRow, complaint, raise_if_bad
+from datamodules.xlam import OnBadRow
 
 COUNTS, DIGESTS = "counts.json", "digests.json"
 FILES = TABLE, BAD, COUNTS  # of an entry of the cache, whose digests are in `DIGESTS`
@@ -71,10 +71,7 @@ def encode_rows(
             raise
         reason = error.strerror or error
         raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
-    raise_if_bad(rows.bad, on_bad_row)
-    if not len(rows.table):
-        first = complaint(next(iter(rows.bad)))
-        raise ValueError(f"none of the {len(rows.bad)} rows of {path} can be used; the first: {first}")
+    rows.check(path, on_bad_row)
     return rows
 
 

@@ -19,7 +19,7 @@ from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.readers import read_rows
 from datamodules.reports import count_example
 from datamodules.sources.targets import Turns
-from datamodules.xlam import OnBadRow, bad_row, check_rows, open_jsonl, raise_if_bad, write_row
+from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_row
 
 CHUNK = 256  # rows tokenised together, by as many threads as there are cores
 TABLE, BAD = "rows.arrow", "bad_rows.jsonl"  # what a source is written to
@@ -74,6 +74,17 @@ class EncodedRows:
         """The rows at these indices as examples."""
         columns = self.table.select_columns([field.name for field in fields(Example)])
         return [Example(**row) for row in columns.select(indices)]
+
+    def check(self, path: str, on_bad_row: OnBadRow) -> None:
+        """Refuse bad rows, unless they are to be skipped, and a source without any others.
+
+        Raises:
+            ValueError: Naming the first bad row.
+        """
+        raise_if_bad(self.bad, on_bad_row)
+        if not len(self.table):
+            first = complaint(next(iter(self.bad)))
+            raise ValueError(f"none of the {len(self.bad)} rows of {path} can be used; the first: {first}")
 
     def documents(self, indices: Sequence[int]) -> list[Encoded]:
         """The rows at these indices as token ids and segments."""

@@ -4,7 +4,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datamodules.example import Example
 from datamodules.packing import Encoded
@@ -36,6 +36,9 @@ class ResumableLoader:
         seed: Seed of the order.
     """
 
+    SIZES: ClassVar = {"rows": "the number of training rows", "batch_size": "data.batch_size"}
+    """What a position depends on, and what a user calls each."""
+
     def __init__(self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0) -> None:
         self.rows = rows
         self.batch_size = batch_size
@@ -62,7 +65,7 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the seed and sizes that it is a position in."""
-        return {name: getattr(self, name) for name in ("epoch", "batch", "seed", "rows", "batch_size")}
+        return {name: getattr(self, name) for name in ("epoch", "batch", "seed", *self.SIZES)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position, in the order of the saved seed.
@@ -70,12 +73,11 @@ class ResumableLoader:
         Raises:
             ValueError: The position is one in other batches than this loader's.
         """
-        for name in ("rows", "batch_size"):
+        for name, key in self.SIZES.items():
             if state[name] != getattr(self, name):
-                key = "training rows" if name == "rows" else "data.batch_size"
                 raise ValueError(
-                    f"the checkpoint was written with {state[name]} {key} and this run has {getattr(self, name)}: "
-                    "resume with the same data and the same data.batch_size"
+                    f"{key} is {getattr(self, name)} in this run and was {state[name]} in the one that wrote the "
+                    "checkpoint: resume with the same data and sizes"
                 )
         self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
 
@@ -94,6 +96,8 @@ class RepeatingLoader(ResumableLoader):
         seed: Seed of the order.
         repeats: How often each batch is handed out.
     """
+
+    SIZES = ResumableLoader.SIZES | {"batch_size": "data.prompts_per_step", "repeats": "data.repeats"}
 
     def __init__(
         self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, repeats: int = 1
@@ -125,24 +129,6 @@ class RepeatingLoader(ResumableLoader):
     def _make(self, epoch: int, batch: int) -> Any:
         start = batch * self.batch_size
         return self.make_batch(epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and the seed and sizes that it is a position in."""
-        return super().state_dict() | {"repeats": self.repeats}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position, in the order of the saved seed.
-
-        Raises:
-            ValueError: The position is one in other batches than this loader's.
-        """
-        for name, key in (("batch_size", "data.prompts_per_step"), ("repeats", "data.repeats")):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"the checkpoint was written with {key} {state[name]} and this run has {getattr(self, name)}: "
-                    f"resume with the same {key}"
-                )
-        super().load_state_dict(state)
 
 
 class PromptBatch:

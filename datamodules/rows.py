@@ -11,16 +11,6 @@ from datamodules.sources.targets import Turns
 from rewards import FunctionCallReward, as_calls, as_tools, render_calls
 from rewards.parser import MAX_ANSWER
 
-__all__ = [
-    "BadRow",
-    "Example",
-    "check_example",
-    "check_request",
-    "read_raw",
-    "to_example",
-    "unchecked_example",
-]
-
 
 def to_example(raw: Any) -> Example:
     """Convert one row of any form to an `Example`, and check it.

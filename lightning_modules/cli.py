@@ -64,7 +64,7 @@ RESTORES = "checkpoint_connector.py"  # of Lightning
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
 ROOTS |= {"last_checkpoint": LastCheckpoint, "best_checkpoint": ModelCheckpoint, "rollouts": RolloutTable}
 ROOTS |= {"progress": Progress}
-"""Classes of the groups of settings, for their help."""
+"""The groups of settings, and their classes for help."""
 
 
 class Parser(SentenceParser, LightningArgumentParser):
@@ -173,7 +173,7 @@ class FunReasonCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find folder and checkpoint before anything loads; predictions go to disk, and we print the metrics."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
-        check_sections(config)
+        check_sections(config, ROOTS)
         refuse_masked(config)
         keep_secrets_of(config)
         config["trainer"]["default_root_dir"] = local_root(config["trainer"]["default_root_dir"])

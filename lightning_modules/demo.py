@@ -113,13 +113,13 @@ def comparison(summary: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Run the demo, print the table and write `runs/demo/summary.json`."""
+    """Run the demo; an error ends it with one sentence, as it ends the commands."""
     with one_sentence():
         show()
 
 
 def show() -> None:
-    """Run `main` with errors as the commands show them: one sentence."""
+    """Run the demo, print its tables and write `runs/demo/summary.json`."""
     start = time.perf_counter()
     report = refine()
     refined = time.perf_counter() - start

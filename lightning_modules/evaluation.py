@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -121,9 +121,8 @@ class EvaluationModule(LightningModule):
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of the model, with the chat template of the run's data."""
-        data = getattr(self._trainer, "datamodule", None)
-        own = getattr(data, "chat_template", None)  # of data that save no hyperparameters
-        return load_tokenizer(self.init_from, getattr(data, "hparams", {}).get("chat_template", own))
+        own = getattr(self.data, "chat_template", None)  # of data that save no hyperparameters
+        return load_tokenizer(self.init_from, getattr(self.data, "hparams", {}).get("chat_template", own))
 
     @property
     def strategy(self) -> Strategy | None:
@@ -131,9 +130,14 @@ class EvaluationModule(LightningModule):
         return self._trainer.strategy if self._trainer else None
 
     @property
+    def data(self) -> LightningDataModule | None:
+        """The run's data; None in a notebook without a trainer, or with loaders alone."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
     def form(self) -> ChatForm | None:
         """Chat form of the run's data, for requests and answers; None for data without one."""
-        return getattr(getattr(self._trainer, "datamodule", None), "form", None)
+        return getattr(self.data, "form", None)
 
     def choose_packing(self, policy: ScoredCausalLM) -> None:
         """Let documents share rows, as `data.packing` says and the loaded model allows.
@@ -154,7 +158,7 @@ class EvaluationModule(LightningModule):
         Raises:
             ValueError: If `data.packing` is on and there is one.
         """
-        wanted = getattr(getattr(self._trainer, "datamodule", None), "hparams", {}).get("packing", "auto")
+        wanted = getattr(self.data, "hparams", {}).get("packing", "auto")
         if leak and wanted == "on":
             raise ValueError(
                 f"data.packing is on, but {self.init_from} (model_type {policy.causal_lm.config.model_type}) does not "
@@ -191,7 +195,7 @@ class EvaluationModule(LightningModule):
         """
         streams = False
         if isinstance(self.generator, HoldsWeights):
-            longest = getattr(self.trainer.datamodule, "longest_prompt", None)  # of data that say so
+            longest = getattr(self.data, "longest_prompt", None)  # of data that say so
             self.generator.prepare(str(self.trainer.precision), longest)
             streams = not isinstance(self.policy, FullyShardedDataParallel)
         if streams or not is_sharded(self.policy):

@@ -144,7 +144,7 @@ class GRPOModule(FunctionCallingModule):
         """
         super().setup(stage)
         self.frozen = stage == "fit" and self.loss.kl_coef > 0 and self.lora is None
-        data, limit = self.trainer.datamodule, self.generator.max_new_tokens
+        data, limit = self.data, self.generator.max_new_tokens
         if stage == "fit" and isinstance(data, XLAMPromptDataModule):
             check_sizes(data, self.mini_batches, self.inner_epochs, self.micro_batch_tokens, limit, self.entropy_bonus)
         elif stage == "fit" and self.sampling.ahead:
@@ -336,7 +336,7 @@ class GRPOModule(FunctionCallingModule):
 
     def settings_table(self) -> dict[str, str]:
         """Every size of a step, and what follows from it, for the table at the start of a run."""
-        data = self.trainer.datamodule
+        data = self.data
         if not isinstance(data, XLAMPromptDataModule):
             return {}
         steps, ranks = int(self.trainer.estimated_stepping_batches), self.trainer.world_size

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.packing import CALL, COT
 from lightning_modules.rollout.rollout import CATEGORIES, Rollout
 
 RATES = {
@@ -101,7 +102,7 @@ class TargetLoss(Metric):
             samples: Which document each token is of, from 0 up, [N], long.
         """
         documents = int(samples.max()) + 1 if len(samples) else 0
-        for place, segment in enumerate((1, 2)):
+        for place, segment in enumerate((COT, CALL)):
             mask = segments == segment
             sums, counts = torch.zeros(2, documents, dtype=torch.float64, device=nll.device)
             sums = sums.index_add(0, samples[mask], nll[mask].double())

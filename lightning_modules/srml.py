@@ -155,7 +155,7 @@ class SRMLModule(FunctionCallingModule):
             "sft": "plain SFT, every token alike",
         }
         per = {"sample": "of each row, then the mean over rows", "token": "over all tokens of the step"}
-        data = self.trainer.datamodule
+        data = self.data
         fill = f"; {data.fill():.0%} of a micro-batch is no padding" if isinstance(data, XLAMSFTDataModule) else ""
         return {
             "batch": f"{data.hparams.batch_size:,} rows over all ranks",

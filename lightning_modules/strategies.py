@@ -163,8 +163,8 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
 class FSDP1(ReshardableCheckpoints, FSDPStrategy):
     """FSDP1 (`FullyShardedDataParallel`) over the policy's decoder layers and then the rest of it; prefer `FSDP2`.
 
-    Gradients are reduced in float32. With adapters it computes the gradients of frozen weights,
-    too, which `FSDP2` does not; and every rank reads the whole model.
+    Gradients are reduced in float32. With adapters it computes the gradients of frozen weights, too, which `FSDP2` does
+    not; and every rank reads the whole model.
 
     Args:
         sharding_strategy: "FULL_SHARD"; "SHARD_GRAD_OP" keeps the weights whole between forward and backward pass;

@@ -10,7 +10,6 @@ from rewards.literals import read_python_calls
 MAX_TEXT = 262_144  # characters of a whole completion
 MAX_ANSWER = 16_384  # characters of what follows the reasoning; bounds the time that reading it takes
 
-ANSWER_TAGS = ("none", "answer")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 _JSON_START = re.compile(r"(?:\[\s*)?\{")
 

@@ -108,8 +108,13 @@ def resolve_form(
     Raises:
         ValueError: The parts contradict each other, or the model's template cannot do what is asked of it.
     """
-    given = {"prompt": prompt, "answer_form": answer_form, "think": think, "system_prompt": system_prompt}
-    given["tool_form"] = tool_form
+    given = {
+        "prompt": prompt,
+        "answer_form": answer_form,
+        "think": think,
+        "system_prompt": system_prompt,
+        "tool_form": tool_form,
+    }
     kept = recorded_form(tokenizer) or ChatForm()
     form = replace(kept, **{name: value for name, value in given.items() if value is not None})
     form.check()

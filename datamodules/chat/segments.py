@@ -11,11 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import ChatForm
-from datamodules.chat.templates import (
-    answer_by_template,
-    end_of_turn_id,
-    turns_text,
-)
+from datamodules.chat.templates import answer_by_template, end_of_turn_id, turns_text
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.sources.openai import chat_turns, said

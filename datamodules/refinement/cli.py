@@ -113,6 +113,8 @@ class Refinement:
                 "in_flight and limit must be at least 1, regenerations at least 0 and val_fraction from 0 to below 1, "
                 f"not {in_flight}, {limit}, {regenerations} and {val_fraction}"
             )
+        if not 0 <= max_row_errors <= 1:
+            raise ValueError(f"max_row_errors must be from 0 to 1, not {max_row_errors}")
         if engine == "ray" and corpus is not None:
             raise ValueError("engine ray refines rows of data.path; a corpus with planted defects needs no cluster")
         if engine is None and any(value is not None for value in (ray_address, processes, block_rows)):
@@ -126,8 +128,6 @@ class Refinement:
         self.recipe = partial(recipe, regenerations=regenerations)
         self.judge = Panel(judges, vote, tau)
         self.data, self.corpus, self.limit = data, corpus, limit
-        if not 0 <= max_row_errors <= 1:
-            raise ValueError(f"max_row_errors must be from 0 to 1, not {max_row_errors}")
         self.val_fraction, self.in_flight, self.max_row_errors = val_fraction, in_flight, max_row_errors
         self.engine, self.ray_address, self.processes, self.block_rows = engine, ray_address, processes, block_rows
 
@@ -154,7 +154,7 @@ class Refinement:
         total = sum(1 for _ in self.rows())
         secrets, settings = settings, redact_settings(settings | {"source": self.source()})
         if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
-            print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+            self._say_finished()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.set(self.folder)
@@ -169,7 +169,7 @@ class Refinement:
         journal = Journal(self.folder)
         try:
             if self._is_finished(settings):  # by a run that held the lock until now
-                print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+                self._say_finished()
                 journal.delete()
                 return
             write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -192,7 +192,7 @@ class Refinement:
         from datamodules.refinement.ray_engine import BLOCK_ROWS, Job, refine_blocks
 
         if self._is_finished(settings):  # by a run that held the lock until now
-            print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
+            self._say_finished()
             return
         write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         job = Job(
@@ -215,6 +215,9 @@ class Refinement:
         """Refuse results of rows that are others now."""
         if self.source() != settings["source"]:
             raise ValueError(f"{self.data.path} changed while it was refined: refine it into another output_dir")
+
+    def _say_finished(self) -> None:
+        print(f"{self.folder} is finished: {self.folder / 'report.md'} says what was done")
 
     def _is_finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds the results of this very run.

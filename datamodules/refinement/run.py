@@ -134,10 +134,8 @@ async def decide_rows(
                 outcome = await decide(number, raw, recipe, judge, journal.claim)
                 try:
                     journal.write(number, outcome)
-                except (
-                    UnicodeEncodeError,
-                    TypeError,
-                ) as error:  # half a pair of surrogates, or a value that is no JSON
+                except (UnicodeEncodeError, TypeError) as error:
+                    # Half a pair of surrogates, or a value that is no JSON.
                     verdict = Verdict("row", False, ERROR, _unexpected(error))
                     outcome = Outcome(Example("", "", "[]", "[]"), (verdict,), content=ascii(raw))
                     journal.write(number, outcome)

@@ -143,11 +143,8 @@ def _explained(error: Exception) -> str:
 
 def _write_traceback(error: Exception, told: bool) -> Path | None:
     """Write the traceback into the run's folder, or of what says too little elsewhere; None if it is nowhere."""
-    text, rank = (
-        redact("".join(traceback.format_exception(error))),
-        os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0"),
-    )
-    folder = run_folder.get()
+    text, folder = redact("".join(traceback.format_exception(error))), run_folder.get()
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
     if folder and folder.is_dir():
         file = folder / ("traceback.txt" if rank == "0" else f"traceback-{rank}.txt")
         try:

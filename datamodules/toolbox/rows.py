@@ -10,7 +10,7 @@ checks them. The splits:
 - `habits`: training rows with two habits of answering: most write the calls, some put them off and only promise them;
 - `hard`: training rows with several tools offered, several calls asked for, or no tool that fits.
 
-    python -m datamodules.toolbox.rows --seed 7 --rows 200 --out rows.jsonl
+    python -m datamodules.toolbox --seed 7 --rows 200 --out rows.jsonl
 """
 
 import json

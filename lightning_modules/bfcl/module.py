@@ -79,7 +79,7 @@ class BFCLModule(EvaluationModule):
                 answers is damaged.
         """
         super().setup(stage)
-        data = self.trainer.datamodule
+        data = self.data
         if stage != "test" or not isinstance(data, BFCLDataModule):
             raise ValueError("BFCLModule answers the rows of a BFCLDataModule, and does so in funreason test only")
         if not registered(data.package, self.registered_name):
@@ -159,7 +159,7 @@ class BFCLModule(EvaluationModule):
 
     def save(self, categories: Iterable[str]) -> None:
         """Write the result files of these categories, in the official order."""
-        data = self.trainer.datamodule
+        data = self.data
         for sample, results in enumerate(self.answers):
             for category in categories:
                 lines = [results[row] for row in data.ids[category] if row in results]
@@ -169,7 +169,7 @@ class BFCLModule(EvaluationModule):
 
     def on_test_epoch_end(self) -> None:
         """Score the answers, log the scores, and note what was wrong with each wrong one in `wrong.jsonl`."""
-        data = self.trainer.datamodule
+        data = self.data
         sizes = {category: len(ids) * self.samples for category, ids in data.ids.items()}
         accuracy, wrong = BFCLAccuracy(data.package.version, sizes).to(self.device), []
         for row in filter(self.answered, data.rows[self.trainer.global_rank :: self.trainer.world_size]):
@@ -190,7 +190,7 @@ class BFCLModule(EvaluationModule):
         super().on_test_end()
         if not self.trainer.is_global_zero:
             return
-        data = self.trainer.datamodule
+        data = self.data
         sizes = {category: len(ids) for category, ids in data.ids.items()}
         table = bfcl_table(self.scores, data.package, sizes, self.init_from, self.samples)
         print(f"{table}\n\nAnswers: {result_folder(self.run, 0)}; what was wrong: {self.run / 'wrong.jsonl'}")

@@ -16,7 +16,7 @@ from datamodules.bfcl.rows import AST, CATEGORIES, LIVE_AST, SIMPLE, BFCLRow, la
 from rewards import MatchResult, match_bfcl
 
 SUMMARIES = ("simple_ast", "non_live_ast", "non_live", "live_ast", "live", "irrelevance_detection", "mean")
-"""Figures that sum categories up."""
+"""Scores of several categories together."""
 
 
 def match_answer(package: BFCLPackage, row: BFCLRow, text: str) -> MatchResult:

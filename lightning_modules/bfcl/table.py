@@ -16,13 +16,13 @@ PAPERS = (
 )
 """Non-Live AST, Live and their mean as published, in percent, on BFCL v3."""
 COLUMNS = {"non_live_ast": "Non-Live AST", "live": "Live", "mean": "Mean"}
-FIGURE_WITHOUT_ALL = ("non_live", "live")
+PRINTED_WITHOUT_ALL = ("non_live", "live")
 """Summaries that the official tool prints although categories are missing; it prints N/A for others."""
 
 
 def percent(name: str, score: Score) -> str:
     """A score in percent as the official tool writes it, without the sign."""
-    return f"{score.accuracy * 100:.2f}" if score.known or name in FIGURE_WITHOUT_ALL else "N/A"
+    return f"{score.accuracy * 100:.2f}" if score.known or name in PRINTED_WITHOUT_ALL else "N/A"
 
 
 def bfcl_table(

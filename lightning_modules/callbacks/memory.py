@@ -207,9 +207,8 @@ def end_bytes(plan: Plan) -> int:
     """Bytes that are kept beside the layers: of the last norm (input in float32, scaled, result) and of masks."""
     _, _, r = plan.widths
     norm = 2 * r if by_blocks(plan, plan.config.hidden_size) else 4 + 2 * r
-    return plan.tokens * plan.config.hidden_size * norm + (
-        plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
-    )
+    mask = plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
+    return plan.tokens * plan.config.hidden_size * norm + mask
 
 
 def by_blocks(plan: Plan, width: int) -> bool:
@@ -286,7 +285,6 @@ def adapters(config: Any, rank: int) -> int:
     hidden, (heads, width) = config.hidden_size, heads_of(config)
     key = width * (getattr(config, "num_key_value_heads", None) or heads)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    ends = (
-        2 * (hidden + heads * width) + 2 * (hidden + key) + 3 * (hidden + inner)
-    )  # q and o, k and v, the three of MLP
+    # q and o, k and v, the three of the MLP
+    ends = 2 * (hidden + heads * width) + 2 * (hidden + key) + 3 * (hidden + inner)
     return config.num_hidden_layers * rank * ends

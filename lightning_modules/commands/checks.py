@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any, get_args
 
@@ -19,17 +20,20 @@ SHARES = {
     "val_check_interval": "give a share of an epoch or a number of steps",
     "limit_train_batches": "nothing would be trained on",
 }
-SECTIONS = ("model", "data", "trainer", "last_checkpoint", "best_checkpoint", "samples", "rollouts")
 PER_CORE = 8  # processes that share a core without being a slip
 
 
-def check_sections(config: Namespace) -> None:
+def check_sections(config: Namespace, names: Iterable[str]) -> None:
     """Refuse a group of settings that holds none, as `trainer: null` does.
+
+    Args:
+        config: The settings.
+        names: Of the groups.
 
     Raises:
         ValueError: Naming the group.
     """
-    for name in SECTIONS:
+    for name in names:
         if not isinstance(config[name], Namespace):
             raise ValueError(f"{name} must hold settings, and is {config[name]}: leave it out for its defaults")
 

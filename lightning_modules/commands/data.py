@@ -52,15 +52,7 @@ def convert(
     """
     if not path:
         raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
-    file = Path(out).expanduser()
-    if "\0" in out:
-        raise ValueError(f"--out {out!r} is no name of a file")
-    if file.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
-    check_writable("--out", file.parent)
-    if file.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file in it")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = file_to_write(out)
     counts: Counter[str] = Counter()
     beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
     first, bad, written = "", 0, 0
@@ -97,6 +89,24 @@ def convert(
     else:
         remove(beside)  # of the file that was there before
     return "\n".join(lines)
+
+
+def file_to_write(out: str) -> Path:
+    """The file that `--out` names, in a folder that is there.
+
+    Raises:
+        ValueError: It is no file, of another kind, or cannot be written.
+    """
+    file = Path(out).expanduser()
+    if "\0" in out:
+        raise ValueError(f"--out {out!r} is no name of a file")
+    if file.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
+    check_writable("--out", file.parent)
+    if file.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -195,9 +195,7 @@ def policy_loss(
     share = _shares(PolicyTotals(n_rollouts, n_tokens) if totals is None else totals, aggregation, lengths, max_length)
 
     ratio = _ratio(logprobs, old, group, lengths, ratio_level)
-    surrogate = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
-    if dual_clip is not None:
-        surrogate = torch.where(advantage < 0, torch.minimum(surrogate, -advantage * dual_clip), surrogate)
+    surrogate = _surrogate(ratio, advantage, clip_low, clip_high, dual_clip)
     if weights is not None:
         surrogate = surrogate * torch.where(counted, weights.detach(), 0)
     share = torch.where(counted, share.expand(len(present))[group], 0)  # [N]
@@ -246,6 +244,14 @@ def _ratio(logprobs: Tensor, old_logprobs: Tensor, group: Tensor, lengths: Tenso
         mean = torch.zeros_like(lengths).index_add(0, group, log_ratio.detach()) / lengths
         log_ratio = mean[group] + (logprobs - logprobs.detach())  # the bracket is 0 and carries the gradient
     return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def _surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None) -> Tensor:
+    """Loss of each token, [N]: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (arXiv 2508.05118, eq. 2)."""
+    surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is None:
+        return surrogate
+    return torch.where(advantages < 0, torch.minimum(surrogate, -advantages * dual_clip), surrogate)
 
 
 def _shares(totals: PolicyTotals, aggregation: Aggregation, lengths: Tensor, max_length: int | None) -> Tensor:

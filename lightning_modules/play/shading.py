@@ -42,7 +42,7 @@ def tokens_html(tokens: list[ShownToken]) -> str:
 
 def answer_html(answer: SampledAnswer, number: int) -> str:
     """An answer as HTML: its score, advantage and bonus, its tokens, and how it was parsed."""
-    reward, facts = "", [f"<b>#{number}</b>"]
+    facts = [f"<b>#{number}</b>"]
     if answer.advantage is not None:
         colour = GREEN if answer.rollout.result.score >= 1 else RED
         reward = f'<span class="fr-badge" style="background:{colour}">reward {answer.rollout.result.score:g}</span>'

@@ -44,10 +44,8 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     mended = deepcopy(config)
     mended.do_sample = True  # what a temperature means; checkpoints of Llama 2 have one and do not say so
     if not _fault(mended):
-        return (
-            mended,
-            f"{said}The generation config of {source} samples without saying so: hf/ will have do_sample true.",
-        )
+        said += f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
+        return mended, said
     special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(**special), (
         f"{said}The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
@@ -64,9 +62,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, config: GenerationConfig) -> li
     Returns:
         The token that is taught first, then those of the config and of the tokenizer.
     """
-    return list(
-        dict.fromkeys([end_of_turn_id(tokenizer), *ids_of(config.eos_token_id), *ids_of(tokenizer.eos_token_id)])
-    )
+    ids = [end_of_turn_id(tokenizer), *ids_of(config.eos_token_id), *ids_of(tokenizer.eos_token_id)]
+    return list(dict.fromkeys(ids))
 
 
 def ids_of(value: int | list[int] | None) -> list[int]:

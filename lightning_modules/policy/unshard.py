@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.model import ScoredCausalLM
 
+FSDP1_PREFIX = "_fsdp_wrapped_module."  # of names inside what FSDP1 wraps
+
 
 def is_sharded(policy: ScoredCausalLM) -> bool:
     """Whether FSDP shards the policy, so that forward passes and unsharding are collectives."""
@@ -85,9 +87,6 @@ def _merged(weight: Tensor, module: nn.Module, layer: str, state: dict[str, Tens
     down, up = (unshard(state[f"{layer}.lora_{half}.{adapter}.weight"]).to(wide) for half in "AB")
     added = module.scaling[adapter] * (up @ down)  # [out, r] @ [r, in]; GPT-2's matrices are [in, out]
     return (weight.to(wide) + (added.T if module.fan_in_fan_out else added)).to(weight.dtype)
-
-
-FSDP1_PREFIX = "_fsdp_wrapped_module."
 
 
 def named_state(policy: ScoredCausalLM) -> dict[str, Tensor]:

@@ -113,26 +113,23 @@ def set_advantages(
         scale: See `group_advantages`.
         bonus: The entropy bonus.
     """
-    doc_ids = buffer.doc_ids
-    cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-    rollouts = len(buffer.completions)
-    plain = group_advantages(rewards, scale, valid).flatten()  # [R]
-    known = valid.flatten()
-    sums: Sums = {}
-    if entropy is None:
-        shaped = plain
-    else:
+    doc_ids, rollouts = buffer.doc_ids, len(buffer.completions)
+    by_token = entropy is not None and bonus.level != "rollout_cot"
+    plain, known = group_advantages(rewards, scale, valid).flatten(), valid.flatten()  # [R]
+    shaped, sums = plain, Sums()
+    if entropy is not None:
+        cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
         level = mean_cot_entropy(entropy, cot, doc_ids, rollouts)  # [R]
         thinking = torch.tensor([any(mask) for mask in buffer.cot], dtype=torch.bool)  # others count 0 for the bonus
         sums = moments("entropy", level[known & thinking])[0]
-        if bonus.level != "rollout_cot":
+        if by_token:
             plain, known = plain[doc_ids], known[doc_ids]  # [N]
             level = shaping_entropy(entropy, cot, doc_ids, rollouts, bonus.level)
         added = bonus(plain, level)
         shaped = plain + added.bonus
         sums |= bonus_sums(plain[known], BonusParts(*(part[known] for part in added)))
     more, peaks = moments("advantage", shaped[known])
-    buffer.advantages = shaped[doc_ids] if len(shaped) == rollouts else shaped
+    buffer.advantages = shaped if by_token else shaped[doc_ids]
     return sums | more, peaks
 
 

@@ -124,10 +124,8 @@ def chosen_groups(draws: Sequence[Sequence[bool]], wanted: int) -> list[tuple[in
         Draw and place in it of each group that is kept, in order: the place of one here is its number in the batch.
     """
     places = [(draw, place) for draw, useful in enumerate(draws) for place in range(len(useful))]
-    first = sorted(
-        places, key=lambda at: not draws[at[0]][at[1]]
-    )  # a stable sort: those with an advantage, then the others
-    return sorted(first[:wanted])
+    with_advantage_first = sorted(places, key=lambda at: not draws[at[0]][at[1]])  # stable
+    return sorted(with_advantage_first[:wanted])
 
 
 def _with_advantage(groups: list[Group]) -> list[bool]:

@@ -149,10 +149,7 @@ def rollout_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:
     if sums.get("entropy/count"):
         metrics["entropy_bonus/cot_entropy"] = sums["entropy/sum"] / sums["entropy/count"]
     if sums.get("bonus/count"):
-        metrics["entropy_bonus/mean"] = sums["bonus/sum"] / sums["bonus/count"]
-        metrics["entropy_bonus/raw_mean"] = sums["bonus/raw"] / sums["bonus/count"]
-        metrics["entropy_bonus/clipped_frac"] = sums["bonus/capped"] / max(1.0, sums["bonus/alive"])
-        metrics["entropy_bonus/share_of_advantage"] = sums["bonus/sum"] / (sums["bonus/advantage"] or 1.0)
+        metrics |= bonus_metrics(sums)
     if sums.get("sampling/tokens"):
         metrics |= sampling_metrics(sums, peaks)
     return metrics
@@ -165,6 +162,16 @@ def call_metrics(accuracy: CallAccuracy, rollouts: Sequence[Rollout]) -> dict[st
     metrics = accuracy.compute()
     accuracy.reset()
     return {f"rollout/{k.removeprefix('tool/')}": v for k, v in metrics.items() if k.startswith("tool/")}
+
+
+def bonus_metrics(sums: Sums) -> dict[str, float]:
+    """Metrics of the entropy bonus: how large it is, and how often the cap holds it back."""
+    return {
+        "entropy_bonus/mean": sums["bonus/sum"] / sums["bonus/count"],
+        "entropy_bonus/raw_mean": sums["bonus/raw"] / sums["bonus/count"],
+        "entropy_bonus/clipped_frac": sums["bonus/capped"] / max(1.0, sums["bonus/alive"]),
+        "entropy_bonus/share_of_advantage": sums["bonus/sum"] / (sums["bonus/advantage"] or 1.0),
+    }
 
 
 def sampling_metrics(sums: Sums, peaks: Peaks) -> dict[str, float]:

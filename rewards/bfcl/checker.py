@@ -6,7 +6,7 @@ Three differences from the official checker, all where its answer is an accident
   - what makes the official checker stop with an exception is a mismatch here;
   - Java and JavaScript collections of more than `MAX_COLLECTION` characters are not converted, because the official
     expressions take exponential time on some of them;
-  - Python text is never evaluated, see `bfcl_decode`; an answer of more than `MAX_ANSWER` characters is none.
+  - Python text is never evaluated, see `decode_bfcl`; an answer of more than `MAX_ANSWER` characters is none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,8 +75,8 @@ def _named_calls(predicted: Any) -> list[_Named] | None:
     """The calls as names and arguments; None unless every one of a list is a call (is_function_calling_format)."""
     if not isinstance(predicted, list | tuple):
         return None
-    calls = [_named_call(item) for item in predicted]
-    return None if None in calls else [call for call in calls if call]
+    calls = [call for call in map(_named_call, predicted) if call is not None]
+    return calls if len(calls) == len(predicted) else None
 
 
 def _named_call(item: Any) -> _Named | None:

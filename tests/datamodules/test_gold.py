@@ -144,5 +144,5 @@ def test_reinforcement_learning_leaves_out_rows_that_can_earn_nothing(text_rows,
 def test_no_row_left_is_one_sentence(write_rows, make_row, tiny_model_dir, tmp_path):
     path = write_rows([make_row(0, answers=city(NFD))])
     data = XLAMSFTDataModule(str(tiny_model_dir), path, on_bad_row="skip", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"none of the 1 rows of .* can be used; first: .*row 1, column 'answers'"):
+    with pytest.raises(ValueError, match=r"none of the 1 rows of .* can be used; the first: .*row 1, column 'answers'"):
         data.setup("fit")  # Qwen's own tokenizer normalises to NFC

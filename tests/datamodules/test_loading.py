@@ -47,7 +47,11 @@ def test_state_resumes_at_every_batch_and_iterating_again_does_not_start_over():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"rows": 11}, "training rows"), ({"batch_size": 2}, r"data\.batch_size")]
+    ("change", "words"),
+    [
+        ({"rows": 11}, "training rows is 11 in this run and was 10 in the one that wrote the checkpoint"),
+        ({"batch_size": 2}, r"data\.batch_size is 2 in this run and was 3 "),
+    ],
 )
 def test_state_of_other_batches_is_refused(change, words):
     with pytest.raises(ValueError, match=words):

@@ -73,7 +73,7 @@ def test_every_step_logs_both_segments_and_nothing_is_nan(run):
     assert weights[0] == pytest.approx(0.7) and len(set(weights)) == 6
 
 
-def test_tensorboard_has_the_figures_on_the_same_steps(run):
+def test_tensorboard_has_the_metrics_on_the_same_steps(run):
     events = EventAccumulator(str(run)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Scalars("tool/exact_match")] == [3, 6]
@@ -268,7 +268,7 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
-@pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint"])
+@pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint", "progress"])
 def test_a_section_without_settings_is_named(base_args, tmp_path, section):
     (tmp_path / "c.yaml").write_text(f"{section}: null\n")
     with pytest.raises(SystemExit, match=f"^error: {section} must hold settings, and is None"):

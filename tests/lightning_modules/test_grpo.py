@@ -355,7 +355,7 @@ def test_no_reference_without_kl_and_none_of_its_own_for_adapters(tiny_model_dir
     assert module.reference is None and first["policy/kl"] == pytest.approx(0, abs=1e-9) and second["policy/kl"] > 1e-6
 
 
-def test_figures_of_recorded_rollouts(tiny_model_dir, tiny_tokenizer):
+def test_metrics_of_recorded_rollouts(tiny_model_dir, tiny_tokenizer):
     _, _, (metrics,) = fit(make(tiny_model_dir, tiny_tokenizer, reports_logprobs=True, cut=("no thought",)))
     assert metrics["reward/mean"] == pytest.approx(6.5 / 9) == metrics["reward/look_up/mean"]
     assert metrics["reward/frac_zero_std"] == pytest.approx(1 / 3)
@@ -397,14 +397,14 @@ def test_rollouts_without_advantage_get_no_backward_and_count_all_the_same(
 
         module.accumulate = recording
         seen.append((*fit(module)[::2], learnt))
-    (one, figures, some), (other, all_figures, everything) = seen
+    (one, metrics, some), (other, all_metrics, everything) = seen
     # The reward of the third one, 0.5, is the mean of its group, and the last three have one reward.
     assert some == {0, 1, 3, 4, 5} and everything == set(range(9))
     assert_close(one[0], other[0], rtol=1e-12)
-    names = [name for name in figures[0] if not name.startswith(("time/", "perf/"))]
+    names = [name for name in metrics[0] if not name.startswith(("time/", "perf/"))]
     assert {"policy/entropy", "train/grad_norm", "policy/ratio_mean"} <= set(names)
     for name in names:
-        assert figures[0][name] == pytest.approx(all_figures[0][name], rel=1e-9), name
+        assert metrics[0][name] == pytest.approx(all_metrics[0][name], rel=1e-9), name
 
 
 def test_alike_groups_are_sampled_again_under_other_names(tiny_model_dir, tiny_tokenizer):

@@ -83,7 +83,7 @@ def run(tmp_path_factory, base_args):
     return root / "egpo-fit-0"
 
 
-def test_figures_of_a_run(run):
+def test_metrics_of_a_run(run):
     logged = metrics(run, ("",))
     assert all(math.isfinite(value) for value in logged.values())
     sampled = {step for step, name in logged if name == "reward/mean"}

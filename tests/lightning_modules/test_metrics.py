@@ -41,10 +41,10 @@ def test_rates_by_hand():
     assert metrics["tool/n_calls"] == pytest.approx(2 / 3)
     assert metrics["completion/truncated_frac"] == pytest.approx(1 / 3)
     assert metrics["completion/mean_length"] == 20  # (10 + 20 + 30) / 3
-    assert not any("parallel" in name for name in metrics)  # no such rows: no figure, no NaN
+    assert not any("parallel" in name for name in metrics)  # no such rows: no metric, no NaN
 
 
-def test_nothing_seen_gives_no_figures():
+def test_nothing_seen_gives_no_metrics():
     assert CallAccuracy().compute() == {}
 
 

@@ -128,7 +128,7 @@ def test_losses_of_the_segments_are_means_over_the_documents_that_have_them(tiny
         assert metrics[f"train/loss_{name}"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
+def test_metrics_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
     seen = []
     for split in SPLITS:
         _, metrics = gradients_of_a_step(SRMLModule(init_from=str(tiny_model_dir)), micro_batches(split))
@@ -141,7 +141,7 @@ def test_figures_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
     assert {f"train/{name}" for name in names} <= set(seen[0])
 
 
-def test_segment_figures_by_hand():
+def test_segment_metrics_by_hand():
     sums = dict.fromkeys(SEGMENT_SUMS, 0.0) | {"loss": 2.0, "tokens_call": 4.0, "hits_call": 1.0, "entropy_call": 6.0}
     metrics = segment_metrics(sums | {"tokens": 9.0, "padding": 3.0}, None)
     assert metrics["train/token_acc_call"] == 0.25

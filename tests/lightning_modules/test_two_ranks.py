@@ -43,7 +43,7 @@ def test_weights_and_alpha_are_the_same(runs):
         torch.testing.assert_close(two[name], weight, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_figures_are_the_same(runs):
+def test_metrics_are_the_same(runs):
     one, two = (metrics(run, ("train/", "tool/", "val/")) for run in runs)
     assert one == pytest.approx(two, rel=1e-6)
     assert (3, "train/grad_norm") in one and (3, "tool/exact_match") in one

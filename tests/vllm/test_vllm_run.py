@@ -29,7 +29,7 @@ SMALL = {
 }
 
 
-def figures_of(run):
+def metrics_of(run):
     with (run / "metrics.csv").open() as file:
         return {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
 
@@ -64,7 +64,7 @@ def test_a_run_learns_from_its_own_samples_and_goes_on_after_its_engine_has_died
     main([*command, f"--ckpt_path={died}"])
     resumed = tmp_path / "run" / "egpo-fit-1"
     assert (resumed / "hf" / "model.safetensors").exists()
-    metrics = figures_of(died) | figures_of(resumed)
+    metrics = metrics_of(died) | metrics_of(resumed)
     for step in (1, 2, 3, 4, 5):  # all but the first sample from a policy that has been updated
         assert metrics[step, "sampling/logp_diff_max"] <= 5e-3
         assert metrics[step, "sampling/is_ratio_raw_mean"] == pytest.approx(1, abs=1e-3)

@@ -64,7 +64,7 @@ def test_good_rows_pass(split, run):
     assert [outcome.example.answers for outcome in outcomes] == [row["answers"] for row in rows]
 
 
-def test_figures_by_hand(run):
+def test_metrics_by_hand(run):
     """Two rows with a wrong type, of which one is mended wrongly, and one good row that is called wrong."""
     tools = json.dumps([{"name": "f", "parameters": {"a": {"type": "int"}}}])
     truth = {"answers": '[{"name": "f", "arguments": {"a": 1}}]', "tools": tools}

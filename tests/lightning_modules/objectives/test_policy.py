@@ -39,9 +39,8 @@ def test_k3_is_clamped_and_never_negative():
     # exp(20) - 21 is cut to 10; log r = -30 counts as -20: exp(-20) + 20 - 1 = 19 is cut to 10; exp(3) - 3 - 1 = 16.1.
     assert kl.tolist() == [10.0, 10.0, 0.0, 10.0]
     assert torch.autograd.grad(kl.sum(), logprobs)[0].tolist() == [0.0] * 4
-    drawn = (
-        torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-4 - 1
-    )  # where exp(x) - x - 1 would cancel
+    # Where exp(x) - x - 1 would cancel.
+    drawn = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-4 - 1
     assert (kl_k3(drawn, torch.full_like(drawn, -1.0)) >= 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Figures by hand, and that sums over ranks give those of one."""
+"""Metrics by hand, and that sums over ranks give those of one."""
 
 import math
 
@@ -57,7 +57,7 @@ def over_ranks(parts):
 
 
 @pytest.mark.parametrize("ranks", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 1, 2, 3], []]])
-def test_figures_by_hand_on_any_number_of_ranks(ranks):
+def test_metrics_by_hand_on_any_number_of_ranks(ranks):
     metrics = rollout_metrics(*over_ranks([part(rows) for rows in ranks]))
     expected = {
         "reward/mean": 0.5,  # of three
@@ -86,7 +86,7 @@ def test_figures_by_hand_on_any_number_of_ranks(ranks):
     assert metrics == pytest.approx(expected)
 
 
-def test_a_cap_of_one_s_own_moves_advantages_and_figures_alike(monkeypatch):
+def test_a_cap_of_one_s_own_moves_advantages_and_metrics_alike(monkeypatch):
     def halved(advantages, entropy, *_):  # a cap of |A| / 4 where the equation has |A| / 2
         cap = advantages.abs() / 4
         raw = 0.4 * entropy
@@ -111,6 +111,14 @@ def test_entropy_of_chains_of_thought_is_of_rollouts_that_have_one(level):
     rewards, valid = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[True, True, False]])
     sums, _ = set_advantages(buffer, rewards, valid, entropy, "none", EntropyBonus(level=level))
     assert (sums["entropy/sum"], sums["entropy/count"]) == (1.5, 1)
+
+
+def test_a_bonus_by_token_stays_with_its_token_where_there_are_as_many_tokens_as_rollouts():
+    # Both tokens are of the second rollout, whose advantage is -1: 0.4 E = 0.2 and 0.8 against caps of 0.5.
+    buffer = RolloutBuffer([], [], [[], [1, 2]], [[], [True, True]], [0, 0], [False] * 2, torch.zeros(0))
+    bonus, valid = EntropyBonus(level="token"), torch.ones(1, 2, dtype=torch.bool)
+    set_advantages(buffer, torch.tensor([[2.0, 0.0]]), valid, torch.tensor([0.5, 2.0]), "none", bonus)
+    assert buffer.advantages.tolist() == pytest.approx([-0.8, -0.5])
 
 
 @pytest.mark.parametrize("failed", [False, True])
