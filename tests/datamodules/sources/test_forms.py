@@ -325,6 +325,78 @@ def test_nested_columns_of_arrow_are_read_as_they_were(tmp_path):
             assert [(json.loads(e.tools), e.query, json.loads(e.answers)) for e in examples] == expected, source
 
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+}
+BOOK = {
+    "name": "book",
+    "description": "Books.",
+    "parameters": {
+        "type": "object",
+        "$defs": {"Person": PERSON},
+        "properties": {
+            "people": {"type": "array", "items": PERSON},
+            "lead": {"$ref": "#/$defs/Person"},
+            "seat": {
+                "anyOf": [{"type": "object", "properties": {"row": {"type": "integer"}, "side": {"type": "string"}}}]
+            },
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "price": {"type": "number"},
+        },
+    },
+}
+
+
+def test_nested_columns_of_objects_in_lists_and_behind_references(tmp_path):
+    """Arrow pads every object with the keys of all, wherever it stands: only `note` may be null, so only that stays."""
+    first = {"people": [{"name": "Al"}, {"name": "Bo", "age": 3}], "lead": {"name": "Al"}, "note": None, "price": 2.5}
+    second = {"people": [{"name": "Cy", "age": 4}], "lead": {"name": "Cy", "age": 4}, "seat": {"row": 1}, "price": 3.0}
+    third = {"people": [], "seat": {"side": "left"}, "note": "by night", "price": 3.0}
+    rows = [
+        {"query": "Book.", "tools": [BOOK], "answers": [{"name": "book", "arguments": arguments}]}
+        for arguments in (first, second, third)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    examples, _ = read_examples(tmp_path / "rows.parquet")
+    assert [json.loads(example.answers)[0]["arguments"] for example in examples] == [
+        first,
+        second | {"note": None},
+        third,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "read"),
+    [
+        ({"type": "integer"}, 3.0, 3),  # a column in which another row has a fraction makes floats of all
+        ({"type": ["integer", "null"]}, 3.0, 3),
+        ({"type": "int, optional"}, 3.0, 3),
+        ({"type": "List[int]"}, [1.0, 2.0], [1, 2]),
+        (
+            {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+            [{"n": 1.0}],
+            [{"n": 1}],
+        ),
+        ({"type": "integer"}, 3.5, 3.5),
+        ({"type": "number"}, 3.0, 3.0),
+        ({"type": ["integer", "number"]}, 3.0, 3.0),
+        ({"type": "Union[int, float]"}, 3.0, 3.0),
+        ({"description": "of no type"}, 3.0, 3.0),
+    ],
+)
+def test_whole_floats_of_nested_columns_are_the_integers_that_are_declared(schema, given, read):
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+    answers = [{"name": "f", "arguments": {"a": given}}]
+    nested = read_raw({"query": "Q", "tools": [tool], "answers": answers})
+    assert repr(json.loads(nested.examples[0].answers)[0]["arguments"]["a"]) == repr(read)
+    said_so = [note for note in nested.notes if "whole floats" in note]
+    assert len(said_so) == (repr(given) != repr(read))
+    as_text = read_raw({"query": "Q", "tools": [tool], "answers": json.dumps(answers)})  # where nothing was converted
+    assert repr(json.loads(as_text.examples[0].answers)[0]["arguments"]["a"]) == repr(given)
+
+
 def test_json_columns_and_lists_of_texts(tmp_path):
     features = datasets.Features(
         {
