@@ -21,6 +21,7 @@ WEATHER = {
 }
 NOW = {"name": "now", "description": "Tell the time.", "parameters": {"type": "object", "properties": {}}}
 WRAPPED = [{"type": "function", "function": tool} for tool in (WEATHER, NOW)]
+KIND = {"role": "system", "content": "Be kind."}
 ASK = {"role": "user", "content": "Weather in Oslo?"}
 OSLO = {"name": "get_weather", "arguments": {"city": "Oslo"}}
 TIME = {"name": "now", "arguments": {}}
@@ -271,10 +272,22 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
         (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
         (chat(ASK, {"role": "function_call", "content": "Hello"}), "the calls cannot be read: 'Hello'"),
-        (chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])), "turn 2: "),
+        (
+            chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])),
+            "turn 2: the arguments of 'get_weather' cannot be read: no value where the text ends",
+        ),
+        # Turns are counted as the row has them: a system's text, tools and joined turns are turns, too.
+        (chat(KIND, ASK, said("[now(")), "turn 3: the calls cannot be read"),
+        (chat(KIND, ASK, said("")), "turn 3, the assistant's, says nothing"),
+        (chat(ASK, said("One"), said("moment."), ASK, said("")), "turn 5, the assistant's, says nothing"),
+        (
+            chat(ASK, said("No.", weight=0)),
+            "no assistant turn that answers a user turn and is not marked as one not to",
+        ),
         (chat(ASK, said("<think>Oslo.</think>")), "says nothing but a thought"),
         (chat(ASK, said(tool_calls=[CALL]), answers=[TIME]), "another answer than that in 'messages'"),
         (chat(ASK, said("ok"), tools="not tools"), "readable neither as JSON nor as a Python literal"),
+        (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
         ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
@@ -291,6 +304,13 @@ def test_what_is_not_used_is_said():
     reading = read_raw(row)
     assert {name for name in reading.notes if name.startswith("unused")} == {"unused/split", "unused/rejected"}
     assert (reading.examples[0].source, reading.examples[0].category) == ("mine", "3")
+    notes = read_raw(chat(ASK, said(TEXT), ASK)).notes
+    assert notes["left out/requests at the end that nobody answers"] == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "None", "null"])
+def test_a_content_that_is_nothing_beside_calls_is_no_thought(content):
+    assert read(chat(ASK, said(content, tool_calls=[CALL]))) == ([OSLO], "", "")
 
 
 @pytest.mark.parametrize("nested", [True, False])
