@@ -1,4 +1,4 @@
-"""Removal of nulls with which Arrow fills up nested columns; what a tool's schema allows stays."""
+"""Rows as they were before Arrow filled their nested columns with nulls and made floats of integers in them."""
 
 import re
 from collections import Counter
