@@ -19,7 +19,7 @@ _TYPES |= {name: name for name in WORDS}
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
 IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
-_MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
+MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
 
 
 def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -77,10 +77,10 @@ def _list(value: Any) -> list[Any]:
 def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) -> list[dict[str, Any]]:
     """A node and those that say something of the same value: what it refers to, and the members of its `keys`.
 
-    At most `_MAX_IN_PLACE` of them.
+    At most `MAX_IN_PLACE` of them.
     """
     found, followed, left = [], set(), deque([node])
-    while left and len(found) < _MAX_IN_PLACE:
+    while left and len(found) < MAX_IN_PLACE:
         node = left.popleft()
         if isinstance(node, dict):
             found.append(node)
@@ -147,13 +147,13 @@ class _Reader:
         if target is None:
             return ANYTHING
         near = in_place(target, self.tool)
-        if len(near) == _MAX_IN_PLACE or any(node.get("$ref") == reference for node in near):
+        if len(near) == MAX_IN_PLACE or any(node.get("$ref") == reference for node in near):
             return ANYTHING  # it leads to too much, or back to itself
         self.names[reference] = name = str(len(self.names))
         self.definitions[name] = ANYTHING  # until it is read
         schema = self.schema(target, depth)
         self.sizes[name] = nodes, levels = self.size(schema)
-        if nodes <= _MAX_IN_PLACE and levels <= _MAX_DEPTH:
+        if nodes <= MAX_IN_PLACE and levels <= _MAX_DEPTH:
             self.definitions[name] = schema
         else:
             self.sizes[name] = (1, 1)

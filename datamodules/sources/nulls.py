@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
+from itertools import islice
 from typing import Any
 
-from datamodules.sources.declared import OPTIONAL, WORDS, in_place, parameters, type_schema
+from datamodules.sources.declared import MAX_IN_PLACE, OPTIONAL, WORDS, in_place, parameters, type_schema
 from rewards import Call
 
 
@@ -86,7 +87,7 @@ class _Arguments:
         self.tool = tool
         self.nested = nested
         self.counts = counts
-        self.found: dict[int, list[dict[str, Any]]] = {}  # by the id of a schema; the tool keeps it alive
+        self.found: dict[int, list[dict[str, Any]]] = {}  # by the id of a schema, which is kept alive by the tool or in here
 
     def read(self, arguments: dict[str, Any]) -> dict[str, Any]:
         properties, required = parameters(self.tool)
@@ -119,7 +120,8 @@ class _Arguments:
                 required |= set(_texts(node.get("required")))
             return self.fields(value, properties, required) if properties else value
         if isinstance(value, list):
-            items = [inner for node in nodes for inner in self.nodes(node.get("items"))]
+            inner = (node for outer in nodes for node in self.nodes(outer.get("items")))
+            items = list(islice(inner, MAX_IN_PLACE))
             return [self.value(item, items) for item in value] if items else value
         if self.nested and type(value) is float and value.is_integer() and "integer" in (words := _words(nodes)):
             if words <= {"integer", "null"}:
