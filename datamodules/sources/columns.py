@@ -27,8 +27,7 @@ NOTHING = ("", "null", "none", "nan")
 """Texts, in lower case, that a table exported as texts has in the place of nothing."""
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
 
-
-ALIASES = {
+ALIASES: dict[str, tuple[str, ...]] = {
     "query": (*QUERIES, "instruction", "prompt"),
     "tools": TOOLS,
     "answers": (*ANSWERS, *COMPLETIONS),
@@ -43,7 +42,7 @@ def name_in(row: Mapping[str, Any], column: str) -> str:
     if column in columns.row or column not in (*ALIASES, "response", "history"):
         return column
     aliases = ALIASES.get(column, ())
-    whole = () if column in row else ("chat", "prompt", "instruction")  # which may hold everything
+    whole: tuple[str, ...] = () if column in row else ("chat", "prompt", "instruction")  # which may hold everything
     return columns.name((*aliases, *CHATS, *whole) if column == "tools" else (*CHATS, *aliases, *whole)) or column
 
 
