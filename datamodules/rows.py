@@ -95,7 +95,9 @@ def check_request(example: Example) -> list[dict[str, Any]]:
 
 def _parse(raw: Any) -> dict[str, Any]:
     try:
-        row = json.loads(raw) if isinstance(raw, str) else raw
+        row = json.loads(raw.rstrip().removesuffix(",")) if isinstance(raw, str) else raw
+    except json.JSONDecodeError as error:
+        raise BadRow("", f"is not JSON: {error.msg} at character {error.pos + 1} of the line") from error
     except (ValueError, RecursionError) as error:
         raise BadRow("", f"is not JSON: {error}") from error
     if not isinstance(row, dict):

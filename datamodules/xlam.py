@@ -11,6 +11,7 @@ from typing import Any, Literal, TextIO
 from datamodules.example import BadRow, Example
 from datamodules.readers import read_rows
 from datamodules.rows import read_raw
+from datamodules.sources.columns import name_in
 from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write
 
@@ -86,8 +87,13 @@ def _with_id(example: Example, number: int, seen: Mapping[str, int]) -> Example:
 
 
 def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str, Any]:
-    """One line of `bad_rows.jsonl`."""
-    return {"file": str(path), "row": number, "column": error.column, "reason": error.reason, "content": raw}
+    """One line of `bad_rows.jsonl`; the column is named as the row names it."""
+    try:
+        row = json.loads(raw) if isinstance(raw, str) else raw
+    except (ValueError, RecursionError):
+        row = None
+    column = name_in(row, error.column) if isinstance(row, dict) else error.column
+    return {"file": str(path), "row": number, "column": column, "reason": error.reason, "content": raw}
 
 
 def raise_if_bad(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:

@@ -21,7 +21,7 @@ from lightning_modules.generators import Completion, Generator, HFGenerator, VLL
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.documents import score_documents
-from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.policy.generation_config import check_vocabulary, stop_ids
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
@@ -98,6 +98,7 @@ class EvaluationModule(LightningModule):
         with failing_together():
             self.tokenizer = self.load_tokenizer()
             policy = self.load_policy()
+            check_vocabulary(self.tokenizer, policy.causal_lm)
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.choose_packing(policy)

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.chat.form import KEPT_IN, ChatForm, frame_of
-from datamodules.chat.templates import end_of_turn_id, folded, refuses_system, turns_text, unended
+from datamodules.chat.templates import end_of_turn_id, folded, takes_system, turns_text, unended
 from datamodules.sources.tools import BFCL_TYPES, SHOWN_FIRST
 from rewards import FRAMES, CallFrame
 
@@ -205,7 +205,7 @@ def served_tokenizer(tokenizer: PreTrainedTokenizerFast, form: ChatForm | None =
         return served
     served = deepcopy(served) if served is tokenizer else served
     served.init_kwargs[KEPT_IN] = form.recorded()
-    beginning = template_of_requests(form, frame_of(form, tokenizer), refuses_system(tokenizer))
+    beginning = template_of_requests(form, frame_of(form, tokenizer), not takes_system(tokenizer))
     served.chat_template = beginning + served.chat_template
     return served
 
@@ -239,5 +239,5 @@ def _without_opened_think(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prompt: bool) -> str:
-    turns = folded(turns) if refuses_system(tokenizer) else turns
+    turns = turns if takes_system(tokenizer) else folded(turns)
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))

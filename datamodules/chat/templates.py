@@ -20,6 +20,7 @@ _PRESENT_DATE = re.compile(r"""strftime_now\(\s*+(["'])([^"'\n]*+)\1\s*+\)""")
 _THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
 _EMPTY_THINK = re.compile(r"\A\s*<think>\s*</think>\s*")
 _USER = {"role": "user", "content": "question"}
+_LEFT_OUT = {"tool": "what a tool gives back", "calls": "the calls of earlier turns"}
 _PROBE = [Call("get_weather", {"city": "Oslo", "days": 2}), Call("get_time", {"zone": "UTC"})]
 _TOOLS = [
     {
@@ -64,13 +65,29 @@ def unended(template: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def refuses_system(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the chat template takes no system message, as Gemma's; its text then goes on top of the first request."""
+def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template takes a system message; else its text goes on top of the first request.
+
+    Gemma 2's refuses one, and that of Phi-3 mini prints the other turns as if there were none.
+    """
     try:
-        tokenizer.apply_chat_template([{"role": "system", "content": "system"}, _USER], tokenize=False)
-    except TemplateError:
-        return True
-    return False
+        return "the-rules" in rendered(tokenizer, [{"role": "system", "content": "the-rules"}, _USER])
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=8)
+def left_out(tokenizer: PreTrainedTokenizerFast, what: str) -> bool:
+    """Whether the chat template passes over turns in silence: of a "tool", as Zephyr's, or the "calls" of an assistant.
+
+    Where it refuses such turns, it says so of each chat that has them.
+    """
+    called = assistant_message("", [Call("get_weather", {"city": "the-words"})], 0, objects=True)
+    answered = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": "the-words"}]
+    try:
+        return "the-words" not in rendered(tokenizer, [_USER, *([called] if what == "calls" else answered)])
+    except ValueError:
+        return False
 
 
 def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,10 +114,19 @@ def turns_text(
         tools: Tools for the template, each `{"type": "function", "function": ...}`.
 
     Raises:
-        ValueError: The template refuses these turns.
+        ValueError: The template refuses these turns, or leaves some of them out.
     """
-    if turns[:1] and turns[0]["role"] == "system" and refuses_system(tokenizer):
+    if turns[:1] and turns[0]["role"] == "system" and not takes_system(tokenizer):
         turns = folded(turns)
+    present = {
+        "tool": any(turn["role"] == "tool" for turn in turns),
+        "calls": any("tool_calls" in turn for turn in turns),
+    }
+    if lost := next((what for what, there in present.items() if there and left_out(tokenizer, what)), ""):
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} leaves out {_LEFT_OUT[lost]}: set data.chat_template to "
+            "chatml, or to a file with a template that prints it"
+        )
     return _THINK_OPENED.sub("", rendered(tokenizer, turns, tools=tools, add_generation_prompt=True))
 
 

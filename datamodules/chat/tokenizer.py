@@ -47,7 +47,16 @@ def resolve_model_folder(init_from: str) -> str:
                 f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
                 f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
             )
-        raise FileNotFoundError(f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one")
+        if (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"init_from: {init_from} holds an adapter and no model: merge it into the model that it sits on "
+                "(merge_and_unload of peft), save that with its tokenizer, and give the folder"
+            )
+        inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
+        advice = f"; give one of the folders in it, as {folder / inside[-1]}" if inside else ""
+        raise FileNotFoundError(
+            f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one{advice}"
+        )
     if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
         raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
     return init_from

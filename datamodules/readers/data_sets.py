@@ -83,7 +83,7 @@ def data_files(path: str) -> list[Path]:
         splits = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
     except (EmptyDatasetError, FileNotFoundError):
         splits = {}
-    found = {str(k): [Path(f) for f in files if Path(f).suffix in _SUFFIXES] for k, files in splits.items()}
+    found = {str(k): [Path(f) for f in files if Path(f).suffix.lower() in _SUFFIXES] for k, files in splits.items()}
     found = {k: files for k, files in found.items() if files}
     if not found:
         raise ValueError(f"the folder {name} holds no file of rows; {READ}")

@@ -62,12 +62,13 @@ def _rows_of(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    if file.suffix == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         yield from enumerate(parquet_rows(file), start=1)
-    elif file.suffix in JSON:
+    elif suffix in JSON:
         yield from json_rows(file)
     else:
-        raise ValueError(f"{file} has an unknown suffix; {READ}")
+        raise ValueError(f"{file} has an unknown suffix; {READ}; convert or unpack it")
 
 
 def fingerprint(path: str) -> str:

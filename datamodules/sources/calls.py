@@ -55,8 +55,11 @@ def _call(item: dict[str, Any]) -> Call:
     if len(given) > 1 and any(item[key] != item[given[0]] for key in given):
         raise ValueError(f"a call has both {given[0]!r} and {given[1]!r}")
     arguments = item[given[0]] if given else {}
-    while isinstance(arguments, str):  # the JSON text of an object, or of such a text
-        arguments = read_whole(arguments) if arguments.strip() else {}
+    try:
+        while isinstance(arguments, str):  # the JSON text of an object, or of such a text
+            arguments = read_whole(arguments) if arguments.strip() else {}
+    except ValueError as error:
+        raise ValueError(f"the {given[0]} of {item[name_key][:80]!r} cannot be read: {error}") from error
     arguments = {} if arguments in (None, []) else arguments
     unknown = item.keys() - {name_key, *given}
     if name_key == "api" and unknown == {"responses"}:  # Seal-Tools names results, which later calls may be given

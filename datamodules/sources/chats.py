@@ -139,7 +139,8 @@ def read_chat(
     found = [tool for tools, _ in split for tool in tools]
     offered = columns.take(*TOOLS)
     if offered is None and not brought and not found and name != "chat":  # Glaive's systems say when there are none
-        raise BadRow(name, "there is neither a tools column nor a JSON list of tools in the system turn")
+        advice = "write [] into such a column where no tool is on offer"
+        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
     try:
         tools = read_tools(offered, notes) if offered is not None else []
         tools = tools or [tool for value in brought for tool in read_tools(value, notes)] or read_tools(found, notes)

@@ -23,20 +23,44 @@ ANSWERS = (
 )
 COMPLETIONS = ("completion", "chosen_response", "chosen", "response", "output", *ANSWERS, "reward_model")
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
+NOTHING = ("", "null", "none", "nan")
+"""Texts, in lower case, that a table exported as texts has in the place of nothing."""
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "query": (*QUERIES, "instruction", "prompt"),
+    "tools": TOOLS,
+    "answers": (*ANSWERS, *COMPLETIONS),
+    "cot": THOUGHTS,
+}
+"""Names under which a row may have a column of an example, the usual one first."""
+
+
+def name_in(row: Mapping[str, Any], column: str) -> str:
+    """The name under which a row has a column of an example, for a message; the column itself where it has none."""
+    columns = Columns(row)
+    if column in columns.row or column not in (*ALIASES, "response", "history"):
+        return column
+    aliases = ALIASES.get(column, ())
+    whole: tuple[str, ...] = () if column in row else ("chat", "prompt", "instruction")  # which may hold everything
+    return columns.name((*aliases, *CHATS, *whole) if column == "tools" else (*CHATS, *aliases, *whole)) or column
 
 
 class Columns:
     """The columns of a row that hold something, and which of them were used.
 
     Args:
-        row: The row. None, "" and NaN are nothing, whatever the name they stand under.
+        row: The row. None, NaN, "" and the texts of `NOTHING` are nothing, whatever the name they stand under.
     """
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.given = row
         self.row = {
-            k: v for k, v in row.items() if v is not None and v == v and not (isinstance(v, str) and not v.strip())
+            name: value
+            for name, value in row.items()
+            if value is not None
+            and value == value
+            and not (isinstance(value, str) and value.strip().lower() in NOTHING)
         }
         self.used: set[str] = set()
 

@@ -4,19 +4,22 @@ import re
 from collections import deque
 from typing import Any
 
-from datamodules.sources.nulls import OPTIONAL
 from rewards.floats import find_reference, is_json_schema
 
 ANYTHING = {"additionalProperties": True}
 """What a node that makes no sense declares; with the keyword no name of an object counts as unknown."""
 
+OPTIONAL = re.compile(r"(?is),\s*+(?:optional|default)\b.*+|(?<!\s)\s*+\(optional\)$")
+"""What a type text says besides the type."""
 _TYPES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean", "dict": "object"}
 _TYPES |= dict.fromkeys(("list", "tuple", "set", "sequence"), "array") | {"none": "null"}
-_TYPES |= {name: name for name in ("string", "integer", "number", "boolean", "object", "array", "null")}
+WORDS = ("string", "integer", "number", "boolean", "object", "array", "null")
+"""JSON Schema's words for types."""
+_TYPES |= {name: name for name in WORDS}
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
-_IN_PLACE = ("anyOf", "oneOf", "allOf")
+IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
-_MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
+MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
 
 
 def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -31,7 +34,7 @@ def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         return declared, [name for name, spec in declared.items() if not _is_optional(spec)]
     properties: dict[str, Any] = {}
     required = [name for name in _list(tool.get("required")) if "required" not in declared]
-    for node in _in_place(declared, tool, ("allOf",)):
+    for node in in_place(declared, tool, ("allOf",)):
         own = node.get("properties")
         own = own if isinstance(own, dict) else {}
         required += [name for name in _list(node.get("required")) if isinstance(name, str)]
@@ -56,7 +59,7 @@ def argument_schema(tool: dict[str, Any]) -> dict[str, Any]:
         fields = {name: reader.schema(spec) for name, spec in declared.items()}
         return {"properties": fields, "unevaluatedProperties": False, "$defs": reader.definitions}
     schema = {"allOf": [reader.schema(declared)], "$defs": reader.definitions}
-    if isinstance(declared.get("properties"), dict) or any(key in declared for key in ("$ref", *_IN_PLACE)):
+    if isinstance(declared.get("properties"), dict) or any(key in declared for key in ("$ref", *IN_PLACE)):
         schema["unevaluatedProperties"] = False
     return schema
 
@@ -71,13 +74,13 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) -> list[dict[str, Any]]:
     """A node and those that say something of the same value: what it refers to, and the members of its `keys`.
 
-    At most `_MAX_IN_PLACE` of them.
+    At most `MAX_IN_PLACE` of them.
     """
     found, followed, left = [], set(), deque([node])
-    while left and len(found) < _MAX_IN_PLACE:
+    while left and len(found) < MAX_IN_PLACE:
         node = left.popleft()
         if isinstance(node, dict):
             found.append(node)
@@ -107,7 +110,7 @@ class _Reader:
         if not isinstance(node, dict) or depth > _MAX_DEPTH:
             return ANYTHING
         parts = [_of_types(node.get("type")), self.structure(node, depth + 1)]
-        for key in _IN_PLACE:
+        for key in IN_PLACE:
             if members := [self.schema(member, depth + 1) for member in _list(node.get(key))]:
                 # Without bounds and enumerations, of which nothing is left here, several of `oneOf` may fit.
                 parts.append({"allOf" if key == "allOf" else "anyOf": members})
@@ -143,14 +146,14 @@ class _Reader:
         target = find_reference(reference, (self.tool.get("parameters"), self.tool))
         if target is None:
             return ANYTHING
-        near = _in_place(target, self.tool, _IN_PLACE)
-        if len(near) == _MAX_IN_PLACE or any(node.get("$ref") == reference for node in near):
+        near = in_place(target, self.tool)
+        if len(near) == MAX_IN_PLACE or any(node.get("$ref") == reference for node in near):
             return ANYTHING  # it leads to too much, or back to itself
         self.names[reference] = name = str(len(self.names))
         self.definitions[name] = ANYTHING  # until it is read
         schema = self.schema(target, depth)
         self.sizes[name] = nodes, levels = self.size(schema)
-        if nodes <= _MAX_IN_PLACE and levels <= _MAX_DEPTH:
+        if nodes <= MAX_IN_PLACE and levels <= _MAX_DEPTH:
             self.definitions[name] = schema
         else:
             self.sizes[name] = (1, 1)
@@ -163,7 +166,7 @@ class _Reader:
         """
         if not isinstance(schema, dict):
             return 1, 1
-        inner = [self.size(member) for key in _IN_PLACE for member in schema.get(key, ())]
+        inner = [self.size(member) for key in IN_PLACE for member in schema.get(key, ())]
         if reference := schema.get("$ref"):
             inner.append(self.sizes.get(reference.removeprefix("#/$defs/"), (1, 1)))
         return 1 + sum(nodes for nodes, _ in inner), 1 + max((levels for _, levels in inner), default=0)

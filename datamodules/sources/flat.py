@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ANSWERS, COMPLETIONS, QUERIES, SYSTEMS, THOUGHTS, TOOLS, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, SYSTEMS, THOUGHTS, Columns, pairs_in
 from datamodules.sources.messages import read_messages
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.targets import content, dump, dump_calls
@@ -32,16 +32,17 @@ def read_columns(
         BadRow: Something is missing or cannot be read.
     """
     notes["form/xLAM's columns"] += 1
-    given = {"query": (*QUERIES, "instruction", "prompt"), "tools": TOOLS, "answers": (*ANSWERS, *COMPLETIONS)}
-    found = {column: columns.name(names) for column, names in given.items()}
+    found = {column: columns.name(ALIASES[column]) for column in ("query", "tools", "answers")}
     if keep_answers and isinstance(columns.given.get("answers"), str):
         found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
     for column, name in found.items():
         if not name and not (unanswered and column == "answers"):
-            blank = any(columns.given.get(other) is not None for other in given[column])
-            raise BadRow(
-                column, "is empty" if blank else f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
+            blank = next((other for other in ALIASES[column] if other in columns.given), "")
+            advice = {"tools": "; [] says that none is on offer", "answers": "; [] says that no tool fits"}.get(
+                column, ""
             )
+            missing = f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
+            raise BadRow(blank or column, f"is empty{advice}" if blank else missing)
     query = columns.text(found["query"])
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = _read("tools", read_tools, offered, notes)

@@ -45,6 +45,7 @@ class Message:
         ids: As in `Turn`.
         trained: As in `Turn`.
         tools: Tools that the message brings.
+        place: The column that the row has it in, and its 1-based number there; None where it has it nowhere.
     """
 
     role: str
@@ -54,6 +55,7 @@ class Message:
     ids: list[str] = field(default_factory=list)
     trained: bool = True
     tools: list[Any] = field(default_factory=list)
+    place: tuple[str, int] | None = None
 
 
 def read_messages(value: list[Any], column: str) -> list[Message]:
@@ -65,9 +67,12 @@ def read_messages(value: list[Any], column: str) -> list[Message]:
     messages: list[Message] = []
     for number, item in enumerate(value, start=1):
         try:
-            messages += _messages(item)
+            found = list(_messages(item))
         except ValueError as error:
             raise BadRow(column, f"turn {number} {error}") from error
+        for message in found:
+            message.place = (column, number)
+        messages += found
     return messages
 
 

@@ -1,14 +1,12 @@
-"""Removal of nulls with which Arrow fills up nested columns; what a tool's schema allows stays."""
+"""Rows as they were before Arrow filled their nested columns with nulls and made floats of integers in them."""
 
-import json
 import re
 from collections import Counter
+from itertools import islice
 from typing import Any
 
+from datamodules.sources.declared import MAX_IN_PLACE, OPTIONAL, WORDS, in_place, parameters, type_schema
 from rewards import Call
-
-OPTIONAL = re.compile(r"(?is),\s*+(?:optional|default)\b.*+|(?<!\s)\s*+\(optional\)$")
-"""What a type text says besides the type."""
 
 
 def without_nulls(tool: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
@@ -68,41 +66,86 @@ def without_null_arguments(
     """Takes out the null arguments that the columns of other rows have left.
 
     Those are the ones for which the call's own tool has no schema; and, in columns that are nested (in which every row
-    has the keys of all), those that the tool neither requires nor allows to be null.
+    has the keys of all, and a number is a float if it is one in any row), those that the tool neither requires nor
+    allows to be null. There, whole floats that are declared to be integers become such again.
     """
     by_name = {tool["name"]: tool for tool in tools}
     cleaned = []
     for call in calls:
         tool = by_name.get(call.name)
-        schema = tool.get("parameters") if tool else None
-        arguments, dropped = _given(call.arguments, schema, nested) if tool else (call.arguments, 0)
-        notes["repair/nulls left out of arguments"] += dropped
-        cleaned.append(Call(call.name, arguments) if dropped else call)
-    notes += Counter()  # without zeros
+        counts = Counter[str]()
+        arguments = _Arguments(tool, nested, counts).read(call.arguments) if tool else call.arguments
+        cleaned.append(Call(call.name, arguments) if counts else call)
+        notes += counts
     return cleaned
 
 
-def _given(arguments: dict[str, Any], schema: Any, nested: bool) -> tuple[dict[str, Any], int]:
-    known = _properties(schema)
-    required = (
-        schema.get("required") if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) else None
-    )
-    required = {name for name in required if isinstance(name, str)} if isinstance(required, list) else None
-    kept, dropped = {}, 0
-    for name, value in arguments.items():
-        spec = known.get(name)
-        if value is None and (spec is None or (nested and _is_padding(name, spec, required))):
-            dropped += 1
-            continue
-        kept[name], inner = value, 0
-        if isinstance(value, dict) and isinstance(spec, dict) and isinstance(spec.get("properties"), dict):
-            kept[name], inner = _given(value, spec, nested)
-        dropped += inner
-    return kept, dropped
+class _Arguments:
+    """Reads arguments of one tool, and counts what is changed."""
+
+    def __init__(self, tool: dict[str, Any], nested: bool, counts: Counter[str]) -> None:
+        self.tool = tool
+        self.nested = nested
+        self.counts = counts
+        self.found: dict[int, list[dict[str, Any]]] = {}  # by the id of a schema, which is kept alive by the tool or in here
+
+    def read(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        properties, required = parameters(self.tool)
+        return self.fields(arguments, properties, set(required))
+
+    def nodes(self, schema: Any) -> list[dict[str, Any]]:
+        """The schema and all that say something of the same value, with what the texts of types say."""
+        if id(schema) not in self.found:
+            nodes = in_place(schema, self.tool)
+            texts = [text for node in nodes for text in _texts(node.get("type"))]
+            self.found[id(schema)] = nodes + [part for text in texts for part in in_place(type_schema(text), self.tool)]
+        return self.found[id(schema)]
+
+    def fields(self, value: dict[str, Any], properties: dict[str, Any], required: set[str]) -> dict[str, Any]:
+        kept = {}
+        for name, item in value.items():
+            nodes = self.nodes(properties.get(name))
+            if item is None and (name not in properties or (self.nested and name not in required and _no_null(nodes))):
+                self.counts["repair/nulls left out of arguments"] += 1
+            else:
+                kept[name] = self.value(item, nodes)
+        return kept
+
+    def value(self, value: Any, nodes: list[dict[str, Any]]) -> Any:
+        if isinstance(value, dict):
+            properties: dict[str, Any] = {}
+            required: set[str] = set()
+            for node in nodes:
+                properties = (node["properties"] if isinstance(node.get("properties"), dict) else {}) | properties
+                required |= set(_texts(node.get("required")))
+            return self.fields(value, properties, required) if properties else value
+        if isinstance(value, list):
+            inner = (node for outer in nodes for node in self.nodes(outer.get("items")))
+            items = list(islice(inner, MAX_IN_PLACE))
+            return [self.value(item, items) for item in value] if items else value
+        if self.nested and type(value) is float and value.is_integer() and "integer" in (words := _words(nodes)):
+            if words <= {"integer", "null"}:
+                self.counts["repair/whole floats read as the integers that their tools declare"] += 1
+                return int(value)
+        return value
 
 
-def _is_padding(name: str, spec: Any, required: set[str] | None) -> bool:
-    """Whether a null cannot be meant: the parameter may be left out, and its type has no null."""
-    words = types_of(spec)
-    optional = name not in required if required is not None else "optional" in json.dumps(spec) or "default" in spec
-    return bool(optional and words and not words & {"null", "none", "any", "optional", "union"})
+def _texts(value: Any) -> list[str]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def _words(nodes: list[dict[str, Any]]) -> set[str]:
+    """JSON Schema's words for the types of a value about which these schemas are; empty where none says any."""
+    words = {word for node in nodes for word in _texts(node.get("type")) if word in WORDS}
+    null = any(node.get("nullable") is True or None in _values(node) for node in nodes)
+    return words | ({"null"} if null else set())
+
+
+def _values(node: dict[str, Any]) -> list[Any]:
+    enum = node.get("enum")
+    return enum if isinstance(enum, list) else []
+
+
+def _no_null(nodes: list[dict[str, Any]]) -> bool:
+    words = _words(nodes)
+    return bool(words) and "null" not in words

@@ -11,7 +11,7 @@ from typing import Any
 from datamodules.sources import marks
 from datamodules.sources.calls import calls_of
 from datamodules.sources.nulls import declared, types_of
-from datamodules.sources.values import read_value, read_whole, skip_space
+from datamodules.sources.values import read_value, read_whole, shown, skip_space
 from rewards import Call, parse_calls
 from rewards.calls import call_from
 from rewards.literals import read_python_calls
@@ -150,20 +150,20 @@ class _Reader:
             if self.text[at : at + 1] in (",", ";"):
                 at += 1
             elif self.text[at : at + 1] != "]":
-                raise ValueError(f"no comma or bracket after a call at {self.text[at : at + 40]!r}")
+                raise ValueError(f"no comma or bracket after a call {shown(self.text, at)}")
         return calls, at + 1
 
     def python_call(self, at: int, other: re.Pattern[str]) -> tuple[list[Call], int]:
         found = other.match(self.text, at)
         called = self.offered_at(at) or (found[0].strip() if found else "")
         if not called:
-            raise ValueError(f"no call at {self.text[at : at + 40]!r}")
+            raise ValueError(f"no call {shown(self.text, at)}")
         at = skip_space(self.text, at + len(called)) + 1
         arguments: dict[str, Any] = {}
         while self.text[(at := skip_space(self.text, at)) : at + 1] != ")":
             name = marks.ARGUMENT.match(self.text, at)
             if name is None:
-                raise ValueError(f"no named argument at {self.text[at : at + 40]!r}")
+                raise ValueError(f"no named argument {shown(self.text, at)}")
             if name["name"] in arguments:
                 raise ValueError(f"argument {name['name'][:80]!r} is given twice")
             arguments[name["name"]], at = self.python_value(name.end())
@@ -171,7 +171,7 @@ class _Reader:
             if self.text[at : at + 1] == ",":
                 at += 1
             elif self.text[at : at + 1] != ")":
-                raise ValueError(f"no comma or bracket after an argument at {self.text[at : at + 40]!r}")
+                raise ValueError(f"no comma or bracket after an argument {shown(self.text, at)}")
         if called not in self.offered and called.removesuffix(".call") in self.offered:  # Llama's own tools
             called = called.removesuffix(".call")
         return [call_from({"name": self.resolved(called), "arguments": arguments})], at + 1
@@ -210,7 +210,10 @@ class _Reader:
         if isinstance(schema, dict) and isinstance(schema.get("enum"), list) and text in schema["enum"]:
             return text
         if isinstance(value, str) or not words or words & {"str", "string", "any"}:
-            raise ValueError(f"argument {key!r} of {name!r} is {text[:40]!r}, and no type is declared to read it with")
+            declares = (
+                f"its tool declares {' or '.join(sorted(words))}" if words else "no type is declared to read it with"
+            )
+            raise ValueError(f"argument {key!r} of {name!r} is {text[:40]!r}, and {declares}")
         return value
 
     def resolved(self, name: str) -> str:

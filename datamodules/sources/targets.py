@@ -45,13 +45,16 @@ def examples_of(
     asked = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
     trained = [i for i in asked if turns[i].trained]
     if not trained:
-        raise BadRow(column, "has no assistant turn that answers a user turn")
+        untrained = " and is not marked as one not to train on" if asked else ""
+        raise BadRow(column, f"has no assistant turn that answers a user turn{untrained}")
     chosen = trained
     if which == "last":
         chosen = ([i for i in trained if answered[i] == "user"] or trained)[-1:]
     left = sum(turn.role == "assistant" and turn.trained for turn in turns) - len(chosen)
     if left:
         notes["left out/assistant turns that are no target"] += left
+    if turns[-1].role == "user":
+        notes["left out/requests at the end that nobody answers"] += 1
     examples = [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
     if not turns[chosen[-1]].cot and (cot := columns.get("cot", "")):
         examples[-1] = replace(examples[-1], cot="\n\n".join(filter(None, (cot, examples[-1].cot))))

@@ -78,7 +78,7 @@ def _from_object(value: dict[str, Any]) -> list[Any]:
 
 
 def _tool(item: Any) -> dict[str, Any]:
-    if isinstance(item, str):
+    if isinstance(item, str) and item.lstrip()[:1] == "{":
         item = read_whole(item)
     if isinstance(item, dict) and isinstance(item.get("function"), dict):  # OpenAI's wrapper
         item = item["function"] | {k: v for k, v in item.items() if k not in ("function", "type", *item["function"])}
@@ -86,7 +86,7 @@ def _tool(item: Any) -> dict[str, Any]:
         next((item[key] for key in _NAMES if isinstance(item.get(key), str)), None) if isinstance(item, dict) else None
     )
     if name is None:
-        shown = repr(sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__)
+        shown = repr(sorted(map(str, item)) if isinstance(item, dict) else item)
         raise ValueError(f"every tool must be an object with a string 'name', not {shown[:120]}")
     if len(name) > MAX_NAME:
         raise ValueError(f"the name of a tool has {len(name):,} characters: {name[:40]!r}")

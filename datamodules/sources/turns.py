@@ -1,11 +1,12 @@
 """Turns of a chat, made of its messages: assistants' texts parsed, and messages that are one turn joined."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.example import BadRow
 from datamodules.sources.calls import calls_of
+from datamodules.sources.columns import NOTHING
 from datamodules.sources.messages import Message
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.thoughts import read_said
@@ -45,18 +46,21 @@ def read_turns(messages: list[Message], tools: list[dict[str, Any]], column: str
     if len(messages) > MAX_TURNS:
         raise BadRow(column, f"has {len(messages):,} turns, and {MAX_TURNS:,} are read at most")
     turns: list[Turn] = []
+    places: list[tuple[str, int]] = []
     for number, message in enumerate(messages, start=1):
+        place = message.place or (column, number)
         try:
             turn = _turn(message, tools, notes)
         except ValueError as error:
-            raise BadRow(column, f"turn {number}: {error}") from error
+            raise BadRow(place[0], f"turn {place[1]}: {error}") from error
         if turns and (joined := _joined(turns[-1], turn)):
             turns[-1] = joined
         else:
             turns.append(turn)
-    for number, turn in enumerate(turns, start=1):
+            places.append(place)
+    for turn, (name, number) in zip(turns, places, strict=True):
         if turn.role in ("user", "assistant") and turn.calls is None and not turn.text.strip():
-            raise BadRow(column, f"turn {number}, the {turn.role}'s, says nothing" + " but a thought" * bool(turn.cot))
+            raise BadRow(name, f"turn {number}, the {turn.role}'s, says nothing" + " but a thought" * bool(turn.cot))
     return _in_order_of_calls(turns)
 
 
@@ -72,6 +76,8 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
         raise ValueError(f"the calls cannot be read: {message.text[:80]!r}")
     if structured and said.calls:
         raise ValueError("there are calls both in the text and beside it")
+    if structured and said.text.lower() in NOTHING:
+        said = replace(said, text="")
     calls = structured or said.calls
     if calls:
         calls = without_null_arguments(calls, tools, any(map(_is_nested, message.calls)), notes)

@@ -20,8 +20,13 @@ class Unreadable(ValueError):
     """No value, and the place at which that is seen."""
 
     def __init__(self, what: str, text: str, at: int) -> None:
-        super().__init__(f"{what} at {text[at : at + 40]!r}")
+        super().__init__(f"{what} {shown(text, at)}")
         self.at = at
+
+
+def shown(text: str, at: int) -> str:
+    """A place of a text, for a message: what stands there, or that the text ends there."""
+    return f"at {text[at : at + 40]!r}" if text[at : at + 40].strip() else "where the text ends"
 
 
 def read_value(text: str, at: int = 0) -> tuple[Any, int]:

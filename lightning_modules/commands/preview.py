@@ -30,6 +30,7 @@ from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
+from lightning_modules.policy.generation_config import check_vocabulary
 from lightning_modules.policy.reference import frozen_copy
 from lightning_modules.rollout.scoring import same_reward
 
@@ -73,6 +74,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     module.setup("fit")
     module.to(trainer.strategy.root_device)  # the empty model could not move
     build_empty(module)
+    check_vocabulary(data.tokenizer, module.policy.causal_lm)
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(module.policy)
     module.configure_optimizers()  # refuses a run without steps, or without an end

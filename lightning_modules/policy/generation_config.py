@@ -1,11 +1,11 @@
-"""The generation config of a model: in a form that can be saved again, and the tokens that end a completion."""
+"""The generation config of a model in a form that can be saved again, and the tokens of prompts and of their ends."""
 
 from copy import deepcopy
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from datamodules.chat.templates import end_of_turn_id
+from datamodules.chat.templates import end_of_turn_id, turns_text
 
 
 def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationConfig, str]:
@@ -64,6 +64,25 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, config: GenerationConfig) -> li
     """
     ids = [end_of_turn_id(tokenizer), *ids_of(config.eos_token_id), *ids_of(tokenizer.eos_token_id)]
     return list(dict.fromkeys(ids))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
+    """Refuse a model that lacks tokens of every prompt, as those of a template that were added to its tokenizer alone.
+
+    A tokenizer may have more tokens than its model, as Gemma 3's has one for pictures.
+
+    Raises:
+        ValueError: If a token of a prompt or the end of a turn is none of the model's.
+    """
+    tokens = model.get_input_embeddings().num_embeddings
+    prompt = tokenizer(turns_text(tokenizer, [{"role": "user", "content": "question"}]), add_special_tokens=False)
+    most = max([*prompt["input_ids"], end_of_turn_id(tokenizer)])
+    if most >= tokens:
+        raise ValueError(
+            f"init_from: {tokenizer.convert_ids_to_tokens(most)!r} is token {most:,} of the tokenizer of "
+            f"{tokenizer.name_or_path}, whose model has {tokens:,}: resize the model's embeddings to its tokenizer, or "
+            "give a chat template without such tokens (data.chat_template)"
+        )
 
 
 def ids_of(value: int | list[int] | None) -> list[int]:

@@ -9,6 +9,8 @@ from datamodules.rows import to_example
 from rewards import FunctionCallReward
 
 CALL = '[{"name": "get_weather", "arguments": {"city": "Rome"}}]'
+TOOLS = [{"name": "f", "description": "F.", "parameters": {}}]
+ASKED = {"role": "user", "content": "Q"}
 
 
 def test_row_becomes_example_and_texts_stay_as_they_are(make_row):
@@ -31,6 +33,8 @@ def test_columns_of_reissues_and_lists_in_json(make_row):
     ("changes", "column", "reason"),
     [
         ({"answers": None}, "answers", "is missing"),
+        ({"answers": "null"}, "answers", "is empty; [] says that no tool fits"),  # as `json.dumps(None)` writes it
+        ({"tools": "nan"}, "tools", "is empty; [] says that none is on offer"),  # as `frame.astype(str)` does
         ({"query": None}, "query", "is missing"),
         ({"query": " \n"}, "query", "is empty"),
         ({"query": 5}, "query", "must be a string, not int"),
@@ -69,10 +73,39 @@ def test_bad_row_stops_with_one_sentence(write_rows, make_row, changes, column, 
     assert reason.lower() in bad[0]["reason"].lower()
 
 
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ({"question": "Q", "functions": TOOLS, "ground_truth": "[f(a=]"}, "ground_truth", "no value at ']'"),
+        ({"question": "Q", "functions": "[{", "ground_truth": "[]"}, "functions", "where the text ends"),
+        ({"question": "Q", "functions": TOOLS, "ground_truth": "[g()]"}, "ground_truth", "calls 'g'"),
+        ({"question": "Q", "functions": TOOLS, "answers": None, "ground_truth": "[g()]"}, "ground_truth", "calls 'g'"),
+        ({"question": "Q", "tools": TOOLS, "ground_truth": ""}, "ground_truth", "is empty"),
+        ({"prompt": "Q", "tools": TOOLS, "answers": None}, "answers", "is empty"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "[g()]"}], "tools": TOOLS}, "messages", "calls 'g'"),
+        ({"prompt": [ASKED], "completion": "[f(a=]", "tools": TOOLS}, "completion", "turn 1: the calls cannot be read"),
+        ({"prompt": [ASKED], "completion": "[g()]", "tools": TOOLS}, "completion", "calls 'g'"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "Hi"}]}, "messages", "write [] into such a column"),
+    ],
+)
+def test_a_column_is_named_as_the_row_names_it(write_rows, row, column, reason):
+    path = write_rows([row])
+    with pytest.raises(ValueError) as error:
+        read_examples(path)
+    assert str(error.value).startswith(f"{path}, row 1, column '{column}': ")
+    assert reason in str(error.value)
+
+
+def test_texts_of_nothing_are_nothing(make_row):
+    """A frame written as texts (`astype(str)`) says nan and None; neither is a thought, an id or a category."""
+    example = to_example(make_row(1, cot="nan", id="None", category="NaN", response="null"))
+    assert (example.cot, example.id, example.category, example.response) == ("", "", "", "")
+
+
 def test_rows_that_are_no_objects(tmp_path, make_row):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join([json.dumps(make_row(0)), "not JSON", "[1]", "[" * 100_000]))
-    with pytest.raises(ValueError, match="row 2: is not JSON"):
+    path.write_text("\n".join([json.dumps(make_row(0)) + ",", "not JSON", "[1]", "[" * 100_000]))
+    with pytest.raises(ValueError, match="row 2: is not JSON: Expecting value at character 1 of the line"):
         read_examples(path)
     examples, bad = read_examples(path, "skip")
     assert (len(examples), [row["row"] for row in bad]) == (1, [2, 3, 4])

@@ -28,6 +28,11 @@ REFUSING = (
     "{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
+SILENT = (  # as Phi-3 mini's: a system message is passed over
+    "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TOOLS_TEMPLATE = (
     "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -102,7 +107,7 @@ def tokenizer_of(tiny_tokenizer):
         if kind not in made:
             made[kind] = real_tokenizer(kind) if kind in PACKAGES else copy.deepcopy(tiny_tokenizer)
             made[kind].chat_template = without_present_date(
-                {"refusing": REFUSING, "tools": TOOLS_TEMPLATE}.get(kind, made[kind].chat_template)
+                {"refusing": REFUSING, "silent": SILENT, "tools": TOOLS_TEMPLATE}.get(kind, made[kind].chat_template)
             )
         return made[kind]
 
@@ -121,7 +126,7 @@ def as_a_server_hands_it_on(row):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.prompt}-{form.answer_form}-{form.think}")
-@pytest.mark.parametrize("kind", ["chatml", "refusing", "tools", *REAL])
+@pytest.mark.parametrize("kind", ["chatml", "refusing", "silent", "tools", *REAL])
 def test_the_exported_template_renders_the_training_prompt(tokenizer_of, kind, form, tmp_path):
     tokenizer = tokenizer_of(kind)
     if form.prompt == "template" and not takes_tools(tokenizer):

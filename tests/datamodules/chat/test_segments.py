@@ -151,6 +151,30 @@ def test_answer_to_a_tool_does_not_repeat_the_request(tiny_tokenizer, make_row):
     assert messages(other)[1:] == [*history, {"role": "user", "content": "And in Bergen?"}]
 
 
+def test_what_a_template_leaves_out_is_put_elsewhere_or_said(tiny_tokenizer, make_row):
+    """Zephyr's knows neither tools' turns nor calls; Phi-3 mini's, beside these, no system message either."""
+    zephyr, phi = copy.deepcopy(tiny_tokenizer), copy.deepcopy(tiny_tokenizer)
+    for tokenizer, roles in ((zephyr, ["system", "user", "assistant"]), (phi, ["user", "assistant"])):
+        tokenizer.chat_template = (
+            f"{{% for m in messages if m.role in {roles} %}}<|{{{{ m.role }}}}|>{{{{ m.content }}}}{{% endfor %}}"
+            "<|assistant|>"
+        )
+    row = to_example(make_row(1, query="And in Bergen?"))
+    system = messages(row)[0]["content"]
+    assert prompt_text(zephyr, row) == f"<|system|>{system}<|user|>And in Bergen?<|assistant|>"
+    assert prompt_text(phi, row) == f"<|user|>{system}\n\nAnd in Bergen?<|assistant|>"
+    history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "[get_weather(city='Oslo')]"}]
+    called = to_example(make_row(1, history=json.dumps(history)))
+    assert "[get_weather(city='Oslo')]" in prompt_text(phi, called)  # our system text has calls among the words
+    answered = to_example(make_row(1, history=json.dumps([*history, {"role": "tool", "content": "rain"}])))
+    for tokenizer in (zephyr, phi):
+        with pytest.raises(BadRow, match=r"leaves out what a tool gives back: set data\.chat_template to") as error:
+            prompt_text(tokenizer, answered)
+        assert error.value.column == "history"
+        with pytest.raises(BadRow, match="leaves out the calls of earlier turns"):
+            prompt_text(tokenizer, called, ChatForm(prompt="template"))
+
+
 def test_turns_that_a_template_refuses_are_a_bad_row(tiny_tokenizer, make_row):
     strict = copy.deepcopy(tiny_tokenizer)
     strict.chat_template = (

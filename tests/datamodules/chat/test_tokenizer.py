@@ -23,6 +23,18 @@ def test_model_folders(tiny_model_dir, tmp_path):
         resolve_model_folder(str(tmp_path))
 
 
+def test_folders_that_hold_something_else_than_a_model(tiny_model_dir, tmp_path):
+    trainer, adapter = tmp_path / "outputs", tmp_path / "adapter"
+    for step in (500, 900):
+        shutil.copytree(tiny_model_dir, trainer / f"checkpoint-{step}")
+    with pytest.raises(FileNotFoundError, match=r"give one of the folders in it, as .*outputs/checkpoint-900$"):
+        resolve_model_folder(str(trainer))
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="adapter holds an adapter and no model: merge it into the model"):
+        resolve_model_folder(str(adapter))
+
+
 def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
     bare, mute = tmp_path / "bare", tmp_path / "mute"
     bare.mkdir()

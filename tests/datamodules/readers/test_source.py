@@ -46,12 +46,19 @@ def test_lines_inside_json_file_and_blank_lines(tmp_path):
     assert [(n, json.loads(line)) for n, line in rows_of(tmp_path / "lines.json")] == [(1, {"a": 1}), (3, {"a": 2})]
 
 
+def test_a_comma_too_many_at_the_end_of_an_array_and_capitals_in_a_suffix(tmp_path):
+    (tmp_path / "ROWS.JSON").write_text('[{"a": 1},\n {"a": 2},\n]\n')
+    assert rows_of(tmp_path / "ROWS.JSON") == [(1, {"a": 1}), (2, {"a": 2})]
+    assert rows_of(tmp_path) == [(1, {"a": 1}), (2, {"a": 2})]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('[{"a": 1}, {"a": 2}', "row 3: the JSON array breaks off"),
         ('[{"a": 1}, {"a": ', "row 2: the JSON array breaks off"),
         ('[{"a": 1} {"a": 2}]', "row 2: the JSON array breaks off or is not JSON"),
+        ('[{"a": 1},, {"a": 2}]', "row 2: the JSON array breaks off or is not JSON"),
         ('[{"a": 1}, nonsense]', "row 2: the JSON array breaks off or is not JSON"),
         ('[{"a": 1}]\n[{"a": 2}]', "more after the JSON array of 1 rows"),
         ("[]", "holds no rows"),

@@ -21,6 +21,7 @@ WEATHER = {
 }
 NOW = {"name": "now", "description": "Tell the time.", "parameters": {"type": "object", "properties": {}}}
 WRAPPED = [{"type": "function", "function": tool} for tool in (WEATHER, NOW)]
+KIND = {"role": "system", "content": "Be kind."}
 ASK = {"role": "user", "content": "Weather in Oslo?"}
 OSLO = {"name": "get_weather", "arguments": {"city": "Oslo"}}
 TIME = {"name": "now", "arguments": {}}
@@ -271,10 +272,22 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
         (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
         (chat(ASK, {"role": "function_call", "content": "Hello"}), "the calls cannot be read: 'Hello'"),
-        (chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])), "turn 2: "),
+        (
+            chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])),
+            "turn 2: the arguments of 'get_weather' cannot be read: no value where the text ends",
+        ),
+        # Turns are counted as the row has them: a system's text, tools and joined turns are turns, too.
+        (chat(KIND, ASK, said("[now(")), "turn 3: the calls cannot be read"),
+        (chat(KIND, ASK, said("")), "turn 3, the assistant's, says nothing"),
+        (chat(ASK, said("One"), said("moment."), ASK, said("")), "turn 5, the assistant's, says nothing"),
+        (
+            chat(ASK, said("No.", weight=0)),
+            "no assistant turn that answers a user turn and is not marked as one not to",
+        ),
         (chat(ASK, said("<think>Oslo.</think>")), "says nothing but a thought"),
         (chat(ASK, said(tool_calls=[CALL]), answers=[TIME]), "another answer than that in 'messages'"),
         (chat(ASK, said("ok"), tools="not tools"), "readable neither as JSON nor as a Python literal"),
+        (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
         ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
@@ -291,6 +304,13 @@ def test_what_is_not_used_is_said():
     reading = read_raw(row)
     assert {name for name in reading.notes if name.startswith("unused")} == {"unused/split", "unused/rejected"}
     assert (reading.examples[0].source, reading.examples[0].category) == ("mine", "3")
+    notes = read_raw(chat(ASK, said(TEXT), ASK)).notes
+    assert notes["left out/requests at the end that nobody answers"] == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "None", "null"])
+def test_a_content_that_is_nothing_beside_calls_is_no_thought(content):
+    assert read(chat(ASK, said(content, tool_calls=[CALL]))) == ([OSLO], "", "")
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -323,6 +343,78 @@ def test_nested_columns_of_arrow_are_read_as_they_were(tmp_path):
         for source in (f"{name}.parquet", name, f"{name}.jsonl"):
             examples, _ = read_examples(tmp_path / source)
             assert [(json.loads(e.tools), e.query, json.loads(e.answers)) for e in examples] == expected, source
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+}
+BOOK = {
+    "name": "book",
+    "description": "Books.",
+    "parameters": {
+        "type": "object",
+        "$defs": {"Person": PERSON},
+        "properties": {
+            "people": {"type": "array", "items": PERSON},
+            "lead": {"$ref": "#/$defs/Person"},
+            "seat": {
+                "anyOf": [{"type": "object", "properties": {"row": {"type": "integer"}, "side": {"type": "string"}}}]
+            },
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "price": {"type": "number"},
+        },
+    },
+}
+
+
+def test_nested_columns_of_objects_in_lists_and_behind_references(tmp_path):
+    """Arrow pads every object with the keys of all, wherever it stands: only `note` may be null, so only that stays."""
+    first = {"people": [{"name": "Al"}, {"name": "Bo", "age": 3}], "lead": {"name": "Al"}, "note": None, "price": 2.5}
+    second = {"people": [{"name": "Cy", "age": 4}], "lead": {"name": "Cy", "age": 4}, "seat": {"row": 1}, "price": 3.0}
+    third = {"people": [], "seat": {"side": "left"}, "note": "by night", "price": 3.0}
+    rows = [
+        {"query": "Book.", "tools": [BOOK], "answers": [{"name": "book", "arguments": arguments}]}
+        for arguments in (first, second, third)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    examples, _ = read_examples(tmp_path / "rows.parquet")
+    assert [json.loads(example.answers)[0]["arguments"] for example in examples] == [
+        first,
+        second | {"note": None},
+        third,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "read"),
+    [
+        ({"type": "integer"}, 3.0, 3),  # a column in which another row has a fraction makes floats of all
+        ({"type": ["integer", "null"]}, 3.0, 3),
+        ({"type": "int, optional"}, 3.0, 3),
+        ({"type": "List[int]"}, [1.0, 2.0], [1, 2]),
+        (
+            {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+            [{"n": 1.0}],
+            [{"n": 1}],
+        ),
+        ({"type": "integer"}, 3.5, 3.5),
+        ({"type": "number"}, 3.0, 3.0),
+        ({"type": ["integer", "number"]}, 3.0, 3.0),
+        ({"type": "Union[int, float]"}, 3.0, 3.0),
+        ({"description": "of no type"}, 3.0, 3.0),
+    ],
+)
+def test_whole_floats_of_nested_columns_are_the_integers_that_are_declared(schema, given, read):
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+    answers = [{"name": "f", "arguments": {"a": given}}]
+    nested = read_raw({"query": "Q", "tools": [tool], "answers": answers})
+    assert repr(json.loads(nested.examples[0].answers)[0]["arguments"]["a"]) == repr(read)
+    said_so = [note for note in nested.notes if "whole floats" in note]
+    assert len(said_so) == (repr(given) != repr(read))
+    as_text = read_raw({"query": "Q", "tools": [tool], "answers": json.dumps(answers)})  # where nothing was converted
+    assert repr(json.loads(as_text.examples[0].answers)[0]["arguments"]["a"]) == repr(given)
 
 
 def test_json_columns_and_lists_of_texts(tmp_path):

@@ -154,7 +154,7 @@ def test_words_before_the_calls(text, before):
         ),
         (
             "<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>few</arg_value>\n</tool_call>",
-            "no type is declared",
+            "and its tool declares integer",
         ),
     ],
 )

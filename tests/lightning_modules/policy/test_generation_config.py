@@ -7,7 +7,7 @@ import shutil
 import pytest
 from transformers import GenerationConfig
 
-from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.policy.generation_config import check_vocabulary, stop_ids
 from lightning_modules.policy.model import build_policy
 
 END, TEXT, START = 2, 0, 1  # <|im_end|>, <|endoftext|>, <|im_start|> of the tiny tokenizer
@@ -34,6 +34,19 @@ def test_training_stops_where_serving_does_the_taught_end_first(tiny_tokenizer):
     assert stop_ids(base, GenerationConfig(eos_token_id=TEXT)) == [END, TEXT]
     assert stop_ids(base, GenerationConfig(eos_token_id=[7, END, 9])) == [END, 7, 9, TEXT]  # Llama 3 has a list
     assert stop_ids(base, GenerationConfig()) == [END, TEXT]
+
+
+def test_a_tokenizer_with_tokens_of_prompts_that_the_model_has_not_is_refused(make_model_dir, tiny_tokenizer):
+    model = build_policy(str(make_model_dir(hidden_size=32, num_attention_heads=2, num_key_value_heads=1))).causal_lm
+    check_vocabulary(tiny_tokenizer, model)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokens = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<|start|>"]})
+    check_vocabulary(tokenizer, model)  # no prompt has them
+    tokenizer.chat_template = "<|start|>" + tokenizer.chat_template
+    words = rf"init_from: '<\|start\|>' is token {tokens + 1} of the tokenizer of .*, whose model has {tokens}: resize"
+    with pytest.raises(ValueError, match=words):
+        check_vocabulary(tokenizer, model)
 
 
 @pytest.mark.parametrize("empty", [False, True])
