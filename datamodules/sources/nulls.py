@@ -87,7 +87,7 @@ class _Arguments:
         self.tool = tool
         self.nested = nested
         self.counts = counts
-        self.found: dict[int, list[dict[str, Any]]] = {}  # by the id of a schema, which is kept alive by the tool or in here
+        self.found: dict[int, list[dict[str, Any]]] = {}  # by the id of a schema, which the tool or this keeps alive
 
     def read(self, arguments: dict[str, Any]) -> dict[str, Any]:
         properties, required = parameters(self.tool)
