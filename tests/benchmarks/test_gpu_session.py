@@ -2,16 +2,27 @@
 
 import json
 import sys
+import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
 from benchmarks import gpu_attention, gpu_checks, gpu_device, gpu_session
+
+
+def ends(pid):
+    """Whether a process is gone soon; a zombie, which nobody collects here, is."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def values_of(step, capsys, monkeypatch):
@@ -80,6 +91,21 @@ def test_a_step_that_runs_out_of_time_keeps_what_it_said():
     assert late["values"] == {"a": 1} and late["error"] == "ended after 2 s"
     wrong, _ = gpu_session.finish(gpu_session.child("sft", [sys.executable, "-c", crashed]), 30)
     assert wrong["values"] == {"a": 1} and wrong["error"] == "exit code 1: no memory\n"
+
+
+@pytest.mark.kills
+def test_a_step_that_runs_out_of_time_leaves_nothing_behind():
+    step = """
+import json, subprocess, sys, time
+
+sys.stdin.readline()
+child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE)  # as pytest has ranks
+print(json.dumps({"started": [child.pid, int(child.stdout.readline())]}), flush=True)
+time.sleep(600)
+"""
+    late, _ = gpu_session.finish(gpu_session.child("tests", [sys.executable, "-c", step]), 3)
+    assert len(late["values"]["started"]) == 2 and late["error"] == "ended after 3 s"
+    assert all(map(ends, late["values"]["started"]))
 
 
 def test_every_step_is_where_the_session_looks_for_it():
