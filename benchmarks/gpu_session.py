@@ -30,7 +30,8 @@ STEPS = {  # where each is, and its seconds from when the one before has ended
     "bf16_true": ("gpu_checks", 40),
     "nccl": ("gpu_checks", 75),
     "tests": ("gpu_checks", 130),
-    "compiled": ("gpu_training", 240),
+    "whole": ("gpu_training", 70),
+    "compiled": ("gpu_training", 200),
 }
 LAST_LINES = 2000  # characters of them
 

@@ -1,6 +1,7 @@
 """The steps of a GPU session, tried on the CPU; a measurement or a step that fails costs itself alone."""
 
 import json
+import re
 import sys
 import time
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
 from benchmarks import gpu_attention, gpu_checks, gpu_device, gpu_session
+from benchmarks.sharded_step import SHAPES
 
 
 def ends(pid):
@@ -58,6 +60,12 @@ def test_scores_gradients_generation_and_optimizer_are_right_on_the_cpu(capsys, 
 @pytest.mark.parametrize("step", ["bf16_true", "sft", "nccl", "compiled"])
 def test_steps_that_train_measure(step, capsys, monkeypatch):
     assert values_of(step, capsys, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_step_of_the_whole_model_has_all_its_layers_and_the_estimate(capsys, monkeypatch):
+    (value,) = values_of("whole", capsys, monkeypatch).values()
+    assert value["layers"] == SHAPES["small"][2] and value["estimate, GiB"] > 0  # the peak is a GPU's
 
 
 def test_the_step_of_the_tests_shows_them_the_gpus(capsys, monkeypatch):
@@ -111,6 +119,11 @@ time.sleep(600)
 def test_every_step_is_where_the_session_looks_for_it():
     for step, (module, _) in gpu_session.STEPS.items():
         assert callable(getattr(import_module(f"benchmarks.{module}"), step))
+
+
+def test_the_steps_end_within_the_time_of_the_script():
+    script = (Path(gpu_session.__file__).parent / "gpu_session.sh").read_text()
+    assert sum(seconds for _, seconds in gpu_session.STEPS.values()) <= int(re.search(r"LIMIT:-(\d+)", script)[1])
 
 
 def test_mixes_fill_a_row():
