@@ -168,7 +168,7 @@ def build_policy(
             there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
         empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
-        in_files: See `load_weights`; for a strategy to read them, and not with adapters.
+        in_files: See `load_weights`; for a strategy to read them. Adapters begin as on weights that are loaded.
 
     Returns:
         The model in train mode.

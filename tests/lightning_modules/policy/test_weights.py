@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_as_loaded
 from lightning_modules.policy.weights import check_values, exact_dtype, load_weights
@@ -135,6 +136,21 @@ def test_weights_left_in_their_files_take_no_memory_and_are_the_same(tmp_path, t
         assert buffer.dtype == buffers[name].dtype and torch.equal(buffer, buffers[name]), name
 
 
+def test_adapters_on_weights_left_in_their_files_begin_as_on_those_that_are_loaded(tmp_path, tiny_tokenizer):
+    place = like_llama("llama").save(tmp_path / "whole", tiny_tokenizer)
+    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    whole, left = (
+        (torch.manual_seed(3), build_policy(str(tmp_path / "saved"), LoRA(r=4), in_files=in_files))[1]
+        for in_files in (False, True)
+    )
+    loaded = dict(whole.named_parameters())
+    assert loaded.keys() == dict(left.named_parameters()).keys()
+    for name, weight in left.named_parameters():
+        assert weight.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+        assert weight.requires_grad == loaded[name].requires_grad and torch.equal(weight.float(), loaded[name])
+    assert any(not torch.equal(w, w.bfloat16().float()) for name, w in loaded.items() if ".lora_A." in name)
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Puts a folder into the cache of a hub that is not asked; gives its id, its snapshot and the files looked up."""
@@ -165,7 +181,7 @@ def hub(tmp_path, monkeypatch):
 ONE, SHARDS = {"model.safetensors"}, {"model.safetensors.index.json", "a.safetensors", "b.safetensors"}
 
 
-@pytest.mark.parametrize(("split", "files"), [(lambda place: place, ONE), (shards, ONE | SHARDS)], ids=["one", "shards"])
+@pytest.mark.parametrize(("split", "files"), [(lambda place: place, ONE), (shards, ONE | SHARDS)], ids=["1", "2"])
 def test_weights_of_a_hub_are_left_in_the_files_that_transformers_takes(folder, hub, split, files):
     place = split(folder(lambda weights: weights.update({n: w.bfloat16() for n, w in weights.items()})))
     name, _, asked = hub(place)
