@@ -13,9 +13,12 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+import psutil
 
 STEPS = {  # where each is, and its seconds from when the one before has ended
     "versions": ("gpu_checks", 40),
@@ -27,7 +30,8 @@ STEPS = {  # where each is, and its seconds from when the one before has ended
     "bf16_true": ("gpu_checks", 40),
     "nccl": ("gpu_checks", 75),
     "tests": ("gpu_checks", 130),
-    "compiled": ("gpu_training", 240),
+    "whole": ("gpu_training", 70),
+    "compiled": ("gpu_training", 200),
 }
 LAST_LINES = 2000  # characters of them
 
@@ -59,7 +63,7 @@ def finish(running: Child, limit: float) -> tuple[dict[str, Any], str]:
         said, _ = running.process.communicate("go\n", timeout=limit)
     except subprocess.TimeoutExpired:
         late = True
-        running.process.kill()
+        end(running.process)
         said, _ = running.process.communicate()
     row: dict[str, Any] = {"step": running.step, "seconds": round(time.perf_counter() - begun, 1)}
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}")]
@@ -71,6 +75,15 @@ def finish(running: Child, limit: float) -> tuple[dict[str, Any], str]:
     elif running.process.returncode:
         row["error"] = f"exit code {running.process.returncode}: {written[-LAST_LINES:]}"
     return row, written
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a process and what it has started, which would go on beside the next step and hold the GPU's memory."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for each in started:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def measure(step: str, small: bool) -> None:

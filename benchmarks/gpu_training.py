@@ -1,4 +1,4 @@
-"""The steps of `gpu_session` that train a 7B shape with few layers: tokens a second, memory, kernels."""
+"""The steps of `gpu_session` that train a 7B shape, whole or with few layers: tokens a second, memory, kernels."""
 
 import gc
 import time
@@ -42,6 +42,13 @@ def sft(small: bool) -> Measurements:
         yield "adapters, every second layer", partial(_train, device, LoRA(r=RANK), GradientCheckpointing(2), True)
 
 
+def whole(small: bool) -> Measurements:
+    """Training steps of all layers of a 7B shape, with adapters: their peak against the estimate."""
+    device = device_of(small)
+    yield "machine", partial(machine, device)
+    yield "adapters, all layers", partial(_train, device, LoRA(r=RANK), True, True, layers=None)
+
+
 def compiled(small: bool) -> Measurements:
     """The same steps with compiled layers (`model.torch_compile`); compiling is most of what it takes."""
     device = device_of(small)
@@ -57,9 +64,10 @@ def _train(
     checkpointing: bool | GradientCheckpointing,
     at_once: bool,
     torch_compile: bool = False,
+    layers: int | None = LAYERS,
 ) -> dict[str, Any]:
     small = device.type == "cpu"
-    case = Case("SRML", "small" if small else "7B", layers=2 if small else LAYERS)
+    case = Case("SRML", "small" if small else "7B", layers=2 if small and layers else layers)
     takes_all = policy_attention.takes_all if at_once else (lambda *_: False)
     if not small:
         gc.collect()
@@ -92,7 +100,8 @@ def _train(
     # The last step is watched, which takes time.
     speed = sum(watch.tokens[WARM:-1]) / (watch.ends[-2] - watch.ends[WARM])
     flops = 6 * weights if lora is None else 4 * weights + 6 * adapters(case.config, RANK)
-    return {"tokens/s": speed, "MFU of the layers": speed * flops / PEAK_FLOPS, **watch.values}
+    of = {"layers": case.config.num_hidden_layers}
+    return {"tokens/s": speed, "MFU of the layers": speed * flops / PEAK_FLOPS, **of, **watch.values}
 
 
 class Measured(Callback):
@@ -137,4 +146,5 @@ class Measured(Callback):
             }
             self.values["all kernels, ms"] = total / 1e3
             if gpu:
-                self.values["peak, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+                peak = torch.cuda.max_memory_allocated() / 2**30
+                self.values |= {"peak, GiB": peak, "estimate / peak": self.values["estimate, GiB"] / peak}

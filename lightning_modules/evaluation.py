@@ -110,13 +110,13 @@ class EvaluationModule(LightningModule):
         Args:
             **options: More of `build_policy`.
         """
-        first = isinstance(self.strategy, FSDP2) and self.strategy.world_size > 1 and self.strategy.is_global_zero
+        sends = isinstance(self.strategy, FSDP2) and self.strategy.world_size > 1 and self.strategy.is_global_zero
         return build_policy(
             self.init_from,
             attn_implementation=self.attn_implementation,
             dtype=torch.get_default_dtype(),  # float32, or what `trainer.precision` *-true has set
             empty=isinstance(self.strategy, FSDP2) and self.strategy.global_rank > 0,  # it sends them the weights
-            in_files=first and not options.get("lora"),  # adapters begin in the dtype of what they sit on
+            in_files=sends,
             **options,
         )
 

@@ -77,8 +77,7 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     if not samples and not (trainer.limit_val_batches and len(data.val_indices)):
         return {}
     copy = whole(plan) if plan.fsdp else 0
-    sends = getattr(generator, "nccl", None) is not None  # each GPU holds a copy then
-    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2) and not sends:
+    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
         copy = streamed(plan)  # shards are gathered one after the other
     if isinstance(generator, VLLMGenerator):
         engine = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))

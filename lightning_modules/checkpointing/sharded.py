@@ -172,8 +172,10 @@ def save_shards(
     with ExitStack() as stack:
         name = on_rank_zero(lambda: str(stack.enter_context(atomic_write(folder, fsync))), group)
         shards = {WEIGHTS: weights} | ({OPTIMIZER: optimizer} if optimizer else {})
+        # All is on the CPU. Copying ahead takes a stream, for which a background thread would open a context on GPU 0.
+        writer = dcp.FileSystemWriter(name, sync_files=fsync, per_thread_copy_ahead=0)
         try:
-            dcp.save(shards, storage_writer=dcp.FileSystemWriter(name, sync_files=fsync), process_group=group)
+            dcp.save(shards, storage_writer=writer, process_group=group)
         except CheckpointException as error:
             raise first_cause(error) from error
 

@@ -1,8 +1,9 @@
 """Weights sent to vLLM servers over NCCL by vLLM's own transfer engine, from the first rank's GPU. Not run on a GPU."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,7 +16,8 @@ from lightning_modules.generators.server_protocol import is_loopback
 from lightning_modules.generators.server_requests import Ask, Servers
 from lightning_modules.generators.vllm_engine import AFTERWARDS
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.unshard import merged_weights
+from lightning_modules.policy.streaming import finite
+from lightning_modules.policy.unshard import computing_device, is_sharded, merged_shapes, merged_weights
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import ParamMeta
@@ -37,35 +39,46 @@ class NCCLTransfer:
 
     def __init__(self, servers: Servers, timeout: float) -> None:
         self.servers, self.timeout = servers, timeout
-        self.source: PolicyWeights | None = None
         self._engine: NCCLTrainerWeightTransferEngine | None = None
         self._members: dict[str, int] = {}  # places in the group of the servers' first workers, by their addresses
 
-    def send(self, policy: ScoredCausalLM, dtype: torch.dtype, held: str | None) -> None:
-        """Send the weights, adapters merged, to every server that is alive.
+    def join(self, weights: "PolicyWeights", held: str | None) -> None:
+        """Make the group of this process and the workers of the servers that are alive, unless it is as it was.
 
         Args:
-            policy: On a GPU.
-            dtype: Of the servers' weights.
+            weights: To be sent.
             held: Version that the servers' weights got at the last sync, None before the first. A server that holds
                 another was started again since, and is in no group.
 
         Raises:
-            ValueError: The policy is not on a GPU, or a weight is not finite; nothing is sent.
+            ValueError: The policy is not on a GPU.
             TimeoutError: A server or the network hangs; the group cannot be used any more.
             RuntimeError: A server fails or refuses.
         """
-        if policy.causal_lm.device.type != "cuda":
+        if weights.device.type != "cuda":
             raise ValueError("transfer nccl sends weights from a GPU, and the policy is on none: give transfer folder.")
+        self._timed(partial(self._join, weights, held), weights.device)
+
+    def send(self, weights: "PolicyWeights") -> None:
+        """Send the weights to the members of the group; where they are sharded, the other ranks `gather` them.
+
+        Raises:
+            TimeoutError: See `join`; other ranks wait for this one in a gather until it or their strategy ends them.
+            RuntimeError: See `join`; nothing is left to gather then.
+        """
+        self._timed(partial(self._send, weights), weights.device)
+
+    def _timed(self, call: Callable[[], None], device: torch.device) -> None:
         outcome: Future[None] = Future()
 
-        def sending() -> None:
+        def calling() -> None:
             try:
-                outcome.set_result(self._send(policy, dtype, held))
+                torch.cuda.set_device(device)  # that of a new thread is the first one
+                outcome.set_result(call())
             except Exception as error:  # it belongs to the caller, who is in another thread
                 outcome.set_exception(error)
 
-        Thread(target=sending, daemon=True).start()  # nothing stops one that waits in NCCL
+        Thread(target=calling, daemon=True).start()  # nothing stops one that waits in NCCL
         try:
             outcome.result(self.timeout)
         except TimeoutError as error:
@@ -74,20 +87,20 @@ class NCCLTransfer:
                 f"the generator's timeout if that is too little, and {AFTERWARDS}"
             ) from error
 
-    def _send(self, policy: ScoredCausalLM, dtype: torch.dtype, held: str | None) -> None:
-        torch.cuda.set_device(policy.causal_lm.device)  # that of a new thread is the first one
-        weights = PolicyWeights(policy, dtype)
-        versions = self.servers.everywhere(_weight_version)
-        if self._engine is None or list(self._members) != list(versions) or set(versions.values()) != {held}:
-            self._join(weights)
+    def _send(self, weights: "PolicyWeights") -> None:
         self._engine.source = weights
-        self._engine.send_weights()
+        try:
+            self._engine.send_weights()
+        finally:
+            weights.gather_rest()
 
-    def _join(self, weights: "PolicyWeights") -> None:
-        """Make the NCCL group of this process and the workers of the servers that are alive."""
+    def _join(self, weights: "PolicyWeights", held: str | None) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+        versions = self.servers.everywhere(_weight_version)
+        if self._engine is not None and list(self._members) == list(versions) and set(versions.values()) == {held}:
+            return
         sizes, place = self.servers.everywhere(_world_size), 1  # after this process
         self._members = {}
         for url, size in sizes.items():
@@ -140,35 +153,56 @@ class NCCLTransfer:
 class PolicyWeights:
     """A policy's weights, adapters merged, as vLLM's engine reads them: a `WeightSource` by its methods.
 
+    Where the policy is sharded each is gathered as it is asked for, and no rank ever holds all of them. To make this,
+    and to take or `gather` its weights, is a collective then.
+
     Args:
         policy: Whose weights.
         dtype: In which they are sent.
+
+    Attributes:
+        device: From which they are sent.
+
+    Raises:
+        ValueError: One is not finite in that dtype; on every rank.
     """
 
     def __init__(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
-        self.policy, self.dtype = policy, dtype
+        self.policy, self.dtype, self.device = policy, dtype, computing_device(policy)
+        self._shapes = merged_shapes(policy)
+        self._left: Iterator[tuple[str, Tensor]] | None = None
+        for name, weight in merged_weights(policy):
+            finite(name, weight, dtype)
+            del weight  # before the next one is gathered
 
     def metadata(self) -> "list[ParamMeta]":
-        """Name, dtype and shape of each.
-
-        Raises:
-            ValueError: One is not finite.
-        """
+        """Name, dtype and shape of each; nothing is gathered."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        found = []
-        for name, weight in self:
-            if not weight.isfinite().all():
-                raise ValueError(
-                    f"The weight {name} is not finite in {self.dtype}: the vLLM servers were not given it."
-                )
-            found.append(ParamMeta(name, weight.dtype, tuple(weight.shape)))
-        return found
+        return [ParamMeta(name, self.dtype, tuple(shape)) for name, shape in self._shapes.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of each."""
+        self._left = self._every()
+        return self._left
+
+    def _every(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in merged_weights(self.policy):
-            yield name, weight.detach().to(self.dtype)
+            weight = weight.detach().to(self.device, self.dtype)
+            yield name, weight
+            del weight  # before the next one is gathered
+
+    def gather(self) -> None:
+        """Help to gather the weights that the first rank sends, if they are sharded."""
+        if is_sharded(self.policy):
+            for _ in merged_weights(self.policy):
+                pass
+
+    def gather_rest(self) -> None:
+        """Gather what the engine has not asked for, for which the other ranks would wait; it has failed then."""
+        if is_sharded(self.policy):
+            for _ in self if self._left is None else self._left:
+                pass
 
 
 def free_address(host: str) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 import importlib.util
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,14 +17,14 @@ from torch import Tensor
 from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import server_at
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
-from lightning_modules.generators.nccl_transfer import NCCLTransfer
+from lightning_modules.generators.nccl_transfer import NCCLTransfer, PolicyWeights
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import write_weights
-from lightning_modules.policy.unshard import computing_device, is_sharded, unsharded_copy
+from lightning_modules.policy.unshard import is_sharded
 from lightning_modules.ranks import of_every_rank
 
 Outcome = TypeVar("Outcome")
@@ -195,15 +195,11 @@ class VLLMServerGenerator:
         self._meet()
         scores = probe_scores(policy)
         dtype, max_model_len = self._first(self._find)
-        if self.nccl is not None and is_sharded(policy):
-            policy = unsharded_copy(policy, dtype, computing_device(policy))
-        with ExitStack() as stack:
-            folder = self._first(lambda: stack.enter_context(self._folder()))
-            if self.nccl is None and is_sharded(policy):  # all ranks gather
-                write_weights(policy, folder, dtype, write=_rank() == 0)
-            elif self.nccl is None:
-                self._first(partial(write_weights, policy, folder, dtype))
-            version, urls = self._first(partial(self._push, policy, scores, dtype, folder))
+        if self.nccl is not None:
+            self._send(self.nccl, policy, dtype)
+        else:
+            self._write(policy, dtype)
+        version, urls = self._first(partial(self._settle, policy, scores, dtype))
         self.synced = Synced(version, urls, max_model_len, scores)
         self.servers.keep(urls)
 
@@ -214,11 +210,24 @@ class VLLMServerGenerator:
     def rest(self, stale: bool = False) -> None:
         """Do nothing: servers have GPUs of their own. See `HoldsWeights`."""
 
-    def _folder(self) -> AbstractContextManager[str]:
-        """Where the first rank writes the weights."""
-        if self.nccl is not None:
-            return nullcontext("")
-        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
+    def _write(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
+        """Have the first rank write the weights to a folder, and the servers load it."""
+        with ExitStack() as stack:
+            place = tempfile.TemporaryDirectory
+            folder = self._first(lambda: stack.enter_context(place(prefix="funreason-weights-", dir=self.weights_dir)))
+            if is_sharded(policy):  # all ranks gather
+                write_weights(policy, folder, dtype, write=_rank() == 0)
+            else:
+                self._first(partial(write_weights, policy, folder, dtype))
+            self._first(partial(self.servers.everywhere, partial(load, folder=folder)))
+
+    def _send(self, nccl: NCCLTransfer, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
+        """Have the first rank send the weights; where they are sharded, all ranks gather each."""
+        weights = PolicyWeights(policy, dtype)
+        self._first(partial(nccl.join, weights, self.synced.version if self.synced else None))
+        if _rank() > 0:
+            weights.gather()
+        self._first(partial(nccl.send, weights))
 
     def _meet(self) -> None:
         """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
@@ -254,12 +263,8 @@ class VLLMServerGenerator:
         dtype = getattr(torch, dtypes.pop().removeprefix("torch."))
         return dtype, min(settings["max_model_len"] for settings in found)
 
-    def _push(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype, folder: str) -> tuple[str, list[str]]:
-        """Give the servers the weights and compare them: the version that the weights get, and who has them."""
-        if self.nccl is not None:
-            self.nccl.send(policy, dtype, self.synced.version if self.synced else None)
-        else:
-            self.servers.everywhere(partial(load, folder=folder))
+    def _settle(self, policy: ScoredCausalLM, scores: Tensor, dtype: torch.dtype) -> tuple[str, list[str]]:
+        """Name the weights that the servers were given and compare them: their version, and who has them."""
         version = uuid4().hex
         answers = self.servers.everywhere(partial(settle, version=version, ids=probe_ids(policy)))
         coarse = torch.bfloat16 if self._half and is_sharded(policy) else dtype  # FSDP rounds the policy's products

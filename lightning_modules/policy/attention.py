@@ -116,6 +116,16 @@ def decoder_options(position_ids: Tensor) -> dict[str, Any]:
     return {"documents": documents_of(position_ids), "attention_mask": nothing}
 
 
+def flash_options(position_ids: Tensor) -> dict[str, Any]:
+    """Keywords for a decoder whose layers attend by flash-attn, whose kernel takes all documents, laid end to end.
+
+    Without them transformers looks for the documents in each layer, which then waits for the device.
+    """
+    spans = documents_of(position_ids).spans
+    starts = {f"cu_seq_lens_{of}": spans.queries for of in "qk"}
+    return {"attention_mask": None, **starts, **{f"max_length_{of}": spans.longest[0] for of in "qk"}}
+
+
 def attention_by_document(
     module: nn.Module,
     query: Tensor,

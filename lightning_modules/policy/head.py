@@ -1,5 +1,6 @@
 """From hidden states to logits in each family of models: where the decoder ends, and what scales or caps the logits."""
 
+from inspect import signature
 from typing import NamedTuple
 
 from torch import nn
@@ -53,3 +54,8 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     if decoder is model or embedding not in decoder.modules():
         decoder = next(child for child in model.children() if embedding in child.modules())
     return decoder
+
+
+def takes_keywords(decoder: nn.Module) -> bool:
+    """Whether a decoder hands its layers more than its own arguments."""
+    return any(parameter.kind == parameter.VAR_KEYWORD for parameter in signature(decoder.forward).parameters.values())

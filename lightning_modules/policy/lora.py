@@ -1,9 +1,12 @@
 """Low-rank adapters: their settings, and which layers of a model they are put on."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -57,11 +60,26 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> "PeftModel":
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        adapted = get_peft_model(model, config)
+        with _in_the_dtype_of_the_run(model):
+            adapted = get_peft_model(model, config)
     except ValueError as error:  # of peft: it finds no such layer, or knows this family not to take an adapter
         raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}") from error
     _check_adapters(adapted)
     return adapted
+
+
+@contextmanager
+def _in_the_dtype_of_the_run(model: PreTrainedModel) -> Iterator[None]:
+    """Context without the weights that lie in files in a narrower dtype, to which peft would round what it draws."""
+    wide = {p: torch.promote_types(p.dtype, model.config.dtype) for p in model.parameters()}
+    narrow = {p: p.data for p, dtype in wide.items() if dtype != p.dtype}
+    for p, data in narrow.items():
+        p.data = torch.zeros((), dtype=wide[p], device=data.device).expand(data.shape)  # of one number's memory
+    try:
+        yield
+    finally:
+        for p, data in narrow.items():
+            p.data = data
 
 
 def _check_adapters(model: "PeftModel") -> None:

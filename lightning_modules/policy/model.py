@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
-from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options
+from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options, flash_options
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
-from lightning_modules.policy.head import after_head, decoder_of
+from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.recompute import keep_inputs_alone, return_freed_before_embedding
 from lightning_modules.policy.weights import load_weights
@@ -126,16 +126,18 @@ class ScoredCausalLM(nn.Module):
                 f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
                 "a 2-D mask would let packed documents see each other."
             )
+        decoder, options = decoder_of(self.causal_lm), {"attention_mask": attention_mask}
         apart = self.by_document and attention_mask is None
-        options = decoder_options(position_ids) if apart else {"attention_mask": attention_mask}
         flash = self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None
+        if apart:
+            options = decoder_options(position_ids)
+        elif flash and takes_keywords(decoder):
+            options = flash_options(position_ids)
         if apart or flash:
             # Flash's variable-length kernel recognises restarting positions in a single row only, and silently not in
             # more. And what is compiled would be compiled anew for one row, and for a view of one.
             input_ids, position_ids, targets = (x.reshape(1, -1).clone() for x in (input_ids, position_ids, targets))
-        hidden = decoder_of(self.causal_lm)(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **options
-        ).last_hidden_state
+        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **options).last_hidden_state
         scored = targets != IGNORED
         head = self.causal_lm.get_output_embeddings()
         arguments = (hidden[scored], head.weight, targets[scored], temperature)
@@ -164,7 +166,7 @@ def build_policy(
             there is no "sdpa" for an architecture it is "eager".
         dtype: Of the weights, whatever dtype they were saved in.
         empty: Leave all parameters on the meta device, where they have no values, for a strategy to fill.
-        in_files: See `load_weights`; for a strategy to read them, and not with adapters.
+        in_files: See `load_weights`; for a strategy to read them. Adapters begin as on weights that are loaded.
 
     Returns:
         The model in train mode.

@@ -6,7 +6,6 @@ tokens: attention in chunks, which are counted from the start of the row.
 """
 
 from collections.abc import Sequence
-from inspect import signature
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from datamodules.packing import CALL, PROMPT, Encoded, collate_packed
 from lightning_modules.policy.attention import decoder_options
-from lightning_modules.policy.head import decoder_of
+from lightning_modules.policy.head import decoder_of, takes_keywords
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.ranks import failing_together
 
@@ -150,10 +149,9 @@ def may_attend_by_document(policy: ScoredCausalLM) -> bool:
 
     That is where attention is sdpa, layers can be told more, and all of them attend, in a window or to everything.
     """
-    parameters = signature(decoder_of(policy.causal_lm).forward).parameters.values()
-    takes_more = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     attend = all(kind in ATTENDING for kind in _kinds(policy))
-    return policy.causal_lm.config._attn_implementation == "sdpa" and takes_more and attend
+    told = takes_keywords(decoder_of(policy.causal_lm))
+    return policy.causal_lm.config._attn_implementation == "sdpa" and told and attend
 
 
 def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alone: Tensor, allowed: float) -> str:

@@ -14,6 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from datamodules.chat.tokenizer import resolve_model_folder
 
@@ -57,6 +59,7 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
             an adapter's, or if the architecture is unknown, no causal one or lacks a package or the attention kernel.
     """
     source, report = resolve_model_folder(init_from), []
+    place = source
     random = Path(source).is_dir() and not _has_weights(Path(source))
     try:
         if random or empty:
@@ -64,7 +67,8 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
                 log.warning("%s holds a config.json and no weights: starting from random weights.", source)
             return _of_config(source, options)
         with _kept_off_screen(report):
-            loading = options | ({"dtype": exact_dtype(source, options["dtype"])} if in_files else {})
+            place = _folder_of(source)
+            loading = options | ({"dtype": exact_dtype(place, options["dtype"])} if in_files else {})
             loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named below
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, trust_remote_code=False, **loading
@@ -72,7 +76,7 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
     except OSError as error:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
-        raise ValueError(f"init_from: {_damaged(source)} is damaged ({error}): get it again") from error
+        raise ValueError(f"init_from: {_damaged(place)} is damaged ({error}): get it again") from error
     except (ValueError, ImportError, *ODD_CONFIG) as error:  # of transformers, which lists all it knows
         if mixed := CONVERTED.findall("\n".join(report)):
             raise ValueError(
@@ -82,13 +86,13 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         if isinstance(error, ODD_CONFIG):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if method := _quantization(source):
+        if method := _quantization(place):
             reason = f"quantization_config in its config.json ({method}): {reason}"
         elif (kernel := options["attn_implementation"]) and isinstance(error, ValueError | ImportError):
             reason = f"model.attn_implementation {kernel}: {reason}"  # asked for by name: the default is never refused
         raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
     check_names(source, info)
-    check_values(source, model)
+    check_values(place, model)
     return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
 
 
@@ -106,6 +110,21 @@ def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) 
 def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def _folder_of(source: str) -> str:
+    """The folder that holds the weights: of a hub id that of the cache, into which transformers' files are fetched.
+
+    No others are: hubs hold the same weights in further formats. Where a hub has no safetensors it is the id.
+    """
+    if Path(source).is_dir():
+        return source
+    found = cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        found = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            get_checkpoint_shard_files(source, found)
+    return source if found is None else str(Path(found).parent)
 
 
 def exact_dtype(source: str, dtype: torch.dtype) -> torch.dtype:
@@ -197,7 +216,7 @@ def _damaged(source: str) -> str | Path:
 
 
 def _files(source: str) -> list[Path]:
-    return sorted(Path(source).glob("*.safetensors"))  # none of a hub id
+    return sorted(Path(source).glob("*.safetensors"))  # none of a hub id without safetensors
 
 
 def _has_weights(folder: Path) -> bool:

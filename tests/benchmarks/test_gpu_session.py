@@ -1,17 +1,30 @@
 """The steps of a GPU session, tried on the CPU; a measurement or a step that fails costs itself alone."""
 
 import json
+import re
 import sys
+import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
 from benchmarks import gpu_attention, gpu_checks, gpu_device, gpu_session
+from benchmarks.sharded_step import SHAPES
+
+
+def ends(pid):
+    """Whether a process is gone soon; a zombie, which nobody collects here, is."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def values_of(step, capsys, monkeypatch):
@@ -49,6 +62,12 @@ def test_steps_that_train_measure(step, capsys, monkeypatch):
     assert values_of(step, capsys, monkeypatch)
 
 
+@pytest.mark.slow
+def test_the_step_of_the_whole_model_has_all_its_layers_and_the_estimate(capsys, monkeypatch):
+    (value,) = values_of("whole", capsys, monkeypatch).values()
+    assert value["layers"] == SHAPES["small"][2] and value["estimate, GiB"] > 0  # the peak is a GPU's
+
+
 def test_the_step_of_the_tests_shows_them_the_gpus(capsys, monkeypatch):
     given = {}
 
@@ -82,9 +101,29 @@ def test_a_step_that_runs_out_of_time_keeps_what_it_said():
     assert wrong["values"] == {"a": 1} and wrong["error"] == "exit code 1: no memory\n"
 
 
+@pytest.mark.kills
+def test_a_step_that_runs_out_of_time_leaves_nothing_behind():
+    step = """
+import json, subprocess, sys, time
+
+sys.stdin.readline()
+child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE)  # as pytest has ranks
+print(json.dumps({"started": [child.pid, int(child.stdout.readline())]}), flush=True)
+time.sleep(600)
+"""
+    late, _ = gpu_session.finish(gpu_session.child("tests", [sys.executable, "-c", step]), 3)
+    assert len(late["values"]["started"]) == 2 and late["error"] == "ended after 3 s"
+    assert all(map(ends, late["values"]["started"]))
+
+
 def test_every_step_is_where_the_session_looks_for_it():
     for step, (module, _) in gpu_session.STEPS.items():
         assert callable(getattr(import_module(f"benchmarks.{module}"), step))
+
+
+def test_the_steps_end_within_the_time_of_the_script():
+    script = (Path(gpu_session.__file__).parent / "gpu_session.sh").read_text()
+    assert sum(seconds for _, seconds in gpu_session.STEPS.values()) <= int(re.search(r"LIMIT:-(\d+)", script)[1])
 
 
 def test_mixes_fill_a_row():

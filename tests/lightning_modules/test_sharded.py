@@ -188,10 +188,11 @@ def test_modules_to_gather_that_the_model_does_not_have(tiny_model_dir):
         blocks_of(policy, ["LlamaDecoderLayer"])
 
 
-def test_weights_sent_from_their_files_are_cast_on_the_way(tiny_model_dir, tmp_path, base_args):
+@pytest.mark.parametrize("more", [{}, ADAPTERS], ids=["all weights", "adapters"])
+def test_weights_sent_from_their_files_are_cast_on_the_way(tiny_model_dir, tmp_path, base_args, more):
     half = shutil.copytree(tiny_model_dir, tmp_path / "model")
     AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(half)
-    options = OPTIONS | {"model.init_args.init_from": half, "trainer.max_steps": 1}
+    options = OPTIONS | more | {"model.init_args.init_from": half, "trainer.max_steps": 1}
     main(SRML + base_args(tmp_path / "one", **options))
     on_ranks(2, SRML + base_args(tmp_path / "two", **options))
     states = [saved_state(tmp_path / which / "srml-fit-0", 1)["state_dict"] for which in ("one", "two")]

@@ -1,6 +1,7 @@
 """SRMLModule against a float64 oracle that sees one document at a time, and the optimizer around it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,15 @@ def test_groups_of_the_optimizer(tiny_model_dir):
     assert module.alpha_logit.shape == (1,) and module.alpha_logit.dtype == torch.float32
     counted = sum(len(group["params"]) for group in (matrices, vectors, alpha))
     assert counted == len(list(module.parameters()))
+
+
+def test_all_parameters_are_updated_by_one_kernel(tiny_model_dir):
+    """torch fuses AdamW where it is told to; by itself it takes a kernel for each of its operations."""
+    module = SRMLModule(init_from=str(tiny_model_dir), balance="learnable")
+    module.configure_model()
+    module._trainer = SimpleNamespace(estimated_stepping_batches=4, max_epochs=1)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert [group["fused"] for group in groups] == [True] * 3  # matrices, vectors, alpha
 
 
 def test_alpha_stays_within_its_bounds(tiny_model_dir):

@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_modules.checkpointing.identity import fingerprint
 from lightning_modules.objectives import logprobs
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import PREFIX, frozen_copy
 from lightning_modules.policy.shard import blocks_of
@@ -85,3 +86,13 @@ def test_how_long_ranks_wait_for_each_other_is_a_setting(strategy):
     assert strategy()._timeout == timedelta(hours=1) and strategy(timeout_minutes=0.5)._timeout == timedelta(seconds=30)
     with pytest.raises(ValueError, match=r"trainer.strategy: timeout_minutes is 0; give a number greater than 0"):
         strategy(timeout_minutes=0)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["all weights", "adapters"])
+def test_fsdp1_says_that_it_computes_gradients_of_frozen_weights(tiny_model_dir, monkeypatch, recwarn, lora):
+    monkeypatch.setattr("lightning_modules.strategies.wrap", lambda policy, **options: policy)
+    strategy = FSDP1()
+    strategy.parallel_devices = [torch.device("cpu")]
+    strategy.shard(build_policy(str(tiny_model_dir), lora))
+    told = [str(warning.message) for warning in recwarn if "also computes gradients" in str(warning.message)]
+    assert bool(told) == bool(lora) and all("of what model.lora freezes; FSDP2" in words for words in told)

@@ -18,7 +18,7 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
 from vllm.entrypoints.rl.online.api_router import router
 
-from lightning_modules.generators.nccl_transfer import NCCLTransfer
+from lightning_modules.generators.nccl_transfer import NCCLTransfer, PolicyWeights
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.policy.model import LoRA, build_policy
 from lightning_modules.policy.unshard import merged_weights
@@ -99,6 +99,13 @@ def nccl(monkeypatch):
 JOIN, SYNC = "WeightTransferInitInfo", ["start", "WeightTransferUpdateInfo", "finish"]
 
 
+def give(transfer, policy, dtype, held):
+    """Send as a sync does, from no GPU."""
+    weights = PolicyWeights(policy, dtype)
+    transfer._join(weights, held)
+    transfer._send(weights)
+
+
 def settle(servers, version):
     """Name the weights that the servers were given, as the end of a sync does."""
     servers.everywhere(lambda server, ask: ask("/update_weight_version", {"new_version": version}))
@@ -112,16 +119,16 @@ def test_every_worker_has_a_place_and_is_told_of_every_weight(nccl, small_heads_
         (one, _), (other, server) = (stack.enter_context(serving(engine)) for engine in engines)
         servers = Servers([one, other], 30.0, 1)
         transfer = NCCLTransfer(servers, 30.0)
-        transfer._send(policy, torch.bfloat16, None)
+        give(transfer, policy, torch.bfloat16, None)
         settle(servers, "first")
-        transfer._send(policy, torch.bfloat16, "first")
+        give(transfer, policy, torch.bfloat16, "first")
         settle(servers, "second")
         server.should_exit = True
         while server.started and server.servers[0].is_serving():
             time.sleep(0.01)
         with pytest.warns(UserWarning, match=f"{other} is lost"):
             servers.everywhere(lambda server, ask: ask("/get_world_size"))
-        transfer._send(policy, torch.bfloat16, "second")
+        give(transfer, policy, torch.bfloat16, "second")
     assert [(info.rank, info.world_size) for info in nccl.joined] == [(0, 4), (0, 3)]
     places = [[told.rank_offset for told in engine.log if hasattr(told, "rank_offset")] for engine in engines]
     assert places == [[1, 1], [3]]  # after the first rank; the second server's after the two workers of the first
@@ -141,12 +148,12 @@ def test_a_server_that_was_started_again_joins_again_with_the_others(nccl, small
     with ExitStack() as stack:
         servers = Servers([stack.enter_context(serving(engine))[0] for engine in engines], 30.0, 1)
         transfer = NCCLTransfer(servers, 30.0)
-        transfer._send(policy, torch.float32, None)
+        give(transfer, policy, torch.float32, None)
         settle(servers, "first")
         engines[1].version, engines[1].log = "default", []  # as vLLM's are at the start
-        transfer._send(policy, torch.float32, "first")
+        give(transfer, policy, torch.float32, "first")
         settle(servers, "second")
-        transfer._send(policy, torch.float32, "second")
+        give(transfer, policy, torch.float32, "second")
     assert [info.world_size for info in nccl.joined] == [3, 3] and nccl.left == 1 and len(nccl.sent) == 3
     assert engines[0].steps() == [JOIN, *SYNC, "shutdown", JOIN, *SYNC, *SYNC]
     assert engines[1].steps() == ["shutdown", JOIN, *SYNC, *SYNC]
@@ -157,9 +164,9 @@ def test_nothing_is_sent_where_a_weight_is_not_finite_or_no_gpu_holds_it(nccl, s
     with serving(engine) as (url, _):
         transfer = NCCLTransfer(Servers([url], 30.0, 1), 30.0)
         with pytest.raises(ValueError, match="the policy is on none: give transfer folder"):
-            transfer.send(policy, torch.float32, None)
+            transfer.join(PolicyWeights(policy, torch.float32), None)
         with torch.no_grad():
             policy.causal_lm.model.norm.weight[3] = torch.nan
         with pytest.raises(ValueError, match=r"The weight model\.norm\.weight is not finite"):
-            transfer._send(policy, torch.float32, None)
-    assert [type(told) for told in engine.log] == [NCCLWeightTransferInitInfo] and not nccl.sent
+            give(transfer, policy, torch.float32, None)
+    assert not engine.log and not nccl.sent

@@ -98,6 +98,16 @@ def test_a_folder_of_shards_takes_its_place_when_all_of_it_is_written(tmp_path, 
     assert load(folder) == {"step": 3}
 
 
+def test_shards_are_written_without_a_gpu_where_there_is_one(tmp_path, one_rank, monkeypatch):
+    def touched(*args):
+        raise AssertionError("a stream of the first GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", touched)
+    save_shards({"w": torch.ones(3)}, None, {"step": 1}, tmp_path / "last.ckpt")
+    assert load(tmp_path / "last.ckpt")["state_dict"]["w"].tolist() == [1.0] * 3
+
+
 @pytest.mark.parametrize("fsync", [True, False])
 def test_a_checkpoint_is_flushed_to_the_disk_unless_told_otherwise(tmp_path, one_rank, monkeypatch, fsync):
     flushed = []

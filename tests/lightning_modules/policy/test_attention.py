@@ -10,6 +10,7 @@ from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from datamodules.packing import CALL, PROMPT, Encoded, collate_packed
@@ -230,5 +231,31 @@ def test_a_models_gradients_are_the_same_by_one_kernel(kind, at_once, tmp_path, 
     policy.by_document = True
     got = gradients(policy, [[[1, 0, 2], [5, 3, 4]]])
     assert CALLS
+    for name, grad in want.items():
+        torch.testing.assert_close(got[name], grad, rtol=0, atol=1e-5 * max(1.0, float(grad.abs().max())), msg=name)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text"])
+def test_flash_attention_is_told_where_documents_lie_once_and_not_by_each_layer(
+    kind, monkeypatch, tmp_path, tiny_tokenizer
+):
+    told = []
+
+    def kernel(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size=(-1, -1)
+    ):
+        assert causal and cu_seqlens_k is cu_seqlens_q and type(max_seqlen_q) is type(max_seqlen_k) is int
+        told.append(cu_seqlens_q)
+        options = {"scale": softmax_scale, "window_size": (window_size[0], 0), "enable_gqa": True}
+        return one_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, older=False, **options)
+
+    takes = flash._lazy_define_process_function(kernel)
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_: ((None, kernel, *[None] * 3), (takes, dict)))
+    monkeypatch.setattr(flash, "_is_packed_sequence", lambda *_: pytest.fail("each layer looks for the documents"))
+    policy = build_policy(str(BY_KIND[kind].save(tmp_path, tiny_tokenizer)))
+    want = gradients(policy, [[[i]] for i in range(len(LENGTHS))])
+    policy.causal_lm.config._attn_implementation = "flash_attention_2"
+    got = gradients(policy, [[[1, 0, 2], [5, 3, 4]]])
+    assert len(told) == policy.causal_lm.config.num_hidden_layers and all(starts is told[0] for starts in told)
     for name, grad in want.items():
         torch.testing.assert_close(got[name], grad, rtol=0, atol=1e-5 * max(1.0, float(grad.abs().max())), msg=name)

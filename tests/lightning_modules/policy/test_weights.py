@@ -6,9 +6,12 @@ import shutil
 import pytest
 import torch
 from families import EXPERTS, FAMILIES, like_llama
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import hub as transformers_hub
 
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_as_loaded
 from lightning_modules.policy.weights import check_values, exact_dtype, load_weights
@@ -131,6 +134,68 @@ def test_weights_left_in_their_files_take_no_memory_and_are_the_same(tmp_path, t
     assert buffers.keys() == dict(left.named_buffers()).keys()
     for name, buffer in left.named_buffers():
         assert buffer.dtype == buffers[name].dtype and torch.equal(buffer, buffers[name]), name
+
+
+def test_adapters_on_weights_left_in_their_files_begin_as_on_those_that_are_loaded(tmp_path, tiny_tokenizer):
+    place = like_llama("llama").save(tmp_path / "whole", tiny_tokenizer)
+    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    whole, left = (
+        (torch.manual_seed(3), build_policy(str(tmp_path / "saved"), LoRA(r=4), in_files=in_files))[1]
+        for in_files in (False, True)
+    )
+    loaded = dict(whole.named_parameters())
+    assert loaded.keys() == dict(left.named_parameters()).keys()
+    for name, weight in left.named_parameters():
+        assert weight.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+        assert weight.requires_grad == loaded[name].requires_grad and torch.equal(weight.float(), loaded[name])
+    assert any(not torch.equal(w, w.bfloat16().float()) for name, w in loaded.items() if ".lora_A." in name)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts a folder into the cache of a hub that is not asked; gives its id, its snapshot and the files looked up."""
+    asked = []
+
+    def looked_up(name, find):
+        def recorded(*args, **options):
+            asked.extend(options.get("allow_patterns", args[1:2]))
+            return find(*args, **options)
+
+        monkeypatch.setattr(transformers_hub, name, recorded)
+
+    looked_up("hf_hub_download", transformers_hub.hf_hub_download)
+    looked_up("snapshot_download", transformers_hub.snapshot_download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def cached(place):
+        entry, commit = tmp_path / "hub" / "models--some--model", "0123456789abcdef0123456789abcdef01234567"
+        for part in ("refs", "snapshots"):
+            (entry / part).mkdir(parents=True)
+        (entry / "refs" / "main").write_text(commit)
+        return "some/model", place.rename(entry / "snapshots" / commit), asked
+
+    return cached
+
+
+ONE, SHARDS = {"model.safetensors"}, {"model.safetensors.index.json", "a.safetensors", "b.safetensors"}
+
+
+@pytest.mark.parametrize(("split", "files"), [(lambda place: place, ONE), (shards, ONE | SHARDS)], ids=["1", "2"])
+def test_weights_of_a_hub_are_left_in_the_files_that_transformers_takes(folder, hub, split, files):
+    place = split(folder(lambda weights: weights.update({n: w.bfloat16() for n, w in weights.items()})))
+    name, _, asked = hub(place)
+    model = build_policy(name, in_files=True).causal_lm
+    assert {file for file in asked if "safetensors" in file} == files  # and of no other format
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16} and model.config.dtype == torch.float32
+    assert model.name_or_path == name
+    assert {weight.dtype for weight in build_policy(name).parameters()} == {torch.float32}
+
+
+def test_a_file_of_a_hub_is_blamed_for_what_it_holds(folder, hub):
+    name, snapshot, _ = hub(folder(lambda w: w[Q].view(-1)[5:6].fill_(float("nan"))))
+    with pytest.raises(ValueError, match=f"{snapshot / 'model.safetensors'} holds {Q}, in which not all values are"):
+        load_weights(name, False, attn_implementation=None)
 
 
 @pytest.mark.parametrize("kind", ["minimax", "xglm", "qwen2"])
