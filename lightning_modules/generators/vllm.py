@@ -18,7 +18,7 @@ from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
-from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.policy.lora import LoRA
@@ -175,11 +175,14 @@ class VLLMGenerator:
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
     def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
-        """Raise where the engine cannot apply the adapters of a run, before any weight is loaded.
+        """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
 
         Raises:
-            ValueError: See `check_lora`.
+            ValueError: See `gpus_of_engine` and `check_lora`.
         """
+        if device.type == "cuda":
+            shared = self.tensor_parallel_size
+            gpus_of_engine((device.index or 0) // shared * shared, shared)  # from the rank's on that runs it
         if self.enable_lora:
             dtype = torch.bfloat16 if "16" in precision else torch.float32
             check_lora(lora, getattr(torch, self.dtype) if self.dtype else dtype, device)

@@ -80,6 +80,7 @@ class StandIn:
 
 @pytest.fixture
 def llm(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     module = ModuleType("vllm")
     module.LLM = type("LLM", (StandIn,), {"end": Event()})
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -199,6 +200,31 @@ def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, m
     assert inside["CUDA_VISIBLE_DEVICES"] == want
     assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)
     assert inside["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(("visible", "seen"), [("6", 1), (None, 1), ("4,6", 2)])
+def test_an_engine_over_more_gpus_than_its_rank_sees_is_refused_in_a_sentence(llm, monkeypatch, visible, seen):
+    """As under `srun --gpus-per-task 1`, where each rank's GPU is its number 0; or by the end of a node."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    device, before = torch.device("cuda", seen - 1), dict(os.environ)
+    said = rf"tensor_parallel_size 2 takes GPUs {seen - 1} to {seen}, and this rank sees {seen} in all: start the ranks"
+    with pytest.raises(ValueError, match=said):
+        engine(device, tensor_parallel_size=2)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("index", "fits"), [(0, True), (3, True), (5, False)])
+def test_too_few_gpus_are_told_before_a_model_is_loaded(monkeypatch, index, fits):
+    """Of 6 GPUs the first 4 are one engine's; the ranks of the other two would need two more on their node."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    check, device = VLLMGenerator(tensor_parallel_size=4).check, torch.device("cuda", index)
+    if fits:
+        check(None, "bf16-mixed", device)
+    else:
+        with pytest.raises(ValueError, match=r"takes GPUs 4 to 7, and this rank sees 6 in all"):
+            check(None, "bf16-mixed", device)
 
 
 def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkeypatch, tiny_model_dir):
