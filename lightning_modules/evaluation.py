@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -131,6 +132,11 @@ class EvaluationModule(LightningModule):
         return self._trainer.strategy if self._trainer else None
 
     @property
+    def fitting(self) -> bool:
+        """Whether the trainer is in `fit`."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
+    @property
     def form(self) -> ChatForm | None:
         """Chat form of the run's data, for requests and answers; None for data without one."""
         return getattr(getattr(self._trainer, "datamodule", None), "form", None)
@@ -210,7 +216,7 @@ class EvaluationModule(LightningModule):
     def on_validation_end(self) -> None:
         """Free the unsharded copy, and the memory of a generator's engine."""
         self.generating = ()
-        self.rest_generator()
+        self.rest_generator(stale=self.fitting)  # then the policy has learnt by the next time
 
     on_test_end = on_validation_end
     on_predict_end = on_validation_end

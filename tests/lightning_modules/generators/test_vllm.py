@@ -298,20 +298,22 @@ def test_the_engine_starts_from_the_same_path_for_the_same_model(started, tiny_m
     assert AutoConfig.from_pretrained(first).to_dict() == configs[0].to_dict() | {"_name_or_path": first}
 
 
-def test_the_module_tells_the_generator_of_the_run_and_when_it_may_rest(started, tiny_model_dir):
+@pytest.mark.parametrize(("stage", "stale"), [("fit", True), ("validate", False), ("test", False)])
+def test_the_module_tells_the_generator_of_the_run_and_when_it_may_rest(started, tiny_model_dir, stage, stale):
     told = []
     module = SRMLModule(init_from=str(tiny_model_dir), generator=VLLMGenerator())
     module.generator.prepare = lambda *given: told.append(given)
     module.generator.rest = told.append
     module.generator.__class__ = type("Quiet", (VLLMGenerator,), {"__call__": lambda *args, **options: []})
     module.policy, module.stop_ids = build_policy(str(tiny_model_dir)), [2]
-    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=SimpleNamespace(longest_prompt=7))
+    data, state = SimpleNamespace(longest_prompt=7), SimpleNamespace(fn=stage)
+    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=data, state=state)
     module.on_validation_start()
     for _ in range(3):  # batches
         module.evaluate_prompts(PromptBatch([], []))
     assert told == [("bf16-mixed", 7)]
     module.on_validation_end()
-    assert told[1:] == [False]
+    assert told[1:] == [stale]  # in a fit the policy is another one by the next time
 
 
 def test_a_call_that_hangs_ends_in_time_and_the_engine_with_it(llm):

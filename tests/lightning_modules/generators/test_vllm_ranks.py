@@ -70,7 +70,8 @@ whole = build_policy(model)
 policy = build_policy(model, LoRA(r=4))
 for part in (*blocks_of(policy, None), policy):
     fully_shard(part)
-own._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(longest_prompt=3))
+data, state = SimpleNamespace(longest_prompt=3), SimpleNamespace(fn="validate")
+own._trainer = SimpleNamespace(precision="32-true", datamodule=data, state=state)
 own.policy, module.Engine = policy, Engine
 torch.cuda.empty_cache = lambda: note("room")
 
