@@ -59,6 +59,7 @@ class Engine:
                 generation_config="vllm",  # none of the model's own sampling settings
                 logprobs_mode="processed_logprobs",  # after temperature and top-p, as it samples
                 enable_sleep_mode=self._sleeps,
+                sleep_mode_offload_cudagraph=self._sleeps,  # graphs would stay on the GPU
                 use_tqdm_on_load=False,
                 **options,
             )

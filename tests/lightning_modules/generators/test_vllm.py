@@ -184,6 +184,12 @@ def test_nothing_sleeps_on_the_cpu_or_when_told_not_to(llm, device, sleep):
     running.load("second")
     assert running._llm.log == [("start",), ("reload_weights", "second"), ("reset_prefix_cache",)]
     assert running._llm.options["enable_sleep_mode"] is False
+    assert running._llm.options["sleep_mode_offload_cudagraph"] is False
+
+
+def test_the_graphs_of_a_sleeping_engine_leave_the_gpu_as_well(llm):
+    options = engine(GPU)._llm.options
+    assert options["enable_sleep_mode"] is options["sleep_mode_offload_cudagraph"] is True
 
 
 @pytest.mark.parametrize(("visible", "gpus", "want"), [(None, 1, "1"), ("4,6", 1, "6"), ("4,6,7", 2, "6,7")])
