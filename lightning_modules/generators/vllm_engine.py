@@ -180,8 +180,8 @@ def gpus_of_engine(first: int, count: int) -> list[str]:
     seen = torch.cuda.device_count()
     if first + count > seen:
         raise ValueError(
-            f"An engine with the generator's tensor_parallel_size {count} takes GPUs {first} to {first + count - 1}, and "
-            f"this rank sees {seen} in all: start the ranks so that each sees every GPU of its node (SLURM's "
+            f"An engine with the generator's tensor_parallel_size {count} takes GPUs {first} to {first + count - 1}, "
+            f"and this rank sees {seen} in all: start the ranks so that each sees every GPU of its node (SLURM's "
             "--gpus-per-node, without --gpus-per-task and --gpu-bind), and give a divisor of their number."
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -20,7 +20,7 @@ FLAT, WIDE = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([0.0, -40.0, -80.0])
 )
 def test_scores_may_differ_by_what_rounding_does_unless_a_tolerance_is_set(want, dtype, tolerance, most):
     check_scores("the engine", want, want + 0.99 * most, None, dtype, tolerance)
-    with pytest.raises(RuntimeError, match="the engine are .* nats from the policy's on average, more than"):
+    with pytest.raises(RuntimeError, match=r"the engine are .* nats from the policy's on average, more than"):
         check_scores("the engine", want, want - 1.01 * most, None, dtype, tolerance)
 
 
