@@ -1,6 +1,7 @@
 """What sharded models gather, counted under a process group that communicates nothing; how long ranks may wait."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import PREFIX, frozen_copy
 from lightning_modules.policy.shard import blocks_of
 from lightning_modules.policy.unshard import named_state
-from lightning_modules.strategies import DDP, FSDP1, FSDP2
+from lightning_modules.strategies import DDP, FSDP1, FSDP2, warn_of_one_rank
 
 
 @pytest.fixture
@@ -78,6 +79,21 @@ def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
     assert {name: weight.shape for name, weight in state.items()} == shapes
     for weight in state.values():
         assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
+
+
+def test_a_single_device_is_told_that_fsdp_only_copies(tiny_model_dir, recwarn):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        strategy = FSDP2()
+        strategy.parallel_devices, strategy.mesh = [torch.device("cpu")], init_device_mesh("cpu", (1,))
+        with pytest.warns(UserWarning, match=r"^FSDP2 has one device to shard over: .*configs/trainer/gpu\.yaml"):
+            strategy.shard(build_policy(str(tiny_model_dir)))
+    finally:
+        torch.distributed.destroy_process_group()
+    recwarn.clear()
+    warn_of_one_rank(strategy, offload=True)  # which is what a single device may want FSDP for
+    warn_of_one_rank(SimpleNamespace(world_size=2), offload=False)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])
