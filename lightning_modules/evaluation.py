@@ -74,6 +74,11 @@ class EvaluationModule(LightningModule):
         """Name of the method, as run folders and TensorBoard have it."""
         return type(self).__name__.removesuffix("Module").lower()
 
+    @property
+    def fitting(self) -> bool:
+        """Whether the trainer is in `fit`."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
     def setup(self, stage: str) -> None:
         """Validate the settings before any weight is loaded.
 
@@ -130,11 +135,6 @@ class EvaluationModule(LightningModule):
     def strategy(self) -> Strategy | None:
         """The trainer's strategy; None in a notebook without a trainer."""
         return self._trainer.strategy if self._trainer else None
-
-    @property
-    def fitting(self) -> bool:
-        """Whether the trainer is in `fit`."""
-        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     @property
     def form(self) -> ChatForm | None:

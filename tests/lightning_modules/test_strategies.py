@@ -81,6 +81,13 @@ def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
         assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
 
 
+@pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])
+def test_how_long_ranks_wait_for_each_other_is_a_setting(strategy):
+    assert strategy()._timeout == timedelta(hours=1) and strategy(timeout_minutes=0.5)._timeout == timedelta(seconds=30)
+    with pytest.raises(ValueError, match=r"trainer.strategy: timeout_minutes is 0; give a number greater than 0"):
+        strategy(timeout_minutes=0)
+
+
 def test_a_single_device_is_told_that_fsdp_only_copies(tiny_model_dir, recwarn):
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
@@ -94,10 +101,3 @@ def test_a_single_device_is_told_that_fsdp_only_copies(tiny_model_dir, recwarn):
     warn_of_one_rank(strategy, offload=True)  # which is what a single device may want FSDP for
     warn_of_one_rank(SimpleNamespace(world_size=2), offload=False)
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])
-def test_how_long_ranks_wait_for_each_other_is_a_setting(strategy):
-    assert strategy()._timeout == timedelta(hours=1) and strategy(timeout_minutes=0.5)._timeout == timedelta(seconds=30)
-    with pytest.raises(ValueError, match=r"trainer.strategy: timeout_minutes is 0; give a number greater than 0"):
-        strategy(timeout_minutes=0)
