@@ -13,11 +13,23 @@ from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, estimate
-from lightning_modules.callbacks.plan import build_empty, cheaper, engine_bytes, plan_of, shown, streamed, whole
+from lightning_modules.callbacks.plan import (
+    build_empty,
+    cheaper,
+    engine_bytes,
+    offloads,
+    plan_of,
+    shards_of,
+    shown,
+    streamed,
+    whole,
+)
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.grpo import GRPOModule
+from lightning_modules.policy.model import build_policy
 from lightning_modules.ranks import failing_together
-from lightning_modules.strategies import FSDP2
+from lightning_modules.strategies import FSDP1, FSDP2
 
 PRESUMED = ("policy", "packed", "why_not_packed", "shares_prefixes", "sizes_of_weights")
 """What `build_empty` sets."""
@@ -71,6 +83,39 @@ def check_share(plan: Plan, generator: VLLMGenerator, available: int) -> None:
             f"model.generator.gpu_memory_utilization to {math.ceil(100 * plan.engine / available) / 100:g} or more, or "
             f"tensor_parallel_size above {generator.tensor_parallel_size}; --fit_anyway starts the run all the same."
         )
+
+
+def check_copy(trainer: Trainer, module: EvaluationModule) -> None:
+    """Refuse an evaluation for which each GPU would need a whole copy of a sharded model, and cannot hold it.
+
+    A collective. On CPUs nothing is refused, nor without shards or where an engine generates.
+
+    Args:
+        trainer: The run's; its attribute `fit_anyway` lets everything pass.
+        module: The run's, its weights not loaded yet.
+
+    Raises:
+        ValueError: Naming what is needed, what there is, and what would need less.
+    """
+    available, strategy = gpu_memory(module.device), trainer.strategy
+    copies = isinstance(strategy, FSDP1 | FSDP2) and isinstance(module.generator, HFGenerator)
+    if available is None or not copies or getattr(trainer, "fit_anyway", False):
+        return
+    with failing_together():
+        model = build_policy(module.init_from, empty=True).causal_lm
+        count, precision = sum(weight.numel() for weight in model.parameters()), str(trainer.precision)
+        nothing = {"trained": 0, "rows": 0, "length": 0, "checkpointing": False}  # is learnt
+        shards = {"fsdp": True, "shards": shards_of(trainer), "offload": offloads(strategy)}
+        plan = Plan(model.config.get_text_config(), frozen=count, precision=precision, **nothing, **shards)
+        memory = estimate(replace(plan, copy=whole(plan)))
+        needed = sum(memory.always.values()) + sum(memory.moments["unsharding the weights"].values())
+        if needed > available:
+            raise ValueError(
+                "To generate with a sharded model each GPU makes a whole copy of it: that is estimated to need "
+                f"{shown(needed)} of each, and there are {shown(available)}. Set model.generator to VLLMGenerator with "
+                "a tensor_parallel_size under FSDP2, or leave the sharding out (--config configs/trainer/ddp.yaml with "
+                f"--trainer.precision bf16-true: {shown(2 * count)}); --fit_anyway starts it all the same."
+            )
 
 
 def gpu_memory(device: torch.device) -> int | None:

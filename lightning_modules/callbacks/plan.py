@@ -62,7 +62,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         shards=shards,
         hybrid=isinstance(strategy, FSDP2) and shards < ranks,
         unsharded=fsdp and strategy.accumulate_unsharded,
-        offload=fsdp and bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload)),
+        offload=fsdp and offloads(strategy),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
         reference=isinstance(module, GRPOModule) and module.loss.kl_coef > 0 and module.lora is None,
         attention=config._attn_implementation,
@@ -170,6 +170,11 @@ def shards_of(trainer: Trainer) -> int:
     if isinstance(strategy, FSDP1):
         return strategy.num_processes if "HYBRID" in strategy.sharding_strategy.name else trainer.world_size
     return 1
+
+
+def offloads(strategy: FSDP1 | FSDP2) -> bool:
+    """Whether shards and their optimizer stay in the memory of the CPU."""
+    return bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload))
 
 
 def device_memory(trainer: Trainer, device: torch.device) -> int:

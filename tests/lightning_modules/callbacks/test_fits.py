@@ -17,10 +17,12 @@ from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.fits import changes, check_fits, refusal, ways
 from lightning_modules.callbacks.memory import Plan, estimate
 from lightning_modules.callbacks.plan import generation, shown, streamed
+from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import HFGenerator, VLLMGenerator
-from lightning_modules.strategies import FSDP2
+from lightning_modules.policy.model import build_policy
+from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
 GIB, GPU = 2**30, torch.device("cuda", 0)
 SHARE = (
@@ -187,6 +189,29 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
     assert "--fit_anyway" in said and not loaded
     main([*words, "--fit_anyway"])
     assert loaded and (tmp_path / "srml-fit-1" / "hf").is_dir()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_shards(
+    stage, tiny_model_dir, plan, monkeypatch
+):
+    count = sum(weight.numel() for weight in build_policy(str(tiny_model_dir), empty=True).parameters())
+    # An eighth of the weights in float32, the copy in bfloat16, and one weight in float32 as it is gathered.
+    needed = count * 4 // 8 + count * 2 + plan.config.vocab_size * 32 * 4
+    trainer = SimpleNamespace(strategy=FSDP2(), world_size=8, precision="bf16-mixed")
+    refuse = partial(RunSummary().setup, trainer, EvaluationModule(str(tiny_model_dir)), stage)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed)
+    refuse()
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed - 1)
+    said = f"need {shown(needed)} of each, and there are .*VLLMGenerator.* bf16-true: {shown(2 * count)}.*--fit_anyway"
+    with pytest.raises(ValueError, match=said):
+        refuse()
+    trainer.strategy = FSDP2(cpu_offload=True)  # the shards are elsewhere
+    refuse()
+    trainer.strategy = DDP()  # without shards there is no copy
+    refuse()
+    trainer.strategy, trainer.fit_anyway = FSDP1(), True
+    refuse()
 
 
 @pytest.mark.ranks
