@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -141,11 +140,6 @@ class FunctionCallingModule(EvaluationModule):
         if self.torch_compile:
             compile_layers(policy)
         return super().shard(policy)
-
-    @property
-    def fitting(self) -> bool:
-        """Whether the trainer is in `fit`."""
-        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups in the order of `named_parameters`: matrices, which decay, and vectors, which do not."""

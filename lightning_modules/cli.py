@@ -155,7 +155,7 @@ class FunReasonCLI(LightningCLI):
         parser.add_argument(
             "--fit_anyway",
             action="store_true",
-            help="fit also what is estimated to need more memory than a GPU has (default: False)",
+            help="start also what is estimated to need more memory than a GPU has (default: False)",
         )
         parser.link_arguments("model.init_args.init_from", "data.init_args.tokenizer")
         steps = ("model.init_args.inner_epochs", "model.init_args.mini_batches")

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -72,6 +73,11 @@ class EvaluationModule(LightningModule):
     def method(self) -> str:
         """Name of the method, as run folders and TensorBoard have it."""
         return type(self).__name__.removesuffix("Module").lower()
+
+    @property
+    def fitting(self) -> bool:
+        """Whether the trainer is in `fit`."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def setup(self, stage: str) -> None:
         """Validate the settings before any weight is loaded.
@@ -215,7 +221,7 @@ class EvaluationModule(LightningModule):
     def on_validation_end(self) -> None:
         """Free the unsharded copy, and the memory of a generator's engine."""
         self.generating = ()
-        self.rest_generator()
+        self.rest_generator(stale=self.fitting)  # then the policy has learnt by the next time
 
     on_test_end = on_validation_end
     on_predict_end = on_validation_end

@@ -45,6 +45,15 @@ def move_rest(module: LightningModule, device: torch.device) -> None:
     module._device = device  # what `to` would note; nothing public sets it alone
 
 
+def warn_of_one_rank(strategy: "FSDP1 | FSDP2", offload: bool) -> None:
+    """Say that a single rank has nobody to share with: FSDP copies weights then, to compute and to generate."""
+    if strategy.world_size == 1 and not offload:
+        rank_zero_warn(
+            f"{type(strategy).__name__} has one device to shard over: it copies each layer before it computes with it, "
+            "and the whole model to generate; --config configs/trainer/gpu.yaml does neither."
+        )
+
+
 class DDP(DDPStrategy):
     """A full copy of the model on each rank; gradients are averaged.
 
@@ -121,6 +130,7 @@ class FSDP2(ReshardableCheckpoints, ModelParallelStrategy):
         Only the first rank's has to hold weights: it sends the others theirs, so that the machine's memory need not
         hold the model once for each of its GPUs; nor once, where they are still in their files.
         """
+        warn_of_one_rank(self, self.cpu_offload)
         weights = policy.state_dict() if self.global_rank == 0 else {}
         if self.world_size > 1:
             allocate(policy, torch.device("meta"))  # rank 0 sends itself its own, too
@@ -211,6 +221,7 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
 
     def shard(self, policy: ScoredCausalLM) -> nn.Module:
         """Wrap the policy in FSDP; Lightning's context, inside which this is called, knows how."""
+        warn_of_one_rank(self, self.cpu_offload.offload_params)
         if policy.has_adapters:
             rank_zero_warn(
                 "FSDP1 also computes gradients of what model.lora freezes; FSDP2 (configs/trainer/fsdp2.yaml) does not."

@@ -1,5 +1,6 @@
 """Whether a run fits into the memory of its GPUs, by the estimate, and the settings with which it would."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import combinations
@@ -12,11 +13,23 @@ from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, estimate
-from lightning_modules.callbacks.plan import build_empty, cheaper, plan_of, shown, streamed, whole
-from lightning_modules.generators import HFGenerator
+from lightning_modules.callbacks.plan import (
+    build_empty,
+    cheaper,
+    engine_bytes,
+    offloads,
+    plan_of,
+    shards_of,
+    shown,
+    streamed,
+    whole,
+)
+from lightning_modules.evaluation import EvaluationModule
+from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.grpo import GRPOModule
+from lightning_modules.policy.model import build_policy
 from lightning_modules.ranks import failing_together
-from lightning_modules.strategies import FSDP2
+from lightning_modules.strategies import FSDP1, FSDP2
 
 PRESUMED = ("policy", "packed", "why_not_packed", "shares_prefixes", "sizes_of_weights")
 """What `build_empty` sets."""
@@ -37,7 +50,8 @@ def check_fits(
         planned: Gives the `Plan`: `plan_of` with the model at hand, `plan_ahead` before it is loaded.
 
     Raises:
-        ValueError: Naming what is needed, what there is, and settings with which it would fit.
+        ValueError: Naming what is needed, what there is, and settings with which it would fit; also if a rollout
+            engine is to have less than it starts with.
     """
     available = gpu_memory(module.device)
     if available is None or getattr(trainer, "fit_anyway", False):
@@ -45,6 +59,63 @@ def check_fits(
     with failing_together():
         if (plan := planned(trainer, module)) and estimate(plan).peak > available:
             raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
+        if plan and isinstance(module.generator, VLLMGenerator):
+            check_share(plan, module.generator, available)
+
+
+def check_share(plan: Plan, generator: VLLMGenerator, available: int) -> None:
+    """Refuse a share of the GPU that is too small for an engine, as vLLM would once it has loaded the weights.
+
+    Args:
+        plan: What the run does.
+        generator: The engine's settings.
+        available: Bytes of a GPU.
+
+    Raises:
+        ValueError: Naming what is needed, and the settings.
+    """
+    utilization = generator.options["gpu_memory_utilization"]
+    share, given = int(utilization * available), generator.options["kv_cache_memory_bytes"] is not None
+    if plan.engine > share and not given:
+        raise ValueError(
+            f"The vLLM engine is estimated to need {shown(plan.engine)} of each GPU for weights and keys and values "
+            f"of its longest row, and gpu_memory_utilization {utilization:g} gives it {shown(share)}: set "
+            f"model.generator.gpu_memory_utilization to {math.ceil(100 * plan.engine / available) / 100:g} or more, or "
+            f"tensor_parallel_size above {generator.tensor_parallel_size}; --fit_anyway starts the run all the same."
+        )
+
+
+def check_copy(trainer: Trainer, module: EvaluationModule) -> None:
+    """Refuse an evaluation for which each GPU would need a whole copy of a sharded model, and cannot hold it.
+
+    A collective. On CPUs nothing is refused, nor without shards or where an engine generates.
+
+    Args:
+        trainer: The run's; its attribute `fit_anyway` lets everything pass.
+        module: The run's, its weights not loaded yet.
+
+    Raises:
+        ValueError: Naming what is needed, what there is, and what would need less.
+    """
+    available, strategy = gpu_memory(module.device), trainer.strategy
+    copies = isinstance(strategy, FSDP1 | FSDP2) and isinstance(module.generator, HFGenerator)
+    if available is None or not copies or getattr(trainer, "fit_anyway", False):
+        return
+    with failing_together():
+        model = build_policy(module.init_from, empty=True).causal_lm
+        count, precision = sum(weight.numel() for weight in model.parameters()), str(trainer.precision)
+        nothing = {"trained": 0, "rows": 0, "length": 0, "checkpointing": False}  # is learnt
+        shards = {"fsdp": True, "shards": shards_of(trainer), "offload": offloads(strategy)}
+        plan = Plan(model.config.get_text_config(), frozen=count, precision=precision, **nothing, **shards)
+        memory = estimate(replace(plan, copy=whole(plan)))
+        needed = sum(memory.always.values()) + sum(memory.moments["unsharding the weights"].values())
+        if needed > available:
+            raise ValueError(
+                "To generate with a sharded model each GPU makes a whole copy of it: that is estimated to need "
+                f"{shown(needed)} of each, and there are {shown(available)}. Set model.generator to VLLMGenerator with "
+                "a tensor_parallel_size under FSDP2, or leave the sharding out (--config configs/trainer/ddp.yaml with "
+                f"--trainer.precision bf16-true: {shown(2 * count)}); --fit_anyway starts it all the same."
+            )
 
 
 def gpu_memory(device: torch.device) -> int | None:
@@ -119,6 +190,18 @@ def with_engine(plan: Plan, available: int) -> Plan:
     return replace(plan, copy=streamed(plan), cache=0, engine=int(UTILIZATION * available))
 
 
+def over_more_gpus(trainer: Trainer, generator: VLLMGenerator, plan: Plan, available: int) -> dict[str, Plan]:
+    """The plan with the engine over more GPUs of a node, as many as its share of them is enough on, by the setting."""
+    share, data = int(generator.options["gpu_memory_utilization"] * available), trainer.datamodule
+    prompt = int(data.lengths[data.train_indices].max())
+    for gpus in (2, 4, 8):
+        engine = engine_bytes(plan, generator, prompt, gpus, share)
+        enough = engine <= share or generator.options["kv_cache_memory_bytes"] is not None
+        if enough and engine < plan.engine and trainer.num_devices % gpus == 0:
+            return {f"model.generator.tensor_parallel_size {gpus}": replace(plan, engine=engine)}
+    return {}
+
+
 def changes(trainer: Trainer, module: FunctionCallingModule, plan: Plan, available: int) -> dict[str, Plan]:
     """Plans that need less memory, by the settings that make each: those of `cheaper`, and further ones for GPUs.
 
@@ -135,7 +218,10 @@ def changes(trainer: Trainer, module: FunctionCallingModule, plan: Plan, availab
         shared = with_engine(plan, available)
         sizes = [n for n in (1, 2, 4, 8) if trainer.num_devices % n == 0]  # neighbours on one node
         ranks = next((n for n in sizes if whole(plan) // n <= shared.engine // 2), sizes[-1])
-        found[f"model.generator VLLMGenerator with tensor_parallel_size {ranks}"] = shared
+        if whole(plan) // ranks < shared.engine:
+            found[f"model.generator VLLMGenerator with tensor_parallel_size {ranks}"] = shared
+    if isinstance(module.generator, VLLMGenerator):
+        found |= over_more_gpus(trainer, module.generator, plan, available)
     if not isinstance(module, GRPOModule):
         half = plan.length // 2
         found[f"data.max_length and data.micro_batch_tokens {half}"] = replace(plan, rows=1, length=half)

@@ -62,7 +62,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         shards=shards,
         hybrid=isinstance(strategy, FSDP2) and shards < ranks,
         unsharded=fsdp and strategy.accumulate_unsharded,
-        offload=fsdp and bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload)),
+        offload=fsdp and offloads(strategy),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
         reference=isinstance(module, GRPOModule) and module.loss.kl_coef > 0 and module.lora is None,
         attention=config._attn_implementation,
@@ -79,18 +79,41 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     copy = whole(plan) if plan.fsdp else 0
     if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
         copy = streamed(plan)  # shards are gathered one after the other
+    # The longest prompt; of rows to fine-tune on it is not known without their answers, which count as well then.
+    prompt = int(data.lengths[data.train_indices].max())
     if isinstance(generator, VLLMGenerator):
-        engine = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
+        share = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
+        engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, share)
         return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
     if not isinstance(generator, HFGenerator):
         return {"copy": copy}
-    # The longest prompt; of rows to fine-tune on it is not known without their answers, which count as well then.
-    prompt = int(data.lengths[data.train_indices].max())
     asked = [data.hparams.prompts_per_step * module.sampling.group_size] if samples else []
     asked += [data.hparams.eval_batch_size] if len(data.val_indices) else []
     rows = min(generator.rows_together(prompt), -(-max(asked) // trainer.world_size))
     cache = cache_bytes(plan.config, rows, prompt + generator.max_new_tokens) * plan.widths[1]
     return {"copy": copy + cast(plan), "cache": cache}
+
+
+def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, share: int) -> int:
+    """Bytes that an engine takes of each of its GPUs: its share, or more where it needs more to start.
+
+    vLLM loads the weights whatever its share is, and then wants room for keys and values of its longest row. A cache of
+    a given size comes on top of the weights, and the share counts for nothing.
+
+    Args:
+        plan: What the run does.
+        generator: The engine's settings.
+        prompt: Tokens of the longest prompt.
+        gpus: That one engine is spread over.
+        share: Bytes by `gpu_memory_utilization`.
+    """
+    width = getattr(torch, generator.dtype).itemsize if generator.dtype else plan.widths[1]
+    head = plan.root if plan.config.tie_word_embeddings else 0  # the engine has one of its own: `untied_config`
+    weights = (plan.trained + plan.frozen + head) * width // gpus
+    if (cache := generator.options["kv_cache_memory_bytes"]) is not None:
+        return int(weights + cache)
+    tokens = generator.options["max_model_len"] or prompt + generator.max_new_tokens
+    return max(share, weights + cache_bytes(plan.config, 1, tokens) * width // gpus)
 
 
 def whole(plan: Plan) -> int:
@@ -146,6 +169,11 @@ def shards_of(trainer: Trainer) -> int:
     if isinstance(strategy, FSDP1):
         return strategy.num_processes if "HYBRID" in strategy.sharding_strategy.name else trainer.world_size
     return 1
+
+
+def offloads(strategy: FSDP1 | FSDP2) -> bool:
+    """Whether shards and their optimizer stay in the memory of the CPU."""
+    return bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload))
 
 
 def device_memory(trainer: Trainer, device: torch.device) -> int:

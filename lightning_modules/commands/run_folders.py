@@ -14,7 +14,7 @@ class RunTrainer(Trainer):
     """Lightning's trainer, whose `log_dir` is the run's folder, whichever loggers it has."""
 
     step_of_model = 0  # of what a validation or test is of, which is where its scores belong
-    fit_anyway = False  # whether to fit what is estimated to need more memory than a GPU has
+    fit_anyway = False  # whether to start what is estimated to need more memory than a GPU has
     place: RunLogger | None = None  # knows the folder; of loggers it is one only where no other is set
 
     @property

@@ -18,7 +18,7 @@ from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup
 from lightning_modules.generators.sampling import row_key
-from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.policy.lora import LoRA
@@ -175,11 +175,14 @@ class VLLMGenerator:
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
     def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
-        """Raise where the engine cannot apply the adapters of a run, before any weight is loaded.
+        """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
 
         Raises:
-            ValueError: See `check_lora`.
+            ValueError: See `gpus_of_engine` and `check_lora`.
         """
+        if device.type == "cuda":
+            shared = self.tensor_parallel_size
+            gpus_of_engine((device.index or 0) // shared * shared, shared)  # from the rank's on that runs it
         if self.enable_lora:
             dtype = torch.bfloat16 if "16" in precision else torch.float32
             check_lora(lora, getattr(torch, self.dtype) if self.dtype else dtype, device)
@@ -192,11 +195,17 @@ class VLLMGenerator:
         """Free the engine's GPU memory until the next call; see `HoldsWeights`."""
         if self.engine is not None:
             self.engine.rest(level=2 if stale and not self.enable_lora else 1)
+        self._wait()
         self._rests = True
 
     def _share(self) -> None:
         if self.group is None:
             self.group = EngineGroup(self.tensor_parallel_size, CALLS * self.timeout)
+
+    def _wait(self) -> None:
+        """Wait for the ranks that share the engine; a collective."""
+        if self.group is not None:
+            self.group.ask(None, lambda every: every)
 
     def _is_behind(self, policy: ScoredCausalLM) -> bool:
         """Whether the engine needs a sync, as all ranks see it that take part in one."""
@@ -224,8 +233,8 @@ class VLLMGenerator:
     def sync(self, policy: ScoredCausalLM) -> None:
         """Give the engine the policy's weights, starting it where there is none, and check that it has them.
 
-        Every rank calls it. Those that share an engine with another that runs it help to gather a sharded policy, and
-        make room for the engine.
+        Every rank calls it. Those that share an engine with another that runs it help to gather a sharded policy, make
+        room for the engine, and wait until it is done.
 
         Raises:
             OSError: If there is no room for the weights.
@@ -241,7 +250,7 @@ class VLLMGenerator:
         with self._folder() if leads else nullcontext("") as folder:
             given = self._write(policy, folder, base, write=leads) if takes_part else ()
             torch.cuda.empty_cache()  # without effect where there is no GPU
-            self.group.ask(None, lambda every: every)  # by now the GPU of each has room
+            self._wait()  # by now the GPU of each has room
             if leads and self.engine is None:
                 self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
             if leads:
@@ -251,6 +260,7 @@ class VLLMGenerator:
             self._check(policy, want)
         else:
             self._probed = want, want
+        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
 
     def _write(self, policy: ScoredCausalLM, folder: str, base: Tensor | None, write: bool) -> Sequence[str | None]:
         """Write what the engine lacks, and give the folders that it is to load, of weights and of adapters."""

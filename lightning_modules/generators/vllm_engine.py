@@ -59,6 +59,7 @@ class Engine:
                 generation_config="vllm",  # none of the model's own sampling settings
                 logprobs_mode="processed_logprobs",  # after temperature and top-p, as it samples
                 enable_sleep_mode=self._sleeps,
+                sleep_mode_offload_cudagraph=self._sleeps,  # graphs would stay on the GPU
                 use_tqdm_on_load=False,
                 **options,
             )
@@ -166,20 +167,40 @@ def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, .
         outcome.set_exception(error)
 
 
+def gpus_of_engine(first: int, count: int) -> list[str]:
+    """The GPUs of an engine, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Args:
+        first: Number of the first one among those that this process sees.
+        count: How many; the others are the next ones.
+
+    Raises:
+        ValueError: If the process sees too few.
+    """
+    seen = torch.cuda.device_count()
+    if first + count > seen:
+        raise ValueError(
+            f"An engine with the generator's tensor_parallel_size {count} takes GPUs {first} to {first + count - 1}, "
+            f"and this rank sees {seen} in all: start the ranks so that each sees every GPU of its node (SLURM's "
+            "--gpus-per-node, without --gpus-per-task and --gpu-bind), and give a divisor of their number."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = visible.split(",") if visible else [str(number) for number in range(seen)]
+    return named[first : first + count]
+
+
 @contextmanager
 def _own_environment(device: torch.device, count: int) -> Iterator[None]:
     """What the engine's processes inherit: this rank's GPU and the next ones, no usage reports, no distributed run."""
+    own = {}
+    if device.type == "cuda":
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of_engine(device.index or 0, count))
     saved = dict(os.environ)
     for name in NOT_INHERITED:
         os.environ.pop(name, None)
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_NO_USAGE_STATS="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if device.type == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        first = device.index or 0
-        numbers = range(first, first + count)
-        named = visible.split(",") if visible else [str(number) for number in range(numbers.stop)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named[number] for number in numbers)
+    os.environ.update(own)
     try:
         yield
     finally:

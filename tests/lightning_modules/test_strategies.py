@@ -1,6 +1,7 @@
 """What sharded models gather, counted under a process group that communicates nothing; how long ranks may wait."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.reference import PREFIX, frozen_copy
 from lightning_modules.policy.shard import blocks_of
 from lightning_modules.policy.unshard import named_state
-from lightning_modules.strategies import DDP, FSDP1, FSDP2
+from lightning_modules.strategies import DDP, FSDP1, FSDP2, warn_of_one_rank
 
 
 @pytest.fixture
@@ -96,3 +97,18 @@ def test_fsdp1_says_that_it_computes_gradients_of_frozen_weights(tiny_model_dir,
     strategy.shard(build_policy(str(tiny_model_dir), lora))
     told = [str(warning.message) for warning in recwarn if "also computes gradients" in str(warning.message)]
     assert bool(told) == bool(lora) and all("of what model.lora freezes; FSDP2" in words for words in told)
+
+
+def test_a_single_device_is_told_that_fsdp_only_copies(tiny_model_dir, recwarn):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        strategy = FSDP2()
+        strategy.parallel_devices, strategy.mesh = [torch.device("cpu")], init_device_mesh("cpu", (1,))
+        with pytest.warns(UserWarning, match=r"^FSDP2 has one device to shard over: .*configs/trainer/gpu\.yaml"):
+            strategy.shard(build_policy(str(tiny_model_dir)))
+    finally:
+        torch.distributed.destroy_process_group()
+    recwarn.clear()
+    warn_of_one_rank(strategy, offload=True)  # which is what a single device may want FSDP for
+    warn_of_one_rank(SimpleNamespace(world_size=2), offload=False)
+    assert not recwarn.list

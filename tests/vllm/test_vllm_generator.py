@@ -11,6 +11,9 @@ import pytest
 import torch
 from vllm import LLM
 from vllm.config.lora import MaxLoRARanks
+from vllm.device_allocator import DEFERRABLE_TAGS
+from vllm.device_allocator.sleep_mode_backend import CuMemBackend
+from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
@@ -239,6 +242,9 @@ def test_vllm_takes_the_calls_that_only_a_gpu_makes():
     inspect.signature(LLM.sleep).bind(None, level=2)
     inspect.signature(LLM.wake_up).bind(None, ["weights"])
     assert "level == 2" in inspect.getsource(Worker.sleep)  # keeps the buffers, and nothing else
+    # Graphs wait in the machine's memory at each level, and are back with whichever part wakes first.
+    assert "sleep_mode_offload_cudagraph" in inspect.signature(EngineArgs).parameters
+    assert '"cudagraph"' in inspect.getsource(CuMemBackend.suspend) and "cudagraph" not in DEFERRABLE_TAGS
     inspect.signature(Worker.update_config).bind(None, overrides={"load_config": {"load_format": "auto"}})
     for runner in (GPUModelRunner, GPUModelRunnerV2):
         inspect.signature(runner.reload_weights).bind(None, weights_path="folder")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_gpus import make_small
@@ -12,15 +13,22 @@ from training_runs import command_on_ranks
 from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
-from lightning_modules.callbacks.fits import changes, refusal, ways
+from lightning_modules.callbacks import plan as planning
+from lightning_modules.callbacks.fits import changes, check_fits, refusal, ways
 from lightning_modules.callbacks.memory import Plan, estimate
-from lightning_modules.callbacks.plan import shown, streamed
+from lightning_modules.callbacks.plan import generation, shown, streamed
+from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.evaluation import EvaluationModule
-from lightning_modules.generators import HFGenerator
-from lightning_modules.strategies import FSDP2
+from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.policy.model import build_policy
+from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
-GIB = 2**30
+GIB, GPU = 2**30, torch.device("cuda", 0)
+SHARE = (
+    r"^The vLLM engine is estimated to need 26\.1 GiB .* and gpu_memory_utilization 0\.3 gives it 23\.7 GiB: "
+    r"set model\.generator\.gpu_memory_utilization to 0\.34 or more, or tensor_parallel_size above 1; --fit_anyway"
+)
 
 
 @pytest.fixture
@@ -55,8 +63,11 @@ def test_a_refusal_is_one_sentence_with_the_keys_that_would_do(plan):
 
 
 def run_of(plan, strategy, generator, **settings):
-    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024))
-    trainer = SimpleNamespace(world_size=64, num_devices=8, strategy=strategy, datamodule=data)
+    rows = {"lengths": np.array([70, 100]), "train_indices": np.arange(2), "val_indices": np.arange(1)}
+    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024), **rows)
+    trainer = SimpleNamespace(
+        world_size=64, num_devices=8, strategy=strategy, datamodule=data, limit_val_batches=1.0, fit_anyway=False
+    )
     return trainer, SimpleNamespace(lora=object(), generator=generator, **settings)
 
 
@@ -90,6 +101,52 @@ def test_where_the_copy_to_generate_with_is_too_large_an_engine_over_several_gpu
     assert [names for names, _ in ways(large, 79 * GIB, found)] == [
         ("model.generator VLLMGenerator with tensor_parallel_size 8",)
     ]
+
+
+@pytest.fixture
+def engine_of(monkeypatch):
+    """Bytes of the engine that these settings start on each GPU of so many bytes, next to a plan's run."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+    def bytes_of(plan, available, **settings):
+        monkeypatch.setattr(planning, "device_memory", lambda trainer, device: available)
+        run = run_of(plan, FSDP2(), VLLMGenerator(max_new_tokens=28, **settings), device=GPU)
+        return generation(*run, plan)["engine"]
+
+    return bytes_of
+
+
+def test_an_engine_takes_its_share_of_a_gpu_or_what_it_needs_to_start(plan, engine_of):
+    # The weights and a head apart from the embedding, in bfloat16.
+    assert plan.config.tie_word_embeddings and plan.root == 32 * plan.config.vocab_size
+    weights = (10_000_000 + plan.root) * 2
+    # A row of 100 + 28 tokens has keys and values of 2 layers x 2 heads x 8: 64 numbers a token.
+    assert engine_of(plan, available=10**6) == weights + 128 * 64 * 2
+    assert engine_of(plan, available=10**6, tensor_parallel_size=2) == (weights + 128 * 64 * 2) // 2
+    assert engine_of(plan, available=10**6, dtype="float32", max_model_len=50) == (weights + 50 * 64 * 2) * 2
+    assert engine_of(plan, available=10**9) == 3 * 10**8
+    assert engine_of(plan, available=10**9, gpu_memory_utilization=0.5) == 5 * 10**8
+    assert engine_of(plan, available=10**9, kv_cache_gib=1.0) == weights + GIB  # whatever its share is
+
+
+def test_an_engine_whose_weights_are_more_than_its_share_is_refused(plan, engine_of, monkeypatch):
+    lean = replace(plan, trained=0, frozen=14 * 10**9, checkpointing=True, rows=1, precision="bf16-true")
+    lean = replace(lean, engine=engine_of(lean, available=79 * GIB))
+    run = run_of(lean, FSDP2(), VLLMGenerator(max_new_tokens=28), device=GPU)
+    assert 28 * 10**9 < lean.engine < estimate(lean).peak < 79 * GIB  # beside 28 GB of the policy
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: 79 * GIB)
+    with pytest.raises(ValueError, match=SHARE):  # 28 GB are 26.1 GiB, 0.3301 of 79
+        check_fits(*run, lambda trainer, module: lean)
+    run[0].fit_anyway = True
+    check_fits(*run, lambda trainer, module: lean)
+    run[0].fit_anyway, run[1].generator = False, VLLMGenerator(max_new_tokens=28, gpu_memory_utilization=0.34)
+    check_fits(*run, lambda trainer, module: lean)
+    # 64 GB beside 64: over 4 GPUs they are 16 and over 2 of them 32, and 0.3 of one is 25.4.
+    large = replace(lean, frozen=32 * 10**9)
+    large = replace(large, engine=engine_of(large, available=79 * GIB))
+    found = changes(*run_of(large, FSDP2(), VLLMGenerator(max_new_tokens=28)), large, 79 * GIB)
+    (name,) = (name for name in found if "tensor_parallel_size" in name)
+    assert (name, found[name].engine) == ("model.generator.tensor_parallel_size 4", int(0.3 * 79 * GIB))
 
 
 @pytest.mark.parametrize("experiment", ["srml", "grpo", "finetune"])
@@ -132,6 +189,29 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(
     assert "--fit_anyway" in said and not loaded
     main([*words, "--fit_anyway"])
     assert loaded and (tmp_path / "srml-fit-1" / "hf").is_dir()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_shards(
+    stage, tiny_model_dir, plan, monkeypatch
+):
+    count = sum(weight.numel() for weight in build_policy(str(tiny_model_dir), empty=True).parameters())
+    # An eighth of the weights in float32, the copy in bfloat16, and one weight in float32 as it is gathered.
+    needed = count * 4 // 8 + count * 2 + plan.config.vocab_size * 32 * 4
+    trainer = SimpleNamespace(strategy=FSDP2(), world_size=8, precision="bf16-mixed")
+    refuse = partial(RunSummary().setup, trainer, EvaluationModule(str(tiny_model_dir)), stage)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed)
+    refuse()
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed - 1)
+    said = f"need {shown(needed)} of each, and there are .*VLLMGenerator.* bf16-true: {shown(2 * count)}.*--fit_anyway"
+    with pytest.raises(ValueError, match=said):
+        refuse()
+    trainer.strategy = FSDP2(cpu_offload=True)  # the shards are elsewhere
+    refuse()
+    trainer.strategy = DDP()  # without shards there is no copy
+    refuse()
+    trainer.strategy, trainer.fit_anyway = FSDP1(), True
+    refuse()
 
 
 @pytest.mark.ranks

@@ -80,6 +80,7 @@ class StandIn:
 
 @pytest.fixture
 def llm(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     module = ModuleType("vllm")
     module.LLM = type("LLM", (StandIn,), {"end": Event()})
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -183,6 +184,12 @@ def test_nothing_sleeps_on_the_cpu_or_when_told_not_to(llm, device, sleep):
     running.load("second")
     assert running._llm.log == [("start",), ("reload_weights", "second"), ("reset_prefix_cache",)]
     assert running._llm.options["enable_sleep_mode"] is False
+    assert running._llm.options["sleep_mode_offload_cudagraph"] is False
+
+
+def test_the_graphs_of_a_sleeping_engine_leave_the_gpu_as_well(llm):
+    options = engine(GPU)._llm.options
+    assert options["enable_sleep_mode"] is options["sleep_mode_offload_cudagraph"] is True
 
 
 @pytest.mark.parametrize(("visible", "gpus", "want"), [(None, 1, "1"), ("4,6", 1, "6"), ("4,6,7", 2, "6,7")])
@@ -199,6 +206,31 @@ def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, m
     assert inside["CUDA_VISIBLE_DEVICES"] == want
     assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)
     assert inside["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(("visible", "seen"), [("6", 1), (None, 1), ("4,6", 2)])
+def test_an_engine_over_more_gpus_than_its_rank_sees_is_refused_in_a_sentence(llm, monkeypatch, visible, seen):
+    """As under `srun --gpus-per-task 1`, where each rank's GPU is its number 0; or by the end of a node."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    device, before = torch.device("cuda", seen - 1), dict(os.environ)
+    said = rf"tensor_parallel_size 2 takes GPUs {seen - 1} to {seen}, and this rank sees {seen} in all: start the ranks"
+    with pytest.raises(ValueError, match=said):
+        engine(device, tensor_parallel_size=2)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("index", "fits"), [(0, True), (3, True), (5, False)])
+def test_too_few_gpus_are_told_before_a_model_is_loaded(monkeypatch, index, fits):
+    """Of 6 GPUs the first 4 are one engine's; the ranks of the other two would need two more on their node."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    check, device = VLLMGenerator(tensor_parallel_size=4).check, torch.device("cuda", index)
+    if fits:
+        check(None, "bf16-mixed", device)
+    else:
+        with pytest.raises(ValueError, match=r"takes GPUs 4 to 7, and this rank sees 6 in all"):
+            check(None, "bf16-mixed", device)
 
 
 def test_shards_that_wait_on_the_cpu_generate_on_the_device_of_their_rank(monkeypatch, tiny_model_dir):
@@ -272,20 +304,22 @@ def test_the_engine_starts_from_the_same_path_for_the_same_model(started, tiny_m
     assert AutoConfig.from_pretrained(first).to_dict() == configs[0].to_dict() | {"_name_or_path": first}
 
 
-def test_the_module_tells_the_generator_of_the_run_and_when_it_may_rest(started, tiny_model_dir):
+@pytest.mark.parametrize(("stage", "stale"), [("fit", True), ("validate", False), ("test", False)])
+def test_the_module_tells_the_generator_of_the_run_and_when_it_may_rest(started, tiny_model_dir, stage, stale):
     told = []
     module = SRMLModule(init_from=str(tiny_model_dir), generator=VLLMGenerator())
     module.generator.prepare = lambda *given: told.append(given)
     module.generator.rest = told.append
     module.generator.__class__ = type("Quiet", (VLLMGenerator,), {"__call__": lambda *args, **options: []})
     module.policy, module.stop_ids = build_policy(str(tiny_model_dir)), [2]
-    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=SimpleNamespace(longest_prompt=7))
+    data, state = SimpleNamespace(longest_prompt=7), SimpleNamespace(fn=stage)
+    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=data, state=state)
     module.on_validation_start()
     for _ in range(3):  # batches
         module.evaluate_prompts(PromptBatch([], []))
     assert told == [("bf16-mixed", 7)]
     module.on_validation_end()
-    assert told[1:] == [False]
+    assert told[1:] == [stale]  # in a fit the policy is another one by the next time
 
 
 def test_a_call_that_hangs_ends_in_time_and_the_engine_with_it(llm):

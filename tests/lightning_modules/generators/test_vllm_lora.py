@@ -57,6 +57,7 @@ def size_of(folder):
 
 @pytest.fixture
 def generator(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     module = ModuleType("vllm")
     module.envs, module.__spec__ = SimpleNamespace(VLLM_CACHE_ROOT=str(tmp_path)), ModuleSpec("vllm", None)
     monkeypatch.setitem(sys.modules, "vllm", module)

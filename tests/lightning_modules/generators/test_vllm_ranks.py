@@ -1,4 +1,7 @@
-"""Two ranks that share an engine: it is given the policy in shards, when both have made room for it."""
+"""Two ranks that share an engine: it is given the policy in shards, when both have made room for it.
+
+Neither computes beside it while it starts, loads, scores or falls asleep.
+"""
 
 import json
 
@@ -6,7 +9,7 @@ import pytest
 from training_runs import script_on_ranks
 
 SCRIPT = """
-import copy, json, os, pathlib, sys
+import copy, json, os, pathlib, sys, time
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 import torch
@@ -47,6 +50,8 @@ class Engine:
 
     @torch.no_grad()
     def score(self, ids):
+        time.sleep(0.2)  # for a rank that does not wait
+        note("score")
         every = self.model(torch.tensor([ids])).logits.log_softmax(-1)[0, :-1]
         return every.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
@@ -56,6 +61,7 @@ class Engine:
         return [SimpleNamespace(outputs=[one]) for _ in rows]
 
     def rest(self, level):
+        time.sleep(0.2)
         note(f"rest {level}")
         self.emptied = level == 2
 
@@ -70,7 +76,8 @@ whole = build_policy(model)
 policy = build_policy(model, LoRA(r=4))
 for part in (*blocks_of(policy, None), policy):
     fully_shard(part)
-own._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(longest_prompt=3))
+data, state = SimpleNamespace(longest_prompt=3), SimpleNamespace(fn="validate")
+own._trainer = SimpleNamespace(precision="32-true", datamodule=data, state=state)
 own.policy, module.Engine = policy, Engine
 torch.cuda.empty_cache = lambda: note("room")
 
@@ -89,7 +96,10 @@ with torch.no_grad():
             weight.to_local().normal_(std=0.3)
 own.generator(own.generating_policy(), [[5]], stop_ids=[2])
 own.generator.rest(stale=True)
-own.generator(own.generating_policy(), [[5]], stop_ids=[2])  # the policy is as it was, but the weights are gone
+note("computes")
+own.generator.sync(own.generating_policy())  # the policy is as it was, but the weights are gone
+note("computes")
+own.generator(own.generating_policy(), [[5]], stop_ids=[2])
 ids = torch.tensor([range(3, 60)])
 with torch.no_grad():
     plain = whole(ids[:, :-1], torch.arange(56)[None], ids[:, 1:]).logprobs
@@ -110,7 +120,12 @@ def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_ro
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["counts"] for rank in ranks] == [[2, 2], [1, 1]] and ranks[0]["tokens"] == 3 + 4
-    log = (tmp_path / "log.txt").read_text().splitlines()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    end = [line.partition(" ")[2] for line in lines if "room" not in line][-8:]
+    both = ["computes", "computes"]
+    rest, load = ("rest 1", "load adapters") if apart else ("rest 2", "load weights")
+    assert end == [rest, *both, load, "score", *both, "generate"]
+    log = [line for line in lines if line.split()[1] not in ("score", "computes")]
     calls = [line for line in log if "room" not in line]
     want = [
         *("0 load weights", "0 generate", "0 generate", "0 rest 1"),
@@ -122,7 +137,7 @@ def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_ro
         *("0 load weights adapters", "0 generate", "0 generate", "0 rest 1"),
         "0 generate",
         *("0 load adapters", "0 generate", "0 rest 1"),
-        "0 generate",  # it has kept what it had
+        *("0 load adapters", "0 generate"),  # it has kept the weights
     ]
     assert calls == (apart_want if apart else want)
     for i, line in enumerate(log):  # both have emptied their caches since the engine was last used
