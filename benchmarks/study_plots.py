@@ -112,7 +112,8 @@ def pictures(runs: Runs, folder: Path) -> Iterator[Path]:
             for name, curves in {"learning": LEARNING, "reasoning": REASONING}.items():
                 plot_curves(runs, scale, curves, folder / f"study_{name}_{scale}.png")
                 yield folder / f"study_{name}_{scale}.png"
-    if bfcl := bfcl_entries(runs):
+    bfcl = bfcl_entries(runs)
+    if any(arm in bfcl for arm in BARS):
         plot_bfcl(bfcl, folder / "study_bfcl.png")
         yield folder / "study_bfcl.png"
 
