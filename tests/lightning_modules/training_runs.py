@@ -23,6 +23,39 @@ FORKED.set_forkserver_preload(["lightning_modules.cli"])
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of metrics that do not depend on the clock."""
 # 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.
+SHARDED = """
+import torch, weakref
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from lightning_modules.policy import unshard
+from lightning_modules.policy.lora import LoRA
+from lightning_modules.policy.model import build_policy
+from lightning_modules.policy.shard import blocks_of
+
+dist.init_process_group("gloo")
+held, most, gather = {}, [0], unshard.unshard
+
+def counted(shard):
+    whole = gather(shard)
+    held[id(whole)] = whole.nbytes
+    weakref.finalize(whole, held.pop, id(whole))
+    most[0] = max(most[0], sum(held.values()))
+    return whole
+
+def sharded(model, lora):
+    torch.manual_seed(0)
+    policy = build_policy(model, lora)
+    for name, weight in policy.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(weight)
+    whole = {name: weight.clone() for name, weight in unshard.merged_weights(policy)}
+    for part in (*blocks_of(policy, None), policy):
+        fully_shard(part)
+    assert unshard.is_sharded(policy)
+    return policy, whole
+"""
+"""Of a script of ranks: `sharded` gives a policy of shards and its whole weights; `counted` replaces `unshard`."""
+
 UNEVEN = {
     "model.init_args.learning_rate": 0.001,
     "model.init_args.epsilon": 0.001,  # no gradient that is all rounding decides a step

@@ -7,16 +7,15 @@ import json
 
 import pytest
 import torch
-from training_runs import script_on_ranks
+from training_runs import SHARDED, script_on_ranks
 
-SCRIPT = """
-import json, os, pathlib, sys, weakref
+SCRIPT = (
+    SHARDED
+    + """
+import json, os, pathlib, sys
 from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
-import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 sent, engines = {}, []
@@ -48,30 +47,8 @@ sys.modules[f"{engine}.factory"] = SimpleNamespace(WeightTransferTrainerFactory=
 sys.modules[f"{engine}.nccl_engine"] = SimpleNamespace(NCCLTrainerInitInfo=SimpleNamespace)
 
 from lightning_modules.generators import VLLMServerGenerator, nccl_transfer
-from lightning_modules.policy import unshard
-from lightning_modules.policy.lora import LoRA
-from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.shard import blocks_of
 
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-policy = build_policy(model, LoRA(r=4))
-for name, weight in policy.named_parameters():
-    if ".lora_" in name:
-        torch.nn.init.normal_(weight)
-whole = {name: weight.clone() for name, weight in unshard.merged_weights(policy)}
-for part in (*blocks_of(policy, None), policy):
-    fully_shard(part)
-
-held, most, gather = {}, [0], unshard.unshard
-
-def counted(shard):
-    tensor = gather(shard)
-    held[id(tensor)] = tensor.nbytes
-    weakref.finalize(tensor, held.pop, id(tensor))
-    most[0] = max(most[0], sum(held.values()))
-    return tensor
-
+policy, whole = sharded(model, LoRA(r=4))
 url = "http://127.0.0.1:9"
 generator = VLLMServerGenerator([url], transfer="nccl", timeout=60.0)
 answers = {"_weight_version": "default", "_world_size": 3}
@@ -105,6 +82,7 @@ found["sent"] = len(sent)
 (folder / f"{rank}.json").write_text(json.dumps(found))
 dist.destroy_process_group()
 """
+)
 
 
 @pytest.mark.ranks

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import script_on_ranks
+from training_runs import SHARDED, script_on_ranks
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.policy.lora import LoRA
@@ -18,41 +18,15 @@ from lightning_modules.policy.streaming import block_of, write_adapters, write_w
 from lightning_modules.policy.unshard import merged_weights
 
 MIXTURE = next(family for family in FAMILIES if family.kind == "qwen3_moe")
-RANKS = """
-import json, os, pathlib, sys, weakref
-import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from lightning_modules.policy import streaming, unshard
-from lightning_modules.policy.lora import LoRA
-from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.shard import blocks_of
+RANKS = (
+    SHARDED
+    + """
+import json, os, pathlib, sys
+from lightning_modules.policy import streaming
 
 folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
-dist.init_process_group("gloo")
-held, most, gather = {}, [0], unshard.unshard
-
-def counted(shard):
-    whole = gather(shard)
-    held[id(whole)] = whole.nbytes
-    weakref.finalize(whole, held.pop, id(whole))
-    most[0] = max(most[0], sum(held.values()))
-    return whole
-
-def sharded(lora):
-    torch.manual_seed(0)
-    policy = build_policy(model, lora)
-    for name, weight in policy.named_parameters():
-        if ".lora_" in name:
-            torch.nn.init.normal_(weight)
-    whole = {name: weight.clone() for name, weight in unshard.merged_weights(policy)}
-    for part in (*blocks_of(policy, None), policy):
-        fully_shard(part)
-    assert unshard.is_sharded(policy)
-    return policy, whole
-
 for kind, lora in {"adapters": LoRA(r=4), "weights": None}.items():
-    policy, whole = sharded(lora)
+    policy, whole = sharded(model, lora)
     torch.save(whole, folder / f"{kind}-{rank}.pt")
     (folder / kind).mkdir(exist_ok=True)
     unshard.unshard, most[0] = counted, 0
@@ -74,6 +48,7 @@ except (OSError, ValueError) as error:
 (folder / f"{rank}.json").write_text(json.dumps(found))
 dist.destroy_process_group()
 """
+)
 
 
 def written(folder):
