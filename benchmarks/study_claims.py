@@ -194,7 +194,7 @@ def of_category(hits: np.ndarray) -> list[float]:
     """
     mean, room = hits.mean(), 3 / hits.shape[1]
     ends = interval(hits) if 0 < mean < 1 else (max(0.0, mean - room), min(1.0, mean + room))
-    return [_short(value) for value in (mean, *(ends or (mean, mean)))]
+    return [_short(value) for value in (mean, *ends)]
 
 
 def _ends(ends: tuple[float, float] | None) -> list[float] | None:
