@@ -170,7 +170,7 @@ CLAIMS = (
         "heldout_rows",
         {"hard": 1, "refined_50": -1},
     ),
-    Claim("EGPO adds right calls to its start", EGPO, "small", "heldout_rows", {"egpo": 1, "start": -1}),
+    Claim("EGPO adds right calls to its start", EGPO, "small", "heldout_rows", {"egpo": 1, "practised": -1}),
     Claim(
         "Code-like pre-training helps more than prose of the same calls",
         "FunRL v1: its gains are largest on code-pretrained models",

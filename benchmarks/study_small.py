@@ -3,7 +3,8 @@
 A seed draws its own training rows, their order and the sampling; the rows to test on are the same for all. Supervised
 arms and fits of self-refinement have one learning rate, arms of reinforcement another, and every arm as many optimizer
 steps as the arms that it is compared with. What reinforcement and self-refinement start from has two habits of
-answering, as `toolbox:habits` has; one is wrong.
+answering, as `toolbox:habits` has; one is wrong. What reinforcement starts from has practised for longer, because a
+group of which no completion is right teaches nothing.
 """
 
 import json
@@ -29,7 +30,8 @@ from lightning_modules.commands.main import run as funreason
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets/tiny-base"
 STEPS, BATCH, LEARNING_RATE = 50, 8, 2e-3
-RL_STEPS, PROMPTS, GROUP, RL_ROWS = 24, 4, 8, 96
+PRACTICE_STEPS = 150
+RL_STEPS, PROMPTS, GROUP = 48, 4, 8
 RL_LEARNING_RATE = 3e-4  # at 1e-4 the arms were the same to three digits after 12 steps of one seed
 ANSWER_TOKENS, LONG_ANSWER_TOKENS = 208, 432  # right answers to rows of a test have 200 at most, long ones 417
 TEST_ROWS = {"heldout": 120, "unseen": 60}
@@ -41,6 +43,7 @@ SFT = ["--model.balance=sft"]
 SRML = ["--model.cot_weight=0.7"]
 SUPERVISED: dict[str, tuple[str, list[str]]] = {
     "start": ("habits", SRML),
+    "practised": ("habits", SRML),
     "refined": ("refined", SRML),
     "sft": ("mixed", SFT),
     **{f"srml_{alpha}": ("mixed", [f"--model.cot_weight={alpha}"]) for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)},
@@ -68,13 +71,13 @@ REINFORCED: dict[str, list[str]] = {
     "egpo_1.6_divisor_1.25": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=1.25"],
     "egpo_1.6_divisor_4": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=4"],
 }
-"""Arms of reinforcement learning, by what differs from `configs/grpo.yaml`; they start from `start`."""
+"""Arms of reinforcement learning, by what differs from `configs/grpo.yaml`; they start from `practised`."""
 CONTINUED = {"start_25": ("start", "habits", ROUND_STEPS), "refined_50": ("refined", "refined", 2 * ROUND_STEPS)}
 """Arms that train on, for as many steps as loops of self-refinement: their start, the kind of their rows, steps."""
 LOOPS = {"self_refine_1": ("start", 1), "self_refine_2": ("self_refine_1", 2), "hard": ("refined", 2)}
 """Arms of self-refinement: what they start from, and their rounds."""
 REFINED = Path("refine/refined.jsonl")  # in a run's folder
-KEPT = ("start", "refined", "self_refine_1")  # whose folders other arms start from
+KEPT = ("start", "practised", "refined", "self_refine_1")  # whose folders other arms start from
 
 
 def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
@@ -83,11 +86,12 @@ def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
     for seed in seeds[:1] if quick else seeds:
         planned.append(Run("small", "base", seed))
         for arm, (kind, options) in SUPERVISED.items():
-            planned.append(Run("small", arm, seed, {"rows": kind, "steps": STEPS, "options": options}))
+            steps = PRACTICE_STEPS if arm == "practised" else STEPS
+            planned.append(Run("small", arm, seed, {"rows": kind, "steps": steps, "options": options}))
         for arm, (start, kind, steps) in CONTINUED.items():
             planned.append(Run("small", arm, seed, {"rows": kind, "steps": steps, "options": SRML}, start))
         for arm, options in REINFORCED.items():
-            planned.append(Run("small", arm, seed, {"steps": RL_STEPS, "options": options}, "start"))
+            planned.append(Run("small", arm, seed, {"steps": RL_STEPS, "options": options}, "practised"))
         for arm, (start, count) in LOOPS.items():
             settings = {"rounds": count, "pool": POOL, "steps_a_round": ROUND_STEPS}
             planned.append(Run("small", arm, seed, settings, start))
@@ -134,7 +138,7 @@ def fit_words(run: Run, place: Place) -> list[str]:
     ]
     steps = 2 if place.quick else run.settings["steps"]
     if run.arm in REINFORCED:
-        write_jsonl(rows, made_rows("mixed", RL_ROWS, run.seed + 1000))
+        write_jsonl(rows, made_rows("known", RL_STEPS * PROMPTS, run.seed + 1000))
         words += [
             f"--model.init_from={weights(place, run.after, run.seed)}",
             *(f"--data.prompts_per_step={PROMPTS}", f"--model.sampling.group_size={GROUP}"),
@@ -150,7 +154,7 @@ def fit_words(run: Run, place: Place) -> list[str]:
             )
             rows.symlink_to(refined.resolve())
         else:
-            write_jsonl(rows, made_rows(kind, ROWS, run.seed))
+            write_jsonl(rows, made_rows(kind, max(ROWS, run.settings["steps"] * BATCH), run.seed))
         words += [
             *(f"--model.init_from={start_of(run, place)}", "--data.val_fraction=0"),
             *(f"--data.batch_size={BATCH}", f"--model.learning_rate={LEARNING_RATE}"),

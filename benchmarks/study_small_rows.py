@@ -1,7 +1,7 @@
 """Rows of the small scale of the study: drawn by a seed from the shipped corpus' generator, each kind for some arms.
 
 Half of them are about functions with made-up names, so that a model learns to read the list of tools and not only to
-remember it.
+remember it; those of reinforcement are all about the corpus' own, of which it can get some right from the start.
 """
 
 import json
@@ -14,21 +14,25 @@ from datamodules.toolbox.catalogue import FUNCTIONS, Function
 from datamodules.toolbox.pretraining import invented_function
 from datamodules.toolbox.rows import TRAINING, make_row, promise
 
-ROWS = 400  # that supervised arms train on
+ROWS = 400  # that supervised arms train on, unless their steps take more
 INVENTED, MADE_UP_SHARE = 400, 0.5  # functions with made-up names, and the share of rows that are about them
 PROMISED = 0.35  # share of the rows that only promise their calls, where rows have habits
 SPOILED = 0.4  # share of the rows that have a defect, where rows are corrupted
 
 
 def made_rows(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows: "mixed", with "habits", with "long" chains of thought, "corrupted", or as "clean" as those were before."""
+    """Rows: "mixed", of "known" functions alone, with "habits", with "long" chains of thought, "corrupted", or "clean".
+
+    The clean ones are the corrupted ones as they were before.
+    """
     if kind in ("corrupted", "clean"):
         return [dirty if kind == "corrupted" else clean for dirty, clean, _ in corrupted_rows(spoiled(seed))]
     rng = random.Random(f"study-{seed}")
     pools = [[f for f in FUNCTIONS if not f.unseen], [f for f, _ in zip(made_up(rng), range(INVENTED), strict=False)]]
     kinds = rng.choices(list(TRAINING), weights=list(TRAINING.values()), k=count)
+    share = 0.0 if kind == "known" else MADE_UP_SHARE
     rows = [
-        make_row(f"study-{seed}-{i}", category, pools[rng.random() < MADE_UP_SHARE], rng, held_out=False)
+        make_row(f"study-{seed}-{i}", category, pools[rng.random() < share], rng, held_out=False)
         for i, category in enumerate(kinds)
     ]
     if kind == "habits":

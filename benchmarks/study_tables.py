@@ -33,11 +33,13 @@ this project's system text ("asked as in training"), the others under the leader
 forgetting is measured, is this repository's own documents and code.
 
 **Small**: the tiny base model (1.15 million parameters), 50 steps of 8 at 2e-3 on 400 rows of the shipped corpus, half
-of them about functions with made-up names, drawn anew by each seed; 24 steps of 4 prompts x 8 completions at 3e-4 for
-reinforcement, which starts from `start`, a model with a bad habit. Tested on 120 held-out rows (the same functions,
-other values and wordings) and 60 about functions that no training row has; right is an exact match of all calls, or
-none where no tool fits, and "call rows" are those that want calls. No arm was tuned against another: the rate of
-reinforcement was raised for all, from 1e-4, at which one seed's arms did not differ.
+of them about functions with made-up names, drawn anew by each seed. Reinforcement takes 48 steps of 4 prompts x 8
+completions at 3e-4, about the corpus' own functions, and starts from `practised`, a model with a bad habit that has
+trained for 150 steps. Tested on 120 held-out rows (the same functions, other values and wordings) and 60 about
+functions that no training row has; right is an exact match of all calls, or none where no tool fits, and "call rows"
+are those that want calls. No arm was tuned against another: the rate of reinforcement was raised for all, from 1e-4, at
+which one seed's arms did not differ; its start and its steps were chosen on seeds that are not counted here, when from
+`start` only one completion in eight was right.
 
 SRML against plain SFT is a small step here. Plain SFT averages over tokens, so its chains of thought weigh as much as
 their share of the tokens: the column `train.weight_cot`. That share is 0.92 in the papers' rows; where it is near 0.7
