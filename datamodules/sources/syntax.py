@@ -55,6 +55,14 @@ def read_answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call]
     return text.strip(), None
 
 
+def looks_like_calls(text: str, tools: list[dict[str, Any]]) -> bool:
+    """Whether there is anything of a call in a text, readable or not."""
+    try:
+        return bool(read_answer(text, tools)[1])
+    except ValueError:
+        return True
+
+
 class _Reader:
     """One text, read at places."""
 
@@ -85,13 +93,13 @@ class _Reader:
         if marks.MARKS.search(text) or marks.OBJECT.match(text) or marks.PYTHON.match(text):
             return True
         for name in self.names:
-            start = -1
+            start, closed = -1, text.rfind(f"</{name}>")
             while (start := text.find(name, start + 1)) >= 0:
                 end = start + len(name)
                 alone = not re.match(r"[\w.]", text[start - 1 : start])
                 if alone and marks.CALLED.match(text, end):
                     return True
-                if text[start - 1 : start] == "<" and text[end : end + 1] == ">" and f"</{name}>" in text[end:]:
+                if text[start - 1 : start] == "<" and text[end : end + 1] == ">" and closed > end:
                     return True
                 quoted = text[start - 1 : start] in ("'", '"') and text[start - 1 : start] == text[end : end + 1]
                 if quoted and (marks.NAMING.search(text, max(0, start - 40), start) or marks.NAMED.match(text, end)):
