@@ -29,7 +29,7 @@ from rewards import as_calls
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
-    for name in (*CHATS, "chat", "prompt", "input", *QUERIES):
+    for name in (*CHATS, "contents", "chat", "prompt", "input", *QUERIES):
         if name not in columns.row:
             continue
         value = columns.row[name]

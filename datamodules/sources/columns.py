@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.values import read_whole
 
-CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog", "contents")
+CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
 SYSTEMS = ("system", "system_prompt", "developer", "instructions", "systemInstruction", "system_instruction")
 QUERIES = ("query", "question", "user_query")
 TOOLS = ("tools", "functions", "function", "available_tools")
@@ -35,7 +35,7 @@ _ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "query": (*QUERIES, "instruction", "prompt"),
+    "query": (*QUERIES, "instruction", "prompt", "input"),
     "tools": TOOLS,
     "answers": (*ANSWERS, *COMPLETIONS),
     "cot": THOUGHTS,
@@ -115,7 +115,7 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     for name in REQUESTS:
         request = row.get(name)
-        if isinstance(request, dict) and request.keys() & {*CHATS, "input"}:
+        if isinstance(request, dict) and request.keys() & {*CHATS, "contents", "input"}:
             rest = {key: value for key, value in row.items() if key != name}
             if both := next((key for key in request if rest.get(key) is not None), ""):
                 raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")

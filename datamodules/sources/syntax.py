@@ -210,7 +210,8 @@ class _Reader:
         """The value that XML writes as a text, of the type that the tool declares."""
         schema = declared(self.tools.get(name, {})).get(key)
         words = types_of(schema)
-        if words & {"str", "string"} and len(words) == 1:
+        null = words & {"null", "none"}
+        if words - null and words - null <= {"str", "string"} and not (null and text.strip() in ("null", "None")):
             return text
         try:
             value = read_whole(text)

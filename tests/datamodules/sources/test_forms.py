@@ -264,6 +264,7 @@ SERVED = [
         ({"query": "What time is it?", "tools": [NOW], "cot": "Hm.", "answers": "<think>Hm.</think>[now()]"}, "Hm."),
         ({"sample": f"SYSTEM: Use these functions -\n{json.dumps(NOW)}\n\nUSER: What time is it?\n\n{GLAIVE_1}"}, ""),
         ({"input": "What time is it?", "output": "[now()]", "tools": [NOW]}, ""),
+        ({"input": "What time is it?", "answers": "[now()]", "tools": [NOW], "contents": "a text, not used"}, ""),
         *(({"messages": ASK_TIME, "tools": [NOW], **answer}, "Hm.") for answer in SERVED),
         *(({"request": {"messages": ASK_TIME, "tools": [NOW]}, **answer}, "Hm.") for answer in SERVED),
         ({"input": {"messages": ASK_TIME, "tools": [NOW]}, "preferred_output": [said("[now()]")]}, ""),

@@ -358,6 +358,14 @@ def test_values_are_read_from_json_and_from_python(value):
     assert repr(read_whole(dumped(value))) == repr(read_whole(repr(value))) == repr(value)
 
 
+def test_a_nullable_string_of_xml_stays_a_text():
+    tool = {"name": "f", "parameters": {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}}
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n{}\n</parameter>\n</function>\n</tool_call>"
+    assert read_answer(call.format("12"), [tool]) == ("", [Call("f", {"a": "12"})])
+    with pytest.raises(ValueError, match="declares null or string"):  # which of the two is meant
+        read_answer(call.format("null"), [tool])
+
+
 def test_calls_of_json_values():
     assert (
         calls_of([{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}])
