@@ -7,6 +7,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.forms import Reading, read_row
+from datamodules.sources.syntax import looks_like_calls
 from datamodules.sources.targets import Turns
 from rewards import FunctionCallReward, as_calls, as_tools, render_calls
 from rewards.parser import MAX_ANSWER
@@ -62,12 +63,15 @@ def check_example(example: Example) -> None:
     Raises:
         BadRow: Naming the column at fault.
     """
-    offered = {tool["name"] for tool in check_request(example)}
+    tools = check_request(example)
+    offered = {tool["name"] for tool in tools}
     calls = _json("answers", as_calls, example.answers)
     for call in calls:
         if call.name not in offered:
             raise BadRow("answers", f"calls {call.name!r}, which is not among the tools offered")
     says_text = not calls and bool(example.response)
+    if says_text and looks_like_calls(example.response, tools):
+        raise BadRow("response", f"looks like a call, where no tool is called: {example.response[:80]!r}")
     reward = FunctionCallReward(no_call="text" if says_text else "empty")
     answer = example.response if says_text else _json("answers", render_calls, calls)
     if len(answer) > MAX_ANSWER:

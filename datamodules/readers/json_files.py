@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 JSON = (".json", ".jsonl", ".ndjson")
-ROW_COLUMNS = {"query", "question", "messages", "conversations", "prompt", "chat", "instruction", "tools", "answers"}
+ROW_COLUMNS = {
+    *("query", "question", "messages", "conversations", "contents", "prompt", "chat", "sample", "instruction", "input"),
+    *("request", "tools", "answers"),
+}
 """Columns of which a row has at least one; an object that has none may hold rows."""
 READ = "rows are read from .json, .jsonl and .parquet files, from folders of them and from saved data sets"
 _CHUNK = 1 << 18  # characters read at a time from a JSON array

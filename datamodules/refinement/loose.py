@@ -5,7 +5,7 @@ from typing import Any
 
 from datamodules.refinement.schema import cast_to_types, find_misfit, fits, validator
 from datamodules.sources.marks import ARGUMENT
-from datamodules.sources.syntax import read_answer
+from datamodules.sources.syntax import looks_like_calls, read_answer
 from datamodules.sources.values import read_value, read_whole, skip_space
 from rewards import Call
 from rewards.calls import call_from, read_json
@@ -42,14 +42,6 @@ def read_loosely(text: str, tools: list[dict[str, Any]]) -> list[Call] | None:
     except ValueError:
         return None
     return None if not calls or find_misfit(calls, tools) else calls
-
-
-def looks_like_calls(text: str, tools: list[dict[str, Any]]) -> bool:
-    """Whether there is anything of a call in a text, readable or not."""
-    try:
-        return bool(read_answer(text, tools)[1])
-    except ValueError:
-        return True
 
 
 def _calls(text: str, tools: list[dict[str, Any]]) -> list[Call]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from datamodules.example import Example
 from datamodules.refinement.judging import Question
-from datamodules.refinement.loose import looks_like_calls, read_loosely
+from datamodules.refinement.loose import read_loosely
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.sources.declared import parameters
+from datamodules.sources.syntax import looks_like_calls
 from datamodules.toolbox.rows import VERBS
 from rewards import Call, as_tools, match_calls, parse_calls, render_calls
 

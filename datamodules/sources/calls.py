@@ -1,6 +1,7 @@
 """Calls of JSON values, under all the names that their keys are given."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from datamodules.sources.values import read_whole
@@ -8,10 +9,10 @@ from rewards import Call
 from rewards.calls import call_from
 
 NAME_KEYS = ("name", "tool_name", "function_name", "api_name", "api", "tool", "function", "action")
-_ARGUMENT_KEYS = (
+ARGUMENT_KEYS = (
     *("arguments", "parameters", "args", "params", "kwargs", "input", "tool_input", "action_input", "tool_arguments"),
 )
-_MEANINGLESS = {"id", "type", "index", "call_id", "tool_call_id"}
+_MEANINGLESS = {"id", "type", "index", "call_id", "tool_call_id", "status", "extra_content", "thoughtSignature"}
 CALL_LISTS = ("tool_calls", "function_calls", "function_call", "calls")
 
 
@@ -19,7 +20,7 @@ def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> li
     """Reads the calls of a JSON value.
 
     A call may have other names for its keys, be wrapped as OpenAI's `{"function": {...}}`, have its arguments as a JSON
-    string, as "" or null, or lack them. `id`, `type` and `index` say nothing of it; a key that is not known is refused.
+    string, as "" or null, or lack them. `id`, `type` and the like say nothing of it; an unknown key is refused.
 
     Args:
         value: A list of calls, one call, an object with a list of them under `tool_calls`, or JSON text of these.
@@ -40,16 +41,33 @@ def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> li
     for key in CALL_LISTS:
         if value.keys() == {key}:
             return calls_of(value[key], offered)
-    if isinstance(value.get("function"), dict) and value.keys() == {"function"}:
+    if isinstance(value.get("function"), dict):
+        if unknown := value.keys() - {"function"}:
+            raise ValueError(f"a call has the key {min(map(str, unknown))!r}, which is not known")
         return calls_of(value["function"], offered)
     if value and value.keys() <= offered and all(isinstance(item, dict) for item in value.values()):
-        return [call_from({"name": name, "arguments": item}) for name, item in value.items()]
-    return [_call(value)]
+        return [_keyed(name, item) for name, item in value.items()]
+    return [_call(value, offered)]
 
 
-def _call(item: dict[str, Any]) -> Call:
+def resolved(name: str, offered: Collection[str]) -> str:
+    """The name of a tool; what servers put before it is taken off where only that is offered."""
+    short = name.removeprefix("functions.")
+    return short if name not in offered and short in offered else name
+
+
+def _keyed(name: str, arguments: dict[str, Any]) -> Call:
+    if arguments and all(isinstance(value, list) for value in arguments.values()):
+        raise ValueError(
+            f"the arguments of {name[:80]!r} are lists, as BFCL writes the values that it accepts: give each argument "
+            'its one value, in a call of the form {"name": ..., "arguments": {...}}'
+        )
+    return call_from({"name": name, "arguments": arguments})
+
+
+def _call(item: dict[str, Any], offered: Collection[str]) -> Call:
     name_key = next((key for key in NAME_KEYS if isinstance(item.get(key), str)), None)
-    given = [key for key in _ARGUMENT_KEYS if key in item]
+    given = [key for key in ARGUMENT_KEYS if key in item]
     if name_key is None:
         raise ValueError(f"a call needs a name; there is {', '.join(map(repr, item)) or 'nothing'}"[:200])
     if len(given) > 1 and any(item[key] != item[given[0]] for key in given):
@@ -68,4 +86,4 @@ def _call(item: dict[str, Any]) -> Call:
             raise ValueError("an argument stands for the result of another call")
     if unknown:
         raise ValueError(f"a call has the key {min(map(str, unknown))!r}, which is not known")
-    return call_from({"name": item[name_key], "arguments": arguments})
+    return call_from({"name": resolved(item[name_key], offered), "arguments": arguments})

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import takewhile
+from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.columns import (
@@ -9,51 +10,55 @@ from datamodules.sources.columns import (
     CHATS,
     COMPLETIONS,
     QUERIES,
-    SYSTEMS,
     THOUGHTS,
     TOOLS,
     Columns,
+    listed,
     messages_in,
     pairs_in,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import Message, read_messages
-from datamodules.sources.prompts import glaive_chat, split_request, split_system
+from datamodules.sources.messages import Message, read_messages, read_system
+from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.targets import Turns, dump, examples_of
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import Turn, read_turns
+from datamodules.sources.values import read_whole
 from rewards import as_calls
 
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
-    for name in (*CHATS, "chat", "prompt", *QUERIES):
+    for name in (*CHATS, "contents", "chat", "prompt", "input", *QUERIES):
         if name not in columns.row:
             continue
         value = columns.row[name]
-        if items := messages_in(value):
+        if items := listed(value) if name in CHATS else messages_in(value):
             columns.used.add(name)
             messages = _unwrapped(read_messages(items, name))
             form = "prompt and completion" if name == "prompt" else f"chat in '{name}'"
             notes[f"form/{form}{' with tool_calls' * any(message.calls for message in messages)}"] += 1
             return name, messages + _completion(columns, name, messages)
         if name in CHATS and value != []:
-            raise BadRow(name, f"must be a list of turns, not {type(value).__name__}")
-    if isinstance(text := columns.row.get("chat"), str) and (items := glaive_chat(text)):
-        columns.used.add("chat")
-        notes["form/Glaive's chat text"] += 1
-        return "chat", read_messages(items, "chat")
+            raise BadRow(name, f"must be a list of turns, objects that have a role, not {type(value).__name__}")
+    for name in GLAIVE:
+        if isinstance(text := columns.row.get(name), str) and (items := glaive_chat(text)):
+            columns.used.add(name)
+            notes["form/Glaive's chat text"] += 1
+            return name, read_messages(items, name)
     if "instruction" in columns.row and "output" in columns.row:
         return _instruction(columns, notes)
-    if (
-        isinstance(columns.row.get("prompt"), str)
-        and not columns.name(QUERIES)
-        and columns.name(COMPLETIONS[: -len(ANSWERS) - 1])
-    ):
-        notes["form/prompt and completion"] += 1
-        messages = _unwrapped([Message("user", columns.text("prompt"))])
-        return "prompt", messages + _completion(columns, "prompt", messages)
-    return None
+    name, query = columns.name(("prompt", "input")), columns.name(QUERIES)
+    completion = columns.name(COMPLETIONS)
+    if query and _answer_items(columns.row.get(completion)):  # a message, or parts of one
+        name = query
+    elif query or completion not in COMPLETIONS[: -len(ANSWERS) - 1]:
+        return None
+    if not isinstance(columns.row.get(name), str):
+        return None
+    notes["form/prompt and completion"] += 1
+    messages = _unwrapped([Message("user", columns.text(name))])
+    return name, messages + _completion(columns, "prompt", messages)
 
 
 def _instruction(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]]:
@@ -96,13 +101,39 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     value = columns.take(column)
     if column == "reward_model":  # verl's
         value = value.get("ground_truth") if isinstance(value, dict) else value
-    items = messages_in(value) or ([value] if isinstance(value, dict) and {"role", "from"} & value.keys() else None)
-    if items is None:
+    if (items := _answer_items(value, column)) is None:
+        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        value = "\n".join(value) if texts else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         items = [{"role": "assistant"} | structured]
     for message in messages:
         message.trained = False
     return read_messages(items, column)
+
+
+def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
+    """The messages of an answer: messages, one, the parts of one, or what a server sent; None for anything else.
+
+    Raises:
+        BadRow: A server sent several answers.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        try:
+            value = read_whole(value)
+        except ValueError:
+            return None
+    if isinstance(value, dict):
+        if {"role", "from"} & value.keys():
+            return [value]
+        value = next((value[key] for key in ("choices", "candidates", "output") if key in value), None)
+    items = listed(value)
+    if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
+        if len(items) > 1:
+            raise BadRow(column, f"has {len(items)} answers to one request: keep one of them")
+        return [next(items[0][key] for key in ("message", "content") if key in items[0])]
+    if items and any(item.get("type") in ("tool_use", "text", "thinking") for item in items):
+        return messages_in(items) or [{"role": "assistant", "content": items}]
+    return messages_in(items)
 
 
 def read_chat(
@@ -131,14 +162,14 @@ def read_chat(
     Raises:
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
-    system = columns.text(*SYSTEMS)
+    system = read_system(columns)
     told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
     texts = [system] * bool(system) + [message.text for message in told if message.role == "system"]
     split = [split_system(text, notes) for text in texts]
     brought = [tools for message in messages for tools in message.tools]
     found = [tool for tools, _ in split for tool in tools]
     offered = columns.take(*TOOLS)
-    if offered is None and not brought and not found and name != "chat":  # Glaive's systems say when there are none
+    if offered is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
         advice = "write [] into such a column where no tool is on offer"
         raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
     try:

@@ -7,7 +7,7 @@ from datamodules.example import BadRow
 from datamodules.sources.values import read_whole
 
 CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
-SYSTEMS = ("system", "system_prompt", "developer")
+SYSTEMS = ("system", "system_prompt", "developer", "instructions", "systemInstruction", "system_instruction")
 QUERIES = ("query", "question", "user_query")
 TOOLS = ("tools", "functions", "function", "available_tools")
 ANSWERS = (
@@ -21,14 +21,21 @@ ANSWERS = (
     "calls",
     "model_answer",
 )
-COMPLETIONS = ("completion", "chosen_response", "chosen", "response", "output", *ANSWERS, "reward_model")
+COMPLETIONS = (
+    *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
+    *(*ANSWERS, "reward_model"),
+)
+REQUESTS = ("request", "body", "input")
+"""What the object that was sent to a server may be called; its keys are those of a row."""
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
 NOTHING = ("", "null", "none", "nan")
 """Texts, in lower case, that a table exported as texts has in the place of nothing."""
+_ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
+"""Types of messages that have no role: OpenAI's items of responses, LangChain's messages."""
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "query": (*QUERIES, "instruction", "prompt"),
+    "query": (*QUERIES, "instruction", "prompt", "input"),
     "tools": TOOLS,
     "answers": (*ANSWERS, *COMPLETIONS),
     "cot": THOUGHTS,
@@ -100,7 +107,23 @@ def label(columns: Columns, name: str) -> str:
     return ""
 
 
-def _listed(value: Any) -> list[Any] | None:
+def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the keys of a request that it holds whole, as logs and OpenAI's files of batches and preferences do.
+
+    Raises:
+        BadRow: A key stands in the request and beside it.
+    """
+    for name in REQUESTS:
+        request = row.get(name)
+        if isinstance(request, dict) and request.keys() & {*CHATS, "contents", "input"}:
+            rest = {key: value for key, value in row.items() if key != name}
+            if both := next((key for key in request if rest.get(key) is not None), ""):
+                raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
+            return rest | request
+    return row
+
+
+def listed(value: Any) -> list[Any] | None:
     """A list of objects, given as such or as JSON or Python text; None for anything else."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -123,8 +146,12 @@ def _listed(value: Any) -> list[Any] | None:
 
 def messages_in(value: Any) -> list[Any] | None:
     """The messages that a column holds, as a list or as the text of one; None where it holds something else."""
-    items = _listed(value)
-    return items if items and any({"role", "from", "human", "user"} & item.keys() for item in items) else None
+    items = listed(value)
+    return items if items and any(map(_is_message, items)) else None
+
+
+def _is_message(item: dict[str, Any]) -> bool:
+    return bool({"role", "from", "human", "user"} & item.keys()) or item.get("type") in _ITEMS
 
 
 def pairs_in(value: Any) -> list[Any]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, SYSTEMS, THOUGHTS, Columns, pairs_in
-from datamodules.sources.messages import read_messages
+from datamodules.sources.columns import ALIASES, THOUGHTS, Columns, pairs_in
+from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.targets import content, dump, dump_calls
-from datamodules.sources.thoughts import read_said
+from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from rewards import as_calls
@@ -52,6 +52,8 @@ def read_columns(
         answers_text = answers or ""
     else:
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
+        if response and response == columns.row.get("response") and as_calls(answers_text):
+            columns.used.discard("response")  # calls are the answer
     return Example(
         id=plain["id"],
         query=query,
@@ -71,6 +73,8 @@ def read_answers(
     """The answers as JSON, and chain of thought and response with what their text says besides."""
     text = value if isinstance(value, str) else ""
     offered, nested, calls = frozenset(tool["name"] for tool in tools), not text, None
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        text = "\n".join(value)  # a call in each
     try:
         calls = as_calls(text) if text else calls_of(value, offered)
     except ValueError as error:
@@ -81,12 +85,14 @@ def read_answers(
             calls = calls_of(text, offered)
         except ValueError:
             said = _read("answers", read_said, text, tools)
-            calls, cot = said.calls, "\n\n".join(filter(None, (cot, said.cot)))
+            calls, cot = said.calls, join_thoughts(cot, said.cot)
+            if calls is None and isinstance(value, list):
+                raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}") from None
             if calls is None:
                 response = "\n\n".join(filter(None, (said.text, response)))
             elif said.text:
                 notes["repair/words before the calls read as chain of thought"] += 1
-                cot = "\n\n".join(filter(None, (cot, said.text)))
+                cot = join_thoughts(cot, said.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
     same = text and calls is not None and cleaned == calls and _same_calls(text, calls)
     return (text if same else dump_calls(cleaned)), cot, response
@@ -94,7 +100,7 @@ def read_answers(
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), columns.text(*SYSTEMS)
+    value, system = columns.take("history"), read_system(columns)
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)

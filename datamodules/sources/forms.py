@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
-from datamodules.sources.columns import REFUSED, Columns, label
+from datamodules.sources.columns import REFUSED, Columns, label, opened
 from datamodules.sources.flat import read_columns
 from datamodules.sources.targets import Turns
 
@@ -42,7 +42,7 @@ def read_row(
     Raises:
         BadRow: The row is of no known form, or says something that is not read.
     """
-    columns, notes = Columns(row), Counter[str]()
+    columns, notes = Columns(opened(row)), Counter[str]()
     if refused := next((name for name in REFUSED if columns.row.get(name)), ""):
         raise BadRow(refused, "is not read by this project, which is about text alone")
     plain = {name: label(columns, name) for name in ("id", "category", "source")}

@@ -10,37 +10,43 @@ from collections.abc import Iterator, Mapping
 from datamodules.sources.calls import CALL_LISTS, NAME_KEYS
 
 _OPEN = """<tool_call> <tool_calls> <TOOLCALL> <functioncall> <function_call> <function_calls> <multiplefunctions>
-    <minimax:tool_call> <start_function_call> <<function>> <|tool_call|> <|tool_calls|> <|tool_call_start|>
+    <start_function_call> <<function>> <|tool_call|> <|tool_calls|> <|tool_call_start|>
     <|python_tag|> <|python_start|> <|tool_calls_section_begin|> <|tool_call_begin|> <|START_ACTION|> <|action_start|>
     <|plugin|> <｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> [TOOL_CALLS] [TOOL_CALL]""".split()
 _CLOSE = """</tool_call> </tool_calls> </TOOLCALL> </functioncall> </function_call> </function_calls>
-    </multiplefunctions> </minimax:tool_call> <end_function_call> <start_function_response> </function> </invoke>
+    </multiplefunctions> <end_function_call> <start_function_response> </function> </invoke>
     <|/tool_call|> <|/tool_calls|> <|tool_call_end|> <|python_end|> <|tool_calls_section_end|> <|END_ACTION|>
     <|action_end|> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> [/TOOL_CALLS] [/TOOL_CALL]""".split()
-_END = """<|im_end|> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|end|> <|call|> <|return|> <end_of_turn>
-    <｜end▁of▁sentence｜> <bot_end> </s>""".split()
+_END = """<|im_end|> <|endoftext|> <|end_of_text|> <|eot|> <|eot_id|> <|eom_id|> <|end|> <|call|> <|return|>
+    <end_of_turn> <|END_OF_TURN_TOKEN|> <｜end▁of▁sentence｜> <bot_end> </s>""".split()
 
 
 def _any_of(marks: list[str]) -> str:
     return "|".join(map(re.escape, marks))
 
 
+_NAMESPACE = r"(?:\w{1,32}:|｜DSML｜)"  # of names of tags: MiniMax's, Seed's, Claude's, DeepSeek's
+_ACTION = r"Action:(?![^\n]{0,256}+\n\s*+Action Input:)"  # calls after it, in whatever syntax
 _ENDS_BACKWARDS = re.compile(rf"(?:\s*+(?:{_any_of([mark[::-1] for mark in _END])}))*+")
-BETWEEN = re.compile(rf"(?:[\s,;]|```\w*+|functools(?=\[)|{_any_of(_OPEN + _CLOSE + _END)})++")
+BETWEEN = re.compile(
+    rf"(?:[\s,;]|```\w*+|functools(?=\[)|</?{_NAMESPACE}(?:tool_calls?|function_calls?|function|invoke)>"
+    rf"|{_ACTION}|Observation:(?=\s*+\Z)|{_any_of(_OPEN + _CLOSE + _END)})++"
+)
 """What may stand before, between and after calls."""
 MARKS = re.compile(
     rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|to=functions\.|call:[\w.-]+\{{"
-    r"|^Action:.*\n\s*Action Input:",
+    rf"|<{_NAMESPACE}(?:tool_calls?>|function_calls?>|invoke name=)"
+    r"|^Action:.*\n\s*Action Input:|^Action:\s*+(?:```\w*+\s*+)?+[\[{]",
     re.MULTILINE,
 )
 """What begins calls and hardly stands elsewhere."""
-SUSPECT = re.compile(r"[\[({<✿]")
+SUSPECT = re.compile(r"[\[({<✿]|Action Input:")
 """No call is written without one of these."""
 LINE = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
 _NAME = r"""[^\n<>\[\]{}()"'✿|]"""
 BEFORE_OBJECT = re.compile(
     rf"✿FUNCTION✿:?\s*+(?P<a>{_NAME}++)\s*+✿ARGS✿:?\s*+"
-    rf"|Action:\s*+(?P<b>{_NAME}++)\n\s*+Action Input:\s*+"
+    rf"|Action:\s*+(?P<b>{_NAME}++)\n\s*+Action Input:\s*+(?:```\w*+\s*+)?+"
     rf"|function<｜tool▁sep｜>(?P<c>(?:(?!```){_NAME})++)\s*+```(?:json)?+\s*+"
     rf"|(?P<d>{_NAME}++)<｜tool▁sep｜>\s*+"
     rf"|(?P<e>{_NAME}+?)(?<!\s)(?::\d++)?+\s*+<\|tool_call_argument_begin\|>\s*+"
@@ -51,13 +57,14 @@ BEFORE_OBJECT = re.compile(
 )
 """A name, and what stands between it and an object of arguments."""
 BEFORE_XML = re.compile(
-    r"<(?:function(?:=|\s+name=)|invoke\s+name=)[\"']?+(?P<a>[^>\"']++)[\"']?+>(?=\s*+<)"
+    rf"<{_NAMESPACE}?(?:function(?:=|\s+name=)|invoke\s+name=)[\"']?+(?P<a>[^>\"']++)[\"']?+>(?=\s*+<)"
     rf"|(?P<b>{_NAME}++)(?=\s*+<arg_key>)|(?P<c>{_NAME}++)(?=\s*+</tool_call>)"
 )
 """A name before arguments in XML, or none."""
 PAIR = re.compile(r"\s*<arg_key>(?>(?P<key>.*?)</arg_key>)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
 PARAMETER = re.compile(
-    r"""\s*<parameter(?:=|\s+name=)["']?+(?P<key>[^>"']++)["']?+[^>]*+>\n?+(?P<value>.*?)\n?</parameter>""", re.DOTALL
+    rf"""\s*<{_NAMESPACE}?parameter(?:=|\s+name=)["']?+(?P<key>[^>"']++)["']?+[^>]*+>\n?+(?P<value>.*?)\n?</{_NAMESPACE}?parameter>""",
+    re.DOTALL,
 )
 BRACKET = re.compile(r"\s*\(")
 DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*+(?=\s*+\()")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.example import BadRow
+from datamodules.sources.columns import SYSTEMS, Columns
 from datamodules.sources.marks import blocks, tags
 from datamodules.sources.values import skip_space
 
@@ -14,22 +15,29 @@ _CALLING = dict.fromkeys(("function_call", "tool_call", "tool_calls", "function_
 ROLES = (
     dict.fromkeys(("system", "developer"), "system")
     | dict.fromkeys(("user", "human"), "user")
-    | dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant")
+    | dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai"), "assistant")
     | _CALLING
     | dict.fromkeys(("tool", "observation", "function", "ipython", "function_response", "tool_response"), "tool")
     | dict.fromkeys(("function_result", "tool_result", "tool_results", "function_output", "tool_output"), "tool")
+    | {"function_call_output": "tool"}
     | dict.fromkeys(("think", "thinking", "thought", "reasoning"), "think")
     | dict.fromkeys(("tools", "functions"), "tools")
 )
 """What a message may be called, and what it is; `call` can only be read as calls, `think` as a chain of thought."""
-_ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "text")
-_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "think", "cot")
+_ROLE_KEYS = ("role", "from", "type")  # the last is LangChain's, and of the items of OpenAI's responses
+_TEXT_KEYS = ("content", "value", "text", "parts", "output", "summary")
+_THOUGHT_KEYS = (
+    *("reasoning_content", "reasoning", "thinking", "thought", "think", "cot"),
+    *("reasoning_details", "thinking_blocks"),  # lists of parts
+)
 _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
 _UNTRAINED = {"weight": (0,), "loss": (False, 0), "train": (False,), "training": (False,)}
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
+    *("response_metadata", "usage_metadata", "stop_sequence", "example"),
 }
+_TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _RESULTS = tags("tool_response", "tool_result", "function_response", "function_result", "observation", "obs")
 
 
@@ -76,6 +84,20 @@ def read_messages(value: list[Any], column: str) -> list[Message]:
     return messages
 
 
+def read_system(columns: Columns) -> str:
+    """The text of a system's column, which may be in parts, as those of the APIs of Anthropic and Google are."""
+    name = columns.name(SYSTEMS)
+    value = columns.take(name)
+    if isinstance(value, str):
+        return value
+    parts = value.get("parts") if isinstance(value, dict) else value
+    if not name or (isinstance(parts, list) and all(_is_text(_typed(part)) for part in parts)):
+        message = Message("system")
+        _add_content(message, parts or "")
+        return message.text
+    raise BadRow(name, f"must be a string or a list of parts with texts, not {type(value).__name__}")
+
+
 def _messages(item: Any) -> Iterator[Message]:
     if not isinstance(item, dict):
         raise ValueError(f"is no object but {type(item).__name__}")
@@ -91,12 +113,14 @@ def _messages(item: Any) -> Iterator[Message]:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
     message = Message(role)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
+    if role == "call" and not text_key and "name" in item:  # the message itself is the call
+        message.calls.append({"name": item["name"], "arguments": item.pop("arguments", {})})
     results = _add_content(message, item[text_key]) if text_key else []
     for key, value in item.items():
         if key not in (role_key, text_key):
             _add_key(message, key, value)
-    if role == "tool" and "tool_call_id" in item:
-        message.ids.append(str(item["tool_call_id"]))
+    if role in ("tool", "call"):
+        message.ids += [str(item[key]) for key in ("tool_call_id", "call_id") if key in item]
     yield from results
     if message.text or message.cot or message.calls or message.tools or not results:
         yield message
@@ -109,9 +133,11 @@ def _add_key(message: Message, key: str, value: Any) -> None:
             if isinstance(call, dict) and call.get("id"):
                 message.ids.append(str(call["id"]))
     elif key in _THOUGHT_KEYS and message.role in ("assistant", "call"):
-        if not isinstance(value, str):
+        if not isinstance(value, str | list):
             raise ValueError(f"has a {key!r} that is no text but {type(value).__name__}")
-        message.cot.append(value)
+        thought = Message("think")
+        _add_content(thought, value)
+        message.cot += filter(None, (thought.text, *thought.cot))
     elif key in _UNTRAINED:
         message.trained = value not in _UNTRAINED[key]
     elif key in ("tools", "functions"):
@@ -130,7 +156,8 @@ def _add_content(message: Message, content: Any) -> list[Message]:
     if isinstance(content, str):
         message.text = content
         return _results(message)
-    if message.role == "tool" and not (isinstance(content, list) and all(_is_text(part) for part in content)):
+    parts = content if isinstance(content, list) else []
+    if message.role == "tool" and not any(map(_is_result, parts)) and not (parts and all(map(_is_text, parts))):
         message.text = json.dumps(content, ensure_ascii=False)
         return []
     if message.role in ("assistant", "call") and isinstance(content, dict):
@@ -140,37 +167,62 @@ def _add_content(message: Message, content: Any) -> list[Message]:
         raise ValueError(f"has a content that is no text but {type(content).__name__}")
     results: list[Message] = []
     texts: list[str] = []
-    for part in content:
+    after = False  # whether there are words or a thought after the last call
+    for part in parts:
+        calls, words = len(message.calls), len(texts) + len(message.cot)
         _add_part(message, part, texts, results)
+        after = len(message.calls) == calls and (after or (calls > 0 and len(texts) + len(message.cot) > words))
+    if after:
+        raise ValueError("says something after its calls, which belongs to no answer")
     message.text = "\n".join(texts)
     return results
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, str) or (
-        isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text")
-    )
+    return isinstance(part, str) or (isinstance(part, dict) and part.get("type") in _TEXTS)
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and _typed(part)["type"] == "tool_result"
+
+
+def _in_camel_case(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of Gemini's, which Google's own libraries also write with underscores."""
+    return {re.sub(r"_(\w)", lambda m: m[1].upper(), key): value for key, value in part.items()}
+
+
+def _typed(part: Any) -> dict[str, Any]:
+    """A part that says its type; a text has none, and one of Gemini's says it by its key."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict) or "type" in part:
+        return part if isinstance(part, dict) else {"type": type(part).__name__}
+    given = {key: value for key, value in _in_camel_case(part).items() if value is not None}
+    kinds = given.keys() - {"thought", "thoughtSignature"}
+    if kinds == {"text"}:
+        return {"type": "thinking" if given.get("thought") else "text", "text": given["text"]}
+    if kinds == {"functionCall"} and isinstance(given["functionCall"], dict):
+        return {"type": "tool_call"} | given["functionCall"]
+    if kinds == {"functionResponse"} and isinstance(result := given["functionResponse"], dict):
+        return {"type": "tool_result", "tool_use_id": result.get("id"), "content": result.get("response")}
+    return {"type": ", ".join(sorted(kinds))}
 
 
 def _add_part(message: Message, part: Any, texts: list[str], results: list[Message]) -> None:
-    part = {"type": "text", "text": part} if isinstance(part, str) else part
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    said = (
-        next((part[k] for k in ("text", "value", "content", "thinking", "reasoning") if part.get(k)), "")
-        if isinstance(part, dict)
-        else ""
-    )
-    if _is_text(part) and isinstance(said, str):
-        texts.append(said)
-    elif kind in ("thinking", "reasoning") and isinstance(said, str):
-        message.cot.append(said)
+    part = _typed(part)
+    kind = part["type"]
+    said = next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
+    if isinstance(said, str) and kind in (*_TEXTS, "thinking", "reasoning"):
+        if said.strip():
+            (texts if kind in _TEXTS else message.cot).append(said)
     elif kind in ("tool_call", "tool_calls", "function_call"):
         message.calls.append(said or {key: value for key, value in part.items() if key != "type"})
+        message.ids += [str(part["id"])] if part.get("id") else []
     elif kind == "tool_use":
         message.calls.append({"name": part.get("name"), "arguments": part.get("input")})
-        message.ids.append(str(part.get("id")))
+        message.ids += [str(part["id"])] if part.get("id") else []
     elif kind == "tool_result":
-        result = Message("tool", ids=[str(part.get("tool_use_id"))])
+        result = Message("tool", ids=[str(part["tool_use_id"])] if part.get("tool_use_id") else [])
         _add_content(result, part.get("content") or "")
         results.append(result)
     else:

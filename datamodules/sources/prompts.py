@@ -8,8 +8,10 @@ from datamodules.sources.marks import blocks, tags
 from datamodules.sources.tools import find_tools
 from datamodules.sources.values import read_value
 
-_GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*+")
-_GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+GLAIVE = ("chat", "sample")
+"""Columns in which Glaive's second and first data set have a chat as text."""
+_GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*+")
+_GLAIVE_ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 _DIALOGUE = tags("user", "obs")
 _SEAL_TOOLS, _SEAL_QUERY = re.compile(r"\bapi_list\s*+=\s*+(?=\[)"), re.compile(r"task_instruction\s*+=\s*+\"")
 _FORMAT = re.compile(

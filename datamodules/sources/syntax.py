@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from datamodules.sources import marks
-from datamodules.sources.calls import calls_of
+from datamodules.sources.calls import calls_of, resolved
 from datamodules.sources.nulls import declared, types_of
 from datamodules.sources.values import read_value, read_whole, shown, skip_space
 from rewards import Call, parse_calls
@@ -37,13 +37,13 @@ def read_answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call]
         return "", calls
     if not marks.SUSPECT.search(text):
         return text.strip(), None
-    reader, reason = _Reader(text, tools), ""
+    reader, reasons = _Reader(text, tools), {True: "", False: ""}  # of places with a mark, which tell more, and others
     for at in reader.candidates():
         before, marked = text[:at].strip(), marks.MARKS.match(text, at) is not None
         try:
             calls = reader.calls_from(at)
         except ValueError as failure:
-            reason = reason or str(failure)
+            reasons[marked] = reasons[marked] or str(failure)
             continue
         certain = marked or (not before and not text.lstrip().startswith("```"))
         if certain or (calls and all(call.name in reader.offered for call in calls)) or (not before and not calls):
@@ -51,8 +51,16 @@ def read_answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call]
                 raise ValueError(f"there is something like a call in the text before the calls: {before[-80:]!r}")
             return before, calls
     if reader.looks_like_calls(text):
-        raise ValueError(f"the calls cannot be read: {reason or error}")
+        raise ValueError(f"the calls cannot be read: {reasons[True] or reasons[False] or error}")
     return text.strip(), None
+
+
+def looks_like_calls(text: str, tools: list[dict[str, Any]]) -> bool:
+    """Whether there is anything of a call in a text, readable or not."""
+    try:
+        return bool(read_answer(text, tools)[1])
+    except ValueError:
+        return True
 
 
 class _Reader:
@@ -69,7 +77,7 @@ class _Reader:
         """Places where calls may begin: the text's beginning, marks, and lines that begin like calls."""
         places = {match.start() for match in marks.MARKS.finditer(self.text)} | {0}
         for match in marks.LINE.finditer(self.text):
-            if self.text.startswith(("[", "{", "```"), match.end()) or self.offered_at(match.end()):
+            if self.text.startswith(("[", "{", "```", "Action:"), match.end()) or self.offered_at(match.end()):
                 places.add(match.start())
         yield from sorted(places)[:CANDIDATES]
 
@@ -85,11 +93,13 @@ class _Reader:
         if marks.MARKS.search(text) or marks.OBJECT.match(text) or marks.PYTHON.match(text):
             return True
         for name in self.names:
-            start = -1
+            start, closed = -1, text.rfind(f"</{name}>")
             while (start := text.find(name, start + 1)) >= 0:
                 end = start + len(name)
                 alone = not re.match(r"[\w.]", text[start - 1 : start])
                 if alone and marks.CALLED.match(text, end):
+                    return True
+                if text[start - 1 : start] == "<" and text[end : end + 1] == ">" and closed > end:
                     return True
                 quoted = text[start - 1 : start] in ("'", '"') and text[start - 1 : start] == text[end : end + 1]
                 if quoted and (marks.NAMING.search(text, max(0, start - 40), start) or marks.NAMED.match(text, end)):
@@ -128,15 +138,16 @@ class _Reader:
         """One call or a list of them, in whatever syntax."""
         text = self.text
         if match := marks.BEFORE_OBJECT.match(text, at):
-            arguments, end = read_value(text, match.end())
-            return calls_of({"name": self.resolved(_named(match)), "arguments": arguments}), end
+            without = match["b"] and (text[match.end() :] or "Observation:").startswith("Observation:")
+            arguments, end = ({}, match.end()) if without else read_value(text, match.end())
+            return calls_of({"name": _named(match), "arguments": arguments}, self.offered), end
         match = marks.BEFORE_XML.match(text, at)
         if match and (not match["c"] or match["c"].strip() in self.offered):
-            return self.xml_call(self.resolved(_named(match)), match.end())
+            return self.xml_call(resolved(_named(match), self.offered), match.end())
         inner = skip_space(text, at + 1)
         if text[at] == "{" or (text[at] == "[" and text[inner : inner + 1] in ("{", "[", "]", '"')):
             value, end = read_value(text, at)
-            return [self.with_resolved_name(call) for call in calls_of(value, self.offered)], end
+            return calls_of(value, self.offered), end
         if text[at] == "[":
             return self.python_list(at + 1)
         return self.python_call(at, marks.DOTTED_NAME)
@@ -174,7 +185,7 @@ class _Reader:
                 raise ValueError(f"no comma or bracket after an argument {shown(self.text, at)}")
         if called not in self.offered and called.removesuffix(".call") in self.offered:  # Llama's own tools
             called = called.removesuffix(".call")
-        return [call_from({"name": self.resolved(called), "arguments": arguments})], at + 1
+        return [call_from({"name": resolved(called, self.offered), "arguments": arguments})], at + 1
 
     def python_value(self, at: int) -> tuple[Any, int]:
         """A value as Python reads it, which differs from JSON in the escapes of strings."""
@@ -199,7 +210,8 @@ class _Reader:
         """The value that XML writes as a text, of the type that the tool declares."""
         schema = declared(self.tools.get(name, {})).get(key)
         words = types_of(schema)
-        if words & {"str", "string"} and len(words) == 1:
+        null = words & {"null", "none"}
+        if words - null and words - null <= {"str", "string"} and not (null and text.strip() in ("null", "None")):
             return text
         try:
             value = read_whole(text)
@@ -215,14 +227,6 @@ class _Reader:
             )
             raise ValueError(f"argument {key!r} of {name!r} is {text[:40]!r}, and {declares}")
         return value
-
-    def resolved(self, name: str) -> str:
-        """The name of a tool; what servers put before it is taken off where only that is offered."""
-        short = name.removeprefix("functions.")
-        return short if name not in self.offered and short in self.offered else name
-
-    def with_resolved_name(self, call: Call) -> Call:
-        return Call(self.resolved(call.name), call.arguments)
 
 
 def _named(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from datamodules.example import BadRow, Example
+from datamodules.sources.thoughts import join_thoughts
 from datamodules.sources.turns import Turn
 from rewards import Call, render_calls
 
@@ -57,7 +58,7 @@ def examples_of(
         notes["left out/requests at the end that nobody answers"] += 1
     examples = [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
     if not turns[chosen[-1]].cot and (cot := columns.get("cot", "")):
-        examples[-1] = replace(examples[-1], cot="\n\n".join(filter(None, (cot, examples[-1].cot))))
+        examples[-1] = replace(examples[-1], cot=join_thoughts(cot, examples[-1].cot))
     return examples
 
 
@@ -81,7 +82,7 @@ def _example(
     cot, response = target.cot, target.text
     if target.calls and target.text:
         notes["repair/words before the calls read as chain of thought"] += 1
-        cot, response = "\n\n".join(filter(None, (cot, target.text))), ""
+        cot, response = join_thoughts(cot, target.text), ""
     row_id = columns.get("id", "")
     return Example(
         id=f"{row_id}-{place}" if row_id and several else row_id,

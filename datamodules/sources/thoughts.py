@@ -8,6 +8,7 @@ from datamodules.sources.marks import without_end_tokens
 from datamodules.sources.syntax import read_answer
 from rewards import Call, parse_calls
 
+_LABEL, _FINAL = re.compile(r"\s*Thought:\s*"), "\nFinal Answer:"  # ReAct's
 _TAGS = "think|thinking|thought|reasoning|scratch_pad|scratchpad"
 _OPEN = re.compile(rf"\s*(?:<(?P<tag>{_TAGS})>|(?P<bracket>\[THINK\]))")
 _CLOSE = re.compile(rf"</(?:{_TAGS})>")
@@ -30,6 +31,15 @@ class Said:
     cot: str
     text: str
     calls: list[Call] | None
+
+
+def join_thoughts(*texts: str) -> str:
+    """Thoughts one after the other; one that stands in two places of a row, as servers give it, is there once."""
+    found: dict[str, str] = {}
+    for text in texts:
+        if text.strip():
+            found.setdefault("".join(text.split()), text.strip())
+    return "\n\n".join(found.values())
 
 
 def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
@@ -58,7 +68,8 @@ def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
         return Said(cot.strip(), *_answer(rest, tools))
     closing_tag = _CLOSE.search(text)
     if closing_tag is None:
-        return Said("", *_answer(text, tools))
+        label = _LABEL.match(text)
+        return _react(text[label.end() :], text, tools) if label else Said("", *_answer(text, tools))
     try:  # the tag may stand inside an argument
         before, calls = _answer(text, tools)
         if calls is not None and not _CLOSE.search(before):
@@ -68,6 +79,17 @@ def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
     if re.match(r"\s*[\[{`<]", text):
         raise ValueError(f"{closing_tag[0]} stands where no chain of thought does")
     return Said(text[: closing_tag.start()].strip(), *_answer(text[closing_tag.end() :], tools))
+
+
+def _react(labelled: str, text: str, tools: list[dict[str, Any]]) -> Said:
+    """What ReAct writes after `Thought:`, up to `Final Answer:` or to calls; the whole text where neither follows."""
+    thought, final, answer = labelled.partition(_FINAL)
+    said, calls = _answer(thought, tools)
+    if final and calls is not None:
+        raise ValueError("there are calls and a final answer in one turn")
+    if final:
+        return Said(thought.strip(), *_answer(answer, tools))
+    return Said("", text.strip() if calls is None else said, calls)
 
 
 def _answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call] | None]:

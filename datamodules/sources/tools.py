@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from datamodules.sources.declared import argument_schema, parameters
+from datamodules.sources.declared import WORDS, argument_schema, parameters
 from datamodules.sources.marks import blocks, tags
 from datamodules.sources.nulls import without_nulls
 from datamodules.sources.values import Unreadable, read_value, read_whole
@@ -16,8 +16,11 @@ BFCL_TYPES = {"'type': 'object'": "'type': 'dict'", "'type': 'number'": "'type':
 _NAMES = ("name", "api_name", "tool_name", "function_name")
 _RENAMED = {
     "description": ("api_description", "tool_description"),
-    "parameters": ("input_schema", "inputSchema", "args_schema"),
+    "parameters": ("input_schema", "inputSchema", "args_schema", "parametersJsonSchema", "parameters_json_schema"),
 }
+_GROUPS = ("functionDeclarations", "function_declarations")
+_MEANINGLESS = {"type": ("function", "custom"), "cache_control": ()}
+"""Keys of a tool that are for a server, by the values that they have then; any where none is given."""
 _TAGGED, _CLOSING = tags("tools", "available_tools", "functions")
 _TAGGED = re.compile(rf"{_TAGGED.pattern}|\[AVAILABLE_TOOLS\]|\[BEGIN OF AVAILABLE TOOLS\]")
 _CLOSING |= {
@@ -61,9 +64,36 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
         value = _from_object(value)
     if not isinstance(value, list):
         raise ValueError(f"tools must be a list of tool objects, not {type(value).__name__}")
+    value = [tool for item in value for tool in _group(item)]
     if len(value) > MAX_TOOLS:
         raise ValueError(f"there are {len(value):,} tools, and {MAX_TOOLS:,} are read at most")
-    return [without_nulls(_tool(item), notes) for item in value]
+    tools = [without_nulls(_tool(item), notes) for item in value]
+    lower = [_in_lower_case(tool) for tool in tools]
+    if count := sum(one != other for one, other in zip(tools, lower, strict=True)):
+        notes["repair/tools whose types are in capitals, as Google writes them"] += count
+    return lower
+
+
+def _group(item: Any) -> list[Any]:
+    """The tools of one of Gemini's groups; of anything else itself."""
+    group = next((item[key] for key in _GROUPS if key in item), None) if isinstance(item, dict) else None
+    return group if isinstance(group, list) else [item]
+
+
+def _in_lower_case(node: Any) -> Any:
+    """A schema with JSON Schema's words for types in lower case; values, as those of `enum`, stay."""
+    if isinstance(node, list):
+        return [_in_lower_case(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: value.lower()
+        if key == "type" and isinstance(value, str) and value.isupper() and value.lower() in WORDS
+        else value
+        if key in ("default", "const", "enum", "examples", "example")
+        else _in_lower_case(value)
+        for key, value in node.items()
+    }
 
 
 def _from_object(value: dict[str, Any]) -> list[Any]:
@@ -95,9 +125,18 @@ def _tool(item: Any) -> dict[str, Any]:
         old = next((other for other in others if tool.get(key) is None and tool.get(other) is not None), None)
         if old:
             tool = {key if k == old else k: v for k, v in tool.items() if k != key}
+    tool = {key: value for key, value in tool.items() if not _says_nothing(key, value)}
     if isinstance(tool.get("parameters"), str):  # a schema as a JSON string
         tool = tool | {"parameters": read_whole(tool["parameters"])}
+    if isinstance(declared := tool.get("parameters"), list):  # objects with a name, as Gorilla's
+        if not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
+            raise ValueError(f"the parameters of {name[:80]!r} must be an object, or a list of objects with a 'name'")
+        tool |= {"parameters": {one["name"]: {k: v for k, v in one.items() if k != "name"} for one in declared}}
     return tool
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    return key in _MEANINGLESS and (not _MEANINGLESS[key] or value in _MEANINGLESS[key])
 
 
 def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:

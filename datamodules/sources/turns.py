@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.example import BadRow
-from datamodules.sources.calls import calls_of
+from datamodules.sources.calls import ARGUMENT_KEYS, calls_of
 from datamodules.sources.columns import NOTHING
 from datamodules.sources.messages import Message
 from datamodules.sources.nulls import without_null_arguments
-from datamodules.sources.thoughts import read_said
+from datamodules.sources.thoughts import join_thoughts, read_said
 from rewards import Call
 
 MAX_TURNS = 2_048
@@ -81,14 +81,14 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     calls = structured or said.calls
     if calls:
         calls = without_null_arguments(calls, tools, any(map(_is_nested, message.calls)), notes)
-    cot = "\n\n".join(text.strip() for text in [*message.cot, said.cot] if text.strip())
+    cot = join_thoughts(*message.cot, said.cot)
     return Turn("assistant", said.text, cot, calls, tuple(message.ids), message.trained)
 
 
 def _is_nested(call: Any) -> bool:
     """Whether the arguments of a call are an object, not the JSON text of one."""
     call = call.get("function", call) if isinstance(call, dict) else call
-    return isinstance(call, dict) and any(isinstance(call.get(key), dict) for key in ("arguments", "parameters"))
+    return isinstance(call, dict) and any(isinstance(call.get(key), dict) for key in ARGUMENT_KEYS)
 
 
 def _joined(first: Turn, second: Turn) -> Turn | None:
@@ -97,7 +97,7 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
         return None
     if first.calls and not second.calls:
         return None  # words after the calls, which belong to no answer
-    cot, text = ("\n\n".join(filter(None, pair)) for pair in ((first.cot, second.cot), (first.text, second.text)))
+    cot, text = join_thoughts(first.cot, second.cot), "\n\n".join(filter(None, (first.text, second.text)))
     calls = (
         [*(first.calls or []), *(second.calls or [])] if first.calls is not None or second.calls is not None else None
     )

@@ -54,7 +54,8 @@ def test_columns_of_reissues_and_lists_in_json(make_row):
         ({"cot": 7}, "cot", "must be a string, not int"),
         ({"history": '[{"role": "user"}]'}, "history", "turn 1"),
         ({"history": "5"}, "history", "list of turns"),
-        ({"answers": "[]", "response": CALL}, "response", "earns no reward"),
+        ({"answers": "[]", "response": CALL}, "response", "looks like a call, where no tool is called"),
+        ({"answers": "[]", "response": "[get_weather(city='Ro"}, "response", "looks like a call"),
         ({"answers": "[]", "response": "Open <think> tag"}, "response", "earns no reward"),
     ],
 )

@@ -99,7 +99,9 @@ def test_no_judgement_rejects(scripted, run):
 
 
 def test_what_training_would_refuse_is_not_kept(scripted, run):
-    outcome = run(fcdr(replace(ROW, answers="Say [f(a=1)]", cot=""), Panel([scripted(response=NO)])))
-    assert outcome.kept
+    for answer in ("Say [f(a=1)]", '[{"name": "f", "arguments": {"a": 1}, "note": "x"}]'):
+        outcome = run(fcdr(replace(ROW, answers=answer, cot=""), Panel([scripted(response=NO)])))
+        assert not outcome.kept and outcome.verdicts[-1].reason.startswith("looks like a call, where no tool is called")
+    assert run(fcdr(replace(ROW, answers="I would say f of 1.", cot=""), Panel([scripted(response=NO)]))).kept
     outcome = run(fcdr(replace(ROW, cot=""), Panel([scripted()])))
     assert (outcome.kept, outcome.verdicts[-1].stage, outcome.verdicts[-1].replies) == (False, "cot", 0)

@@ -8,6 +8,7 @@ import pytest
 from datamodules.example import BadRow, Example
 from datamodules.rows import read_raw, to_example
 from datamodules.sources.openai import openai_row
+from datamodules.sources.tools import openai_tool
 from datamodules.xlam import read_examples
 
 WEATHER = {
@@ -87,6 +88,12 @@ def test_calls_without_arguments(arguments):
         [said(f"Oslo.\n</think>\n\n{TEXT}")],
         [said("Oslo.", tool_calls=[CALL])],  # words before the call
         [said("Oslo."), said(tool_calls=[CALL])],
+        # One thought that servers give in two places is there once.
+        [said("", reasoning="Oslo.", reasoning_content="Oslo.\n", tool_calls=[CALL])],
+        [said("<think>\nOslo.\n</think>", reasoning_content="Oslo.", tool_calls=[CALL])],
+        [said("Oslo.", reasoning_content="Oslo.", tool_calls=[CALL])],
+        [said(reasoning="Oslo.", reasoning_details=[{"type": "reasoning.text", "text": "Oslo."}], tool_calls=[CALL])],
+        [said(thinking_blocks=[{"type": "thinking", "thinking": "Oslo.", "signature": "s"}], tool_calls=[CALL])],
     ],
 )
 def test_ways_to_write_a_chain_of_thought(turns):
@@ -114,11 +121,38 @@ def test_thought_and_words_are_both_kept():
             for tool in (WEATHER, NOW)
         ],
         [{"type": "function", **tool} for tool in (WEATHER, NOW)],
+        [{"type": "custom", "cache_control": {"type": "ephemeral"}, **tool} for tool in (WEATHER, NOW)],
+        [{"functionDeclarations": [WEATHER]}, {"function_declarations": [NOW]}],
+        [{"name": NOW["name"], "description": NOW["description"], "parametersJsonSchema": NOW["parameters"]}, WEATHER][
+            ::-1
+        ],
     ],
 )
 def test_ways_to_offer_tools(tools):
-    offered = json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools)
-    assert [{k: v for k, v in tool.items() if k != "type"} for tool in offered] == [WEATHER, NOW]
+    assert json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools) == [WEATHER, NOW]
+
+
+def test_types_in_capitals_are_those_of_json_schema_and_values_stay():
+    """Gemini's types; a parameter called `type`, and values, are none."""
+    google = {
+        "type": "OBJECT",
+        "properties": {"type": {"type": "STRING", "enum": ["STRING", "X"]}, "d": {"type": "ARRAY", "default": "NULL"}},
+    }
+    example = to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": google}]))
+    assert json.loads(example.tools)[0]["parameters"] == {
+        "type": "object",
+        "properties": {"type": {"type": "string", "enum": ["STRING", "X"]}, "d": {"type": "array", "default": "NULL"}},
+    }
+
+
+def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
+    """Gorilla's tools: where a chat template writes them, their parameters were none."""
+    listed = [{"name": "city", "type": "string", "description": "c"}, {"name": "days", "type": "integer", "default": 1}]
+    tool = json.loads(to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": listed}])).tools)[0]
+    schema = openai_tool(tool)["function"]["parameters"]
+    assert (list(schema["properties"]), schema["required"]) == (["city", "days"], ["city"])
+    with pytest.raises(BadRow, match="the parameters of 'f' must be an object, or a list of objects with a 'name'"):
+        to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": ["city"]}]))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +214,30 @@ ASK_TIME = [{"role": "user", "content": "What time is it?"}]
 TOOLCALL = '<TOOLCALL>[{"name": "now", "arguments": {}}]</TOOLCALL>'
 PREFERRED = {"chosen_response": said(TOOLCALL), "rejected_response": said("No.")}
 
+GLAIVE_1 = 'ASSISTANT: <functioncall> {"name": "now", "arguments": {}} <|endoftext|>\n'
+BLOCKS = [{"type": "thinking", "thinking": "Hm."}, {"type": "tool_use", "id": "t", "name": "now", "input": {}}]
+ITEMS = [
+    {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "Hm."}]},
+    {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}", "status": "completed"},
+]
+GEMINI_ASK = {"role": "user", "parts": [{"text": "What time is it?"}]}
+GEMINI_CALL = {
+    "role": "model",
+    "parts": [{"text": "Hm.", "thought": True}, {"functionCall": {"name": "now", "args": {}}}],
+}
+AI = {"type": "ai", "content": "", "tool_calls": [{"name": "now", "args": {}, "id": "c", "type": "tool_call"}]}
+CALLED = said(reasoning_content="Hm.", tool_calls=[{"id": "c", "type": "function", "function": {"name": "now"}}])
+SERVED = [
+    {"response": {"type": "message", "role": "assistant", "content": BLOCKS, "stop_reason": "tool_use"}},
+    {"response": BLOCKS},
+    {"response": {"choices": [{"index": 0, "message": CALLED}]}},
+    {"response": json.dumps({"choices": [{"index": 0, "message": CALLED}]})},
+    {"choices": [{"index": 0, "message": CALLED}]},
+    {"response": {"object": "response", "output": ITEMS}},
+    {"response": {"candidates": [{"content": GEMINI_CALL}]}},
+]
+"""What servers of OpenAI, Anthropic and Google send."""
+
 
 @pytest.mark.parametrize(
     ("row", "cot"),
@@ -202,6 +260,20 @@ PREFERRED = {"chosen_response": said(TOOLCALL), "rejected_response": said("No.")
         ({"question": [ASK_TIME], "function": [NOW], "ground_truth": [{"now": {}}]}, ""),
         ({"query": "What time is it?", "tools": [NOW], "answers": "[now()]"}, ""),
         ({"query": "What time is it?", "tools": NOW, "answers": [{"tool": "now", "parameters": {}}]}, ""),
+        ({"query": "What time is it?", "tools": [NOW], "answers": ["now()"]}, ""),
+        ({"query": "What time is it?", "tools": [NOW], "cot": "Hm.", "answers": "<think>Hm.</think>[now()]"}, "Hm."),
+        ({"sample": f"SYSTEM: Use these functions -\n{json.dumps(NOW)}\n\nUSER: What time is it?\n\n{GLAIVE_1}"}, ""),
+        ({"input": "What time is it?", "output": "[now()]", "tools": [NOW]}, ""),
+        ({"input": "What time is it?", "answers": "[now()]", "tools": [NOW], "contents": "a text, not used"}, ""),
+        *(({"messages": ASK_TIME, "tools": [NOW], **answer}, "Hm.") for answer in SERVED),
+        *(({"request": {"messages": ASK_TIME, "tools": [NOW]}, **answer}, "Hm.") for answer in SERVED),
+        ({"input": {"messages": ASK_TIME, "tools": [NOW]}, "preferred_output": [said("[now()]")]}, ""),
+        *(({"input": given, "tools": [NOW], "output": ITEMS}, "Hm.") for given in ("What time is it?", ASK_TIME)),
+        ({"input": [*ASK_TIME, *ITEMS], "tools": [NOW]}, "Hm."),
+        ({"messages": [*ASK_TIME, *ITEMS], "tools": [NOW]}, "Hm."),
+        ({"query": "What time is it?", "tools": [NOW], "output": ITEMS}, "Hm."),
+        ({"contents": [GEMINI_ASK, GEMINI_CALL], "tools": [{"functionDeclarations": [NOW]}]}, "Hm."),
+        ({"messages": [{"type": "human", "content": "What time is it?"}, AI], "tools": [NOW]}, ""),
         ({"conversation": [{"human": "What time is it?", "assistant": "[now()]"}], "tools": [NOW]}, ""),
     ],
 )
@@ -240,6 +312,12 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
+        {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+        {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
+        *(
+            {"role": role, "parts": [{"functionResponse": {"name": "get_weather", "response": "rain"}}]}
+            for role in ("user", "function")
+        ),
     ],
 )
 def test_ways_of_a_tool_to_answer(result):
@@ -288,6 +366,18 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said(tool_calls=[CALL]), answers=[TIME]), "another answer than that in 'messages'"),
         (chat(ASK, said("ok"), tools="not tools"), "readable neither as JSON nor as a Python literal"),
         (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
+        (
+            chat(ASK, said([*BLOCKS, {"type": "text", "text": "Done."}])),
+            "turn 2 says something after its calls, which belongs to no answer",
+        ),
+        (chat(ASK, said([{"type": "redacted_thinking", "data": "x"}, *BLOCKS])), "'redacted_thinking', which is not"),
+        (chat({"role": "user", "parts": [{"inlineData": {}}]}, said("ok")), "of the type 'inlineData', which is not"),
+        (chat({"content": "Hi"}, said("ok")), "turn 1 has no known role"),
+        ({"messages": ["Hi"], "tools": []}, "must be a list of turns, objects that have a role, not list"),
+        (chat(ASK, response={"choices": [{"message": said("a")}, {"message": said("b")}]}), "has 2 answers to one"),
+        ({"request": chat(ASK), "tools": [NOW], "response": "ok"}, "stands in 'request' and beside it"),
+        (chat(ASK, said("ok"), system=[{"type": "image"}]), "must be a string or a list of parts with texts"),
+        ({"query": "Hi", "tools": [NOW], "answers": ["It is 12", "It is noon"]}, "is a list of texts without calls"),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
         ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
@@ -297,6 +387,26 @@ def test_what_is_refused(row, reason):
     with pytest.raises(BadRow) as error:
         to_example(row)
     assert reason in error.value.reason
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        {"system": [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}]},
+        {"instructions": "Be kind."},
+        {"systemInstruction": {"parts": [{"text": "Be kind."}]}},
+        {"system_instruction": {"role": "system", "parts": [{"text": "Be kind."}]}},
+    ],
+)
+def test_system_texts_of_servers(system):
+    for row in (chat(ASK, said(TEXT)), {"query": "Weather?", "tools": WRAPPED, "answers": TEXT}):
+        assert json.loads(to_example(row | system).history) == [KIND]
+
+
+def test_a_response_beside_calls_is_said_not_to_be_used():
+    row = {"query": "Weather?", "tools": WRAPPED, "response": "Rain."}
+    assert read_raw(row | {"answers": TEXT}).notes["unused/response"] == 1
+    assert not read_raw(row | {"answers": "[]"}).notes["unused/response"]
 
 
 def test_what_is_not_used_is_said():

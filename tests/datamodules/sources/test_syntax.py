@@ -100,6 +100,23 @@ NEXT = '{"name": "now", "arguments": {}}'
             '{"city": "Oslo"}<|tool_call_end|><|tool_calls_section_end|>',
             [OSLO],
         ),
+        *(
+            (
+                f'<{name}function_calls>\n<{name}invoke name="get_weather">\n'
+                f'<{name}parameter name="city" string="true">Oslo</{name}parameter>\n'
+                f"</{name}invoke>\n</{name}function_calls>",
+                [OSLO],
+            )
+            for name in ("｜DSML｜", "ns:")  # noqa: RUF001
+        ),
+        ("<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>", [TIME]),
+        ("[get_weather(city='Oslo')]<|eot|>", [OSLO]),
+        ('Action: get_weather\nAction Input: ```json\n{"city": "Oslo"}\n```', [OSLO]),
+        ('Action: get_weather\nAction Input: {"city": "Oslo"}\nObservation:', [OSLO]),
+        *((f"Action: now\nAction Input:{nothing}", [TIME]) for nothing in ("", " None", ' ""', "\nObservation:")),
+        (f"Action: ```json\n[{JSON}]\n```", [OSLO]),
+        ('Action:\n```\n{"action": "get_weather", "action_input": {"city": "Oslo"}}\n```', [OSLO]),
+        ("Action: get_weather(city='Oslo')", [OSLO]),
         ('<|tool_call_start|>[get_weather(city="Oslo")]<|tool_call_end|>', [OSLO]),
         ("<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>", [OSLO]),
         (
@@ -138,6 +155,10 @@ def test_words_before_the_calls(text, before):
         (f"<tool_call>{JSON}</tool_call>\nI have asked.", "no call at 'I have asked.'"),
         (f"<tool_call>{JSON}</tool_call><tool_call>oops</tool_call>", "no call at 'oops"),
         ("get_weather('Oslo')", "no named argument"),
+        ("I will ask.\nAction: get_weather\nAction Input: Oslo", "no value at 'Oslo'"),
+        ('Action: get_weather\nAction Input: "Oslo"', "the arguments of 'get_weather' cannot be read"),
+        ('Action: get_weather\nAction Input: {"city": "Oslo"}\nObservation: rain', "no call at 'Observation: rain'"),
+        ("<get_weather>\n<city>Oslo</city>\n</get_weather>", "no call at '<get_weather>"),
         ("[get_weather(city=Oslo)]", "no value at 'Oslo)]'"),
         ("[get_weather(city='Oslo', city='Bergen')]", "given twice"),
         ("[get_weather(city=now())]", "no value at 'now())]'"),
@@ -206,6 +227,11 @@ def test_plain_text(text):
             [Call("get_weather", {"city": "a</think>b"})],
         ),
         ("Sorry. <|im_end|>", "", "Sorry.", None),
+        ("Thought: Oslo.\nAction: now\nAction Input: {}", "", "Oslo.", [TIME]),
+        ("\nThought: \nAction: now\nAction Input: {}", "", "", [TIME]),
+        ("Thought: Oslo.\n[now()]", "", "Oslo.", [TIME]),
+        ("Thought: I know.\nFinal Answer: Rain.", "I know.", "Rain.", None),
+        ("Thought: who knows?", "", "Thought: who knows?", None),
     ],
 )
 def test_chains_of_thought(text, cot, words, calls):
@@ -216,6 +242,11 @@ def test_chains_of_thought(text, cot, words, calls):
 def test_a_thought_that_does_not_end_is_refused():
     with pytest.raises(ValueError, match="does not end"):
         read_said("<think>Oslo. [now()]", TOOLS)
+
+
+def test_calls_and_a_final_answer_in_one_turn_are_refused():
+    with pytest.raises(ValueError, match="calls and a final answer"):
+        read_said("Thought: Oslo.\nAction: now\nAction Input: {}\nFinal Answer: Rain.", TOOLS)
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -327,11 +358,25 @@ def test_values_are_read_from_json_and_from_python(value):
     assert repr(read_whole(dumped(value))) == repr(read_whole(repr(value))) == repr(value)
 
 
+def test_a_nullable_string_of_xml_stays_a_text():
+    tool = {"name": "f", "parameters": {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}}
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n{}\n</parameter>\n</function>\n</tool_call>"
+    assert read_answer(call.format("12"), [tool]) == ("", [Call("f", {"a": "12"})])
+    with pytest.raises(ValueError, match="declares null or string"):  # which of the two is meant
+        read_answer(call.format("null"), [tool])
+
+
 def test_calls_of_json_values():
     assert (
         calls_of([{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}])
         == [Call("f", {})] * 3
     )
+    assert calls_of({"name": "functions.f"}, {"f"}) == [Call("f", {})]  # what servers put before a name
+    assert calls_of({"name": "functions.f"}, {"functions.f", "f"}) == [Call("functions.f", {})]
+    with pytest.raises(ValueError, match="has the key 'note', which is not known"):
+        calls_of({"function": {"name": "f"}, "note": "x"})
+    with pytest.raises(ValueError, match="as BFCL writes the values that it accepts"):
+        calls_of([{"f": {"city": ["Oslo", "oslo"]}}], {"f"})
     with pytest.raises(ValueError, match="a call needs a name"):
         calls_of({"arguments": {}})
     with pytest.raises(ValueError, match="must be an object"):
