@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from datamodules.example import BadRow, Example
+from datamodules.example import BadRow, Example, answers_tool
 from datamodules.sources.thoughts import join_thoughts
 from datamodules.sources.turns import Turn
 from rewards import Call, render_calls
@@ -84,7 +84,7 @@ def _example(
         notes["repair/words before the calls read as chain of thought"] += 1
         cot, response = join_thoughts(cot, target.text), ""
     row_id = columns.get("id", "")
-    return Example(
+    example = Example(
         id=f"{row_id}-{place}" if row_id and several else row_id,
         query=before[asked].text,
         tools=tools,
@@ -95,6 +95,16 @@ def _example(
         category=columns.get("category", ""),
         source=columns.get("source", ""),
     )
+    to_tool = _answered(before) == "tool"
+    if answers_tool(example) and not to_tool:
+        raise BadRow(
+            column,
+            f"asks {example.query[:80]!r} again right after a tool's result, as an earlier turn did, so that what "
+            "follows reads as an answer to the tool: reword that request, or say something between the two",
+        )
+    if to_tool and not answers_tool(example):
+        raise BadRow(column, "has a system text between a tool's result and the answer to it: move it to the beginning")
+    return example
 
 
 def content(turn: Turn, column: str) -> str:

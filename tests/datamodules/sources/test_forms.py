@@ -365,6 +365,11 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("<think>Oslo.</think>")), "says nothing but a thought"),
         (chat(ASK, said(tool_calls=[CALL]), answers=[TIME]), "another answer than that in 'messages'"),
         (chat(ASK, said("ok"), tools="not tools"), "readable neither as JSON nor as a Python literal"),
+        (
+            chat(ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, ASK, said("Rain.")),
+            "asks 'Weather in Oslo?' again right after a tool's result",
+        ),
+        ({"prompt": "Hi", "completion": "Hello.", "label": False, "tools": [NOW]}, "the answer is not to be given"),
         (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         (
             chat(ASK, said([*BLOCKS, {"type": "text", "text": "Done."}])),
@@ -387,6 +392,12 @@ def test_what_is_refused(row, reason):
     with pytest.raises(BadRow) as error:
         to_example(row)
     assert reason in error.value.reason
+
+
+def test_a_system_text_between_a_result_and_its_answer_is_refused():
+    row = chat(ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, KIND, said("Rain."))
+    with pytest.raises(BadRow, match="a system text between a tool's result and the answer to it"):
+        read_raw(row, "every")
 
 
 @pytest.mark.parametrize(
