@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -20,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.unshard import is_sharded, merged_shapes, merged_weights, named_state, unshard
 from lightning_modules.policy.weights import is_finite
-from lightning_modules.ranks import failing_together, of_every_rank
+from lightning_modules.ranks import failing_together
 
 BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to be together where names are converted
 
@@ -39,17 +38,15 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         write: Whether this rank writes; the others only help to gather.
 
     Raises:
-        OSError: If there is too little room for the weights, or for those that other ranks of a sharded policy write
-            beside it, or the folder cannot be written.
+        OSError: If there is too little room for the weights, or the folder cannot be written.
         ValueError: If a weight is not finite in that dtype, on every rank that takes part.
     """
     folder, shapes = Path(folder), merged_shapes(policy)
     size = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
-    place, sharded = (platform.node(), os.fspath(folder.parent)) if write else None, is_sharded(policy)
+    sharded = is_sharded(policy)
     with failing_together() if sharded else nullcontext():
-        folders = of_every_rank(place).count(place) if sharded else 1  # written at the same time
         if write:
-            check_room(folder, folders * size)
+            check_room(folder, size)
     waiting, held, files = Counter(map(block_of, shapes)), defaultdict[str, dict[str, Tensor]](dict), dict[str, str]()
     failed: OSError | None = None
     for name, weight in merged_weights(policy):
