@@ -151,9 +151,9 @@ def refusal(plan: Plan, available: int, changes: dict[str, Plan]) -> str:
     fits = ", or ".join(f"{' and '.join(names)} ({shown(peak)})" for names, peak in found)
     advice = f"it would fit with {fits}" if found else f"not even all of {', '.join(changes)} together make it fit"
     return (
-        f"This run is estimated to need {shown(memory.peak)} of each GPU, most at {memory.moment}, and there are "
-        f"{shown(available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` prints the estimate "
-        "part by part."
+        f"This run is estimated to need {shown(memory.peak)} of each GPU, most at {memory.moment} ({plan.counted}), "
+        f"and there are {shown(available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` prints "
+        "the estimate part by part."
     )
 
 

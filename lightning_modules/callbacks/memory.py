@@ -2,8 +2,8 @@
 
 Letters: D hidden size, I intermediate size, L layers, A width of all attention heads together, V vocabulary, R rows of
 a micro-batch and T tokens of a row; w bytes of a stored weight, c of a factor of a matrix product, r of a hidden state.
-The formulas are those of dense decoders of the Llama kind (Qwen, Mistral, ...). Not counted: what the allocator loses
-to fragments, CUDA's context, buffers of NCCL.
+The formulas are those of dense decoders of the Llama kind (Qwen, Mistral, ...), of layers that are not compiled. Not
+counted: what the allocator loses to fragments, CUDA's context, buffers of NCCL.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ class Plan:
         cache: Bytes of keys and values where transformers generates.
         engine: Bytes of a rollout engine.
         sleeps: Whether the engine's are free again while the policy learns; copy and cache always are.
+        compiled: Whether decoder layers are compiled, of which the arithmetic knows nothing.
     """
 
     config: Any
@@ -67,6 +68,7 @@ class Plan:
     cache: int = 0
     engine: int = 0
     sleeps: bool = True
+    compiled: bool = False
 
     @property
     def tokens(self) -> int:
@@ -84,6 +86,11 @@ class Plan:
     def again(self) -> int:
         """Layers whose activations are computed again."""
         return -(-self.config.num_hidden_layers // self.every_n_layers) if self.checkpointing else 0
+
+    @property
+    def counted(self) -> str:
+        """What an estimate is of, in words."""
+        return "live tensors alone" + ", of layers as they are without model.torch_compile" * self.compiled
 
     @property
     def learnt(self) -> int:

@@ -67,6 +67,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         reference=isinstance(module, GRPOModule) and module.loss.kl_coef > 0 and module.lora is None,
         attention=config._attn_implementation,
         cuda=module.device.type == "cuda",
+        compiled=module.torch_compile,
     )
     return replace(plan, **generation(trainer, module, plan))
 
@@ -248,7 +249,8 @@ def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[st
         changes: Other plans by the settings that make them.
     """
     memory, words = estimate(plan), derived(plan)
-    rows = {"memory": f"about {shown(memory.peak)} of {shown(available)} a device, most at {memory.moment}"}
+    most = f"about {shown(memory.peak)} of {shown(available)} a device, most at {memory.moment}"
+    rows = {"memory": f"{most} ({plan.counted})"}
     rows |= {f"  {name}": f"{shown(size)}: {words[name]}" for name, size in memory.parts.items()}
     if memory.peak > available:
         less = {setting: estimate(change).peak for setting, change in changes.items()}

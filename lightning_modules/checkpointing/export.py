@@ -1,6 +1,7 @@
 """Export to a Hugging Face folder: at the end of a run, or of any checkpoint by `funreason export`."""
 
 import tempfile
+from collections import deque
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from datamodules.system.files import atomic_write, check_writable
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.checkpointing.identity import check_same_model
 from lightning_modules.checkpointing.resume import resolve_checkpoint
+from lightning_modules.checkpointing.weight_files import plan_files, weights_to_write, write_files
 from lightning_modules.policy.generation_config import ids_of, stop_ids
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
@@ -39,8 +41,8 @@ def export_hf(
     Merged weights have the dtype of the policy's: under bf16-true they are rounded to bfloat16, and much of what the
     adapters have learnt may be gone in them; `adapter/` on top of `init_from` is the policy that was trained.
 
-    The rank that writes holds all weights in the memory of its host for it, in the policy's dtype: 72B in float32 are
-    291 GB, and half of that under bf16-true.
+    Where the policy is sharded one weight is gathered at a time. The rank that writes holds those of one file, up to
+    5 GB, and of one decoder layer in the memory of its host.
 
     The folder is written beside its place and then renamed, so that it is never seen half-written, by whomever else it
     is written too; an earlier one of that name is replaced. The live model is not changed.
@@ -55,14 +57,15 @@ def export_hf(
     Raises:
         OSError: Naming the folder, if it cannot be written.
     """
-    device = torch.device("cpu")  # one weight at a time leaves the accelerator
-    weights = {name: weight.to(device) for name, weight in merged_weights(policy) if write}
     adapter = {name: unshard(weight) for name, weight in named_state(policy).items() if ".lora_" in name}
+    empty, weights = weights_to_write(policy), merged_weights(policy)
     if not write:
+        deque(weights, maxlen=0)
         return
     try:
         with atomic_write(folder) as unfinished:
-            policy.causal_lm.save_pretrained(unfinished, state_dict=weights)
+            unfinished.mkdir()
+            write_files(policy, empty, weights, unfinished)
             write_settings(policy, tokenizer, unfinished, form)
             if policy.has_adapters:
                 state = {f"base_model.model.{name}": weight for name, weight in adapter.items()}
@@ -70,6 +73,7 @@ def export_hf(
             for file in unfinished.rglob("*.safetensors"):
                 file.chmod(0o644)  # safetensors writes them for their owner alone
     except (OSError, SafetensorError) as error:
+        deque(weights, maxlen=0)  # the others wait until all are gathered
         raise OSError(f"the export to {folder} cannot be written: {error}") from error
 
 
@@ -84,6 +88,7 @@ def write_settings(
     """
     model, ids = policy.causal_lm, stop_ids(tokenizer, policy.causal_lm.generation_config)
     config, generation = deepcopy(model.config), deepcopy(model.generation_config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
     generation.eos_token_id = ids if len(ids) > 1 else ids[0]
     text = config.get_text_config()
     if ids[0] not in ids_of(getattr(text, "eos_token_id", None)):
@@ -121,6 +126,7 @@ def rehearse_export(
         )
     try:
         merged = {name: tuple(weight.shape) for name, weight in merged_weights(policy)}
+        plan_files(policy, weights_to_write(policy))
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=folder) as place:

@@ -1,22 +1,29 @@
-"""Ranks that share one engine: the first of them runs it, the others send it their requests."""
+"""Ranks that share an engine, or a node: the first of them acts for all, and the others send it their requests."""
 
+import platform
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
 
+from lightning_modules.ranks import of_every_rank
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Tells machines apart that have the same name, as NCCL does."""
+
 
 class EngineGroup:
-    """The ranks that share one engine, as this rank sees them; every rank makes one at the same time.
+    """The ranks that share one engine, or a node's weights, as this rank sees them; all ranks make one together.
 
     They wait for each other on the CPU: NCCL would keep their GPUs busy beside the engine, and give up in ten minutes.
 
     Args:
-        size: Ranks that share an engine; neighbours, so that they are on one node. 1 shares nothing.
+        size: Ranks of a group; neighbours, so that they are on one node. 1 shares nothing.
         timeout: Seconds that they wait for each other.
 
     Raises:
@@ -33,7 +40,8 @@ class EngineGroup:
         self.size = size
         waits = {"backend": "gloo", "timeout": timedelta(seconds=timeout)}
         self.group = dist.new_subgroups(size, **waits)[0] if size > 1 else None
-        self.first = dist.get_rank() // size * size if size > 1 else 0
+        rank = dist.get_rank() if ranks > 1 else 0
+        self.first = rank // size * size
 
     @property
     def leads(self) -> bool:
@@ -58,3 +66,15 @@ class EngineGroup:
         mine: list[Answer] = [None]  # type: ignore[list-item]
         dist.scatter_object_list(mine, answers if self.leads else None, src=self.first, group=self.group)
         return mine[0]
+
+
+def ranks_of_node(size: int) -> int:
+    """How many neighbouring ranks are on each node; a collective.
+
+    Args:
+        size: Ranks that share an engine; given back where nodes do not have equally many, a multiple of it, in a row.
+    """
+    nodes = of_every_rank((platform.node(), BOOT.read_text() if BOOT.exists() else ""))
+    count = nodes.count(nodes[0])
+    regular = nodes == [node for node in dict.fromkeys(nodes) for _ in range(count)]
+    return count if regular and count % size == 0 else size

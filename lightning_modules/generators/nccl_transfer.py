@@ -17,7 +17,7 @@ from lightning_modules.generators.server_requests import Ask, Servers
 from lightning_modules.generators.vllm_engine import AFTERWARDS
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import finite
-from lightning_modules.policy.unshard import computing_device, is_sharded, merged_shapes, merged_weights
+from lightning_modules.policy.unshard import computing_device, is_sharded, merged_on_meta, merged_weights
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import ParamMeta
@@ -169,7 +169,7 @@ class PolicyWeights:
 
     def __init__(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
         self.policy, self.dtype, self.device = policy, dtype, computing_device(policy)
-        self._shapes = merged_shapes(policy)
+        self._empty = merged_on_meta(policy)
         self._left: Iterator[tuple[str, Tensor]] | None = None
         for name, weight in merged_weights(policy):
             finite(name, weight, dtype)
@@ -179,7 +179,7 @@ class PolicyWeights:
         """Name, dtype and shape of each; nothing is gathered."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        return [ParamMeta(name, self.dtype, tuple(shape)) for name, shape in self._shapes.items()]
+        return [ParamMeta(name, self.dtype, tuple(empty.shape)) for name, empty in self._empty.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of each."""

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from datamodules.loading import resolve_seed
 from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
-from lightning_modules.generators.engine_group import EngineGroup
+from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
@@ -25,7 +25,7 @@ from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import untied_config, write_weights
 from lightning_modules.policy.unshard import computing_device, is_sharded
-from lightning_modules.ranks import of_every_rank
+from lightning_modules.ranks import failing_together, of_every_rank
 
 CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
@@ -34,11 +34,11 @@ CALLS = 6
 class VLLMGenerator:
     """Generates with a vLLM engine (arXiv 2309.06180), one per rank or group of ranks, started when first needed.
 
-    The weights, adapters merged, reach the engine through a folder of safetensors, at its start and whenever the policy
-    scores a few ids otherwise than before; those of a sharded policy one after the other, without a whole copy of it
-    anywhere. Then the engine scores the ids, too: if it disagrees with the policy, or the policy has moved and the
-    engine has not, the run ends with a sentence. On a GPU the engine frees its memory when a batch of rollouts or an
-    evaluation is over.
+    The weights, adapters merged, reach the engines of a node through one folder of safetensors, which its first rank
+    writes, at their start and whenever the policy scores a few ids otherwise than before; those of a sharded policy one
+    after the other, without a whole copy of it anywhere. Then the engine scores the ids, too: if it disagrees with the
+    policy, or the policy has moved and the engine has not, the run ends with a sentence. On a GPU the engine frees its
+    memory when a batch of rollouts or an evaluation is over.
 
     With `enable_lora` nothing is merged: the weights go there once, and then adapters alone, which the engine applies.
 
@@ -57,7 +57,8 @@ class VLLMGenerator:
             None: 0.005 for an engine in float32; for others 0.25 or, where that is more, what rounding may do by the
             spread of the policy's (`policy.probe.rounding`; 0.088 of it in bfloat16).
         sleep: Whether the engine frees its GPU memory while the policy learns; without effect on the CPU.
-        weights_dir: Where the folder of weights is made; a file system in memory is fastest. Python's choice when None.
+        weights_dir: Where each node's folder of weights is made; a file system in memory is fastest. Python's choice
+            when None.
         dtype: Of the engine's weights; when None bfloat16 if `trainer.precision` has 16 in it, else the policy's.
         max_model_len: Tokens that prompt and completion may have together; when None those of the run's longest prompt
             and completion, or outside of a run as many as there is memory for.
@@ -120,6 +121,7 @@ class VLLMGenerator:
         self.tensor_parallel_size = tensor_parallel_size
         self.enable_lora = enable_lora
         self.group: EngineGroup | None = None
+        self.node: EngineGroup | None = None
         self.engine: Engine | None = None
         self._half, self._longest_prompt, self._rests = False, None, False
         self._probed: tuple[Tensor, Tensor] | None = None  # scores by the policy and the engine after the last sync
@@ -135,7 +137,7 @@ class VLLMGenerator:
         temperature: float | None = None,
         top_p: float | None = None,
     ) -> list[list[Completion]]:
-        """Sample `n` completions of each prompt; see `Generator`.
+        """Sample `n` completions of each prompt; see `Generator`. A collective, for all ranks sync together.
 
         Raises:
             ValueError: If a prompt is empty or too long, `prompt_ids` are not one per prompt, no stop id is known, or
@@ -200,7 +202,8 @@ class VLLMGenerator:
 
     def _share(self) -> None:
         if self.group is None:
-            self.group = EngineGroup(self.tensor_parallel_size, CALLS * self.timeout)
+            size, timeout = self.tensor_parallel_size, CALLS * self.timeout
+            self.group, self.node = EngineGroup(size, timeout), EngineGroup(ranks_of_node(size), timeout)
 
     def _wait(self) -> None:
         """Wait for the ranks that share the engine; a collective."""
@@ -208,14 +211,11 @@ class VLLMGenerator:
             self.group.ask(None, lambda every: every)
 
     def _is_behind(self, policy: ScoredCausalLM) -> bool:
-        """Whether the engine needs a sync, as all ranks see it that take part in one."""
-        sharded = is_sharded(policy)
+        """Whether the engine of any rank needs a sync, in which all take part."""
         behind = self._probed is None or (self.engine is not None and self.engine.emptied)
-        if self._probed is not None and (sharded or self.group.leads):
+        if self._probed is not None and (is_sharded(policy) or self.group.leads):
             behind |= not torch.equal(self._probed[0], probe_scores(policy))
-        return (
-            any(of_every_rank(behind)) if sharded else self.group.ask(behind, lambda every: [any(every)] * len(every))
-        )
+        return any(of_every_rank(behind))
 
     def _answer(self, requests: list[tuple[list[Sequence[int]], list[Any]]]) -> list[list[Completion]]:
         """Completions for the rows of every rank that shares the engine."""
@@ -233,11 +233,11 @@ class VLLMGenerator:
     def sync(self, policy: ScoredCausalLM) -> None:
         """Give the engine the policy's weights, starting it where there is none, and check that it has them.
 
-        Every rank calls it. Those that share an engine with another that runs it help to gather a sharded policy, make
-        room for the engine, and wait until it is done.
+        Every rank calls it. The first one of each node writes the weights. Those that share an engine with another that
+        runs it help to gather a sharded policy, make room for the engine, and wait until it is done.
 
         Raises:
-            OSError: If there is no room for the weights.
+            OSError: If there is no room for the weights; a ValueError on ranks that do not write them.
             ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
                 it was.
             TimeoutError: If the engine hangs.
@@ -247,14 +247,21 @@ class VLLMGenerator:
         leads, takes_part = self.group.leads, self.group.leads or is_sharded(policy)
         want = probe_scores(policy) if takes_part else torch.empty(0)
         base = base_scores(policy) if takes_part and self.enable_lora else None
-        with self._folder() if leads else nullcontext("") as folder:
-            given = self._write(policy, folder, base, write=leads) if takes_part else ()
+        lacks = takes_part and (base is None or self._base is None or not torch.equal(base, self._base))
+        lacks = any(of_every_rank(lacks))
+        with ExitStack() as stack:
+            with failing_together():
+                folder = stack.enter_context(self._folder()) if self.node.leads else ""
+            with failing_together():
+                given = self._write(policy, folder, lacks) if self.node.leads or is_sharded(policy) else ()
+            given = of_every_rank(given)[self.node.first]
             torch.cuda.empty_cache()  # without effect where there is no GPU
             self._wait()  # by now the GPU of each has room
             if leads and self.engine is None:
                 self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
             if leads:
                 self.engine.load(*given)
+            self.node.ask(None, lambda every: every)  # all have read the folder, which is removed now
         self._rests, self._base = False, base
         if leads:
             self._check(policy, want)
@@ -262,15 +269,13 @@ class VLLMGenerator:
             self._probed = want, want
         self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
 
-    def _write(self, policy: ScoredCausalLM, folder: str, base: Tensor | None, write: bool) -> Sequence[str | None]:
-        """Write what the engine lacks, and give the folders that it is to load, of weights and of adapters."""
-        dtype = self._engine_dtype(policy)
-        if base is None:
-            write_weights(policy, folder, dtype, write)
-            return folder, None
-        lacks = self._base is None or not torch.equal(base, self._base)
-        lacks = any(of_every_rank(lacks)) if is_sharded(policy) else lacks  # who gather weights do so together
-        return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
+    def _write(self, policy: ScoredCausalLM, folder: str, lacks: bool) -> Sequence[str | None]:
+        """Write what engines are to load, and give the folders of weights, where they lack these, and of adapters."""
+        dtype, write = self._engine_dtype(policy), self.node.leads
+        if self.enable_lora:
+            return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
+        write_weights(policy, folder, dtype, write)
+        return folder, None
 
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)

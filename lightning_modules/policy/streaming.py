@@ -1,11 +1,11 @@
-"""Write a policy's weights as a folder that vLLM loads, one after the other: nobody ever holds the whole model."""
+"""Write a policy's weights as a folder that vLLM loads, layer by layer: nobody ever holds the whole model."""
 
 import json
 import os
-import platform
 import re
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.unshard import is_sharded, merged_shapes, merged_weights, named_state, unshard
+from lightning_modules.policy.unshard import is_sharded, merged_on_meta, merged_weights, named_state, unshard
 from lightning_modules.policy.weights import is_finite
-from lightning_modules.ranks import failing_together, of_every_rank
+from lightning_modules.ranks import failing_together
 
 BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to be together where names are converted
 
@@ -39,32 +39,23 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         write: Whether this rank writes; the others only help to gather.
 
     Raises:
-        OSError: If there is too little room for the weights, or for those that other ranks of a sharded policy write
-            beside it, or the folder cannot be written.
+        OSError: If there is too little room for the weights, or the folder cannot be written.
         ValueError: If a weight is not finite in that dtype, on every rank that takes part.
     """
-    folder, shapes = Path(folder), merged_shapes(policy)
-    size = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
-    place, sharded = (platform.node(), os.fspath(folder.parent)) if write else None, is_sharded(policy)
+    folder, empty = Path(folder), merged_on_meta(policy)
+    size = sum(weight.numel() for weight in empty.values()) * dtype.itemsize
+    sharded = is_sharded(policy)
     with failing_together() if sharded else nullcontext():
-        folders = of_every_rank(place).count(place) if sharded else 1  # written at the same time
         if write:
-            check_room(folder, folders * size)
-    waiting, held, files = Counter(map(block_of, shapes)), defaultdict[str, dict[str, Tensor]](dict), dict[str, str]()
+            check_room(folder, size)
+    files: dict[str, str] = {}
     failed: OSError | None = None
-    for name, weight in merged_weights(policy):
-        weight = finite(name, weight, dtype)
-        block = block_of(name)
-        if write:
-            held[block][name] = weight.to("cpu").contiguous()
-        del weight  # before the next one is gathered
-        waiting[block] -= 1
-        if write and not waiting[block]:
-            try:
-                files |= {} if failed else save_block(policy, held[block], folder / f"{block}.safetensors", size)
-            except OSError as error:  # raised once nothing is left to gather, for which the others wait
-                failed = error
-            del held[block]
+    for block, weights in by_blocks(policy, empty, on_host(policy, dtype, write)):
+        try:
+            files |= {} if failed else save_block(weights, folder / f"{block}.safetensors", size)
+        except OSError as error:  # raised once nothing is left to gather, for which the others wait
+            failed = error
+        del weights  # before the next ones are gathered
     with failing_together() if sharded else nullcontext():
         if failed:
             raise failed
@@ -72,6 +63,38 @@ def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype
         index = {"metadata": {"total_size": size}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
         untied_config(policy, dtype).save_pretrained(folder)
+
+
+def on_host(policy: ScoredCausalLM, dtype: torch.dtype, write: bool) -> Iterator[tuple[str, Tensor]]:
+    """The merged weights in the dtype of an engine, in the memory of the host of a rank that writes; none on others."""
+    for name, weight in merged_weights(policy):
+        weight = finite(name, weight, dtype)
+        if write:
+            yield name, weight.to("cpu").contiguous()
+        del weight  # before the next one is gathered
+
+
+def by_blocks(
+    policy: ScoredCausalLM, names: Iterable[str], weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Weights of a decoder layer at a time, once all of it are there, under the names that files of the family have.
+
+    Args:
+        policy: Whose weights.
+        names: Of all that are to come.
+        weights: Name and tensor of each.
+
+    Yields:
+        The layer, see `block_of`, and its weights.
+    """
+    waiting, held = Counter(map(block_of, names)), defaultdict[str, dict[str, Tensor]](dict)
+    for name, weight in weights:
+        block = block_of(name)
+        held[block][name] = weight
+        del weight  # what becomes of it is up to those who take the layer
+        waiting[block] -= 1
+        if not waiting[block]:
+            yield block, revert_weight_conversion(policy.causal_lm, held.pop(block))
 
 
 def write_adapters(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
@@ -111,9 +134,8 @@ def finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight
 
 
-def save_block(policy: ScoredCausalLM, held: dict[str, Tensor], file: Path, size: int) -> dict[str, str]:
-    """Write the weights of a layer under the names that files of the family have; gives the file by these names."""
-    tensors = revert_weight_conversion(policy.causal_lm, held)
+def save_block(tensors: dict[str, Tensor], file: Path, size: int) -> dict[str, str]:
+    """Write the weights of a layer; gives the file by their names."""
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:

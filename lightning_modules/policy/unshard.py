@@ -57,10 +57,20 @@ def merged_weights(policy: ScoredCausalLM) -> Iterator[tuple[str, Tensor]]:
         del weight  # before the next one is gathered
 
 
-def merged_shapes(policy: ScoredCausalLM) -> dict[str, torch.Size]:
-    """Names and shapes of what `merged_weights` yields, in its order; nothing is gathered."""
-    state = named_state(policy)
-    return {target: state[name].shape for name, targets in _targets(policy, state).items() for target in targets}
+def merged_on_meta(policy: ScoredCausalLM) -> dict[str, Tensor]:
+    """What `merged_weights` yields, in its order, on the meta device; nothing is gathered."""
+    state, found = named_state(policy), {}
+    for name, targets in _targets(policy, state).items():
+        empty = torch.empty(state[name].shape, dtype=state[name].dtype, device="meta")
+        found |= dict.fromkeys(targets, empty)
+    return found
+
+
+def tied_head(policy: ScoredCausalLM) -> str | None:
+    """Name of the head's weight where it is the embedding's, too."""
+    embedding, head = policy.causal_lm.get_input_embeddings(), policy.causal_lm.get_output_embeddings()
+    names = (name for name, module in _modules(policy).items() if module is head)
+    return f"{next(names)}.weight" if embedding.weight is head.weight else None
 
 
 def _modules(policy: ScoredCausalLM) -> dict[str, nn.Module]:
@@ -69,10 +79,8 @@ def _modules(policy: ScoredCausalLM) -> dict[str, nn.Module]:
 
 def _targets(policy: ScoredCausalLM, state: dict[str, Tensor]) -> dict[str, list[str]]:
     """Names without adapters of each weight of a state but the adapters': a tied embedding is the head, too."""
-    names = {id(module): name for name, module in _modules(policy).items()}
-    embedding, head = policy.causal_lm.get_input_embeddings(), policy.causal_lm.get_output_embeddings()
-    table = f"{names[id(embedding)]}.weight"
-    tied = f"{names[id(head)]}.weight" if embedding.weight is head.weight else None
+    embedding, tied = policy.causal_lm.get_input_embeddings(), tied_head(policy)
+    table = next(f"{name}.weight" for name, module in _modules(policy).items() if module is embedding)
     plain = {name: name.replace(".base_layer.", ".") for name in state if ".lora_" not in name}
     return {
         name: [target, tied] if tied and target == table else [target]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig
 
+from lightning_modules.callbacks.fits import refusal
 from lightning_modules.callbacks.memory import Plan, estimate
 from lightning_modules.callbacks.plan import shown
 from lightning_modules.callbacks.summary import cheaper, memory_rows
@@ -98,6 +99,15 @@ def test_parts_add_up_to_the_peak(plan):
     assert shown(peak.peak) in rows["memory"] and peak.moment in rows["memory"]
     assert sum(peak.parts.values()) == peak.peak
     assert [name.strip() for name in rows][1:] == list(peak.parts)
+
+
+def test_the_estimate_says_what_it_is_of(plan):
+    available, compiled = estimate(plan).peak - 1, replace(plan, compiled=True)
+    assert estimate(compiled) == estimate(plan)  # nothing is known of it
+    for said in (memory_rows(plan, available, {})["memory"], refusal(plan, available, {"nothing": plan})):
+        assert "(live tensors alone)" in said
+    for said in (memory_rows(compiled, available, {})["memory"], refusal(compiled, available, {"nothing": plan})):
+        assert "(live tensors alone, of layers as they are without model.torch_compile)" in said
 
 
 def test_sizes_are_written_for_people():

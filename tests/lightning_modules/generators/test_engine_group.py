@@ -7,7 +7,7 @@ import torch.distributed as dist
 from training_runs import script_on_ranks
 
 from lightning_modules.generators import engine_group
-from lightning_modules.generators.engine_group import EngineGroup
+from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 
 SCRIPT = """
 import json, pathlib, sys
@@ -65,3 +65,22 @@ def test_ranks_wait_on_the_cpu_as_long_as_they_are_told_to(monkeypatch):
     monkeypatch.setattr(dist, "new_subgroups", lambda size, **options: (asked.update(options), None))
     assert EngineGroup(2, timeout=7200).first == 2
     assert asked == {"backend": "gloo", "timeout": timedelta(hours=2)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size", "count"),
+    [
+        ("aaaabbbb", 1, 4),
+        ("aaaabbbb", 2, 4),
+        ("aaaaaaaa", 4, 8),
+        ("ab", 1, 1),
+        ("a", 1, 1),
+        ("abababab", 1, 1),  # dealt in turn
+        ("aaaaaabb", 2, 2),
+        ("aabbbbbb", 1, 1),
+        ("aaabbb", 2, 2),  # an engine over two nodes, which is refused elsewhere
+    ],
+)
+def test_the_ranks_of_a_node_are_counted_where_nodes_are_alike(monkeypatch, nodes, size, count):
+    monkeypatch.setattr(engine_group, "of_every_rank", lambda own: list(nodes))
+    assert ranks_of_node(size) == count

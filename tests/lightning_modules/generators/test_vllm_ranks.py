@@ -1,6 +1,7 @@
 """Two ranks that share an engine: it is given the policy in shards, when both have made room for it.
 
-Neither computes beside it while it starts, loads, scores or falls asleep.
+Neither computes beside it while it starts, loads, scores or falls asleep. And two with an engine each, which share the
+folder of weights if they are on one node.
 """
 
 import json
@@ -8,7 +9,7 @@ import json
 import pytest
 from training_runs import script_on_ranks
 
-SCRIPT = """
+STAND_IN = """
 import copy, json, os, pathlib, sys, time
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -18,15 +19,15 @@ from torch.distributed.fsdp import fully_shard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-folder, model, apart, rank = pathlib.Path(sys.argv[1]), sys.argv[2], bool(sys.argv[3:]), int(os.environ["RANK"])
+folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 vllm = sys.modules["vllm"] = ModuleType("vllm")
 vllm.__spec__, vllm.envs = ModuleSpec("vllm", None), SimpleNamespace(VLLM_CACHE_ROOT=str(folder / "cache"))
 vllm.SamplingParams = lambda **settings: settings
 
 from datamodules.packing import Encoded
 from lightning_modules import SRMLModule
-from lightning_modules.generators import VLLMGenerator, vllm as module
-from lightning_modules.policy import documents
+from lightning_modules.generators import VLLMGenerator, engine_group, vllm as module
+from lightning_modules.policy import documents, streaming
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.shard import blocks_of
@@ -69,16 +70,25 @@ def note(what):
     with (folder / "log.txt").open("a") as file:  # one write of a line is whole
         file.write(f"{rank} {what}\\n")
 
+def sharded(policy):
+    for part in (*blocks_of(policy, None), policy):
+        fully_shard(part)
+    return policy
+
+module.Engine = Engine
 torch.manual_seed(0)
+"""
+SHARED = (
+    STAND_IN
+    + """
+apart = sys.argv[3] == "apart"
 generator = VLLMGenerator(tensor_parallel_size=2, max_new_tokens=4, enable_lora=apart)
 own = SRMLModule(init_from=model, generator=generator, lora=LoRA(r=4))
 whole = build_policy(model)
-policy = build_policy(model, LoRA(r=4))
-for part in (*blocks_of(policy, None), policy):
-    fully_shard(part)
+policy = sharded(build_policy(model, LoRA(r=4)))
 data, state = SimpleNamespace(longest_prompt=3), SimpleNamespace(fn="validate")
 own._trainer = SimpleNamespace(precision="32-true", datamodule=data, state=state)
-own.policy, module.Engine = policy, Engine
+own.policy = policy
 torch.cuda.empty_cache = lambda: note("room")
 
 references = [[Encoded(list(range(3, 60)), [0] * 20 + [1] * 10 + [2] * 27)] * 3, []][rank]
@@ -110,13 +120,60 @@ found = {
 (folder / f"{rank}.json").write_text(json.dumps(found))
 dist.destroy_process_group()
 """
+)
+ONE_EACH = (
+    STAND_IN
+    + """
+kind, nodes, place = sys.argv[3], sys.argv[4], folder / "weights"
+engine_group.platform.node = lambda: f"node{rank if nodes == 'two nodes' else 0}"
+load, seen, found = Engine.load, [], {"left": []}
+
+def noted(self, weights, adapters):
+    time.sleep(0.3 * rank)  # for a writer that does not wait
+    seen.append([weights, adapters, os.listdir(place)])
+    load(self, weights, adapters)
+
+Engine.load = noted
+policy = build_policy(model, LoRA(r=4))
+policy = sharded(policy) if kind == "shards" else policy
+generator = VLLMGenerator(
+    max_new_tokens=4, max_model_len=9, enable_lora=kind == "apart", weights_dir=str(place), timeout=10
+)
+for behind in (None, 0, 1):
+    if rank == behind:
+        generator._probed = tuple(scores + 1 for scores in generator._probed)  # as those of another policy would be
+        generator._base = generator._base if rank == 0 else None
+    generator(policy, [[5]], stop_ids=[2])
+    dist.barrier()
+    found["left"] += os.listdir(place)
+found["seen"] = seen
+
+disk_usage, streaming.shutil.disk_usage = streaming.shutil.disk_usage, lambda place: type("", (), {"free": 5})
+generator._base = None
+try:
+    generator.sync(policy)
+except (OSError, ValueError) as error:
+    found["full"] = str(error)
+dist.barrier()
+found["left"] += os.listdir(place)
+(folder / f"{rank}.json").write_text(json.dumps(found))
+
+streaming.shutil.disk_usage = disk_usage
+Engine.load = lambda *given: os.kill(os.getpid(), 9) if rank else load(*given)
+try:
+    generator.sync(policy)
+except RuntimeError:
+    assert nodes == "one node" and not os.listdir(place)
+os._exit(0)  # nothing can be destroyed together
+"""
+)
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["merged", "apart"])
 @pytest.mark.ranks
 def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_room(tiny_model_dir, tmp_path, apart):
-    (script := tmp_path / "ranks.py").write_text(SCRIPT)
-    done = script_on_ranks(script, tmp_path, tiny_model_dir, *["apart"][:apart])
+    (script := tmp_path / "ranks.py").write_text(SHARED)
+    done = script_on_ranks(script, tmp_path, tiny_model_dir, "apart" if apart else "merged")
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["counts"] for rank in ranks] == [[2, 2], [1, 1]] and ranks[0]["tokens"] == 3 + 4
@@ -148,3 +205,27 @@ def test_an_engine_of_two_ranks_is_given_a_sharded_policy_when_both_have_made_ro
     assert ranks[0]["loss"] == ranks[1]["loss"]
     cot, call = ranks[0]["wanted"]
     assert ranks[0]["loss"] == pytest.approx({"val/loss_cot": cot, "val/loss_call": call}, rel=1e-4)
+
+
+@pytest.mark.parametrize("nodes", ["one node", "two nodes"])
+@pytest.mark.parametrize("kind", ["merged", "apart", "shards"])
+@pytest.mark.ranks
+def test_two_engines_of_a_node_read_one_folder_which_its_first_rank_writes_and_removes(
+    tiny_model_dir, tmp_path, kind, nodes
+):
+    (script := tmp_path / "ranks.py").write_text(ONE_EACH)
+    (tmp_path / "weights").mkdir()
+    done = script_on_ranks(script, tmp_path, tiny_model_dir, kind, nodes)
+    assert done.returncodes == [0, -9], done.stderr[-3000:]  # the second rank is killed as its engine loads
+    assert not list((tmp_path / "weights").iterdir()) or nodes == "two nodes"
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["left"] for rank in ranks] == [[], []]
+    assert all("give the generator's weights_dir" in rank["full"] for rank in ranks)
+    first, second = (rank["seen"] for rank in ranks)
+    assert len(first) == len(second) == 3  # also where the engine of one rank alone is behind
+    for (weights, adapters, folders), other in zip(first, second, strict=True):
+        if nodes == "two nodes":
+            assert weights != other[0] or adapters != other[1]
+        else:
+            assert [weights, adapters, folders] == other and len(folders) == 1
+    assert [weights is not None for weights, _, _ in first] == [True, kind != "apart", True]

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from datamodules.packing import CALL, COT, PROMPT, Encoded, collate_packed, micro_batches
 from lightning_modules.callbacks.memory import Plan, adapters, estimate
+from lightning_modules.checkpointing import weight_files
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import Totals, multiscale_loss
@@ -133,8 +135,18 @@ def test_generation_takes_the_most_likely_tokens_of_a_model_without_cache(policy
 
 
 @torch.no_grad()
-def test_the_export_loads_to_equal_logits(policy, documents, tiny_tokenizer, tmp_path):
+def test_the_export_has_the_weights_that_transformers_writes_and_loads_to_equal_logits(
+    policy, documents, tiny_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(weight_files, "LARGEST", 10_000)
     export_hf(policy, tiny_tokenizer, tmp_path / "hf")
+    policy.causal_lm.save_pretrained(tmp_path / "whole")
+    got, want = (
+        {name: weight for file in (tmp_path / place).glob("*.safetensors") for name, weight in load_file(file).items()}
+        for place in ("hf", "whole")
+    )
+    assert got.keys() == want.keys() and all(torch.equal(weight, want[name]) for name, weight in got.items())
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
     ids = torch.tensor([documents[1].input_ids])
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", use_safetensors=True)
     torch.testing.assert_close(exported(ids).logits, policy.causal_lm(ids).logits, rtol=0, atol=1e-5)
