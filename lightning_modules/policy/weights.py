@@ -1,6 +1,7 @@
 """Loading weights: those missing, unexpected, quantized, of another shape or not finite are refused by name."""
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from datamodules.system.hub import refuse_unreachable
 from lightning_modules.policy.weight_files import (
     damaged,
     exact_dtype,
+    files_of,
     has_weights,
     is_finite,
     not_finite,
@@ -82,7 +84,8 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
 def check_model(init_from: str) -> None:
     """Refuse a model that `load_weights` would, as far as config.json and headers of files tell; no weight is read.
 
-    Of a hub id the config alone is looked at, and nothing else is fetched.
+    Of a hub id the config alone is looked at, and nothing else is fetched. Of files larger than this machine's memory,
+    which cannot be mapped to read their headers, it is seen that they are there.
 
     Raises:
         FileNotFoundError: See `load_weights`.
@@ -93,7 +96,10 @@ def check_model(init_from: str) -> None:
         refuse_unreachable(source)
     options = {"device_map": "meta", "attn_implementation": None}
     refuse_quantized(source, options)
-    if Path(source).is_dir() and has_weights(Path(source)):
+    if not (Path(source).is_dir() and has_weights(Path(source))):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if all(file.stat().st_size < memory for file in files_of(source)):
         _fitting(source, source, options)
 
 
