@@ -56,6 +56,7 @@ from lightning_modules.commands.quiet import be_quiet
 from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.objectives import PolicyLoss
+from lightning_modules.policy.weights import check_model
 
 set_parsing_settings(subclasses_enabled=[PolicyLoss])  # jsonargparse takes a dataclass as it is, unless told so
 
@@ -222,7 +223,8 @@ class FunReasonCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command, and blame a checkpoint for what fails while a run is put back to it."""
+        """Run a command, if its model can be; blame a checkpoint for what fails while a run is put back to it."""
+        check_model(self.model.init_from)  # rows may take long to read
         try:
             super()._run_subcommand(subcommand)
         except OF_PYTHON as error:

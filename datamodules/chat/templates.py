@@ -165,7 +165,10 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
         if token in special:
             return token
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no EOS token and its template ends no turn")
+        raise ValueError(
+            f"init_from: the tokenizer of {tokenizer.name_or_path} has no EOS token and its chat template ends no turn "
+            "with a special one: name one as eos_token in its tokenizer_config.json"
+        )
     return tokenizer.eos_token_id
 
 

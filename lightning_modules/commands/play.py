@@ -66,9 +66,11 @@ def main(args: list[str] | None = None) -> None:
 
     from datamodules.chat.tokenizer import load_tokenizer
     from datamodules.readers import read_rows
+    from lightning_modules.policy.weights import check_model
 
     for run in options.runs:
         load_tokenizer(run)
+        check_model(run)
     if options.data:
         next(read_rows(options.data))
     check_free(options.address, options.port)

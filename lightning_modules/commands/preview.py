@@ -1,6 +1,7 @@
 """The report of `funreason show`, computed without weights: rows, lengths, one row, its rewards, steps, memory."""
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from datamodules.base import SHOWN, XLAMDataModule
 from datamodules.chat.form import frame_of
 from datamodules.chat.segments import target_text
+from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.encoding import segment_tokens
 from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
@@ -32,6 +34,8 @@ from lightning_modules.commands.sections import answer_lines, decoded, demo_valu
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.generation_config import check_vocabulary
 from lightning_modules.policy.reference import frozen_copy
+from lightning_modules.policy.weight_files import has_weights
+from lightning_modules.policy.weights import check_model
 from lightning_modules.rollout.scoring import same_reward
 
 
@@ -64,6 +68,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     """
     if not isinstance(data, XLAMDataModule):
         raise ValueError(f"data.class_path {type(data).__name__} has no rows with calls: there is nothing to show")
+    check_model(module.init_from)
     trainer.state.fn = TrainerFn.FITTING
     trainer.training = True
     trainer._data_connector.attach_data(module, datamodule=data)
@@ -186,6 +191,9 @@ def steps(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModule)
         tokens = f"at most {most:,} tokens: {rollouts:,} rollouts with their prompts"
     rows = {"an epoch": f"{each:,} steps, {tokens}", "the run": f"{total:,} steps, {total / each:.3g} of an epoch's"}
     rows |= tokens_of_step(trainer, module) | {"learning rate": rate_of(trainer, module)} | module.settings_table()
+    folder = Path(resolve_model_folder(module.init_from))
+    if folder.is_dir() and not has_weights(folder):
+        rows["weights"] = f"random, for {folder} holds a config.json and no weights"
     if data.hparams.packing == "auto" and module.packed:
         rows["packing"] = "taken for granted here; whether the model keeps documents apart is tried with its weights"
     return rows

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import astuple
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ def server_arguments(model: str) -> list[str]:
         Words of the command line. Later ones of the same name win.
 
     Raises:
-        FileNotFoundError: There is no model of that name.
-        ValueError: The model does not say in which form it was trained.
+        FileNotFoundError: There is no model of that name, or one of its files is missing.
+        ValueError: The model does not say in which form it was trained, or its folder holds no safetensors of a model.
     """
     from datamodules.chat.form import frame_of, recorded_form
     from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
+    from lightning_modules.policy.weight_files import has_weights
     from rewards import FRAMES
 
     folder, tokenizer = resolve_model_folder(model), load_tokenizer(model)
@@ -45,6 +47,8 @@ def server_arguments(model: str) -> list[str]:
             f"{model} does not say in which form it was trained: serve what `funreason fit` or `funreason export` has "
             "written, and any other model with vLLM itself"
         )
+    if Path(folder).is_dir():
+        has_weights(Path(folder))  # or none, for the server to draw; what is not whole is refused
     frame = frame_of(form, tokenizer)
     hermes = frame is not None and _marks(frame) == _marks(FRAMES["hermes"])
     arguments = ["--model", folder, "--served-model-name", model, "--host", "127.0.0.1"]

@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.unshard import is_sharded, merged_on_meta, merged_weights, named_state, unshard
-from lightning_modules.policy.weights import is_finite
+from lightning_modules.policy.weight_files import is_finite
 from lightning_modules.ranks import failing_together
 
 BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to be together where names are converted

@@ -1,7 +1,7 @@
-"""Loading weights: those missing, unexpected, of another shape or not finite are refused by name."""
+"""Loading weights: those missing, unexpected, quantized, of another shape or not finite are refused by name."""
 
-import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,19 +11,26 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from datamodules.chat.tokenizer import resolve_model_folder
+from datamodules.system.hub import refuse_unreachable
+from lightning_modules.policy.weight_files import (
+    damaged,
+    exact_dtype,
+    files_of,
+    has_weights,
+    is_finite,
+    not_finite,
+    whole_numbers,
+)
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # names in an error
-SAVED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""Dtypes of weights by their names in safetensors."""
 BESIDE_THE_TEXT = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|vision_embed\w*|audio_tower|multi_modal_projector|mtp\w*|v_head)\."
     r"|(inv_freq|masked_bias)$"
@@ -58,25 +65,91 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
         ValueError: If the weights are no whole safetensors, do not fit the config, are not finite, are quantized or are
             an adapter's, or if the architecture is unknown, no causal one or lacks a package or the attention kernel.
     """
-    source, report = resolve_model_folder(init_from), []
-    place = source
-    random = Path(source).is_dir() and not _has_weights(Path(source))
-    try:
-        if random or empty:
-            if not empty:
-                log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+    source = resolve_model_folder(init_from)
+    refuse_quantized(source, options)
+    random = Path(source).is_dir() and not has_weights(Path(source))
+    if random and not empty:
+        log.warning("%s holds a config.json and no weights: starting from random weights.", source)
+    if random or empty:
+        with _in_a_sentence(source, options):
             return _of_config(source, options)
+    with _in_a_sentence(source, options):
+        place = _folder_of(source)
+        loading = options | ({"dtype": exact_dtype(place, options["dtype"])} if in_files else {})
+    model = _fitting(source, place, loading)
+    check_values(place, model)
+    return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
+
+
+def check_model(init_from: str) -> None:
+    """Refuse a model that `load_weights` would, as far as config.json and headers of files tell; no weight is read.
+
+    Of a hub id the config alone is looked at, and nothing else is fetched. Of files larger than this machine's memory,
+    which cannot be mapped to read their headers, it is seen that they are there.
+
+    Raises:
+        FileNotFoundError: See `load_weights`.
+        ValueError: See `load_weights`.
+    """
+    source = resolve_model_folder(init_from)
+    if not Path(source).is_dir():
+        refuse_unreachable(source)
+    options = {"device_map": "meta", "attn_implementation": None}
+    refuse_quantized(source, options)
+    if not (Path(source).is_dir() and has_weights(Path(source))):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if all(file.stat().st_size < memory for file in files_of(source)):
+        _fitting(source, source, options)
+
+
+def refuse_quantized(source: str, options: dict[str, Any]) -> None:
+    """Refuse a model whose config.json says that its weights are quantized.
+
+    What transformers makes of such weights depends on the machine: those of some methods it turns into floats where
+    there is no GPU, and else leaves them as they are.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: Naming the method; or the config.json cannot be read.
+    """
+    with _in_a_sentence(source, options):
+        found = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else repr(found)
+        raise ValueError(
+            f"init_from: {source} holds quantized weights (quantization_config {method} in its config.json), which "
+            "nothing here can train or export: give the model they were made from"
+        )
+
+
+def _fitting(source: str, place: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The model of a folder or hub id, once all names, shapes and kinds of its weights are seen to fit its config."""
+    with _in_a_sentence(source, options, place):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
+            **options,
+        )
+    check_names(source, info)
+    check_kinds(place, model)
+    return model
+
+
+@contextmanager
+def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = None) -> Iterator[None]:
+    """Raise what transformers ends in, and what it lists in a table, as one sentence."""
+    report: list[str] = []
+    try:
         with _kept_off_screen(report):
-            place = _folder_of(source)
-            loading = options | ({"dtype": exact_dtype(place, options["dtype"])} if in_files else {})
-            loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named below
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, **loading
-            )
+            yield
     except OSError as error:
         raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
-        raise ValueError(f"init_from: {_damaged(place)} is damaged ({error}): get it again") from error
+        raise ValueError(f"init_from: {damaged(place or source)} is damaged ({error}): get it again") from error
     except (ValueError, ImportError, *ODD_CONFIG) as error:  # of transformers, which lists all it knows
         if mixed := CONVERTED.findall("\n".join(report)):
             raise ValueError(
@@ -86,14 +159,9 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         if isinstance(error, ODD_CONFIG):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if method := _quantization(place):
-            reason = f"quantization_config in its config.json ({method}): {reason}"
-        elif (kernel := options["attn_implementation"]) and isinstance(error, ValueError | ImportError):
+        elif kernel := options["attn_implementation"]:
             reason = f"model.attn_implementation {kernel}: {reason}"  # asked for by name: the default is never refused
         raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error
-    check_names(source, info)
-    check_values(place, model)
-    return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
 
 
 def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) -> PreTrainedModel:
@@ -127,16 +195,6 @@ def _folder_of(source: str) -> str:
     return source if found is None else str(Path(found).parent)
 
 
-def exact_dtype(source: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a folder's weights, if all have one that holds no number that `dtype` does not; else `dtype`."""
-    kinds = set()
-    for path in _files(source):
-        with safe_open(path, framework="pt") as file:
-            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}
-    saved = SAVED.get(kinds.pop(), dtype) if len(kinds) == 1 else dtype
-    return saved if torch.promote_types(saved, dtype) == dtype else dtype
-
-
 def check_names(source: str, info: dict[str, Any]) -> None:
     """Raise if weights are missing, unknown or of another shape than the config's.
 
@@ -162,97 +220,34 @@ def check_names(source: str, info: dict[str, Any]) -> None:
         )
 
 
-@torch.no_grad()
-def check_values(source: str, model: PreTrainedModel) -> None:
-    """Raise if a weight is not finite, at the cost of reading each once, or no floating-point number.
+def check_kinds(source: str, model: PreTrainedModel) -> None:
+    """Raise if a weight is no floating-point number, in the model or in the files.
 
     Raises:
-        ValueError: Naming the file and the tensor.
+        ValueError: Naming the tensor.
     """
     kinds = {name: weight.dtype for name, weight in model.named_parameters() if not weight.is_floating_point()}
-    for name, kind in [*kinds.items(), *_whole_numbers(source, {name for name, _ in model.named_parameters()})]:
+    for name, kind in [*kinds.items(), *whole_numbers(source, {name for name, _ in model.named_parameters()})]:
         raise ValueError(
             f"init_from: {source} holds quantized weights ({name} is {kind}), which nothing here can train or export: "
             "give the model they were made from"
         )
+
+
+@torch.no_grad()
+def check_values(source: str, model: PreTrainedModel) -> None:
+    """Raise if a weight is not finite, at the cost of reading each once.
+
+    Raises:
+        ValueError: Naming the file and the tensor.
+    """
     for name, weight in model.state_dict().items():
         if not is_finite(weight):
-            file, tensor = next(_not_finite(source), (source, name))
+            file, tensor = next(not_finite(source), (source, name))
             raise ValueError(
                 f"init_from: {file} holds {tensor}, in which not all values are finite in {weight.dtype}: get it "
                 "again, or give a model from before its training went wrong"
             )
-
-
-def is_finite(weight: Tensor) -> bool:
-    """Whether no value is NaN or infinite, which the least or the greatest one would be."""
-    return not weight.is_floating_point() or not weight.numel() or bool(torch.stack(weight.aminmax()).isfinite().all())
-
-
-def _whole_numbers(source: str, parameters: set[str]) -> Iterator[tuple[str, str]]:
-    """Names and kinds of parameters that are no floating-point numbers in the files; loading would cast them."""
-    for path in _files(source):
-        with safe_open(path, framework="pt") as file:
-            kinds = ((name, file.get_slice(name).get_dtype()) for name in file.keys() if name in parameters)
-            yield from ((name, kind) for name, kind in kinds if "F" not in kind)  # of F32, BF16, F8_E4M3
-
-
-def _not_finite(source: str) -> Iterator[tuple[Path, str]]:
-    """The tensors of a folder's files that are not finite; names in files can differ from those in the model."""
-    for path in _files(source):
-        with safe_open(path, framework="pt") as file:
-            yield from ((path, name) for name in file.keys() if not is_finite(file.get_tensor(name)))
-
-
-def _damaged(source: str) -> str | Path:
-    """The file of a folder that is no whole safetensors."""
-    for path in _files(source):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError):
-            return path
-    return source
-
-
-def _files(source: str) -> list[Path]:
-    return sorted(Path(source).glob("*.safetensors"))  # none of a hub id without safetensors
-
-
-def _has_weights(folder: Path) -> bool:
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"init_from: {folder} holds an adapter (adapter_config.json), and the weights it sits on are elsewhere: "
-            "merge both into one folder first"
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not _is_index(index):
-        raise ValueError(f"init_from: {index} is damaged, it does not say which file holds which weight: get it again")
-    if index.is_file() or _files(str(folder)):
-        return True
-    if pickles := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
-        raise ValueError(
-            f"init_from: {folder} holds pickled weights ({pickles[0]}); convert them to safetensors first."
-        )
-    return False
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return bool(files) and all(isinstance(name, str) for name in files.values())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return False
-
-
-def _quantization(source: str) -> str:
-    """What a folder's config.json says that its weights were quantized with; "" if they were not."""
-    try:
-        config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    found = config.get("quantization_config") if isinstance(config, dict) else None
-    return "" if found is None else str(found.get("quant_method")) if isinstance(found, dict) else repr(found)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -353,7 +353,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused_by_the_part_that_it_lacks(run
     [
         ("tokenizer.json", "{", ["tokenizer", "cannot be read"]),
         ("tokenizer_config.json", "[]", ["tokenizer", "cannot be read"]),
-        ("config.json", "[]", ["cannot be read"]),
+        ("config.json", "[]", ["could not be loaded"]),
         ("generation_config.json", "{", ["generation_config.json"]),
         ("generation_config.json", '{"eos_token_id": "x"}', ["generation config", "eos_token_id"]),
         ("chat_template.jinja", "{% for m in messages %}", ["chat template", "no Jinja"]),
@@ -369,6 +369,20 @@ def test_a_damaged_model_folder_is_named(tiny_model_dir, base_args, tmp_path, fi
         main([*CONFIG, *base_args(tmp_path, **{"model.init_args.init_from": tmp_path / "model"})])
     said = exit_.value.code
     assert "\n" not in said and all(word in said for word in ["error: init_from: ", str(tmp_path), *words]), said
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "show", "ask", "play", "serve"])
+def test_every_command_refuses_a_model_that_lacks_a_shard_before_anything_is_read(base_args, tmp_path, run, command):
+    place = tmp_path / "model"
+    shutil.copytree(run / "hf", place)
+    (place / "model.safetensors").rename(place / "a.safetensors")
+    homes = {"model.norm.weight": "a.safetensors", "model.embed_tokens.weight": "b.safetensors"}
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    words = {"ask": [str(place), "how?"], "play": [str(place), "--data", "absent.jsonl"], "serve": [str(place)]}
+    settings = {"model.init_args.init_from": place, "data.init_args.path": "absent.jsonl"}
+    with pytest.raises(SystemExit) as exit_:
+        main([command, *words.get(command, [*CONFIG[1:], *base_args(tmp_path, **settings)])])
+    assert f"{place} lacks 1 of the 2 files that its model.safetensors.index.json names (b.saf" in exit_.value.code
 
 
 @pytest.mark.parametrize("text", ["a: [", "[]", "model: {}"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -170,11 +171,16 @@ def test_a_long_answer_is_cut_in_its_middle():
 
 @pytest.fixture
 def show(base_args, tmp_path, capsys, monkeypatch):
-    """Runs the command without weights; gives what it prints."""
+    """Runs the command, in which no weight may be read; gives what it prints."""
+    load = AutoModelForCausalLM.from_pretrained
+
+    def of_headers(*args, device_map, **options):
+        assert device_map == "meta"
+        return load(*args, device_map=device_map, **options)
 
     def run(experiment, *words, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+            patch.setattr(AutoModelForCausalLM, "from_pretrained", of_headers)
             main(["show", "--config", f"configs/{experiment}.yaml", *base_args(tmp_path / "runs", **options), *words])
         assert not (tmp_path / "runs").exists()
         return capsys.readouterr().out
@@ -305,6 +311,13 @@ def test_another_attention_is_named_and_what_is_known_not_to_pack_is_refused(sho
     )
     with pytest.raises(SystemExit, match=r"data\.packing is on, but .* does not keep documents apart"):
         show("srml", **chunks | {"data.init_args.packing": "on"})
+
+
+def test_random_weights_are_said(show, tmp_path, tiny_model_dir):
+    assert "random, for" not in show("srml")
+    shutil.copytree(tiny_model_dir, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    printed = show("srml", **{"model.init_args.init_from": tmp_path / "model"})
+    assert f"random, for {tmp_path / 'model'} holds a config.json and no weights" in printed
 
 
 def test_shards_are_counted_before_there_are_ranks(show):

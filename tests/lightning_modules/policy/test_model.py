@@ -211,7 +211,7 @@ def test_bad_folders_are_named(tmp_path, tiny_model_dir):
         build_policy(str(tmp_path))
     shutil.copy(tiny_model_dir / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ValueError, match=r"pickled weights \(pytorch_model.bin\); convert them to safetensors"):
+    with pytest.raises(ValueError, match=r"holds no safetensors but pickles \(pytorch_model.bin\), which"):
         build_policy(str(tmp_path))
 
 

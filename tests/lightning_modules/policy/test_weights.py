@@ -14,7 +14,8 @@ from transformers.utils import hub as transformers_hub
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_as_loaded
-from lightning_modules.policy.weights import check_values, exact_dtype, load_weights
+from lightning_modules.policy.weight_files import exact_dtype
+from lightning_modules.policy.weights import check_kinds, check_model, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
 
@@ -52,10 +53,17 @@ def shards(place):
     return place
 
 
-def refusal(place, error=ValueError):
+def refusal(place, error=ValueError, early=True):
+    """The sentence with which a folder is refused: where no weight needs to be read, before anything else is done."""
     with pytest.raises(error) as raised:
         build_policy(str(place))
     words = str(raised.value)
+    if early:
+        with pytest.raises(error) as raised:
+            check_model(str(place))
+        assert str(raised.value) == words
+    else:
+        check_model(str(place))
     assert words.startswith((f"init_from: {place}", f"init_from: the weights of {place} do not fit its config.json"))
     assert "\n" not in words and len(words) < 900
     return words
@@ -104,12 +112,12 @@ def test_what_whole_checkpoints_hold_beside_a_language_model_is_left(folder):
 def test_a_weight_that_is_not_finite_is_blamed_on_its_file(folder, value):
     place = shards(folder(lambda w: w[Q].view(-1)[5:6].fill_(float(value))))
     file = json.loads((place / "model.safetensors.index.json").read_text())["weight_map"][Q]
-    assert f"init_from: {place / file} holds {Q}, in which not all values are finite" in refusal(place)
+    assert f"init_from: {place / file} holds {Q}, in which not all values are finite" in refusal(place, early=False)
 
 
 def test_a_weight_of_many_is_blamed_by_its_name_in_the_file(folder):
     place = folder(lambda w: w[EXPERT + "up_proj.weight"].fill_(float("nan")), "qwen3_moe")
-    assert f"holds {EXPERT}up_proj.weight, in which" in refusal(place)
+    assert f"holds {EXPERT}up_proj.weight, in which" in refusal(place, early=False)
 
 
 def test_finite_weights_of_any_size_are_taken(folder):
@@ -229,12 +237,17 @@ def cut(path):
     [
         (lambda place: cut(place / "b.safetensors"), ValueError, "b.safetensors is damaged (Error while deserializing"),
         (lambda place: (place / "a.safetensors").write_bytes(b""), ValueError, "a.safetensors is damaged"),
-        (lambda place: (place / "a.safetensors").unlink(), FileNotFoundError, "a.safetensors"),
+        (
+            lambda place: (place / "a.safetensors").unlink(),
+            FileNotFoundError,
+            "lacks 1 of the 2 files that its model.saf",
+        ),
+        (lambda place: [(place / f"{n}.safetensors").unlink() for n in "ab"], FileNotFoundError, "(a.safetensors, …)"),
         (lambda place: cut(place / "model.safetensors.index.json"), ValueError, "index.json is damaged"),
         (lambda place: (place / "model.safetensors.index.json").write_text("[]"), ValueError, "index.json is damaged"),
         (lambda place: (place / "adapter_config.json").write_text("{}"), ValueError, "holds an adapter"),
     ],
-    ids=["cut", "empty", "missing", "cut index", "foreign index", "adapter"],
+    ids=["cut", "empty", "missing", "all missing", "cut index", "foreign index", "adapter"],
 )
 def test_damaged_files_are_named(folder, damage, error, words):
     place = shards(folder())
@@ -246,9 +259,12 @@ def test_damaged_files_are_named(folder, damage, error, words):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config in its config.json (gptq)"),
-        ({"quantization_config": {}}, "quantization_config in its config.json (None)"),
-        ({"quantization_config": "int4"}, "quantization_config in its config.json ('int4')"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantized weights (quantization_config gptq in its config.json)",
+        ),
+        ({"quantization_config": {}}, "(quantization_config None in its"),
+        ({"quantization_config": "int4"}, "(quantization_config 'int4' in its"),
         ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
         ({"num_attention_heads": 0, "head_dim": None}, "could not be loaded: ZeroDivisionError"),
         ({"hidden_act": "nope"}, "could not be loaded: KeyError: 'nope'"),
@@ -264,7 +280,7 @@ def test_weights_left_quantized_are_refused(folder):
     model = load_weights(str(folder()), False, attn_implementation=None)
     model.model.norm.weight = torch.nn.Parameter(torch.ones(32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"holds quantized weights \(model.norm.weight is torch.int8\)"):
-        check_values("folder", model)
+        check_kinds("folder", model)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool])
@@ -274,3 +290,29 @@ def test_weights_that_loading_would_turn_into_floats_are_refused(folder, kind):
     tensors["model.norm.weight"] = torch.ones(32, dtype=kind)
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
     assert "holds quantized weights (model.norm.weight is" in refusal(place)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_config_of_quantized_weights_is_refused_whatever_is_made_of_it(folder, weights):
+    """Without a GPU transformers turns FP8 into floats, and with one it does not."""
+    place = folder(quantization_config={"quant_method": "fp8"})
+    if not weights:
+        (place / "model.safetensors").unlink()
+    words = "holds quantized weights (quantization_config fp8 in its config.json), which nothing here can train"
+    assert words in refusal(place)
+    with pytest.raises(ValueError, match="holds quantized weights"):
+        build_policy(str(place), empty=True)
+
+
+def test_a_quantized_model_of_a_hub_is_refused_by_its_config_alone(folder, hub):
+    name, _, asked = hub(folder(quantization_config={"quant_method": "bitsandbytes"}))
+    with pytest.raises(ValueError, match=rf"init_from: {name} holds quantized weights \(quantization_config bitsandb"):
+        check_model(name)
+    assert not any("safetensors" in file for file in asked)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_checking_a_whole_model_changes_nothing_of_the_run(folder, kind):
+    place, state = folder(kind=kind), torch.get_rng_state()
+    check_model(str(place))
+    assert torch.equal(torch.get_rng_state(), state)
