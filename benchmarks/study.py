@@ -34,6 +34,10 @@ IMPORTED = [
 ]  # once, by the server that processes are forked from
 
 
+Key = tuple[str, str, int]
+"""Scale, arm and seed of a run."""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One run of the study.
@@ -53,7 +57,7 @@ class Run:
     after: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         """Scale, arm and seed."""
         return self.scale, self.arm, self.seed
 
@@ -169,10 +173,7 @@ def run_missing(planned: list[Run], place: Place, file: Path, note: dict[str, st
     Returns:
         1 if a run failed, or waits for one that did.
     """
-    done = finished(file)
-    needed = {(run.scale, run.after, run.seed) for run in planned if run.after and run.key not in done}
-    lost = {key for key in needed & done if not place.folder(*key[1:]).is_dir()}
-    done -= lost
+    done = without_lost(finished(file), planned, place)
     waiting = [run for run in planned if run.key not in done]
     context = get_context("spawn" if torch.cuda.is_available() else "forkserver")  # no fork may come after CUDA's start
     context.set_forkserver_preload(IMPORTED)
@@ -201,6 +202,16 @@ def run_missing(planned: list[Run], place: Place, file: Path, note: dict[str, st
     left = f"; {len(waiting)} not started: " + ", ".join(f"{r.arm}-{r.seed}" for r in waiting) if waiting else ""
     print(f"{total - len(waiting) - len(failed)} runs done, {len(failed)} failed{left}. Lines: {file}", flush=True)
     return int(bool(failed) or (bool(waiting) and minutes == float("inf")))
+
+
+def without_lost(done: set[Key], planned: Sequence[Run], place: Place) -> set[Key]:
+    """What need not be run: not what a run is to start from whose folder is gone, nor what that has started from."""
+    while True:
+        starts = {(run.scale, run.after, run.seed) for run in planned if run.after and run.key not in done}
+        lost = {key for key in starts & done if not place.folder(*key[1:]).is_dir()}
+        if not lost:
+            return done
+        done = done - lost
 
 
 def say(run: Run, code: int, took: dict[Run, float], left: Sequence[Run], total: int, jobs: int, place: Place) -> None:
@@ -252,7 +263,7 @@ def append(file: Path, line: dict[str, Any]) -> None:
         os.fsync(opened.fileno())
 
 
-def finished(file: Path) -> set[tuple[str, str, int]]:
+def finished(file: Path) -> set[Key]:
     """Keys of the runs that have a line; one that a kill has cut off is none."""
     keys = set()
     for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:

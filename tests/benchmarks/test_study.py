@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository and not installed
 from benchmarks import study, study_real, study_rows
-from benchmarks.study import Place, Run, append, estimate, finished
+from benchmarks.study import Place, Run, append, estimate, finished, without_lost
 from datamodules.system.files import write_text
 from datamodules.toolbox.rows import make_corpus
 
@@ -45,6 +45,16 @@ def test_a_run_takes_as_long_as_the_longest_of_its_arm_or_else_of_its_kind():
     assert estimate(runs[1], took) == 7.0  # 20 is of another kind
     assert estimate(Run("real", "grpo", 0, after="srml"), took) == 20.0
     assert estimate(runs[1], {}) == 0.0
+
+
+def test_what_is_to_be_started_from_is_run_again_where_its_folder_is_gone_and_so_is_what_that_started_from(tmp_path):
+    place = Place("", tmp_path, tmp_path)
+    planned = [Run("small", "a", 0), Run("small", "b", 0, after="a"), Run("small", "c", 0, after="b")]
+    done = {run.key for run in planned[:2]}
+    assert without_lost(done | {planned[2].key}, planned, place) == {run.key for run in planned}  # nothing is missing
+    assert without_lost(done, planned, place) == set()
+    place.folder("b", 0).mkdir()
+    assert without_lost(done, planned, place) == done  # nothing starts from `a` any more
 
 
 def test_every_arm_has_its_seeds_and_reinforcement_follows_the_run_of_its_seed():
