@@ -72,11 +72,10 @@ class BFCLModule(EvaluationModule):
         self.registered_name = registered_name
 
     def setup(self, stage: str) -> None:
-        """Validate the settings before any weight is loaded, and load the answers of earlier runs.
+        """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: The command, the data or the registered name is not one that this works with, or a file of
-                answers is damaged.
+            ValueError: The command, the data or the registered name is not one that this works with.
         """
         super().setup(stage)
         data = self.data
@@ -87,10 +86,15 @@ class BFCLModule(EvaluationModule):
                 f"model.registered_name: bfcl-eval {data.package.release} knows no model {self.registered_name}; give "
                 "one that `bfcl models` lists"
             )
-        self.take_over(data)
 
-    def take_over(self, data: BFCLDataModule) -> None:
-        """Load the answers of earlier runs with the same settings, and write this run's settings."""
+    def on_test_start(self) -> None:
+        """Load the answers of earlier runs with the same settings, and write this run's, now that Lightning tells them.
+
+        Raises:
+            ValueError: A file of answers is damaged.
+        """
+        super().on_test_start()
+        data = self.data
         self.run = Path(self.trainer.log_dir)  # a collective: every rank asks
         self.answers: list[Results] = []
         if self.trainer.is_global_zero:
@@ -104,17 +108,20 @@ class BFCLModule(EvaluationModule):
         self.answers = self.trainer.strategy.broadcast(self.answers)
 
     def settings(self, data: BFCLDataModule) -> dict[str, Any]:
-        """All settings that the answers depend on."""
-        folder = Path(resolve_model_folder(self.init_from))
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        """All settings that the answers depend on, and fingerprints of all files."""
+        checkpoint, template = self.trainer.ckpt_path, data.chat_template
         settings = {
             "init_from": self.init_from,
-            "files": {file.name: fingerprint(str(file)) for file in files if file.is_file()},
+            "files": fingerprints(Path(resolve_model_folder(self.init_from))),
+            "checkpoint": fingerprints(Path(checkpoint)) if checkpoint else None,
+            "chat_template": template and (fingerprints(Path(template)) or template),
             "bfcl-eval": data.package.release,
+            "precision": str(self.trainer.precision),
             "generator": type(self.generator).__name__,
+            "dtype": getattr(self.generator, "dtype", None),
         }
         settings |= {name: getattr(self.generator, name) for name in ("max_new_tokens", "top_p", "seed")}
-        own = ("samples", "temperature", "answer_tags", "registered_name")
+        own = ("samples", "temperature", "answer_tags", "registered_name", "attn_implementation")
         return settings | {name: getattr(self, name) for name in own}
 
     def answered(self, row: BFCLRow) -> bool:
@@ -197,3 +204,9 @@ class BFCLModule(EvaluationModule):
         if isinstance(self.trainer.logger, TensorBoardLogger):
             text = "\n".join(f"    {line}" for line in table.splitlines())  # a block of code in Markdown
             self.trainer.logger.experiment.add_text("bfcl/table", text, self.global_step)
+
+
+def fingerprints(path: Path) -> dict[str, str]:
+    """Those of a file, or of the files of a folder, by name; none of what is not there."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: fingerprint(str(file)) for file in files if file.is_file()}

@@ -54,16 +54,17 @@ def told(row, sample):
 
 @pytest.fixture
 def evaluate(tiny_model_dir, tiny_tokenizer, tmp_path):
-    def run(answer=told, fail_after=None, data=None, **options):
+    def run(answer=told, fail_after=None, data=None, precision=None, checkpoint=None, **options):
         generator = Scripted(tiny_tokenizer, answer, fail_after)
         module = BFCLModule(str(tiny_model_dir), generator=generator, **options)
         rows = BFCLDataModule(
             str(tiny_model_dir), **{"categories": CATEGORIES, "limit": 8, "eval_batch_size": 2} | (data or {})
         )
         logger = TensorBoardLogger(tmp_path, name="")
-        trainer = Trainer(accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(accelerator="cpu", logger=logger, precision=precision, **quiet)
         try:
-            trainer.test(module, datamodule=rows, verbose=False)
+            trainer.test(module, datamodule=rows, verbose=False, ckpt_path=checkpoint)
         except SystemExit:  # what Lightning makes of an interruption
             pass
         return generator.asked, module.run, module
@@ -114,10 +115,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(evaluate, capsys):
     assert more == []
 
 
-def test_other_settings_start_afresh(evaluate):
-    evaluate(data={"categories": ["simple"], "limit": 2})
-    asked, _, _ = evaluate(data={"categories": ["simple"], "limit": 2}, temperature=0.7)
-    assert asked == ["simple_0", "simple_1"]
+def test_other_settings_start_afresh(evaluate, tiny_model_dir, tmp_path):
+    one, both = {"categories": ["simple"], "limit": 2}, ["simple_0", "simple_1"]
+    evaluate(data=one)
+    options = {"model.init_from": tiny_model_dir, "data.path": "toolbox:train:8", "trainer.max_steps": 1}
+    options |= {"data.val_fraction": 0, "trainer.limit_val_batches": 0, "trainer.default_root_dir": tmp_path / "fit"}
+    main(["fit", "--config", "configs/srml.yaml", *(f"--{name}={value}" for name, value in options.items())])
+    checkpoint, template = next((tmp_path / "fit").glob("*/checkpoints/*.ckpt")), tmp_path / "other.jinja"
+    template.write_text("{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}")
+    others = (
+        {"temperature": 0.7},
+        {"checkpoint": checkpoint},
+        {"precision": "bf16-mixed"},
+        {"attn_implementation": "eager"},
+        {"data": one | {"chat_template": str(template)}},
+    )
+    for other in others:
+        assert [evaluate(**{"data": one} | other)[0] for _ in range(2)] == [both, []]
+    template.write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    assert evaluate(data=one | {"chat_template": str(template)})[0] == both
+    assert evaluate(data=one)[0] == []
 
 
 def test_several_samples_are_averaged_and_kept_apart(evaluate):
