@@ -39,7 +39,8 @@ def resolve_checkpoint(path: str) -> str:
     checkpoints = [*found.glob("checkpoints/*.ckpt"), *found.glob("*.ckpt")]
     if not checkpoints:
         raise FileNotFoundError(f"--ckpt_path {path}: no such checkpoint, and no run folder with checkpoints in it.")
-    return str(max(checkpoints, key=lambda file: (_step(file), file.stat().st_mtime)))
+    # of one step the last: the best may be of a validation after the epoch was cut short and counted as done
+    return str(max(checkpoints, key=lambda file: (_step(file), file.name.startswith("last-"), file.stat().st_mtime)))
 
 
 def step_of(model: str) -> int:
@@ -99,20 +100,23 @@ class LastCheckpoint(ModelCheckpoint):
             signal.signal(signal.SIGTERM, self._note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Save every so many steps, and when any rank has received SIGTERM.
-
-        And where `max_steps` ends the run within an epoch: at the end of training Lightning has counted that epoch as
-        done, and a run that went on from there would leave its rest out.
+        """Save every so many steps, where the run ends within an epoch, and when any rank has received SIGTERM.
 
         Raises:
             SIGTERMException: On every rank, if any has received SIGTERM.
         """
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
-        if trainer.global_step == trainer.max_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if ends_within_epoch(trainer):
             self._save(trainer)
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.terminated, all=False):
             self._save(trainer)
             raise SIGTERMException
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where early stopping has ended the run within an epoch."""
+        super().on_validation_end(trainer, pl_module)
+        if ends_within_epoch(trainer):
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, so that more epochs can follow."""
@@ -124,6 +128,18 @@ class LastCheckpoint(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def ends_within_epoch(trainer: Trainer) -> bool:
+    """Whether the step just taken is the run's last, by `max_steps`, `max_time` or early stopping, but no epoch's.
+
+    It has to be saved there: at the end of training Lightning has counted that epoch as done, and a run that went on
+    from there would leave its rest out. `Timer` and `EarlyStopping`, which ranks stop by together, come before
+    checkpoints in the order of the callbacks.
+    """
+    loop = trainer.fit_loop
+    ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and loop._can_stop_early)
+    return ends and not loop.epoch_loop.batch_progress.is_last_batch
 
 
 class ExactResume(Callback):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import assert_same, metrics, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -172,6 +173,33 @@ def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(
     main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "srml-fit-0")])
     trained = [metrics(tmp_path / f"srml-fit-{i}", ("train/tokens",)) for i in (0, 1)]
     assert trained[0] | trained[1] == {k: n for k, n in metrics(run, ("train/tokens",)).items() if k[0] <= 5}
+
+
+def stopped_by_the_clock(args, patch):
+    steps, original = [], SRMLModule.training_step
+    patch.setattr(SRMLModule, "training_step", lambda *given: steps.append(1) or original(*given))
+    patch.setattr(Timer, "time_elapsed", lambda *_: len(steps))  # seconds
+    main([*args, "--trainer.max_time=00:00:00:01"])
+
+
+def stopped_early(args, patch):
+    early = "lightning.pytorch.callbacks.EarlyStopping"
+    options = {"monitor": "tool/exact_match", "mode": "max", "stopping_threshold": -1}  # stops the first time it looks
+    options = [f"--trainer.callbacks.{k}={v}" for k, v in (options | {"check_on_train_epoch_end": False}).items()]
+    main([*args, f"--trainer.callbacks+={early}", *options, "--trainer.val_check_interval=1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [stopped_by_the_clock, stopped_early])
+def test_a_run_stopped_within_an_epoch_goes_on_with_the_rest_of_it(run, base_args, tmp_path, monkeypatch, stopped):
+    args = CONFIG + base_args(tmp_path, **RUN | {"last_checkpoint.every_n_train_steps": 50})
+    with monkeypatch.context() as patch:
+        stopped(args, patch)
+    assert saved_state(tmp_path / "srml-fit-0", 1)["global_step"] == 1
+    main([*args, "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    expected, got = saved_state(run, 6), saved_state(tmp_path / "srml-fit-1", 6)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(got[key], expected[key])
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(run, base_args, tmp_path):
