@@ -24,7 +24,7 @@ from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
 from datamodules.system.files import check_writable, write_text
 from datamodules.system.locks import sole_writer
-from datamodules.system.redaction import redact
+from datamodules.system.redaction import redact, redact_settings
 from datamodules.xlam import write_jsonl
 from rewards import parse_calls
 from rewards.parser import split_completion
@@ -83,6 +83,7 @@ class SelfRefinement:
         pool = list(pool_examples(self.pool))
         if not pool:
             raise ValueError(f"{self.pool} holds no rows to roll out on")
+        self._check_settings()
         model, table = self.init_from, [{"round": 0, "pool": len(pool), "score": self._score(self.init_from, "start")}]
         for number in range(1, self.rounds + 1):
             folder = self.folder / f"round_{number}"
@@ -100,6 +101,22 @@ class SelfRefinement:
             if not pool or not accepted:
                 break
         print(f"\n{markdown(table)}\nThe last model: {model}; the table: {self.folder / 'rounds.md'}")
+
+    def _check_settings(self) -> None:
+        """Note the settings in the folder, and refuse one that has others; further rounds may be asked for.
+
+        Raises:
+            ValueError: The folder holds a loop with other settings.
+        """
+        names = ("init_from", "pool", "val_path", "sample", "refine", "fit", "samples", "hard")
+        ours, file = redact_settings({name: getattr(self, name) for name in names}), self.folder / "settings.json"
+        theirs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ours
+        if name := next((name for name in names if theirs[name] != ours[name]), ""):
+            raise ValueError(
+                f"{self.folder} holds rounds with another {name}, {theirs[name]!r} and not {ours[name]!r}: choose "
+                "another output_dir, or remove the folder"
+            )
+        write_text(file, json.dumps(ours, indent=2) + "\n")
 
     def _collect(
         self, pool: list[Example], model: str, folder: Path, number: int

@@ -239,7 +239,8 @@ def write_rows(folder: Path, journal: Journal, val_fraction: float, part: str = 
     def kept(held_out: bool) -> Iterator[dict[str, Any]]:
         for _, outcome in journal.outcomes():
             request = opening(outcome.example.query, outcome.example.history)
-            if outcome.kept and held_out == bool(query_places([request])[0] < val_fraction):
+            # a name before it, or training on what is left would find next to nothing to hold out by the same draw
+            if outcome.kept and held_out == bool(query_places([f"refinement {request}"])[0] < val_fraction):
                 yield asdict(outcome.example)
 
     def rejected() -> Iterator[dict[str, Any]]:

@@ -106,6 +106,14 @@ def test_a_loop_that_was_stopped_goes_on_where_it_was(loop, tmp_path, fail):
     assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
 
 
+def test_a_folder_of_other_settings_is_refused_and_further_rounds_are_not(loop, tmp_path):
+    loop(Commands(lambda row_id: True), rounds=1).run()
+    with pytest.raises(ValueError, match="another init_from, 'start' and not 'other': choose another"):
+        loop(Commands(lambda row_id: True), init_from="other").run()
+    loop(Commands(lambda row_id: True), rounds=2).run()
+    assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
+
+
 def test_answered_queries_leave_the_pool_of_hard_ones(loop, tmp_path):
     commands = Commands(lambda row_id: not row_id.endswith("#0") and int(row_id.split("#")[0].split("-")[-1]) % 2 == 0)
     loop(commands, samples=3, hard=True, rounds=10).run()

@@ -14,6 +14,7 @@ import pytest
 from stub_server import YES, Stub
 
 from datamodules import read_examples
+from datamodules.holdout import hold_out, query_places
 from datamodules.refinement import Outcome, Panel, RuleJudge, Verdict, fcdr
 from datamodules.refinement.cli import main
 from datamodules.refinement.journal import Journal
@@ -216,6 +217,8 @@ def test_a_held_out_part_is_written_apart(tmp_path, scripted):
     journal.close()
     counts = [len((tmp_path / name).read_text().splitlines()) for name in ("refined.jsonl", "validation.jsonl")]
     assert sum(counts) == 400 and 5 <= counts[1] <= 40  # 400 x 0.05 = 20
+    left = [json.loads(line)["query"] for line in (tmp_path / "refined.jsonl").read_text().splitlines()]
+    assert 5 <= hold_out(query_places(left), 0.05).sum() <= 40  # what training holds out of it, 380 x 0.05 = 19
 
 
 def behave(number, body):
