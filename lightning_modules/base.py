@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from datamodules.base import XLAMDataModule
 from datamodules.packing import PackedBatch, idle_batch
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
 from lightning_modules.evaluation import EvaluationModule
@@ -68,6 +69,8 @@ class FunctionCallingModule(EvaluationModule):
         ValueError: A number is out of its range.
     """
 
+    LEARNS_FROM: type[XLAMDataModule]  # of ours; a data module of the user's is taken as it is
+
     def __init__(
         self,
         init_from: str,
@@ -111,9 +114,14 @@ class FunctionCallingModule(EvaluationModule):
         """Validate the settings before any weight is loaded.
 
         Raises:
-            ValueError: See `check_precision`, `check_generator` and `check_compiles`; or activations are to be
-                offloaded from the CPU, or layers compiled under FSDP1.
+            ValueError: See `check_precision`, `check_generator` and `check_compiles`; or the data are for a module of
+                another kind, activations are to be offloaded from the CPU, or layers compiled under FSDP1.
         """
+        if stage == "fit" and isinstance(self.data, XLAMDataModule) and not isinstance(self.data, self.LEARNS_FROM):
+            raise ValueError(
+                f"{type(self).__name__} learns from the rows of {self.LEARNS_FROM.__name__}, and data is "
+                f"{type(self.data).__name__}: set data.class_path to {self.LEARNS_FROM.__name__}."
+            )
         recomputed = settings_of(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
             raise ValueError(

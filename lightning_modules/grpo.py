@@ -86,6 +86,8 @@ class GRPOModule(FunctionCallingModule):
         **kwargs: See `FunctionCallingModule`.
     """
 
+    LEARNS_FROM = XLAMPromptDataModule
+
     def __init__(
         self,
         *,

@@ -33,6 +33,8 @@ class SRMLModule(FunctionCallingModule):
         **kwargs: See `FunctionCallingModule`.
     """
 
+    LEARNS_FROM = XLAMSFTDataModule
+
     def __init__(
         self,
         *,

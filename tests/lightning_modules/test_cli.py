@@ -296,6 +296,20 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     assert "\n" not in last and all(word in last for word in words), last
 
 
+@pytest.mark.parametrize(("config", "data"), [("srml", "XLAMPromptDataModule"), ("grpo", "XLAMSFTDataModule")])
+@pytest.mark.parametrize("command", ["fit", "show"])
+def test_rows_for_the_other_module_are_refused(tiny_model_dir, tmp_path, capsys, command, config, data):
+    options = [f"--data={data}", "--data.path=toolbox:train:8", f"--data.cache_dir={tmp_path / 'cache'}"]
+    options += [f"--model.init_from={tiny_model_dir}", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--config", f"configs/{config}.yaml", *options, "--trainer.accelerator=cpu"])
+    ours, other = ("SFT", "Prompt") if config == "srml" else ("Prompt", "SFT")
+    assert (
+        f"{config.upper()}Module learns from the rows of XLAM{ours}DataModule, and data is XLAM{other}DataModule: set "
+        f"data.class_path to XLAM{ours}DataModule"
+    ) in f"{exit_.value.code} {capsys.readouterr().err}"
+
+
 @pytest.mark.parametrize("section", ["trainer", "best_checkpoint", "last_checkpoint", "progress"])
 def test_a_section_without_settings_is_named(base_args, tmp_path, section):
     (tmp_path / "c.yaml").write_text(f"{section}: null\n")
