@@ -25,6 +25,7 @@ from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
 from lightning_modules.rollout.rollout import Rollout
+from lightning_modules.srml import SRMLModule
 from rewards import differences, render_calls
 
 SEGMENTS = ("cot", "call")
@@ -145,7 +146,8 @@ def settings_of(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
         rows = data.get("batch_size", data.get("prompts_per_step"))
         found |= {"steps": int(trainer.estimated_stepping_batches), "learning_rate": module.learning_rate}
         found |= {"rows_per_step": rows, "lora_r": module.lora.r if module.lora else 0}
-        found |= {"cot_weight": getattr(module, "cot_weight", None)}
+        if isinstance(module, SRMLModule) and module.balance != "sft":  # which has no use for it
+            found |= {"cot_weight": module.cot_weight}
         if isinstance(module, GRPOModule):
             found |= {"group_size": module.sampling.group_size, "kl_coef": module.loss.kl_coef}
             found |= {"entropy_scale": module.entropy_bonus.scale}

@@ -7,15 +7,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.program import TensorBoard
 
 from datamodules.example import Example
-from lightning_modules.callbacks.board import SETTINGS, quotation, sample_block
+from lightning_modules.callbacks.board import SETTINGS, quotation, sample_block, settings_of
 from lightning_modules.cli import main
 from lightning_modules.rollout.rollout import Rollout
+from lightning_modules.srml import SRMLModule
 from rewards import FunctionCallReward
 
 CONFIG = ["--config", "configs/srml.yaml"]
@@ -149,6 +152,17 @@ def test_samples_are_blocks_that_wrap(ask):
     for text in texts:
         assert re.search(r"<h3>[✓✗] \S+ score [01]</h3>", text["text"])
         assert re.findall(r"<strong>(Query|Reference)</strong>", text["text"])[:2] == ["Query", "Reference"]
+
+
+@pytest.mark.parametrize(
+    ("balance", "listed"), [("fixed", {"cot_weight": 0.4}), ("learnable", {"cot_weight": 0.4}), ("sft", {})]
+)
+def test_a_weight_that_nothing_uses_is_not_listed(balance, listed):
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    trainer = SimpleNamespace(datamodule=None, precision="32-true", world_size=1, state=state)
+    trainer.estimated_stepping_batches = 2
+    settings = settings_of(trainer, SRMLModule(init_from="x", balance=balance, cot_weight=0.4))
+    assert {name: value for name, value in settings.items() if name == "cot_weight"} == listed
 
 
 def test_settings_are_listed_beside_the_final_metrics(ask, runs):
