@@ -39,15 +39,15 @@ class BFCLModule(EvaluationModule):
     Args:
         init_from: The model: a run folder (its `hf/`), a Hugging Face folder or a hub id.
         samples: Answers per row. The score is the mean over all of them; each has a result folder of its own.
-        temperature: Divides the logits, whatever the generator's own setting; 0 takes the most likely token.
-        generator: Samples the answers; 256 tokens at most when None.
+        temperature: Divides the logits; 0 takes the most likely token.
+        generator: Samples the answers, at no temperature of its own; 256 tokens at most when None.
         answer_tags: "none", or "answer" if the model wraps its calls in `<answer>...</answer>`.
         registered_name: The name under which result files are written. The official scorer takes no other names than
             those of its own list; any model of it that is prompted and has the default decoder will do.
         attn_implementation: Attention kernel, by its name in transformers.
 
     Raises:
-        ValueError: `samples` is impossible, or several of them would all be the same.
+        ValueError: `samples` is impossible, several of them would all be the same, or the generator has a temperature.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class BFCLModule(EvaluationModule):
             raise ValueError(
                 f"model.samples is {samples} and model.temperature {temperature}; give at least one sample, and a "
                 "temperature above 0 for several"
+            )
+        if getattr(generator, "temperature", 0) not in (0, temperature):
+            raise ValueError(
+                f"model.generator.temperature is {generator.temperature}, and BFCL's answers are sampled at "
+                f"model.temperature, which is {temperature}: set that, and leave the generator's out"
             )
         self.samples = samples
         self.temperature = temperature

@@ -189,6 +189,10 @@ def test_through_the_command_line_with_the_tiny_model(tiny_model_dir, tmp_path, 
     [
         (["--model.samples=3"], "model.samples is 3 and model.temperature 0.0; give at least one sample, and a temp"),
         (
+            ["--model.generator.temperature=0.7"],
+            "model.generator.temperature is 0.7, and BFCL's answers are sampled at model.temperature, which is 0.0",
+        ),
+        (
             ["--model.registered_name=me/mine", "--data.limit=1"],
             "bfcl-eval 2025.8.6.2 knows no model me/mine; give one that `bfcl mod",
         ),
