@@ -206,6 +206,7 @@ def refine_itself(run: Run, place: Place) -> Path:
     elif not pool.exists():
         write_jsonl(pool, made_rows("mixed", 8 if place.quick else POOL, run.seed + 2000))
     fit = [f"--config={ROOT / 'configs/srml.yaml'}", f"--seed_everything={run.seed}", "--data.val_fraction=0"]
+    fit += ["--data.on_bad_row=skip"]  # rollouts with a special token as text
     fit += [f"--data.batch_size={BATCH}", f"--model.learning_rate={LEARNING_RATE}", "--trainer.max_epochs=-1", *SRML]
     fit += [f"--trainer.max_steps={2 if place.quick else ROUND_STEPS}"]
     words = ["--config", str(ROOT / "configs/self_refine.yaml"), "--init_from", str(weights(place, start, run.seed))]
