@@ -69,7 +69,7 @@ class FunctionCallingModule(EvaluationModule):
         ValueError: A number is out of its range.
     """
 
-    LEARNS_FROM: type[XLAMDataModule]  # of ours; a data module of the user's is taken as it is
+    LEARNS_FROM: type[XLAMDataModule] = XLAMDataModule  # of ours; a data module of the user's is taken as it is
 
     def __init__(
         self,

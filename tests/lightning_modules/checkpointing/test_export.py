@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_modules import SRMLModule
-from lightning_modules.checkpointing import export, weight_files
+from lightning_modules.checkpointing import export, exported_weights
 from lightning_modules.checkpointing.export import export_hf, form_of, rehearse_export
 from lightning_modules.cli import main
 from lightning_modules.policy import weights
@@ -196,7 +196,7 @@ def test_a_folder_that_the_export_does_not_fit_into_is_named(tiny_model_dir, tmp
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(weight_files, "save_file", full)
+    monkeypatch.setattr(exported_weights, "save_file", full)
     with pytest.raises(OSError, match=rf"the export to {tmp_path / 'hf'} cannot be written: {error}"):
         export_hf(policy, AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path / "hf")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training_runs import SHARDED, script_on_ranks
 from transformers import AutoModelForCausalLM
 
-from lightning_modules.checkpointing import weight_files
+from lightning_modules.checkpointing import exported_weights
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
@@ -21,11 +21,11 @@ RANKS = (
 import json, os, pathlib, sys
 from transformers import AutoTokenizer
 from safetensors import SafetensorError
-from lightning_modules.checkpointing import export, weight_files
+from lightning_modules.checkpointing import export, exported_weights
 
 folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
-weight_files.LARGEST, tokenizer = {LARGEST}, AutoTokenizer.from_pretrained(model)
-save_file, found = weight_files.save_file, {{}}
+exported_weights.LARGEST, tokenizer = {LARGEST}, AutoTokenizer.from_pretrained(model)
+save_file, found = exported_weights.save_file, {{}}
 
 def full(tensors, file, metadata):
     if "00002" in file.name:
@@ -41,12 +41,12 @@ for kind, lora in {{"adapters": LoRA(r=4), "weights": None}}.items():
 found |= {{"most": most[0], "left": len(held)}}
 with torch.no_grad():
     policy.causal_lm.model.norm.weight.to_local().mul_(2)
-weight_files.save_file = full
+exported_weights.save_file = full
 try:
     export.export_hf(policy, tokenizer, folder / "weights", write=rank == 0)
 except OSError as error:
     found["full"] = str(error)
-weight_files.save_file = save_file
+exported_weights.save_file = save_file
 export.export_hf(policy, tokenizer, folder / "after", write=rank == 0)  # the ranks are still together
 (folder / f"{{rank}}.json").write_text(json.dumps(found))
 dist.destroy_process_group()
@@ -99,7 +99,7 @@ def test_a_sharded_policy_is_exported_without_more_than_a_file_and_a_layer_on_th
 def test_several_files_hold_what_one_does(tiny_model_dir, tiny_tokenizer, tmp_path, monkeypatch, lora, dtype):
     policy = build_policy(str(tiny_model_dir), lora, dtype=dtype)
     export_hf(policy, tiny_tokenizer, tmp_path / "one")
-    monkeypatch.setattr(weight_files, "LARGEST", LARGEST)
+    monkeypatch.setattr(exported_weights, "LARGEST", LARGEST)
     export_hf(policy, tiny_tokenizer, tmp_path / "several")
     want, got = load_file(tmp_path / "one" / "model.safetensors"), written(tmp_path / "several")
     assert want.keys() == got.keys() and all(torch.equal(weight, want[name]) for name, weight in got.items())

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from datamodules.packing import CALL, COT, PROMPT, Encoded, collate_packed, micro_batches
 from lightning_modules.callbacks.memory import Plan, adapters, estimate
-from lightning_modules.checkpointing import weight_files
+from lightning_modules.checkpointing import exported_weights
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import Totals, multiscale_loss
@@ -138,7 +138,7 @@ def test_generation_takes_the_most_likely_tokens_of_a_model_without_cache(policy
 def test_the_export_has_the_weights_that_transformers_writes_and_loads_to_equal_logits(
     policy, documents, tiny_tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(weight_files, "LARGEST", 10_000)
+    monkeypatch.setattr(exported_weights, "LARGEST", 10_000)
     export_hf(policy, tiny_tokenizer, tmp_path / "hf")
     policy.causal_lm.save_pretrained(tmp_path / "whole")
     got, want = (
