@@ -15,7 +15,7 @@ from lightning_modules import SRMLModule
 from lightning_modules.checkpointing import export, exported_weights
 from lightning_modules.checkpointing.export import export_hf, form_of, rehearse_export
 from lightning_modules.cli import main
-from lightning_modules.policy import weights
+from lightning_modules.policy import model
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 
@@ -70,6 +70,11 @@ def test_the_live_model_keeps_its_configs(base_model, tmp_path):
     assert policy.causal_lm.config.eos_token_id == policy.causal_lm.generation_config.eos_token_id == 0
 
 
+def load_no_values(init_from, empty, *args, load_weights=model.load_weights, **options):
+    assert empty, "values are loaded"
+    return load_weights(init_from, empty, *args, **options)
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(
     ("target", "words"), [("embed_tokens", "model.embed_tokens is not a linear layer"), ("lm_head", "adapter")]
@@ -77,7 +82,7 @@ def test_the_live_model_keeps_its_configs(base_model, tmp_path):
 def test_adapters_that_cannot_be_exported_are_refused_before_the_model_loads(
     base_args, tmp_path, monkeypatch, target, words
 ):
-    monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", None)  # loading would be a TypeError
+    monkeypatch.setattr(model, "load_weights", load_no_values)
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT | {"model.init_args.lora.target_modules": f"[q_proj,{target}]"}))
     assert exit_.value.code.startswith("error: ") and words in exit_.value.code and "\n" not in exit_.value.code
@@ -123,7 +128,7 @@ def test_what_the_export_cannot_write_is_refused_before_the_model_loads(base_arg
     def refuse(*_):
         raise ValueError("this template\ncannot be saved")
 
-    monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(model, "load_weights", load_no_values)
     monkeypatch.setattr(export, "served_tokenizer", refuse)
     with pytest.raises(SystemExit) as exit_:
         main(SRML + base_args(tmp_path, **SHORT))
