@@ -165,6 +165,28 @@ def test_more_epochs_after_the_end(run, base_args, tmp_path):
     assert {step for step, _ in metrics(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
 
 
+@pytest.mark.parametrize(("before", "validates"), [(0.0, False), (0.5, True), (-1.0, True)])
+def test_a_resumed_run_knows_what_was_best_before(run, base_args, tmp_path, capsys, before, validates):
+    """The validations of so small a run score 0; its first one was after step 3."""
+    old = tmp_path / "old" / "checkpoints"
+    shutil.copytree(run / "checkpoints", old)
+    checkpoint = saved_state(run, 6)
+    (state,) = (state for state in checkpoint["callbacks"].values() if state.get("monitor"))
+    best = str(old / "best-000003.ckpt")
+    score = state["best_model_score"] = state["kth_value"] = torch.tensor(before)
+    state |= {"best_model_path": best, "kth_best_model_path": best, "best_k_models": {best: score}}
+    torch.save(checkpoint, old / "last-000006.ckpt")
+    options = RUN | {"trainer.max_epochs": 3} | ({} if validates else {"trainer.limit_val_batches": 0})
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(old)])
+    new = tmp_path / "srml-fit-0" / "checkpoints" / "best-000009.ckpt"
+    assert new.exists() == (before < 0) and {path.name for path in old.iterdir()} == {
+        "best-000003.ckpt",
+        "last-000006.ckpt",
+    }
+    said = f"tool/exact_match 0.0000 at step 9: {new}" if before < 0 else f"{before:.4f} at step 3: {best} "
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
     once = RUN | {"last_checkpoint.every_n_train_steps": 50}
