@@ -178,7 +178,11 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the position, and this rank's states; a rank that the saved run did not have keeps its own."""
         if self.position is not None:
-            trainer.train_dataloader.load_state_dict(self.position)
+            loader = trainer.train_dataloader
+            given = getattr(loader, "seed", None)
+            loader.load_state_dict(self.position)
+            if isinstance(loader, ResumableLoader) and loader.seed != given and trainer.is_global_zero:
+                print(f"The rows stay in the order of seed {loader.seed}, in which the resumed run had them.")
         if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
         self.states, self.position = [], None
