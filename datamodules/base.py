@@ -242,6 +242,7 @@ class XLAMDataModule(LightningDataModule):
         fits = self.lengths <= h[self.LIMIT]
         self.train_indices = np.flatnonzero(fits & ~held_out)
         self.too_long = int((~fits & ~held_out).sum())
+        self.train_digest = self.rows.digest(self.train_indices)
         if not len(self.train_indices):
             raise ValueError(
                 f"every row of {h.path} is longer than data.{self.LIMIT} {h[self.LIMIT]}, the shortest has "

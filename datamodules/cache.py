@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def encode_rows(
         reason = error.strerror or error
         raise ValueError(f"the cache {folder} cannot be written: {reason}; name another data.cache_dir") from error
     rows.check(path, on_bad_row)
-    return rows
+    return replace(rows, source=source)
 
 
 def _read(entry: Path, path: str) -> EncodedRows | None:

@@ -1,5 +1,6 @@
 """The rows of a source as token ids: read, checked, encoded a chunk at a time, written to an Arrow file."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -63,12 +64,14 @@ class EncodedRows:
         bad: The rows left out.
         counts: What the rows were read as; see `reports.describe`.
         unrewarded: Rows of the table whose gold answer the run's reward does not accept (`gold.check_gold`).
+        source: The `fingerprint` of the source.
     """
 
     table: datasets.Dataset
     bad: BadRows
     counts: dict[str, int]
     unrewarded: int = 0
+    source: str = ""
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The rows at these indices as examples."""
@@ -85,6 +88,11 @@ class EncodedRows:
         if not len(self.table):
             first = complaint(next(iter(self.bad)))
             raise ValueError(f"none of the {len(self.bad)} rows of {path} can be used; the first: {first}")
+
+    def digest(self, indices: np.ndarray) -> str:
+        """What tells the rows at these indices from others: the source and their numbers in it."""
+        numbers = self.table.select_columns(["row"]).with_format("numpy")[:]["row"]
+        return hashlib.blake2b(self.source.encode() + numbers[indices].tobytes(), digest_size=16).hexdigest()
 
     def documents(self, indices: Sequence[int]) -> list[Encoded]:
         """The rows at these indices as token ids and segments."""

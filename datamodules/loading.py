@@ -34,16 +34,20 @@ class ResumableLoader:
         batch_size: Rows per global batch; the last one of an epoch may be smaller.
         make_batch: Makes this rank's batch from the rows of the global batch.
         seed: Seed of the order.
+        digest: Of the rows; they are only told by their number where it is "".
     """
 
     SIZES: ClassVar = {"rows": "the number of training rows", "batch_size": "data.batch_size"}
     """What a position depends on, and what a user calls each."""
 
-    def __init__(self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, digest: str = ""
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.make_batch = make_batch
         self.seed = seed
+        self.digest = digest
         self.epoch = 0
         self.batch = 0  # batches handed out in this epoch
 
@@ -64,14 +68,14 @@ class ResumableLoader:
             yield self.make_batch(order[start : start + self.batch_size])
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and the seed and sizes that it is a position in."""
-        return {name: getattr(self, name) for name in ("epoch", "batch", "seed", *self.SIZES)}
+        """The position, and the seed, sizes and rows that it is a position in."""
+        return {name: getattr(self, name) for name in ("epoch", "batch", "seed", "digest", *self.SIZES)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position, in the order of the saved seed.
 
         Raises:
-            ValueError: The position is one in other batches than this loader's.
+            ValueError: The position is one in other batches than this loader's, or of other rows.
         """
         for name, key in self.SIZES.items():
             if state[name] != getattr(self, name):
@@ -79,6 +83,12 @@ class ResumableLoader:
                     f"{key} is {getattr(self, name)} in this run and was {state[name]} in the one that wrote the "
                     "checkpoint: resume with the same data and sizes"
                 )
+        if state.get("digest", self.digest) != self.digest:  # none was saved by earlier versions
+            raise ValueError(
+                "the training rows are not those of the run that wrote the checkpoint, though as many: resume with the "
+                "data that it had (data.path and the settings that choose from it), or, to go on with others, start a "
+                "run from the weights, with --model.init_from RUN in place of --ckpt_path"
+            )
         self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
 
 
@@ -95,14 +105,21 @@ class RepeatingLoader(ResumableLoader):
         make_batch: Makes this rank's batch from the rows of the global batch.
         seed: Seed of the order.
         repeats: How often each batch is handed out.
+        digest: Of the rows; they are only told by their number where it is "".
     """
 
     SIZES = ResumableLoader.SIZES | {"batch_size": "data.prompts_per_step", "repeats": "data.repeats"}
 
     def __init__(
-        self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, repeats: int = 1
+        self,
+        rows: int,
+        batch_size: int,
+        make_batch: Callable[[list[int]], Any],
+        seed: int = 0,
+        repeats: int = 1,
+        digest: str = "",
     ) -> None:
-        super().__init__(rows, batch_size, make_batch, seed)
+        super().__init__(rows, batch_size, make_batch, seed, digest)
         self.repeats = repeats
 
     def __len__(self) -> int:

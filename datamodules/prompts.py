@@ -51,7 +51,8 @@ class XLAMPromptDataModule(XLAMDataModule):
     def train_dataloader(self) -> RepeatingLoader:
         """Loader of this rank's share of each global batch of prompts, each `repeats` times."""
         h = self.hparams
-        return RepeatingLoader(len(self.train_indices), h.prompts_per_step, self._batch, h.seed, h.repeats)
+        rows = len(self.train_indices)
+        return RepeatingLoader(rows, h.prompts_per_step, self._batch, h.seed, h.repeats, self.train_digest)
 
     def training_summary(self) -> str:
         """Number of prompts, and steps of an epoch, in words."""

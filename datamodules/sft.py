@@ -47,9 +47,8 @@ class XLAMSFTDataModule(XLAMDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of this rank's micro-batches, `list[PackedBatch]`, per optimizer step."""
-        return ResumableLoader(
-            len(self.train_indices), self.hparams.batch_size, self._packed_batches, seed=self.hparams.seed
-        )
+        h, rows = self.hparams, len(self.train_indices)
+        return ResumableLoader(rows, h.batch_size, self._packed_batches, h.seed, self.train_digest)
 
     def training_summary(self) -> str:
         """Number of rows, and steps of an epoch, in words."""

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.base import XLAMDataModule
 from datamodules.packing import PackedBatch, idle_batch
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
+from lightning_modules.checkpointing.identity import check_settings
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
@@ -174,6 +175,11 @@ class FunctionCallingModule(EvaluationModule):
         scheduler = LambdaLR(optimizer, lambda step: factor(step, warmup, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Settings that an optimizer restored from a checkpoint has from there, by name."""
+        names = "learning_rate", "weight_decay", "betas", "epsilon"
+        return {name: getattr(self, name) for name in names} | {"betas": tuple(self.betas)}
+
     def warmup_steps(self, steps: float) -> int:
         """Number of warm-up steps of a run of so many optimizer steps."""
         return math.ceil(self.warmup_ratio * steps)
@@ -264,7 +270,7 @@ class FunctionCallingModule(EvaluationModule):
 
         Hashes of those, and of the tokenizer, take their place.
         """
-        checkpoint |= self.identity()
+        checkpoint |= self.identity() | {"optimizer_settings": self.optimizer_settings()}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
         states = checkpoint.get("optimizer_states")
@@ -294,6 +300,16 @@ class FunctionCallingModule(EvaluationModule):
             checkpoint["optimizer_states"] = [
                 optimizer_state_to_places(states[0], group_names(self, self.parameter_groups()))
             ]
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise if a checkpoint is of another model or tokenizer, or brings other settings of the optimizer with it.
+
+        Raises:
+            ValueError: See `EvaluationModule.check_checkpoint` and `check_settings`.
+        """
+        super().check_checkpoint(checkpoint, shapes)
+        if self.fitting:
+            check_settings(checkpoint.get("optimizer_settings", {}), self.optimizer_settings())
 
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""

@@ -81,6 +81,11 @@ class SRMLModule(FunctionCallingModule):
             groups.append({"params": [self.alpha_logit], "weight_decay": 0.0, "lr": rate})
         return groups
 
+    def optimizer_settings(self) -> dict[str, Any]:
+        """See `FunctionCallingModule.optimizer_settings`."""
+        mine = {"alpha_lr_mult": self.alpha_lr_mult} if self.balance == "learnable" else {}
+        return super().optimizer_settings() | mine
+
     def alpha(self) -> Tensor | float | None:
         """Weight of the chain of thought, as the loss takes it; None is its share of the tokens."""
         if self.balance == "sft":

@@ -245,7 +245,8 @@ class PretrainingDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of `list[PackedBatch]`, one list per optimizer step."""
-        return ResumableLoader(self.hparams.documents, self.hparams.batch_size, self._packed, self.hparams.seed)
+        h = self.hparams
+        return ResumableLoader(h.documents, h.batch_size, self._packed, h.seed, digest=f"seed {h.seed}")
 
     def val_dataloader(self) -> list[Any]:
         """An empty list: there is nothing to validate on."""

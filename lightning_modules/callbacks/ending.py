@@ -30,7 +30,8 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
     if best is not None:
         score = f"{best.monitor} {float(best.best_model_score):.4f}"
-        rows["best"] = f"{score} at step {step_of(best.best_model_path)}: {best.best_model_path}"
+        gone = "" if Path(best.best_model_path).exists() else ", which is no longer there"
+        rows["best"] = f"{score} at step {step_of(best.best_model_path)}: {best.best_model_path}{gone}"
     if last:
         rows["checkpoint"] = last
     model = Path(log_dir) / "hf"
@@ -54,7 +55,7 @@ def next_commands(trainer: Trainer, run: Path, best: str) -> list[str]:
     if not (run / "hf").is_dir():
         return [f"funreason export --ckpt_path {folder}"]
     commands = [question(trainer.datamodule, run)] if getattr(trainer.datamodule, "val_rows", None) else []
-    if best and step_of(best) != trainer.global_step:
+    if best and Path(best).exists() and step_of(best) != trainer.global_step:
         commands.append(f"funreason export --ckpt_path {shlex.quote(best)}")
     if held_out := getattr(trainer.datamodule, "hparams", {}).get("val_path"):
         paths = f"--model.init_from {folder} --data.path {shlex.quote(str(held_out))}"

@@ -69,6 +69,25 @@ def check_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
                 )
 
 
+def check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise if a run would go on with an optimizer of other settings than its own: a checkpoint brings them with it.
+
+    Args:
+        theirs: Those of the run that wrote the checkpoint, by their names in `model`; of earlier versions none.
+        ours: Those of this run.
+
+    Raises:
+        ValueError: Naming the first that differs.
+    """
+    for name, value in ours.items():
+        if name in theirs and theirs[name] != value:
+            raise ValueError(
+                f"model.{name} is {value} in this run and was {theirs[name]} in the one that wrote the checkpoint, "
+                "whose optimizer goes on with that: set it to that, or, to change it, start a run from the weights, "
+                "with --model.init_from RUN in place of --ckpt_path."
+            )
+
+
 def check_same_model(theirs: Shapes, ours: Shapes, init_from: str) -> None:
     """Raise if a checkpoint's weights have other names or shapes than the model's.
 

@@ -47,14 +47,15 @@ def step_of(model: str) -> int:
     """Optimizer step of a model, by the names of its checkpoints.
 
     Args:
-        model: A checkpoint, a run folder or its `hf/`, or any other model.
+        model: A checkpoint, its exported `hf-NAME/`, a run folder or its `hf/`, or any other model.
 
     Returns:
         The step of the checkpoint, or of the run's newest; 0 where no name tells.
     """
     path = Path(model)
     run = path.parent if path.name == "hf" else path
-    named = [path] if path.suffix == ".ckpt" else run.glob("checkpoints/*.ckpt")
+    alone = path.suffix == ".ckpt" or (path.name.startswith("hf-") and path.is_dir())
+    named = [path] if alone else run.glob("checkpoints/*.ckpt")
     return max(0, 0, *map(_step, named))
 
 
@@ -162,18 +163,26 @@ class ExactResume(Callback):
         self.states = state_dict["ranks"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember the data position that Lightning has saved.
+        """Remember the data position that Lightning has saved, and let checkpoint callbacks keep what was best so far.
 
-        It hands it to a loader only while it makes one, and counting the steps of the run for the learning rate makes
-        the loader before the checkpoint is read.
+        Lightning hands the position to a loader only while it makes one, and counting the steps of the run for the
+        learning rate makes the loader before the checkpoint is read. And it would have a callback forget the best
+        score for its folder is another, as that of every run is; it deletes no file outside of its folder.
         """
         positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
         self.position = positions[0] if positions else None
+        for callback in trainer.checkpoint_callbacks:
+            if (state := checkpoint["callbacks"].get(callback.state_key)) and "dirpath" in state:
+                state["dirpath"] = callback.dirpath
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the position, and this rank's states; a rank that the saved run did not have keeps its own."""
         if self.position is not None:
-            trainer.train_dataloader.load_state_dict(self.position)
+            loader = trainer.train_dataloader
+            given = getattr(loader, "seed", None)
+            loader.load_state_dict(self.position)
+            if isinstance(loader, ResumableLoader) and loader.seed != given and trainer.is_global_zero:
+                print(f"The rows stay in the order of seed {loader.seed}, in which the resumed run had them.")
         if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
         self.states, self.position = [], None

@@ -9,7 +9,6 @@ from transformers.utils import logging as transformers_logging
 BESIDE_THE_POINT = (
     "LightningCLI's args parameter is intended to run from within Python",  # so is main(args)
     "`ModelCheckpoint.monitor=.* could not find the monitored key",  # the run ends before its first validation
-    "The dirpath has changed from",  # a resumed run writes a folder of its own
     "Using ModelCheckpoint with manual optimization",  # the weights after the optimizer step are the ones to save
     "It is recommended to use `self.log.*sync_dist=True",  # metrics are reduced before they are logged
     "`isinstance.treespec, LeafSpec.` is deprecated|torch.distributed.nn.functional.all_gather is",  # Lightning's own

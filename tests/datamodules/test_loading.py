@@ -5,8 +5,8 @@ from recorder import batches_of_a_run
 from datamodules.loading import ResumableLoader, epoch_order, resolve_seed
 
 
-def loader(rows=10, batch_size=3, seed=0):
-    return ResumableLoader(rows, batch_size, list, seed)
+def loader(rows=10, batch_size=3, seed=0, digest="ab"):
+    return ResumableLoader(rows, batch_size, list, seed, digest)
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
@@ -51,11 +51,20 @@ def test_state_resumes_at_every_batch_and_iterating_again_does_not_start_over():
     [
         ({"rows": 11}, "training rows is 11 in this run and was 10 in the one that wrote the checkpoint"),
         ({"batch_size": 2}, r"data\.batch_size is 2 in this run and was 3 "),
+        ({"digest": "cd"}, "the training rows are not those of the run that wrote the checkpoint, though as many"),
     ],
 )
 def test_state_of_other_batches_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         loader(**change).load_state_dict(loader().state_dict())
+
+
+def test_a_state_that_does_not_say_which_rows_it_is_of_resumes():
+    state = loader().state_dict()
+    del state["digest"]  # as of an earlier version
+    resumed = loader()
+    resumed.load_state_dict(state | {"batch": 2})
+    assert resumed.batch == 2
 
 
 @pytest.mark.filterwarnings("ignore")

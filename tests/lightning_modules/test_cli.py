@@ -160,9 +160,32 @@ def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
     assert_same(saved_state(tmp_path / "srml-fit-1", 6)["state_dict"], saved_state(run, 6)["state_dict"])
 
 
-def test_more_epochs_after_the_end(run, base_args, tmp_path):
+def test_more_epochs_after_the_end(run, base_args, tmp_path, capsys):
     main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_epochs": 3}), "--ckpt_path", str(run)])
     assert {step for step, _ in metrics(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
+    assert "stay in the order of seed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "validates"), [(0.0, False), (0.5, True), (-1.0, True)])
+def test_a_resumed_run_knows_what_was_best_before(run, base_args, tmp_path, capsys, before, validates):
+    """The validations of so small a run score 0; its first one was after step 3."""
+    old = tmp_path / "old" / "checkpoints"
+    shutil.copytree(run / "checkpoints", old)
+    checkpoint = saved_state(run, 6)
+    (state,) = (state for state in checkpoint["callbacks"].values() if state.get("monitor"))
+    best = str(old / "best-000003.ckpt")
+    score = state["best_model_score"] = state["kth_value"] = torch.tensor(before)
+    state |= {"best_model_path": best, "kth_best_model_path": best, "best_k_models": {best: score}}
+    torch.save(checkpoint, old / "last-000006.ckpt")
+    options = RUN | {"trainer.max_epochs": 3} | ({} if validates else {"trainer.limit_val_batches": 0})
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(old)])
+    new = tmp_path / "srml-fit-0" / "checkpoints" / "best-000009.ckpt"
+    assert new.exists() == (before < 0) and {path.name for path in old.iterdir()} == {
+        "best-000003.ckpt",
+        "last-000006.ckpt",
+    }
+    said = f"tool/exact_match 0.0000 at step 9: {new}" if before < 0 else f"{before:.4f} at step 3: {best} "
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -200,6 +223,42 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_the_rest_of_it(run, base_arg
     expected, got = saved_state(run, 6), saved_state(tmp_path / "srml-fit-1", 6)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert_same(got[key], expected[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "was"),
+    [
+        ("learning_rate", 0.02, 0.01),
+        ("weight_decay", 0.1, 0.0),
+        ("betas", (0.9, 0.95), (0.9, 0.999)),
+        ("epsilon", 1e-6, 1e-4),
+        ("alpha_lr_mult", 1.0, 100.0),
+    ],
+)
+def test_a_run_does_not_go_on_with_an_optimizer_of_other_settings(run, base_args, tmp_path, name, value, was):
+    options = RUN | {f"model.init_args.{name}": list(value) if isinstance(value, tuple) else value}
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(run)])
+    assert f"error: model.{name} is {value} in this run and was {was} in the one that wrote" in exit_.value.code
+
+
+def test_a_run_does_not_go_on_with_as_many_other_rows(run, base_args, rows_file, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    options = RUN | {"data.init_args.path": file, "trainer.max_epochs": 3}
+    file.write_text(rows_file.read_text().replace("No tool fits.", "No tool helps.", 1))
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(run)])
+    assert "error: the training rows are not those of the run that wrote the checkpoint" in exit_.value.code
+
+
+def test_another_place_of_the_rows_changes_nothing_and_another_seed_is_told(
+    run, base_args, rows_file, tmp_path, capsys
+):
+    shutil.copy(rows_file, tmp_path / "moved.jsonl")
+    options = RUN | {"data.init_args.path": tmp_path / "moved.jsonl", "trainer.max_epochs": 3, "seed_everything": 7}
+    main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(run)])
+    assert "The rows stay in the order of seed 42, in which the resumed run had them." in capsys.readouterr().out
+    assert {step for step, _ in metrics(tmp_path / "srml-fit-0", ("train/",))} == {7, 8, 9}
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(run, base_args, tmp_path):

@@ -174,6 +174,8 @@ def test_a_checkpoint_of_shards_that_does_not_fit_is_refused(two, base_args, tmp
     assert f"{broken}: its part __1_0.distcp is missing" in refusal([*arguments, str(broken)])
     other = [*SRML, *base_args(tmp_path / "run", **OPTIONS | ADAPTERS), "--ckpt_path", str(two)]
     assert "The checkpoint holds another model" in refusal(other)
+    faster = [*SRML, *base_args(tmp_path / "run", **OPTIONS | ALPHA | {"model.init_args.learning_rate": 0.5})]
+    assert "model.learning_rate is 0.5 in this run and was " in refusal([*faster, "--ckpt_path", str(two)])
     words = tmp_path / "words"
     shutil.copytree(tiny_model_dir, words)
     (words / "chat_template.jinja").write_text(TEMPLATE)

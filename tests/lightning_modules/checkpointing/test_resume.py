@@ -32,8 +32,11 @@ def test_the_step_of_a_model_is_that_of_its_checkpoints_name(tmp_path):
     for name in ("best-000010.ckpt", "last-000100.ckpt"):
         (checkpoints / name).touch()
     run = checkpoints.parent
+    exported = run / "hf-best-000010"  # of `funreason export --ckpt_path …/best-000010.ckpt`
+    exported.mkdir()
     models = (run, run / "hf", checkpoints / "best-000010.ckpt", checkpoints / "mine.ckpt", "Qwen/Qwen2.5-7", tmp_path)
     assert [step_of(str(model)) for model in models] == [100, 100, 10, 0, 0, 0]
+    assert [step_of(str(model)) for model in (exported, exported / "", "someone/hf-model-7")] == [10, 10, 0]
 
 
 def test_sharded_folder_is_taken_as_it_is(tmp_path):
