@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.example import Example
-from datamodules.readers import read_rows
+from datamodules.readers import fingerprint, read_rows
 from datamodules.rows import unchecked_example
 from datamodules.system import guard
 from datamodules.system.command_line import SentenceParser
@@ -34,6 +34,10 @@ HARD_STAGES = ("call", "format")
 
 COLUMNS = ("round", "pool", "sampled", "well_formed", "accepted", "acceptance", "queries_answered", "score")
 
+SETTINGS = "settings.json"
+KEPT = ("init_from", "pool", "val_path", "sample", "refine", "fit", "samples", "hard")
+"""What the files of a loop depend on: all but how many rounds there are."""
+
 
 class SelfRefinement:
     """Rounds of roll out, refine and fit.
@@ -42,7 +46,7 @@ class SelfRefinement:
         init_from: The model to start from: a run folder, a Hugging Face folder or a hub id.
         pool: Rows to roll out on; of a `rejected.jsonl`, those that failed in function, parameters or format.
         val_path: Rows to test the model of each round on.
-        output_dir: Folder of what is written; `rounds.md` in it is the table.
+        output_dir: Folder of what is written; `rounds.md` in it is the table. A loop with other settings is refused.
         sample: Arguments of `funreason predict`, as on the command line.
         refine: Arguments of `funreason-refine`.
         fit: Arguments of `funreason fit`; of `funreason test` too.
@@ -79,11 +83,12 @@ class SelfRefinement:
 
         Raises:
             RuntimeError: A step fails; its own output says why.
+            ValueError: The pool is empty, or the folder holds a loop with other settings.
         """
         pool = list(pool_examples(self.pool))
         if not pool:
             raise ValueError(f"{self.pool} holds no rows to roll out on")
-        self._check_settings()
+        self._claim()
         model, table = self.init_from, [{"round": 0, "pool": len(pool), "score": self._score(self.init_from, "start")}]
         for number in range(1, self.rounds + 1):
             folder = self.folder / f"round_{number}"
@@ -102,21 +107,29 @@ class SelfRefinement:
                 break
         print(f"\n{markdown(table)}\nThe last model: {model}; the table: {self.folder / 'rounds.md'}")
 
-    def _check_settings(self) -> None:
-        """Note the settings in the folder, and refuse one that has others; further rounds may be asked for.
+    def _claim(self) -> None:
+        """Save the settings in the folder; refuse one whose files come from others. More rounds may follow.
 
         Raises:
-            ValueError: The folder holds a loop with other settings.
+            ValueError: Naming the setting and both values.
         """
-        names = ("init_from", "pool", "val_path", "sample", "refine", "fit", "samples", "hard")
-        ours, file = redact_settings({name: getattr(self, name) for name in names}), self.folder / "settings.json"
-        theirs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ours
-        if name := next((name for name in names if theirs[name] != ours[name]), ""):
+        settings = {name: getattr(self, name) for name in KEPT}
+        settings |= {f"rows of {name}": fingerprint(getattr(self, name)) for name in ("pool", "val_path")}
+        settings, saved = redact_settings(settings), self.folder / SETTINGS
+        begun = _newest(self.folder, "test/start/*/metrics.csv") is not None  # what the first step leaves
+        if begun and not saved.is_file():
             raise ValueError(
-                f"{self.folder} holds rounds with another {name}, {theirs[name]!r} and not {ours[name]!r}: choose "
-                "another output_dir, or remove the folder"
+                f"{self.folder} holds a loop of an earlier version, which did not save its settings: choose another "
+                "output_dir, or remove the folder"
             )
-        write_text(file, json.dumps(ours, indent=2) + "\n")
+        theirs = json.loads(saved.read_text(encoding="utf-8")) if begun else settings
+        for name, value in settings.items():
+            if theirs.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} holds a loop with other settings: {name} is {value!r} here and "
+                    f"{theirs.get(name)!r} there; choose another output_dir, or remove the folder"
+                )
+        write_text(saved, json.dumps(settings, indent=2) + "\n")
 
     def _collect(
         self, pool: list[Example], model: str, folder: Path, number: int

@@ -106,12 +106,59 @@ def test_a_loop_that_was_stopped_goes_on_where_it_was(loop, tmp_path, fail):
     assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
 
 
-def test_a_folder_of_other_settings_is_refused_and_further_rounds_are_not(loop, tmp_path):
-    loop(Commands(lambda row_id: True), rounds=1).run()
-    with pytest.raises(ValueError, match="another init_from, 'start' and not 'other': choose another"):
-        loop(Commands(lambda row_id: True), init_from="other").run()
-    loop(Commands(lambda row_id: True), rounds=2).run()
+def test_more_rounds_follow_and_what_is_done_stays(loop, tmp_path):
+    commands = Commands(lambda row_id: True)
+    loop(commands, rounds=1).run()
+    loop(commands, rounds=2).run()
+    ran = [command for command in commands.ran if command != "refine"]
+    assert ran == ["test", *["predict", "fit", "test"] * 2]
     assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("init_from", "other"),
+        ("pool", "toolbox:train:9"),
+        ("val_path", "toolbox:heldout:9"),
+        ("sample", ["--model.generator.temperature=1"]),
+        ("refine", ["--config", "configs/refine_rl.yaml"]),
+        ("fit", ["--model.learning_rate=1"]),
+        ("samples", 2),
+        ("hard", True),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused(loop, tmp_path, name, value):
+    commands = Commands(lambda row_id: True)
+    first = loop(commands, rounds=1)
+    first.run()
+    before, ran = table(tmp_path), list(commands.ran)
+    with pytest.raises(ValueError, match="holds a loop with other settings: ") as error:
+        loop(commands, **{name: value}).run()
+    assert f": {name} is {value!r} here and {getattr(first, name)!r} there; choose another" in str(error.value)
+    assert (table(tmp_path), commands.ran) == (before, ran)
+
+
+def test_a_loop_whose_first_step_failed_may_be_corrected(loop, tmp_path):
+    with pytest.raises(RuntimeError, match="test failed"):
+        loop(Commands(lambda row_id: True, fail=1), init_from="misspelt").run()
+    loop(Commands(lambda row_id: True), rounds=1).run()
+    assert [row["round"] for row in table(tmp_path)] == [0, 1]
+
+
+def test_a_pool_of_other_rows_under_the_same_name_is_refused(loop, write_rows):
+    first = loop(Commands(lambda row_id: True), rounds=1)
+    first.run()
+    Path(first.pool).write_text("".join(json.dumps(row) + "\n" for row in make_corpus("train", 5, 4)))
+    with pytest.raises(ValueError, match="other settings: rows of pool is '"):
+        loop(Commands(lambda row_id: True), rounds=1).run()
+
+
+def test_a_folder_that_does_not_say_its_settings_is_refused(loop, tmp_path):
+    loop(Commands(lambda row_id: True), rounds=1).run()
+    (tmp_path / "loop" / "settings.json").unlink()
+    with pytest.raises(ValueError, match="a loop of an earlier version, which did not save its settings: choose"):
+        loop(Commands(lambda row_id: True), rounds=1).run()
 
 
 def test_answered_queries_leave_the_pool_of_hard_ones(loop, tmp_path):
