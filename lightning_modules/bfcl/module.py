@@ -26,6 +26,7 @@ from lightning_modules.bfcl.scores import BFCLAccuracy, Score, match_answer
 from lightning_modules.bfcl.table import bfcl_table
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Completion, Generator
+from lightning_modules.policy.weights import weight_folder
 from lightning_modules.ranks import of_every_rank
 from rewards.parser import split_completion
 
@@ -117,7 +118,7 @@ class BFCLModule(EvaluationModule):
         checkpoint, template = self.trainer.ckpt_path, data.chat_template
         settings = {
             "init_from": self.init_from,
-            "files": fingerprints(Path(resolve_model_folder(self.init_from))),
+            "files": fingerprints(Path(weight_folder(resolve_model_folder(self.init_from)))),
             "checkpoint": fingerprints(Path(checkpoint)) if checkpoint else None,
             "chat_template": template and (fingerprints(Path(template)) or template),
             "bfcl-eval": data.package.release,

@@ -74,7 +74,7 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
         with _in_a_sentence(source, options):
             return _of_config(source, options)
     with _in_a_sentence(source, options):
-        place = _folder_of(source)
+        place = weight_folder(source)
         loading = options | ({"dtype": exact_dtype(place, options["dtype"])} if in_files else {})
     model = _fitting(source, place, loading)
     check_values(place, model)
@@ -180,7 +180,7 @@ def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
-def _folder_of(source: str) -> str:
+def weight_folder(source: str) -> str:
     """The folder that holds the weights: of a hub id that of the cache, into which transformers' files are fetched.
 
     No others are: hubs hold the same weights in further formats. Where a hub has no safetensors it is the id.

@@ -1,12 +1,16 @@
 """Evaluations on BFCL: a scripted model through the whole run, interruptions, several samples, what is refused."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from huggingface_hub import constants
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import command_on_ranks
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from datamodules import BFCLDataModule
 from lightning_modules import BFCLModule
@@ -54,9 +58,11 @@ def told(row, sample):
 
 @pytest.fixture
 def evaluate(tiny_model_dir, tiny_tokenizer, tmp_path):
-    def run(answer=told, fail_after=None, data=None, precision=None, checkpoint=None, **options):
+    def run(
+        answer=told, fail_after=None, data=None, precision=None, checkpoint=None, init_from=tiny_model_dir, **options
+    ):
         generator = Scripted(tiny_tokenizer, answer, fail_after)
-        module = BFCLModule(str(tiny_model_dir), generator=generator, **options)
+        module = BFCLModule(**{"init_from": str(tiny_model_dir), "generator": generator} | options)
         rows = BFCLDataModule(
             str(tiny_model_dir), **{"categories": CATEGORIES, "limit": 8, "eval_batch_size": 2} | (data or {})
         )
@@ -135,6 +141,20 @@ def test_other_settings_start_afresh(evaluate, tiny_model_dir, tmp_path):
     template.write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
     assert evaluate(data=one | {"chat_template": str(template)})[0] == both
     assert evaluate(data=one)[0] == []
+
+
+def test_a_model_that_has_changed_on_its_hub_is_asked_again(evaluate, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    entry, one = tmp_path / "hub" / "models--some--model", {"categories": ["simple"], "limit": 2}
+    for commit, seed in (("a" * 40, 0), ("b" * 40, 1)):
+        snapshot = shutil.copytree(tiny_model_dir, entry / "snapshots" / commit)
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(snapshot)).save_pretrained(snapshot)
+        (entry / "refs").mkdir(exist_ok=True)
+        (entry / "refs" / "main").write_text(commit)
+        asked = [evaluate(data=one, init_from="some/model")[0] for _ in range(2)]
+        assert asked == [["simple_0", "simple_1"], []]
 
 
 def test_several_samples_are_averaged_and_kept_apart(evaluate):
