@@ -58,9 +58,7 @@ def told(row, sample):
 
 @pytest.fixture
 def evaluate(tiny_model_dir, tiny_tokenizer, tmp_path):
-    def run(
-        answer=told, fail_after=None, data=None, precision=None, checkpoint=None, init_from=tiny_model_dir, **options
-    ):
+    def run(answer=told, fail_after=None, data=None, precision=None, checkpoint=None, **options):
         generator = Scripted(tiny_tokenizer, answer, fail_after)
         module = BFCLModule(**{"init_from": str(tiny_model_dir), "generator": generator} | options)
         rows = BFCLDataModule(
