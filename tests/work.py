@@ -6,7 +6,7 @@ import re
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import _lru_cache_wrapper, cache
 from re import _compiler, _parser
 from re import _constants as op
 from typing import Any
@@ -50,9 +50,11 @@ class Work:
                 tracemalloc.stop()
 
     def _counted(self, value: Any) -> Any:
-        """A value in which expressions count; itself where there is none."""
+        """A value in which expressions count and nothing is kept from earlier texts; itself where there is neither."""
         if isinstance(value, re.Pattern):
             return Counted(value, self)
+        if isinstance(value, _lru_cache_wrapper):
+            return value.__wrapped__  # how full a cache is, and when it grows, is no work on this text
         if isinstance(value, dict):
             parts = {key: self._counted(part) for key, part in value.items()}
             return parts if any(parts[key] is not value[key] for key in parts) else value
