@@ -1,7 +1,7 @@
 """Weights sent to vLLM servers over NCCL by vLLM's own transfer engine, from the first rank's GPU. Not run on a GPU."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from threading import Thread
@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
 from datamodules.refinement.servers import Server
 from lightning_modules.generators.server_protocol import is_loopback
 from lightning_modules.generators.server_requests import Ask, Servers
 from lightning_modules.generators.vllm_engine import AFTERWARDS
-from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import finite
-from lightning_modules.policy.unshard import computing_device, is_sharded, merged_on_meta, merged_weights
+from lightning_modules.generators.weight_source import PolicyWeights
 
 if TYPE_CHECKING:
-    from vllm.distributed.weight_transfer.base import ParamMeta
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
 
@@ -42,7 +38,7 @@ class NCCLTransfer:
         self._engine: NCCLTrainerWeightTransferEngine | None = None
         self._members: dict[str, int] = {}  # places in the group of the servers' first workers, by their addresses
 
-    def join(self, weights: "PolicyWeights", held: str | None) -> None:
+    def join(self, weights: PolicyWeights, held: str | None) -> None:
         """Make the group of this process and the workers of the servers that are alive, unless it is as it was.
 
         Args:
@@ -59,7 +55,7 @@ class NCCLTransfer:
             raise ValueError("transfer nccl sends weights from a GPU, and the policy is on none: give transfer folder.")
         self._timed(partial(self._join, weights, held), weights.device)
 
-    def send(self, weights: "PolicyWeights") -> None:
+    def send(self, weights: PolicyWeights) -> None:
         """Send the weights to the members of the group; where they are sharded, the other ranks `gather` them.
 
         Raises:
@@ -87,14 +83,14 @@ class NCCLTransfer:
                 f"the generator's timeout if that is too little, and {AFTERWARDS}"
             ) from error
 
-    def _send(self, weights: "PolicyWeights") -> None:
+    def _send(self, weights: PolicyWeights) -> None:
         self._engine.source = weights
         try:
             self._engine.send_weights()
         finally:
             weights.gather_rest()
 
-    def _join(self, weights: "PolicyWeights", held: str | None) -> None:
+    def _join(self, weights: PolicyWeights, held: str | None) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
@@ -148,61 +144,6 @@ class NCCLTransfer:
             raise RuntimeError(
                 f"The vLLM server at {', '.join(sorted(missing))} was lost in a weight sync: {AFTERWARDS}"
             )
-
-
-class PolicyWeights:
-    """A policy's weights, adapters merged, as vLLM's engine reads them: a `WeightSource` by its methods.
-
-    Where the policy is sharded each is gathered as it is asked for, and no rank ever holds all of them. To make this,
-    and to take or `gather` its weights, is a collective then.
-
-    Args:
-        policy: Whose weights.
-        dtype: In which they are sent.
-
-    Attributes:
-        device: From which they are sent.
-
-    Raises:
-        ValueError: One is not finite in that dtype; on every rank.
-    """
-
-    def __init__(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
-        self.policy, self.dtype, self.device = policy, dtype, computing_device(policy)
-        self._empty = merged_on_meta(policy)
-        self._left: Iterator[tuple[str, Tensor]] | None = None
-        for name, weight in merged_weights(policy):
-            finite(name, weight, dtype)
-            del weight  # before the next one is gathered
-
-    def metadata(self) -> "list[ParamMeta]":
-        """Name, dtype and shape of each; nothing is gathered."""
-        from vllm.distributed.weight_transfer.base import ParamMeta
-
-        return [ParamMeta(name, self.dtype, tuple(empty.shape)) for name, empty in self._empty.items()]
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of each."""
-        self._left = self._every()
-        return self._left
-
-    def _every(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in merged_weights(self.policy):
-            weight = weight.detach().to(self.device, self.dtype)
-            yield name, weight
-            del weight  # before the next one is gathered
-
-    def gather(self) -> None:
-        """Help to gather the weights that the first rank sends, if they are sharded."""
-        if is_sharded(self.policy):
-            for _ in merged_weights(self.policy):
-                pass
-
-    def gather_rest(self) -> None:
-        """Gather what the engine has not asked for, for which the other ranks would wait; it has failed then."""
-        if is_sharded(self.policy):
-            for _ in self if self._left is None else self._left:
-                pass
 
 
 def free_address(host: str) -> tuple[str, int]:

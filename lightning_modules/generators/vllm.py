@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,12 @@ from datamodules.loading import resolve_seed
 from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
+from lightning_modules.generators.ipc_transfer import send_over_ipc
 from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.streaming import untied_config, write_weights
@@ -35,10 +37,10 @@ class VLLMGenerator:
     """Generates with a vLLM engine (arXiv 2309.06180), one per rank or group of ranks, started when first needed.
 
     The weights, adapters merged, reach the engines of a node through one folder of safetensors, which its first rank
-    writes, at their start and whenever the policy scores a few ids otherwise than before; those of a sharded policy one
-    after the other, without a whole copy of it anywhere. Then the engine scores the ids, too: if it disagrees with the
-    policy, or the policy has moved and the engine has not, the run ends with a sentence. On a GPU the engine frees its
-    memory when a batch of rollouts or an evaluation is over.
+    writes, or through the memory of the GPUs (`transfer`), at their start and whenever the policy scores a few ids
+    otherwise than before; those of a sharded policy one after the other, without a whole copy of it anywhere. Then the
+    engine scores the ids, too: if it disagrees with the policy, or the policy has moved and the engine has not, the run
+    ends with a sentence. On a GPU the engine frees its memory when a batch of rollouts or an evaluation is over.
 
     With `enable_lora` nothing is merged: the weights go there once, and then adapters alone, which the engine applies.
 
@@ -70,9 +72,11 @@ class VLLMGenerator:
         enable_lora: Send adapters alone (`model.lora`), which the engine applies: a sync is of megabytes, and what they
             have learnt is not rounded with bfloat16 weights; the engine generates more slowly, and keeps its weights in
             the machine's memory while it sleeps. False merges them and sends all weights.
+        transfer: "folder" sends weights through files, "ipc" through the memory of the GPUs that policy and engine are
+            on, which is to be faster; no GPU has run it.
 
     Raises:
-        ValueError: If a setting is out of its range, or vLLM is not installed.
+        ValueError: If a setting is out of its range or does not go with another, or vLLM is not installed.
     """
 
     reports_logprobs = True
@@ -95,6 +99,7 @@ class VLLMGenerator:
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
         enable_lora: bool = False,
+        transfer: Literal["folder", "ipc"] = "folder",
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("VLLMGenerator needs vLLM: pip install -e '.[vllm]', or use HFGenerator.")
@@ -106,6 +111,10 @@ class VLLMGenerator:
             raise ValueError(
                 "max_new_tokens and tensor_parallel_size must be at least 1, timeout and probe_tolerance greater than "
                 f"0, got {max_new_tokens}, {tensor_parallel_size}, {timeout} and {probe_tolerance}."
+            )
+        if enable_lora and transfer == "ipc":
+            raise ValueError(
+                "transfer ipc sends all weights, and enable_lora adapters alone, as files: give one of both."
             )
         check_sampling(temperature, top_p)
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
@@ -119,7 +128,7 @@ class VLLMGenerator:
             "enforce_eager": enforce_eager,
         }
         self.tensor_parallel_size = tensor_parallel_size
-        self.enable_lora = enable_lora
+        self.enable_lora, self.transfer = enable_lora, transfer
         self.group: EngineGroup | None = None
         self.node: EngineGroup | None = None
         self.engine: Engine | None = None
@@ -180,8 +189,13 @@ class VLLMGenerator:
         """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
 
         Raises:
-            ValueError: See `gpus_of_engine` and `check_lora`.
+            ValueError: See `gpus_of_engine` and `check_lora`; or there is no GPU whose memory `transfer` could go by.
         """
+        if self.transfer == "ipc" and device.type != "cuda":
+            raise ValueError(
+                "The generator's transfer ipc sends weights through a GPU's memory, and this run has no GPU: give "
+                "transfer folder."
+            )
         if device.type == "cuda":
             shared = self.tensor_parallel_size
             gpus_of_engine((device.index or 0) // shared * shared, shared)  # from the rank's on that runs it
@@ -244,8 +258,30 @@ class VLLMGenerator:
             RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
         """
         self._share()
-        leads, takes_part = self.group.leads, self.group.leads or is_sharded(policy)
+        takes_part = self.group.leads or is_sharded(policy)
         want = probe_scores(policy) if takes_part else torch.empty(0)
+        if self.transfer == "ipc":
+            self._send(policy)
+        else:
+            self._load(policy, takes_part)
+        self._rests = False
+        if self.group.leads:
+            self._check(policy, want)
+        else:
+            self._probed = want, want
+        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
+
+    def _send(self, policy: ScoredCausalLM) -> None:
+        """Give the engine weights through the memory of the GPUs."""
+        weights = PolicyWeights(policy, self._engine_dtype(policy))
+        torch.cuda.empty_cache()  # without effect where there is no GPU
+        self._wait()  # by now the GPU of each has room
+        self._start_if_first(policy)
+        with self.engine.loading() if self.group.leads else nullcontext():
+            send_over_ipc(weights, self.engine)
+
+    def _load(self, policy: ScoredCausalLM, takes_part: bool) -> None:
+        """Give the engine weights, adapters or both through files."""
         base = base_scores(policy) if takes_part and self.enable_lora else None
         lacks = takes_part and (base is None or self._base is None or not torch.equal(base, self._base))
         lacks = any(of_every_rank(lacks))
@@ -257,17 +293,11 @@ class VLLMGenerator:
             given = of_every_rank(given)[self.node.first]
             torch.cuda.empty_cache()  # without effect where there is no GPU
             self._wait()  # by now the GPU of each has room
-            if leads and self.engine is None:
-                self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
-            if leads:
+            self._start_if_first(policy)
+            if self.engine is not None:
                 self.engine.load(*given)
             self.node.ask(None, lambda every: every)  # all have read the folder, which is removed now
-        self._rests, self._base = False, base
-        if leads:
-            self._check(policy, want)
-        else:
-            self._probed = want, want
-        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
+        self._base = base
 
     def _write(self, policy: ScoredCausalLM, folder: str, lacks: bool) -> Sequence[str | None]:
         """Write what engines are to load, and give the folders of weights, where they lack these, and of adapters."""
@@ -293,11 +323,16 @@ class VLLMGenerator:
         wanted = self._longest_prompt + self.max_new_tokens
         return min(wanted, getattr(config.get_text_config(), "max_position_embeddings", None) or wanted)
 
+    def _start_if_first(self, policy: ScoredCausalLM) -> None:
+        if self.group.leads and self.engine is None:
+            self.engine = self._start(policy, _config_folder(untied_config(policy, self._engine_dtype(policy))))
+
     def _start(self, policy: ScoredCausalLM, folder: str) -> Engine:
         options = self.options | {"dtype": self._engine_dtype(policy), "seed": self.seed, "load_format": "dummy"}
         options |= {"tensor_parallel_size": self.tensor_parallel_size}
         options |= {"max_model_len": self._max_model_len(policy.causal_lm.config)}
         options |= lora_options(policy) if self.enable_lora else {}
+        options |= {"weight_transfer_config": {"backend": "ipc"}} if self.transfer == "ipc" else {}
         return Engine(folder, computing_device(policy), self.timeout, self.sleep, **options)
 
     def _check(self, policy: ScoredCausalLM, want: Tensor) -> None:

@@ -48,6 +48,8 @@ class Engine:
         self.emptied = options.get("load_format") == "dummy"
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
+        if "weight_transfer_config" in options:  # the engine's processes unpickle where weights are; both sides must know
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         with _own_environment(device, options.get("tensor_parallel_size", 1)):
             from vllm import LLM
 
@@ -78,15 +80,25 @@ class Engine:
             adapters: Folder, as peft writes it, of those that it applies from now on, in an engine that was started
                 with `enable_lora`.
         """
+        with self.loading():
+            if weights is not None:
+                self.tell("reload_weights", weights_path=weights)
+            if adapters is not None:
+                self._apply(adapters)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Context in which the engine takes over weights; after it what was computed with the old ones is forgotten."""
         self._wake("weights")  # the cache later: it would be in the way while old and new weights are in memory
-        if weights is not None:
-            self._ask("loading weights", self._llm.collective_rpc, "reload_weights", kwargs={"weights_path": weights})
-        if adapters is not None:
-            self._apply(adapters)
+        yield
         self._wake("kv_cache")
         if not self._ask("emptying its prefix cache", self._llm.reset_prefix_cache):
             raise RuntimeError("The vLLM engine kept a prefix cache that was computed with the old weights.")
         self.emptied = False
+
+    def tell(self, method: str, **arguments: Any) -> None:
+        """Call a method of the engine's workers that has to do with weights."""
+        self._ask("loading weights", self._llm.collective_rpc, method, kwargs=arguments)
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[Any], progress: bool = False) -> list[Any]:
         """Run each prompt with its `vllm.SamplingParams`; gives a `vllm.RequestOutput` for each."""

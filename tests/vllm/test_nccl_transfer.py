@@ -18,8 +18,9 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
 from vllm.entrypoints.rl.online.api_router import router
 
-from lightning_modules.generators.nccl_transfer import NCCLTransfer, PolicyWeights
+from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.server_requests import Servers
+from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.model import LoRA, build_policy
 from lightning_modules.policy.unshard import merged_weights
 
