@@ -14,6 +14,7 @@ from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
+from lightning_modules.generators.ipc_transfer import PACK
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.gradient_checkpointing import settings_of
 from lightning_modules.policy.lora import LoRA
@@ -85,6 +86,7 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     if isinstance(generator, VLLMGenerator):
         share = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
         engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, share)
+        copy += PACK if generator.transfer == "ipc" else 0
         return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
     if not isinstance(generator, HFGenerator):
         return {"copy": copy}

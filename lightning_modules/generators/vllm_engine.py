@@ -1,6 +1,7 @@
 """A vLLM engine in processes of its own; a call that fails or runs out of time raises a sentence that says so."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from datamodules.system.guard import kill_at_exit
 
-NOT_INHERITED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
-"""Variables of a distributed run, to which the processes of an engine do not belong."""
+NOT_INHERITED = re.compile(r"MASTER_(ADDR|PORT)|((LOCAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_\w+")
+"""Variables of a distributed run, to which the processes of an engine do not belong: by one of torchrun's they would
+wait for a store that listens already."""
 AFTERWARDS = "resume from the last checkpoint with --ckpt_path."
 
 
@@ -48,7 +50,9 @@ class Engine:
         self.emptied = options.get("load_format") == "dummy"
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
-        if "weight_transfer_config" in options:  # the engine's processes unpickle where weights are; both sides must know
+        if (
+            "weight_transfer_config" in options
+        ):  # the engine's processes unpickle where weights are; both sides must know
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         with _own_environment(device, options.get("tensor_parallel_size", 1)):
             from vllm import LLM
@@ -208,8 +212,8 @@ def _own_environment(device: torch.device, count: int) -> Iterator[None]:
     if device.type == "cuda":
         own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of_engine(device.index or 0, count))
     saved = dict(os.environ)
-    for name in NOT_INHERITED:
-        os.environ.pop(name, None)
+    for name in filter(NOT_INHERITED.fullmatch, list(os.environ)):
+        del os.environ[name]
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_NO_USAGE_STATS="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.update(own)

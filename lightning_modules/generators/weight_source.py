@@ -1,4 +1,4 @@
-"""A policy's weights as vLLM's engines for weight transfer ask for them, one after the other."""
+"""A policy's weights as vLLM's engines for weight transfer ask for them, layer by layer."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import finite
+from lightning_modules.policy.streaming import by_blocks, finite
 from lightning_modules.policy.unshard import computing_device, is_sharded, merged_on_meta, merged_weights
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class PolicyWeights:
-    """A policy's weights, adapters merged, as vLLM's engine reads them: a `WeightSource` by its methods.
+    """A policy's weights, adapters merged, under the names of its family's files: a `WeightSource` by its methods.
 
-    Where the policy is sharded each is gathered as it is asked for, and no rank ever holds all of them. To make this,
-    and to take or `gather` its weights, is a collective then.
+    Where the policy is sharded each is gathered as it is asked for, and a rank holds those of one decoder layer, as the
+    names of experts are made of a whole one. To make this, and to take or `gather` its weights, is a collective then.
 
     Args:
         policy: Whose weights.
@@ -34,7 +34,9 @@ class PolicyWeights:
 
     def __init__(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
         self.policy, self.dtype, self.device = policy, dtype, computing_device(policy)
-        self._empty = merged_on_meta(policy)
+        self._merged = merged_on_meta(policy)
+        layers = by_blocks(policy, self._merged, self._merged.items())
+        self._empty = {name: weight for _, layer in layers for name, weight in layer.items()}
         self.largest = max(empty.numel() for empty in self._empty.values()) * dtype.itemsize
         self._left: Iterator[tuple[str, Tensor]] | None = None
         for name, weight in merged_weights(policy):
@@ -53,9 +55,13 @@ class PolicyWeights:
         return self._left
 
     def _every(self) -> Iterator[tuple[str, Tensor]]:
+        for _, layer in by_blocks(self.policy, self._merged, self._on_device()):
+            yield from layer.items()
+            del layer  # before the next one is gathered
+
+    def _on_device(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in merged_weights(self.policy):
-            weight = weight.detach().to(self.device, self.dtype)
-            yield name, weight
+            yield name, weight.detach().to(self.device, self.dtype)
             del weight  # before the next one is gathered
 
     def gather(self) -> None:

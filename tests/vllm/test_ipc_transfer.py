@@ -3,41 +3,60 @@
 A mapped file stands in for a GPU's memory (`mapped_memory`).
 """
 
-from types import SimpleNamespace
+import json
+from textwrap import indent
 
 import pytest
 import torch
-from vllm.distributed.weight_transfer import ipc_engine, packed_tensor
+from training_runs import SHARDED, script_on_ranks
+from vllm.distributed.weight_transfer import ipc_engine
 
 from lightning_modules.generators import HFGenerator, VLLMGenerator, ipc_transfer
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from tests.vllm.mapped_memory import UUID, mapped, properties
+from tests.vllm.mapped_memory import GPU, share
 from tests.vllm.test_vllm_generator import PROMPTS, SMALL, gap, ids, update
+
+WORKERS = "tests.vllm.mapped_memory.Workers"
+RANKS = (
+    SHARDED
+    + """
+import json, os, pathlib, sys
+
+folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], os.environ["RANK"]
+os.environ["MAPPED_GPU"] = f"GPU-{rank}"
+(files := folder / f"memory-{rank}").mkdir()
+
+from lightning_modules.generators import VLLMGenerator
+from tests.vllm import mapped_memory
+from tests.vllm.test_vllm_generator import PROMPTS, SMALL
+
+sizes = mapped_memory.share(setattr, files)
+policy, whole = sharded(model, LoRA(r=4))
+generator = VLLMGenerator(**SMALL, transfer="ipc")
+generator.options["worker_extension_cls"] = "tests.vllm.mapped_memory.Workers"
+sampled = []
+for step in range(2):
+    completions = generator(policy, PROMPTS[rank == "1" :], stop_ids=[])  # the ranks' rows are not equally many
+    sampled.append([completion.token_ids for row in completions for completion in row])
+    with torch.no_grad():
+        policy.causal_lm.get_input_embeddings().weight.to_local().mul_(-1)
+generator.engine.close()
+(folder / f"{rank}.json").write_text(json.dumps({"sampled": sampled, "packs": len(sizes), "left": len(held)}))
+if rank == "0":
+    torch.save(whole, folder / "whole.pt")
+dist.destroy_process_group()
+"""
+)
+GUARDED = "if __name__ == '__main__':\n" + indent(RANKS, "    ")  # the engines' processes import the script
 
 
 @pytest.fixture
 def memory(monkeypatch, tmp_path):
-    """What the trainer's side asks CUDA for, by a file; gives the sizes of what was mapped."""
-    sizes = []
-
-    def empty(size, dtype, device):
-        assert (dtype, device) == (torch.uint8, "cuda")
-        (file := tmp_path / f"{len(sizes)}").write_bytes(b"")
-        sizes.append(size)
-        tensor = mapped(str(file), size)
-        tensor.file = str(file)
-        return tensor
-
-    here = SimpleNamespace(**{name: getattr(torch, name) for name in ("uint8", "Tensor", "dtype")})
-    here.empty, here.cuda = empty, SimpleNamespace(current_stream=lambda: SimpleNamespace(synchronize=lambda: None))
-    monkeypatch.setattr(packed_tensor, "torch", here)
+    """The sizes of the files that stand for a GPU's memory."""
+    monkeypatch.setenv(GPU, "GPU-0")
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "0")  # which an engine sets, and nothing unsets
-    monkeypatch.setattr(packed_tensor, "reduce_tensor", lambda t: (None, (t.file, t.numel(), torch.Tensor, t.shape, t.dtype, b"", None)))
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
-    return sizes
+    return share(monkeypatch.setattr, tmp_path)
 
 
 @pytest.fixture
@@ -47,7 +66,7 @@ def packs(monkeypatch):
 
     def noted(self, names, dtype_names, shapes, ipc_handles, tensor_sizes):
         found.append((names, set(dtype_names)))
-        assert list(ipc_handles) == [UUID]
+        assert list(ipc_handles) == ["GPU-0"]
         send(self, names, dtype_names, shapes, ipc_handles, tensor_sizes)
 
     monkeypatch.setattr(ipc_engine.IPCTrainerWeightTransferEngine, "_do_send", noted)
@@ -59,7 +78,7 @@ def test_an_engine_scores_and_samples_by_the_weights_that_it_was_handed(memory, 
     largest = max(weight.numel() for weight in policy.causal_lm.state_dict().values()) * 4
     monkeypatch.setattr(ipc_transfer, "PACK", largest // 2)  # many packs, and the largest weight is more than one
     generator = VLLMGenerator(**SMALL, transfer="ipc")
-    generator.options["worker_extension_cls"] = "tests.vllm.mapped_memory.Workers"
+    generator.options["worker_extension_cls"] = WORKERS
     before = generator(policy, PROMPTS, n=2, temperature=1.0)
     assert gap(policy, PROMPTS, before) <= 5e-3
     sent = [name for names, _ in packs for name in names]
@@ -78,3 +97,20 @@ def test_an_engine_scores_and_samples_by_the_weights_that_it_was_handed(memory, 
         generator(policy, PROMPTS)
     assert len(memory) == 3  # nothing more was handed over
     generator.engine.close()
+
+
+@pytest.mark.ranks
+def test_each_rank_of_a_sharded_policy_hands_weights_to_an_engine_of_its_own(small_heads_dir, tmp_path):
+    (script := tmp_path / "ranks.py").write_text(GUARDED)
+    done = script_on_ranks(script, tmp_path, small_heads_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    policy, want = build_policy(str(small_heads_dir)), []
+    policy.causal_lm.load_state_dict(torch.load(tmp_path / "whole.pt"))
+    for _ in range(2):
+        want.append([row[0].token_ids for row in HFGenerator(8)(policy, PROMPTS, stop_ids=[])])
+        with torch.no_grad():
+            policy.causal_lm.get_input_embeddings().weight.mul_(-1)  # the head's, too
+    assert want[0] != want[1]
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == {"sampled": [rows[rank:] for rows in want], "packs": 2, "left": 0}

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import uvicorn
+from families import FAMILIES
 from fastapi import FastAPI
+from safetensors.torch import load_file
 from vllm.distributed.weight_transfer import nccl_engine
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
@@ -138,10 +140,23 @@ def test_every_worker_has_a_place_and_is_told_of_every_weight(nccl, small_heads_
     assert first.world_size == 4 and first.packed == nccl.joined[0].packed
     assert engines[0].steps() == [JOIN, *SYNC, *SYNC, "shutdown", JOIN, *SYNC]
     assert nccl.left == 1 and len(nccl.sent) == 3
-    assert update.names == list(want) and set(update.dtype_names) == {"bfloat16"}
-    assert update.shapes == [list(weight.shape) for weight in want.values()]
+    assert update.names == list(nccl.sent[0]) and set(update.dtype_names) == {"bfloat16"}
+    assert update.shapes == [list(want[name].shape) for name in update.names]
     assert nccl.sent[0].keys() == want.keys()
     assert all(torch.equal(nccl.sent[0][name], weight) for name, weight in want.items())
+
+
+def test_weights_of_experts_have_the_names_of_the_family(tmp_path, tiny_tokenizer):
+    """transformers holds those of a layer in one tensor; vLLM reads one for each expert, as in the family's files."""
+    mixture = next(family for family in FAMILIES if family.kind == "qwen3_moe")
+    policy = build_policy(str(mixture.save(tmp_path / "model", tiny_tokenizer)))
+    weights = PolicyWeights(policy, torch.float32)
+    policy.causal_lm.save_pretrained(tmp_path / "whole")
+    want = load_file(tmp_path / "whole" / "model.safetensors")
+    got, told = dict(weights), weights.metadata()
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in want and want.keys() | {"lm_head.weight"} == got.keys()
+    assert all(torch.equal(got[name], weight) for name, weight in want.items())
+    assert [(meta.name, meta.shape) for meta in told] == [(name, weight.shape) for name, weight in got.items()]
 
 
 def test_a_server_that_was_started_again_joins_again_with_the_others(nccl, small_heads_dir):

@@ -38,7 +38,8 @@ def policy(small_heads_dir):
 def generator(policy):
     """Its engine starts inside what looks like a rank of two, to whose processes it must not belong."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}
+        for name, value in (torchrun | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
             patch.setenv(name, value)
         environment = dict(os.environ)
         generator = VLLMGenerator(**SMALL)

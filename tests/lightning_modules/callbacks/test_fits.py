@@ -129,6 +129,13 @@ def test_an_engine_takes_its_share_of_a_gpu_or_what_it_needs_to_start(plan, engi
     assert engine_of(plan, available=10**9, kv_cache_gib=1.0) == weights + GIB  # whatever its share is
 
 
+def test_weights_through_the_memory_of_a_gpu_take_a_pack_of_it(plan, engine_of, monkeypatch):
+    engine_of(plan, available=10**9)
+    every = [run_of(plan, FSDP2(), VLLMGenerator(transfer=transfer), device=GPU) for transfer in ("folder", "ipc")]
+    by_files, by_memory = (generation(*run, plan)["copy"] for run in every)
+    assert by_memory == by_files + GIB
+
+
 def test_an_engine_whose_weights_are_more_than_its_share_is_refused(plan, engine_of, monkeypatch):
     lean = replace(plan, trained=0, frozen=14 * 10**9, checkpointing=True, rows=1, precision="bf16-true")
     lean = replace(lean, engine=engine_of(lean, available=79 * GIB))

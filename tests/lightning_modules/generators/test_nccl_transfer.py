@@ -92,13 +92,13 @@ def test_ranks_gather_one_weight_at_a_time_for_the_first_one_to_send(tiny_model_
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     sent, whole = (torch.load(tmp_path / f"{name}.pt") for name in ("sent", "whole"))
-    assert list(sent) == list(whole)
+    assert sent.keys() == whole.keys()
     assert all(torch.equal(sent[name], weight.bfloat16()) for name, weight in whole.items())
     assert [rank["groups"] for rank in ranks] == [[4], []]  # of this process and three workers, once
     largest = max(weight.nbytes for weight in whole.values())  # and both halves of its adapter
     total = sum(weight.nbytes for weight in whole.values())
     for rank in ranks:
-        assert rank["left"] == 0 and largest <= rank["most"] < min(1.5 * largest, total / 2)
+        assert rank["left"] == 0 and largest <= rank["most"] < min(1.5 * largest, total / 2)  # in float32
         assert [rank["at 0"], rank["at 5"]] == ["refused", "lost"]  # on both
         assert rank["refused"].startswith("The weight model.norm.weight is not finite in torch.bfloat16")
         assert rank["sent"] == 0

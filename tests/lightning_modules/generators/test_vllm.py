@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from datamodules.loading import PromptBatch
 from lightning_modules import SRMLModule
 from lightning_modules.generators import VLLMGenerator
+from lightning_modules.generators.ipc_transfer import EngineClient
 from lightning_modules.generators.vllm import _config_folder
 from lightning_modules.generators.vllm_engine import Engine
 from lightning_modules.policy.model import build_policy
@@ -131,6 +132,32 @@ def test_on_a_gpu_the_engine_sleeps_between_calls_and_wakes_its_cache_after_new_
     ]
 
 
+def test_an_engine_that_is_handed_weights_wakes_its_cache_after_them(llm, monkeypatch):
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "0")
+    running = engine(GPU, load_format="dummy", weight_transfer_config={"backend": "ipc"})
+    assert running._llm.environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
+    assert os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"  # or what the engine answers is not understood
+    running.rest(level=2)
+    with running.loading():
+        EngineClient(running).finish_weight_update()
+    assert running._llm.log[2:] == [
+        ("sleep", 2),
+        ("wake_up", "weights"),
+        ("finish_weight_update",),
+        ("wake_up", "kv_cache"),
+        ("reset_prefix_cache",),
+    ]
+    assert not running.emptied
+
+
+def test_a_transfer_by_the_memory_of_a_gpu_needs_one_and_sends_all_weights(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="enable_lora adapters alone, as files: give one of both"):
+        VLLMGenerator(transfer="ipc", enable_lora=True)
+    with pytest.raises(ValueError, match="this run has no GPU: give transfer folder"):
+        VLLMGenerator(transfer="ipc").check(None, "bf16-mixed", CPU)
+
+
 def test_an_engine_that_lets_go_of_its_weights_needs_others(llm):
     running = engine(GPU)
     assert not running.emptied
@@ -194,7 +221,8 @@ def test_the_graphs_of_a_sleeping_engine_leave_the_gpu_as_well(llm):
 
 @pytest.mark.parametrize(("visible", "gpus", "want"), [(None, 1, "1"), ("4,6", 1, "6"), ("4,6,7", 2, "6,7")])
 def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, monkeypatch, visible, gpus, want):
-    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE"):
+    torchrun = ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in torchrun:
         monkeypatch.setenv(name, "1")
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -204,7 +232,7 @@ def test_the_engine_gets_its_ranks_gpu_and_no_part_in_the_distributed_run(llm, m
     inside = engine(GPU, tensor_parallel_size=gpus)._llm.environment
     assert dict(os.environ) == before
     assert inside["CUDA_VISIBLE_DEVICES"] == want
-    assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE"} & set(inside)
+    assert not set(torchrun) & set(inside)
     assert inside["VLLM_NO_USAGE_STATS"] == "1"
 
 
