@@ -28,6 +28,7 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """Student's t below which 97.5 % lie, from 1 degree of freedom up; the last one serves for more."""
 Z975 = 1.96
 UNTRAINED = "base"  # has one run, which stands for every seed
+NO_CALLS = ("irrelevance", "live_irrelevance")  # categories of BFCL that want none
 PART = 5  # a curve counts by the mean of its last fifth
 
 Runs = dict[tuple[str, str], dict[int, dict[str, Any]]]
@@ -41,11 +42,14 @@ def values_of(metrics: Mapping[str, Any], measure: str) -> list[float]:
         metrics: Of the run.
         measure: Keys joined by dots. A list under `curves` counts by the mean of its last fifth, or with `:rise` behind
             its name by what that is above the mean of the first; any other list is a value per row; of several named
-            values the mean counts.
+            values the mean counts. `bfcl_call_rows` are those of `bfcl_rows` that want calls.
 
     Raises:
         KeyError: The run has no such metric.
     """
+    if measure == "bfcl_call_rows":
+        by_category = zip(metrics["bfcl_sizes"], np.split(metrics["bfcl_rows"], _ends_of(metrics)), strict=True)
+        return [float(hit) for category, hits in by_category if category not in NO_CALLS for hit in hits]
     path, _, part = measure.partition(":")
     value: Any = metrics
     for key in path.split("."):
@@ -181,7 +185,7 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
         if tested:
             sizes = tested[0]["bfcl_sizes"]  # in the order of the rows
             rows = np.array([metrics["bfcl_rows"] for metrics in tested], dtype=float)
-            columns = np.split(rows, np.cumsum(list(sizes.values()))[:-1], axis=1)
+            columns = np.split(rows, _ends_of(tested[0]), axis=1)
             entries[arm] = {name: of_category(of) for name, of in zip(sizes, columns, strict=True)}
     return entries
 
@@ -195,6 +199,11 @@ def of_category(hits: np.ndarray) -> list[float]:
     mean, room = hits.mean(), 3 / hits.shape[1]
     ends = interval(hits) if 0 < mean < 1 else (max(0.0, mean - room), min(1.0, mean + room))
     return [_short(value) for value in (mean, *ends)]
+
+
+def _ends_of(metrics: Mapping[str, Any]) -> np.ndarray:
+    """Where the categories of BFCL end in the rows of a run, but for the last one."""
+    return np.cumsum(list(metrics["bfcl_sizes"].values()))[:-1]
 
 
 def _ends(ends: tuple[float, float] | None) -> list[float] | None:

@@ -29,7 +29,7 @@ class Claim:
 
 MEASURES = {
     "real": (
-        *("bfcl_rows", "heldout_rows", "heldout_loss.call", "text_loss", "train.weight_cot"),
+        *("bfcl_rows", "bfcl_call_rows", "heldout_rows", "heldout_loss.call", "text_loss", "train.weight_cot"),
         *("curves.kl", "curves.cot_entropy"),
     ),
     "small": (
@@ -75,6 +75,7 @@ NOT_SFT = {"sft_own": -1}
 OWN_07, OWN_ALPHA = {"srml_0.7_own": 1, **NOT_SFT}, {"srml_0.7_own": 1, "srml_0.5_own": -1}
 OWN_BASE, OWN_LOSS = {"srml_0.7_own": 1, "base": -1}, {"sft_own": 1, "srml_0.5_own": -1}
 OWN_TEXT = {"sft_own": 1, "srml_0.7_own": -1}
+SHORT_07, SHORT_BASE = {"srml_0.7_60": 1, "sft_60": -1}, {"srml_0.7_60": 1, "base": -1}
 
 CLAIMS = (
     *of_both_scales("real", "bfcl_rows"),
@@ -103,6 +104,18 @@ CLAIMS = (
             ("SRML (alpha 0.7) answers held-out rows that the base model does not", SRML, "heldout_rows", OWN_BASE),
             ("SRML (alpha 0.5) has a lower loss on held-out calls than SFT", SRML, "heldout_loss.call", OWN_LOSS),
             ("SRML (alpha 0.7) forgets less than SFT: lower loss on plain text", FORGETTING, "text_loss", OWN_TEXT),
+        )
+    ),
+    *(
+        Claim(f"{what}, after 60 steps", SRML, "real", metric, weights)
+        for what, metric, weights in (
+            ("SRML (alpha 0.7) makes more of BFCL's calls right than plain SFT", "bfcl_call_rows", SHORT_07),
+            (
+                "SRML (alpha 0.7) makes some of BFCL's calls right and the base model does not",
+                "bfcl_call_rows",
+                SHORT_BASE,
+            ),
+            ("SRML (alpha 0.7) answers more held-out rows than plain SFT", "heldout_rows", SHORT_07),
         )
     ),
     Claim("Reinforcement adds right calls to SRML", EGPO, "real", "bfcl_rows", {"egpo": 1, "srml_0.7": -1}),

@@ -36,6 +36,15 @@ def test_a_measure_is_a_row_of_values_a_number_a_mean_or_the_last_fifth_of_a_cur
         study_claims.values_of(metrics, "curves.entropy")
 
 
+def test_rows_of_bfcl_that_want_calls_are_those_of_all_categories_but_irrelevance():
+    sizes = {"simple": 2, "irrelevance": 3, "multiple": 1, "live_irrelevance": 1, "live_relevance": 2}
+    rows = [1, 0] + [1, 1, 1] + [1] + [0] + [0, 1]
+    got = study_claims.values_of({"bfcl_rows": rows, "bfcl_sizes": sizes}, "bfcl_call_rows")
+    assert got == [1.0, 0.0, 1.0, 0.0, 1.0]
+    with pytest.raises(KeyError):
+        study_claims.values_of({}, "bfcl_call_rows")
+
+
 def test_arms_are_paired_by_seed_and_row_whatever_the_order_of_their_lines():
     assert study_claims.contrast(RUNS, OVER_SFT, [1, 2]).tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
     against_base = Claim("better", "", "small", "hits", {"srml": 1, "base": -1})  # one run stands for both seeds
