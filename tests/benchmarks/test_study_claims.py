@@ -38,7 +38,7 @@ def test_a_measure_is_a_row_of_values_a_number_a_mean_or_the_last_fifth_of_a_cur
 
 def test_rows_of_bfcl_that_want_calls_are_those_of_all_categories_but_irrelevance():
     sizes = {"simple": 2, "irrelevance": 3, "multiple": 1, "live_irrelevance": 1, "live_relevance": 2}
-    rows = [1, 0] + [1, 1, 1] + [1] + [0] + [0, 1]
+    rows = [*(1, 0), *(1, 1, 1), 1, 0, *(0, 1)]  # by category
     got = study_claims.values_of({"bfcl_rows": rows, "bfcl_sizes": sizes}, "bfcl_call_rows")
     assert got == [1.0, 0.0, 1.0, 0.0, 1.0]
     with pytest.raises(KeyError):
