@@ -277,6 +277,7 @@ class VLLMGenerator:
         torch.cuda.empty_cache()  # without effect where there is no GPU
         self._wait()  # by now the GPU of each has room
         self._start_if_first(policy)
+        self.node.ask(None, lambda every: every)  # on the CPU: the collectives that follow would wait on GPUs
         with self.engine.loading() if self.group.leads else nullcontext():
             send_over_ipc(weights, self.engine)
 
