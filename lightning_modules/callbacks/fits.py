@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import Plan, estimate, has_room, reserve
 from lightning_modules.callbacks.plan import (
     build_empty,
     cheaper,
@@ -21,6 +21,7 @@ from lightning_modules.callbacks.plan import (
     plan_of,
     shards_of,
     shown,
+    size_of,
     streamed,
     whole,
 )
@@ -57,7 +58,7 @@ def check_fits(
     if available is None or getattr(trainer, "fit_anyway", False):
         return
     with failing_together():
-        if (plan := planned(trainer, module)) and estimate(plan).peak > available:
+        if (plan := planned(trainer, module)) and not has_room(plan, available):
             raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
         if plan and isinstance(module.generator, VLLMGenerator):
             check_share(plan, module.generator, available)
@@ -152,8 +153,8 @@ def refusal(plan: Plan, available: int, changes: dict[str, Plan]) -> str:
     advice = f"it would fit with {fits}" if found else f"not even all of {', '.join(changes)} together make it fit"
     return (
         f"This run is estimated to need {shown(memory.peak)} of each GPU, most at {memory.moment} ({plan.counted}), "
-        f"and there are {shown(available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` prints "
-        "the estimate part by part."
+        f"and there are {size_of(plan, available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` "
+        "prints the estimate part by part."
     )
 
 
@@ -178,8 +179,8 @@ def ways(plan: Plan, available: int, changes: dict[str, Plan]) -> list[tuple[tup
             together: dict[str, Any] = {}
             for name in names:
                 together |= differ[name]
-            if (peak := estimate(replace(plan, **together)).peak) <= available:
-                found.append((names, peak))
+            if has_room(other := replace(plan, **together), available):
+                found.append((names, estimate(other).peak))
         if found:
             return found[:NAMED]
     return []

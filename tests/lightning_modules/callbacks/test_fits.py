@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from lightning_modules.callbacks import fits, summary
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.fits import changes, check_fits, refusal, ways
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import ENGINE_RESERVE, RESERVE, Plan, estimate, has_room
 from lightning_modules.callbacks.plan import generation, shown, streamed
 from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
@@ -42,9 +42,9 @@ def test_the_fewest_changes_that_make_a_plan_fit_are_named(plan):
     found["adapters"] = replace(plan, trained=1_000, frozen=10_000_000)
     peaks = {name: estimate(other).peak for name, other in found.items()}
     lowest = min(peaks.values())
-    alone = ways(plan, lowest, found)
+    alone = ways(plan, lowest + RESERVE, found)
     assert alone == [((name,), peak) for name, peak in peaks.items() if peak == lowest]
-    ((names, peak), *_) = ways(plan, lowest - 1, found)  # no single one is enough
+    ((names, peak), *_) = ways(plan, lowest + RESERVE - 1, found)  # no single one is enough
     both = {"recompute": {"checkpointing": True}, "one row": {"rows": 1}}
     both["adapters"] = {"trained": 1_000, "frozen": 10_000_000}
     assert len(names) == 2
@@ -54,12 +54,31 @@ def test_the_fewest_changes_that_make_a_plan_fit_are_named(plan):
 
 def test_a_refusal_is_one_sentence_with_the_keys_that_would_do(plan):
     found = {"model.gradient_checkpointing true": replace(plan, checkpointing=True)}
-    available = estimate(plan).peak - 1
+    available = estimate(plan).peak + RESERVE - 1
     said = refusal(plan, available, found)
     less = shown(estimate(found["model.gradient_checkpointing true"]).peak)
     assert f"it would fit with model.gradient_checkpointing true ({less}); --fit_anyway" in said
-    assert shown(available) in said and said.count(". ") == 0 and said.endswith(".")
+    assert f"there are {shown(available)}, 4.0 GiB of them left for CUDA's context, buffers of NCCL and" in said
+    assert said.count(". ") == 0 and said.endswith(".")
     assert "not even all of model.gradient_checkpointing true together" in refusal(plan, 1, found)
+
+
+def test_a_gpu_has_room_for_the_estimate_and_what_that_does_not_count(plan):
+    beside = replace(plan, engine=GIB)  # that sleeps while the policy learns
+    assert RESERVE == 4 * GIB and ENGINE_RESERVE == GIB  # as the docs have it
+    for planned, left in ((plan, 4 * GIB), (beside, 5 * GIB), (replace(plan, cuda=False), 0)):
+        peak = estimate(planned).peak
+        assert has_room(planned, peak + left) and not has_room(planned, peak + left - 1)
+
+
+def test_a_run_that_fits_but_for_the_reserve_is_refused(plan, monkeypatch):
+    run = run_of(plan, DDP(), HFGenerator(), device=GPU)
+    full = estimate(plan).peak + 4 * GIB
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: full)
+    check_fits(*run, lambda trainer, module: plan)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: full - 1)
+    with pytest.raises(ValueError, match=r"^This run is estimated to need .* 4\.0 GiB of them left for CUDA's context"):
+        check_fits(*run, lambda trainer, module: plan)
 
 
 def run_of(plan, strategy, generator, **settings):
@@ -73,10 +92,10 @@ def run_of(plan, strategy, generator, **settings):
 
 def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     lean = replace(plan, checkpointing=True, rows=1, precision="bf16-true", fsdp=True, shards=8, trained=8 * 10**9)
-    available = estimate(replace(lean, shards=32)).peak
+    available = estimate(replace(lean, shards=32)).peak + RESERVE
     found = changes(*run_of(lean, FSDP2(), HFGenerator()), lean, available)
     (ranks,) = (name for name in found if name.endswith(" devices"))
-    assert ranks == "32 devices" and estimate(found[ranks]).peak == available
+    assert ranks == "32 devices" and has_room(found[ranks], available) and not has_room(found[ranks], available - 1)
     assert "trainer.strategy.init_args.cpu_offload true" in found
     assert found["data.max_length and data.micro_batch_tokens 512"].length == 512
     # What no number of GPUs makes room for, a copy to generate with, is left to other changes.
@@ -85,7 +104,7 @@ def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     # In groups of 8 it takes larger groups, and not more of them.
     replicated = replace(lean, hybrid=True, shards=32)
     run = run_of(lean, FSDP2(shard_size=8), HFGenerator())
-    hybrid = changes(*run, replace(lean, hybrid=True), estimate(replicated).peak)
+    hybrid = changes(*run, replace(lean, hybrid=True), estimate(replicated).peak + RESERVE)
     assert hybrid["trainer.strategy.init_args.shard_size 32"] == replicated
     assert not any(name.endswith(" devices") for name in hybrid)
 
