@@ -17,7 +17,7 @@ RESERVE = 4 * 2**30
 """Bytes of a GPU that are left for what an estimate does not count: CUDA's context, buffers of NCCL, fragments of the
 allocator. It is an assumption, and not measured."""
 ENGINE_RESERVE = 2**30
-"""So many more where there is a rollout engine, whose process keeps a context of its own while it sleeps; assumed, too."""
+"""So many more where there is a rollout engine, whose process keeps a context while it sleeps; assumed, too."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lightning_modules.callbacks.plan import generation, shown, streamed
 from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.evaluation import EvaluationModule
-from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.generators import HFGenerator, VLLMGenerator, VLLMServerGenerator
 from lightning_modules.policy.model import build_policy
 from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
@@ -218,10 +218,12 @@ def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_sha
     # An eighth of the weights in float32, the copy in bfloat16, and one weight in float32 as it is gathered.
     needed = count * 4 // 8 + count * 2 + plan.config.vocab_size * 32 * 4
     trainer = SimpleNamespace(strategy=FSDP2(), world_size=8, precision="bf16-mixed")
-    refuse = partial(RunSummary().setup, trainer, EvaluationModule(str(tiny_model_dir)), stage)
-    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed)
+    module = EvaluationModule(str(tiny_model_dir))
+    module._device = GPU
+    refuse = partial(RunSummary().setup, trainer, module, stage)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed + RESERVE)
     refuse()
-    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed - 1)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed + RESERVE - 1)
     said = f"need {shown(needed)} of each, and there are .*VLLMGenerator.* bf16-true: {shown(2 * count)}.*--fit_anyway"
     with pytest.raises(ValueError, match=said):
         refuse()
@@ -231,6 +233,55 @@ def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_sha
     refuse()
     trainer.strategy, trainer.fit_anyway = FSDP1(), True
     refuse()
+
+
+@pytest.fixture
+def evaluation(tiny_model_dir, monkeypatch):
+    """Begins an evaluation on a GPU of so many bytes, one of 8, under a strategy and with a generator."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+    def begin(available, strategy, generator, data=None):
+        monkeypatch.setattr(fits, "gpu_memory", lambda device: available)
+        module = EvaluationModule(str(tiny_model_dir), generator=generator)
+        module._device = GPU
+        trainer = SimpleNamespace(strategy=strategy, world_size=8, precision="bf16-mixed", datamodule=data)
+        RunSummary().setup(trainer, module, "test")
+
+    return begin
+
+
+def test_an_evaluation_is_refused_whose_gpus_cannot_hold_the_copy_that_fsdp1_makes_for_an_engine(
+    evaluation, tiny_model_dir
+):
+    count = sum(weight.numel() for weight in build_policy(str(tiny_model_dir), empty=True).parameters())
+    server = VLLMServerGenerator(["http://localhost:8000"])
+    shards, copy = count * 4 // 8, count * 2
+    one = AutoConfig.from_pretrained(tiny_model_dir).vocab_size * 32 * 4  # a weight in float32 as it is gathered
+    full = shards + copy + one + RESERVE
+    evaluation(full, FSDP1(), server)
+    evaluation(full - 1, FSDP2(), server)  # which gives it a weight after the other
+    advice = rf"Take FSDP2 \(--config configs/trainer/fsdp2\.yaml\).* bf16-true: {shown(copy)}\); --fit_anyway"
+    with pytest.raises(ValueError, match=rf"makes a whole copy of it, under FSDP1 for an engine: .*{advice}"):
+        evaluation(full - 1, FSDP1(), server)
+    # An engine on the same GPU stands beside the copy: half of the GPU, that is as much as all else together.
+    half, rest = VLLMGenerator(gpu_memory_utilization=0.5), shards + copy + RESERVE + ENGINE_RESERVE
+    evaluation(2 * rest, FSDP1(), half)
+    with pytest.raises(ValueError, match=r"5\.0 GiB of them left .* bf16-true: 5\.0 GiB\)"):
+        evaluation(2 * rest - 2, FSDP1(), half)
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP2])
+def test_an_evaluation_is_refused_whose_engine_needs_more_than_its_share(evaluation, tiny_model_dir, strategy):
+    policy = build_policy(str(tiny_model_dir), empty=True).causal_lm
+    head = policy.get_output_embeddings().weight.numel()  # the engine has one of its own
+    weights = 2 * (sum(weight.numel() for weight in policy.parameters()) + head)
+    engine = VLLMGenerator(max_new_tokens=28, gpu_memory_utilization=0.5)
+    # Keys and values of a token are 64 numbers of 2 bytes; of other data the prompt's length is not known.
+    for data, tokens in ((SimpleNamespace(longest_prompt=100), 128), (None, 28), (SimpleNamespace(), 28)):
+        needed = weights + tokens * 64 * 2
+        evaluation(2 * needed, strategy(), engine, data)
+        with pytest.raises(ValueError, match=rf"^The vLLM engine is estimated to need {shown(needed)} of each GPU"):
+            evaluation(2 * needed - 2, strategy(), engine, data)
 
 
 @pytest.mark.ranks
