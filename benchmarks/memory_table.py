@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, Qwen3Config
 from benchmarks.sharded_step import Case
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.fits import plan_ahead, with_engine
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import Plan, estimate, has_room
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
@@ -105,10 +105,11 @@ def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int)
 
 def cell(plan: Plan, memory: int) -> str:
     """GiB of a GPU, with vLLM where a whole copy of the weights does not fit; in brackets where nothing does."""
-    peak, engine = estimate(plan).peak, ""
-    if plan.fsdp and peak > memory and (shared := estimate(with_engine(plan, memory)).peak) < peak:
-        peak, engine = shared, ", vLLM"
-    return f"{peak / GIB:.0f}{engine}" if peak <= memory else f"({peak / GIB:.0f}{engine})"
+    engine, shared = "", with_engine(plan, memory)
+    if plan.fsdp and not has_room(plan, memory) and estimate(shared).peak < estimate(plan).peak:
+        plan, engine = shared, ", vLLM"
+    text = f"{estimate(plan).peak / GIB:.0f}{engine}"
+    return text if has_room(plan, memory) else f"({text})"
 
 
 def table() -> str:
@@ -134,8 +135,9 @@ def papers() -> dict[str, str]:
             (before,) = re.findall(r"--config configs/(\S+) --config", text)[:1]
             model = MODELS[TRAINED[re.search(r"^    init_from: (\S+)", text, re.M)[1]]]
             memory = USABLE[int(size)]
-            peak = estimate(plan([before, f"paper/{path.name}", overlay], model, int(gpus), memory)).peak
-            if peak > memory:
+            planned = plan([before, f"paper/{path.name}", overlay], model, int(gpus), memory)
+            peak = estimate(planned).peak
+            if not has_room(planned, memory):
                 raise ValueError(f"{path} does not fit on the hardware that it names: {peak / GIB:.1f} GiB")
             text = text.replace(named[0], named[0].replace(f"about {said} GiB", f"about {peak / GIB:.0f} GiB"))
             found[f"paper/{path.name}"] = text

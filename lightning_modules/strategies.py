@@ -199,16 +199,25 @@ class FSDP1(ReshardableCheckpoints, FSDPStrategy):
         self.timeout = waiting(timeout_minutes)
         super().__init__(
             timeout=self.timeout,
-            sharding_strategy=sharding_strategy,
             cpu_offload=CPUOffload(offload_params=cpu_offload),
             state_dict_type="sharded" if save_sharded else "full",
         )
+        self.sharding_strategy = ShardingStrategy[sharding_strategy]  # given it, Lightning asks for a mesh at once
         self.wrap, self.save_sharded, self.accumulate_unsharded = wrap, save_sharded, accumulate_unsharded
 
     def setup_environment(self) -> None:
-        """Start the process group, and make the device mesh: with one, state dicts hold shards as FSDP2's do."""
-        super().setup_environment()
+        """Start the process group, and make the device mesh: with one, state dicts hold shards as FSDP2's do.
+
+        Raises:
+            ValueError: If nodes of one rank each are to shard inside a node: FSDP1 would not average their gradients.
+        """
         hybrid = self.sharding_strategy == ShardingStrategy.HYBRID_SHARD
+        if hybrid and self.num_nodes > 1 and self.num_processes == 1:
+            raise ValueError(
+                "trainer.strategy: sharding_strategy HYBRID_SHARD shards over the GPUs of a node, and each node of "
+                "this run has one; give FULL_SHARD."
+            )
+        super().setup_environment()
         sizes = (self.num_nodes, self.num_processes) if hybrid else (self.world_size,)
         self.kwargs["device_mesh"] = make_mesh(self.root_device, sizes, self.timeout)
 

@@ -165,6 +165,15 @@ def leaves(config, path=""):
             yield f"{path}{key}", value
 
 
+def test_gpus_learn_float32_weights_and_recompute_as_the_docs_say():
+    for name in ("gpu", "ddp", "fsdp", "fsdp2"):
+        overlay = yaml.safe_load((ROOT / f"configs/trainer/{name}.yaml").read_text())
+        assert overlay["trainer"]["precision"] == "bf16-mixed"
+        assert overlay["model"]["init_args"]["gradient_checkpointing"] is True
+    for name in OWN:
+        assert yaml.safe_load((ROOT / "configs" / name).read_text())["model"]["init_args"]["lora"]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_inherits_nothing_of_the_embedded_default(name, monkeypatch):
     monkeypatch.chdir(ROOT)

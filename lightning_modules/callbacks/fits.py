@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import Plan, estimate, has_room, reserve
 from lightning_modules.callbacks.plan import (
     build_empty,
     cheaper,
@@ -21,11 +21,13 @@ from lightning_modules.callbacks.plan import (
     plan_of,
     shards_of,
     shown,
+    size_of,
     streamed,
     whole,
 )
 from lightning_modules.evaluation import EvaluationModule
-from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.generators import Generator, HFGenerator, VLLMGenerator
+from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.model import build_policy
 from lightning_modules.ranks import failing_together
@@ -57,7 +59,7 @@ def check_fits(
     if available is None or getattr(trainer, "fit_anyway", False):
         return
     with failing_together():
-        if (plan := planned(trainer, module)) and estimate(plan).peak > available:
+        if (plan := planned(trainer, module)) and not has_room(plan, available):
             raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
         if plan and isinstance(module.generator, VLLMGenerator):
             check_share(plan, module.generator, available)
@@ -85,10 +87,10 @@ def check_share(plan: Plan, generator: VLLMGenerator, available: int) -> None:
         )
 
 
-def check_copy(trainer: Trainer, module: EvaluationModule) -> None:
-    """Refuse an evaluation for which each GPU would need a whole copy of a sharded model, and cannot hold it.
+def check_evaluation(trainer: Trainer, module: EvaluationModule) -> None:
+    """Refuse an evaluation whose GPUs cannot hold a whole copy of a sharded model, or an engine in its share of them.
 
-    A collective. On CPUs nothing is refused, nor without shards or where an engine generates.
+    A collective. On CPUs nothing is refused.
 
     Args:
         trainer: The run's; its attribute `fit_anyway` lets everything pass.
@@ -97,25 +99,78 @@ def check_copy(trainer: Trainer, module: EvaluationModule) -> None:
     Raises:
         ValueError: Naming what is needed, what there is, and what would need less.
     """
-    available, strategy = gpu_memory(module.device), trainer.strategy
-    copies = isinstance(strategy, FSDP1 | FSDP2) and isinstance(module.generator, HFGenerator)
-    if available is None or not copies or getattr(trainer, "fit_anyway", False):
+    available, strategy, generator = gpu_memory(module.device), trainer.strategy, module.generator
+    streams = isinstance(strategy, FSDP2) and isinstance(generator, HoldsWeights)  # gathers a weight at a time
+    copies = isinstance(strategy, FSDP1 | FSDP2) and not streams
+    if available is None or getattr(trainer, "fit_anyway", False):
         return
-    with failing_together():
-        model = build_policy(module.init_from, empty=True).causal_lm
-        count, precision = sum(weight.numel() for weight in model.parameters()), str(trainer.precision)
-        nothing = {"trained": 0, "rows": 0, "length": 0, "checkpointing": False}  # is learnt
-        shards = {"fsdp": True, "shards": shards_of(trainer), "offload": offloads(strategy)}
-        plan = Plan(model.config.get_text_config(), frozen=count, precision=precision, **nothing, **shards)
-        memory = estimate(replace(plan, copy=whole(plan)))
-        needed = sum(memory.always.values()) + sum(memory.moments["unsharding the weights"].values())
-        if needed > available:
-            raise ValueError(
-                "To generate with a sharded model each GPU makes a whole copy of it: that is estimated to need "
-                f"{shown(needed)} of each, and there are {shown(available)}. Set model.generator to VLLMGenerator with "
-                "a tensor_parallel_size under FSDP2, or leave the sharding out (--config configs/trainer/ddp.yaml with "
-                f"--trainer.precision bf16-true: {shown(2 * count)}); --fit_anyway starts it all the same."
-            )
+    if copies or isinstance(generator, VLLMGenerator):
+        with failing_together():
+            plan = plan_of_evaluation(trainer, module, copies, available)
+            if copies:
+                check_copy(plan, generator, available)
+            if isinstance(generator, VLLMGenerator):
+                check_share(plan, generator, available)
+
+
+def plan_of_evaluation(trainer: Trainer, module: EvaluationModule, copies: bool, available: int) -> Plan:
+    """The `Plan` of a run in which nothing is learnt, its weights not loaded yet.
+
+    Args:
+        trainer: The run's.
+        module: The run's.
+        copies: Whether each GPU makes a whole copy of the weights.
+        available: Bytes of a GPU.
+    """
+    strategy, generator = trainer.strategy, module.generator
+    model, fsdp = build_policy(module.init_from, empty=True).causal_lm, isinstance(strategy, FSDP1 | FSDP2)
+    plan = Plan(
+        config=model.config.get_text_config(),
+        trained=0,
+        frozen=sum(weight.numel() for weight in model.parameters()),
+        precision=str(trainer.precision),
+        rows=0,
+        length=0,
+        checkpointing=False,
+        fsdp=fsdp,
+        shards=shards_of(trainer),
+        offload=fsdp and offloads(strategy),
+        cuda=module.device.type == "cuda",
+    )
+    engine = 0
+    if isinstance(generator, VLLMGenerator):
+        prompt = getattr(trainer.datamodule, "longest_prompt", 0)  # of data that say so; else a completion alone counts
+        share = int(generator.options["gpu_memory_utilization"] * available)
+        engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, share)
+    return replace(plan, copy=whole(plan) if copies else 0, engine=engine)
+
+
+def check_copy(plan: Plan, generator: Generator, available: int) -> None:
+    """Refuse an evaluation for which each GPU would need a whole copy of a sharded model, and cannot hold it.
+
+    Args:
+        plan: What the run does.
+        generator: The run's.
+        available: Bytes of a GPU.
+
+    Raises:
+        ValueError: Naming what is needed, what there is, and what would need less.
+    """
+    memory = estimate(plan)
+    moments = (sum(memory.moments[name].values()) for name in ("unsharding the weights", "sampling rollouts"))
+    needed = sum(memory.always.values()) + max(moments)
+    if needed + reserve(plan) <= available:
+        return
+    whose, advice = "", "Set model.generator to VLLMGenerator with a tensor_parallel_size under FSDP2"
+    if isinstance(generator, HoldsWeights):
+        whose = ", under FSDP1 for an engine"
+        advice = "Take FSDP2 (--config configs/trainer/fsdp2.yaml), which gives it one weight after the other"
+    raise ValueError(
+        f"To generate with a sharded model each GPU makes a whole copy of it{whose}: that is estimated to need "
+        f"{shown(needed)} of each, and there are {size_of(plan, available)}. {advice}, or leave the sharding out "
+        "(--config configs/trainer/ddp.yaml with --trainer.precision bf16-true: "
+        f"{shown(2 * plan.frozen + plan.engine)}); --fit_anyway starts it all the same."
+    )
 
 
 def gpu_memory(device: torch.device) -> int | None:
@@ -152,8 +207,8 @@ def refusal(plan: Plan, available: int, changes: dict[str, Plan]) -> str:
     advice = f"it would fit with {fits}" if found else f"not even all of {', '.join(changes)} together make it fit"
     return (
         f"This run is estimated to need {shown(memory.peak)} of each GPU, most at {memory.moment} ({plan.counted}), "
-        f"and there are {shown(available)}: {advice}; --fit_anyway starts it all the same, and `funreason show` prints "
-        "the estimate part by part."
+        f"and there are {size_of(plan, available)}: {advice}; --fit_anyway starts it all the same, and "
+        "`funreason show` prints the estimate part by part."
     )
 
 
@@ -178,8 +233,8 @@ def ways(plan: Plan, available: int, changes: dict[str, Plan]) -> list[tuple[tup
             together: dict[str, Any] = {}
             for name in names:
                 together |= differ[name]
-            if (peak := estimate(replace(plan, **together)).peak) <= available:
-                found.append((names, peak))
+            if has_room(other := replace(plan, **together), available):
+                found.append((names, estimate(other).peak))
         if found:
             return found[:NAMED]
     return []

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate
+from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate, has_room, reserve
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.ipc_transfer import PACK
@@ -237,9 +237,9 @@ def cheaper(
 
 def enough(plan: Plan, available: int, most: int) -> int | None:
     """The fewest ranks, by doubling those that share the weights, with which a plan fits; None up to the most."""
-    while estimate(plan).peak > available and 2 * plan.shards <= most:
+    while not has_room(plan, available) and 2 * plan.shards <= most:
         plan = replace(plan, shards=2 * plan.shards)
-    return plan.shards if estimate(plan).peak <= available else None
+    return plan.shards if has_room(plan, available) else None
 
 
 def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[str, str]:
@@ -251,16 +251,23 @@ def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[st
         changes: Other plans by the settings that make them.
     """
     memory, words = estimate(plan), derived(plan)
-    most = f"about {shown(memory.peak)} of {shown(available)} a device, most at {memory.moment}"
+    most = f"about {shown(memory.peak)} of {size_of(plan, available)} a device, most at {memory.moment}"
     rows = {"memory": f"{most} ({plan.counted})"}
     rows |= {f"  {name}": f"{shown(size)}: {words[name]}" for name, size in memory.parts.items()}
-    if memory.peak > available:
+    if not has_room(plan, available):
         less = {setting: estimate(change).peak for setting, change in changes.items()}
         better = [
             f"{key} ({shown(peak)})" for key, peak in sorted(less.items(), key=lambda x: x[1]) if peak < memory.peak
         ]
         rows["TOO MUCH"] = "it is likely to run out of memory; less need " + ", ".join(better)
     return rows
+
+
+def size_of(plan: Plan, available: int) -> str:
+    """Bytes of a device in words, and how many of them are left for what the estimate does not count."""
+    kept = reserve(plan)
+    rest = f", {shown(kept)} of them left for CUDA's context, buffers of NCCL and fragments" if kept else ""
+    return f"{shown(available)}{rest}"
 
 
 def shown(size: int) -> str:

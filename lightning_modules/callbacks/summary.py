@@ -9,7 +9,7 @@ from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
-from lightning_modules.callbacks.fits import check_copy, check_fits, plan_ahead
+from lightning_modules.callbacks.fits import check_evaluation, check_fits, plan_ahead
 from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
 from lightning_modules.callbacks.progress import say, time_left
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
@@ -29,7 +29,7 @@ class RunSummary(Callback):
         if stage == TrainerFn.FITTING:
             check_fits(trainer, pl_module, plan_ahead)
         elif isinstance(pl_module, EvaluationModule):
-            check_copy(trainer, pl_module)
+            check_evaluation(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size before anything is waited for, and then what is."""

@@ -1,9 +1,10 @@
-"""FSDP1 takes the steps of a process without it: on one GPU, and over two gloo ranks."""
+"""FSDP1 takes the steps of a process without it: on one GPU, over two gloo ranks, and over two nodes of two."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import command_on_ranks, metrics
+from two_nodes import stand_on_two_nodes
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -27,6 +28,7 @@ KINDS = {
     "alpha": {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100},
     "adapters": {"model.init_args.lora.r": 4},
 }
+EPOCH = OPTIONS | KINDS["alpha"] | {"trainer.accelerator": "cpu", "trainer.max_epochs": 1}
 SRML = ["fit", "--config", "configs/srml.yaml"]
 FSDP1 = "--trainer.strategy.class_path=lightning_modules.strategies.FSDP1"
 
@@ -51,11 +53,17 @@ def test_steps_clipping_checkpoints_and_export(base_args, tmp_path, kind, sharde
         assert_same_run(plain, run, 6)
 
 
-def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoint(base_args, tmp_path):
-    options = OPTIONS | KINDS["alpha"] | {"trainer.accelerator": "cpu", "trainer.max_epochs": 1}
-    main(SRML + base_args(tmp_path / "plain", **options))
-    plain, *others = tmp_path / "plain" / "srml-fit-0", *(tmp_path / "fsdp" / f"srml-fit-{i}" for i in range(3))
-    command = [*SRML, *base_args(tmp_path / "fsdp", **options | {"trainer.devices": 2})]
+@pytest.fixture(scope="module")
+def plain(base_args, tmp_path_factory):
+    """An epoch of one process with a learnable alpha."""
+    root = tmp_path_factory.mktemp("plain")
+    main(SRML + base_args(root, **EPOCH))
+    return root / "srml-fit-0"
+
+
+def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoint(base_args, tmp_path, plain):
+    others = [tmp_path / f"srml-fit-{i}" for i in range(3)]
+    command = [*SRML, *base_args(tmp_path, **EPOCH | {"trainer.devices": 2})]
     shards, file = others[0] / "checkpoints" / "best-000002.ckpt", plain / "checkpoints" / "best-000002.ckpt"
     one_file = "--trainer.strategy.init_args.save_sharded=false"
     for more in ([], [one_file, "--ckpt_path", str(shards)], ["--ckpt_path", str(file)]):
@@ -63,6 +71,19 @@ def test_two_ranks_take_the_steps_of_one_and_go_on_from_either_kind_of_checkpoin
         assert done.returncode == 0, done.stderr[-4000:]
     assert shards.is_dir() and file.is_file() and (others[1] / "checkpoints" / "best-000003.ckpt").is_file()
     for run in others:
+        assert_same_run(plain, run, 3)
+
+
+def test_two_nodes_of_hybrid_shards_take_the_steps_of_one_process_and_go_on(base_args, tmp_path, plain):
+    command = [*SRML, *base_args(tmp_path, **EPOCH | {"trainer.devices": 2, "trainer.num_nodes": 2}), FSDP1]
+    command.append("--trainer.strategy.init_args.sharding_strategy=HYBRID_SHARD")
+    runs = [tmp_path / f"srml-fit-{i}" for i in range(2)]
+    half = runs[0] / "checkpoints" / "best-000002.ckpt"
+    for more in ([], ["--ckpt_path", str(half)]):
+        done = command_on_ranks(*command, *more, ranks=4, before=stand_on_two_nodes)
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert half.is_dir()
+    for run in runs:
         assert_same_run(plain, run, 3)
 
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -80,6 +82,34 @@ def test_fsdp1_gives_shards_of_every_weight(two_ranks, tiny_model_dir):
     assert {name: weight.shape for name, weight in state.items()} == shapes
     for weight in state.values():
         assert isinstance(weight, DTensor) and weight.to_local().shape[0] == -(-weight.shape[0] // 2)
+
+
+def hybrid(nodes, gpus):
+    strategy = FSDP1(sharding_strategy="HYBRID_SHARD")
+    strategy.accelerator, strategy.cluster_environment = CPUAccelerator(), LightningEnvironment()
+    strategy.num_nodes, strategy.parallel_devices = nodes, [torch.device("cpu")] * gpus
+    return strategy
+
+
+def test_hybrid_shards_of_fsdp1_are_of_the_ranks_of_a_node(tiny_model_dir):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        strategy = hybrid(nodes=2, gpus=4)
+        strategy.setup_environment()
+        with strategy.model_sharded_context():
+            policy = strategy.shard(build_policy(str(tiny_model_dir)))
+    finally:
+        torch.distributed.destroy_process_group()
+    wrapped = [part for part in policy.modules() if isinstance(part, FullyShardedDataParallel)]
+    assert len(wrapped) == 3  # two layers, and what is left
+    for part in wrapped:
+        assert part.sharding_strategy == ShardingStrategy.HYBRID_SHARD
+        assert part.process_group.size() == 4 and part._inter_node_pg.size() == 2
+
+
+def test_hybrid_shards_of_nodes_of_one_rank_are_refused():
+    with pytest.raises(ValueError, match=r"^trainer\.strategy: sharding_strategy HYBRID_SHARD .* give FULL_SHARD\.$"):
+        hybrid(nodes=2, gpus=1).setup_environment()  # FSDP1 would shard nothing, and average no gradients
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP1, FSDP2])

@@ -15,12 +15,12 @@ from transformers import AutoConfig
 from lightning_modules.callbacks import fits, summary
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.fits import changes, check_fits, refusal, ways
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import ENGINE_RESERVE, RESERVE, Plan, estimate, has_room
 from lightning_modules.callbacks.plan import generation, shown, streamed
 from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.evaluation import EvaluationModule
-from lightning_modules.generators import HFGenerator, VLLMGenerator
+from lightning_modules.generators import HFGenerator, VLLMGenerator, VLLMServerGenerator
 from lightning_modules.policy.model import build_policy
 from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
@@ -42,9 +42,9 @@ def test_the_fewest_changes_that_make_a_plan_fit_are_named(plan):
     found["adapters"] = replace(plan, trained=1_000, frozen=10_000_000)
     peaks = {name: estimate(other).peak for name, other in found.items()}
     lowest = min(peaks.values())
-    alone = ways(plan, lowest, found)
+    alone = ways(plan, lowest + RESERVE, found)
     assert alone == [((name,), peak) for name, peak in peaks.items() if peak == lowest]
-    ((names, peak), *_) = ways(plan, lowest - 1, found)  # no single one is enough
+    ((names, peak), *_) = ways(plan, lowest + RESERVE - 1, found)  # no single one is enough
     both = {"recompute": {"checkpointing": True}, "one row": {"rows": 1}}
     both["adapters"] = {"trained": 1_000, "frozen": 10_000_000}
     assert len(names) == 2
@@ -54,12 +54,31 @@ def test_the_fewest_changes_that_make_a_plan_fit_are_named(plan):
 
 def test_a_refusal_is_one_sentence_with_the_keys_that_would_do(plan):
     found = {"model.gradient_checkpointing true": replace(plan, checkpointing=True)}
-    available = estimate(plan).peak - 1
+    available = estimate(plan).peak + RESERVE - 1
     said = refusal(plan, available, found)
     less = shown(estimate(found["model.gradient_checkpointing true"]).peak)
     assert f"it would fit with model.gradient_checkpointing true ({less}); --fit_anyway" in said
-    assert shown(available) in said and said.count(". ") == 0 and said.endswith(".")
+    assert f"there are {shown(available)}, 4.0 GiB of them left for CUDA's context, buffers of NCCL and" in said
+    assert said.count(". ") == 0 and said.endswith(".")
     assert "not even all of model.gradient_checkpointing true together" in refusal(plan, 1, found)
+
+
+def test_a_gpu_has_room_for_the_estimate_and_what_that_does_not_count(plan):
+    beside = replace(plan, engine=GIB)  # that sleeps while the policy learns
+    assert RESERVE == 4 * GIB and ENGINE_RESERVE == GIB  # as the docs have it
+    for planned, left in ((plan, 4 * GIB), (beside, 5 * GIB), (replace(plan, cuda=False), 0)):
+        peak = estimate(planned).peak
+        assert has_room(planned, peak + left) and not has_room(planned, peak + left - 1)
+
+
+def test_a_run_that_fits_but_for_the_reserve_is_refused(plan, monkeypatch):
+    run = run_of(plan, DDP(), HFGenerator(), device=GPU)
+    full = estimate(plan).peak + 4 * GIB
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: full)
+    check_fits(*run, lambda trainer, module: plan)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: full - 1)
+    with pytest.raises(ValueError, match=r"^This run is estimated to need .* 4\.0 GiB of them left for CUDA's context"):
+        check_fits(*run, lambda trainer, module: plan)
 
 
 def run_of(plan, strategy, generator, **settings):
@@ -73,10 +92,10 @@ def run_of(plan, strategy, generator, **settings):
 
 def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     lean = replace(plan, checkpointing=True, rows=1, precision="bf16-true", fsdp=True, shards=8, trained=8 * 10**9)
-    available = estimate(replace(lean, shards=32)).peak
+    available = estimate(replace(lean, shards=32)).peak + RESERVE
     found = changes(*run_of(lean, FSDP2(), HFGenerator()), lean, available)
     (ranks,) = (name for name in found if name.endswith(" devices"))
-    assert ranks == "32 devices" and estimate(found[ranks]).peak == available
+    assert ranks == "32 devices" and has_room(found[ranks], available) and not has_room(found[ranks], available - 1)
     assert "trainer.strategy.init_args.cpu_offload true" in found
     assert found["data.max_length and data.micro_batch_tokens 512"].length == 512
     # What no number of GPUs makes room for, a copy to generate with, is left to other changes.
@@ -85,7 +104,7 @@ def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     # In groups of 8 it takes larger groups, and not more of them.
     replicated = replace(lean, hybrid=True, shards=32)
     run = run_of(lean, FSDP2(shard_size=8), HFGenerator())
-    hybrid = changes(*run, replace(lean, hybrid=True), estimate(replicated).peak)
+    hybrid = changes(*run, replace(lean, hybrid=True), estimate(replicated).peak + RESERVE)
     assert hybrid["trainer.strategy.init_args.shard_size 32"] == replicated
     assert not any(name.endswith(" devices") for name in hybrid)
 
@@ -206,10 +225,12 @@ def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_sha
     # An eighth of the weights in float32, the copy in bfloat16, and one weight in float32 as it is gathered.
     needed = count * 4 // 8 + count * 2 + plan.config.vocab_size * 32 * 4
     trainer = SimpleNamespace(strategy=FSDP2(), world_size=8, precision="bf16-mixed")
-    refuse = partial(RunSummary().setup, trainer, EvaluationModule(str(tiny_model_dir)), stage)
-    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed)
+    module = EvaluationModule(str(tiny_model_dir))
+    module._device = GPU
+    refuse = partial(RunSummary().setup, trainer, module, stage)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed + RESERVE)
     refuse()
-    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed - 1)
+    monkeypatch.setattr(fits, "gpu_memory", lambda device: needed + RESERVE - 1)
     said = f"need {shown(needed)} of each, and there are .*VLLMGenerator.* bf16-true: {shown(2 * count)}.*--fit_anyway"
     with pytest.raises(ValueError, match=said):
         refuse()
@@ -219,6 +240,55 @@ def test_an_evaluation_is_refused_whose_gpus_cannot_hold_a_copy_beside_their_sha
     refuse()
     trainer.strategy, trainer.fit_anyway = FSDP1(), True
     refuse()
+
+
+@pytest.fixture
+def evaluation(tiny_model_dir, monkeypatch):
+    """Begins an evaluation on a GPU of so many bytes, one of 8, under a strategy and with a generator."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+    def begin(available, strategy, generator, data=None):
+        monkeypatch.setattr(fits, "gpu_memory", lambda device: available)
+        module = EvaluationModule(str(tiny_model_dir), generator=generator)
+        module._device = GPU
+        trainer = SimpleNamespace(strategy=strategy, world_size=8, precision="bf16-mixed", datamodule=data)
+        RunSummary().setup(trainer, module, "test")
+
+    return begin
+
+
+def test_an_evaluation_is_refused_whose_gpus_cannot_hold_the_copy_that_fsdp1_makes_for_an_engine(
+    evaluation, tiny_model_dir
+):
+    count = sum(weight.numel() for weight in build_policy(str(tiny_model_dir), empty=True).parameters())
+    server = VLLMServerGenerator(["http://localhost:8000"])
+    shards, copy = count * 4 // 8, count * 2
+    one = AutoConfig.from_pretrained(tiny_model_dir).vocab_size * 32 * 4  # a weight in float32 as it is gathered
+    full = shards + copy + one + RESERVE
+    evaluation(full, FSDP1(), server)
+    evaluation(full - 1, FSDP2(), server)  # which gives it a weight after the other
+    advice = rf"Take FSDP2 \(--config configs/trainer/fsdp2\.yaml\).* bf16-true: {shown(copy)}\); --fit_anyway"
+    with pytest.raises(ValueError, match=rf"makes a whole copy of it, under FSDP1 for an engine: .*{advice}"):
+        evaluation(full - 1, FSDP1(), server)
+    # An engine on the same GPU stands beside the copy: half of the GPU, that is as much as all else together.
+    half, rest = VLLMGenerator(gpu_memory_utilization=0.5), shards + copy + RESERVE + ENGINE_RESERVE
+    evaluation(2 * rest, FSDP1(), half)
+    with pytest.raises(ValueError, match=r"5\.0 GiB of them left .* bf16-true: 5\.0 GiB\)"):
+        evaluation(2 * rest - 2, FSDP1(), half)
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP2])
+def test_an_evaluation_is_refused_whose_engine_needs_more_than_its_share(evaluation, tiny_model_dir, strategy):
+    policy = build_policy(str(tiny_model_dir), empty=True).causal_lm
+    head = policy.get_output_embeddings().weight.numel()  # the engine has one of its own
+    weights = 2 * (sum(weight.numel() for weight in policy.parameters()) + head)
+    engine = VLLMGenerator(max_new_tokens=28, gpu_memory_utilization=0.5)
+    # Keys and values of a token are 64 numbers of 2 bytes; of other data the prompt's length is not known.
+    for data, tokens in ((SimpleNamespace(longest_prompt=100), 128), (None, 28), (SimpleNamespace(), 28)):
+        needed = weights + tokens * 64 * 2
+        evaluation(2 * needed, strategy(), engine, data)
+        with pytest.raises(ValueError, match=rf"^The vLLM engine is estimated to need {shown(needed)} of each GPU"):
+            evaluation(2 * needed - 2, strategy(), engine, data)
 
 
 @pytest.mark.ranks
