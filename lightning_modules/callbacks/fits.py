@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, estimate, has_room, reserve
+from lightning_modules.callbacks.memory import Plan, estimate, has_room, room
 from lightning_modules.callbacks.plan import (
     build_empty,
     cheaper,
@@ -159,7 +159,7 @@ def check_copy(plan: Plan, generator: Generator, available: int) -> None:
     memory = estimate(plan)
     moments = (sum(memory.moments[name].values()) for name in ("unsharding the weights", "sampling rollouts"))
     needed = sum(memory.always.values()) + max(moments)
-    if needed + reserve(plan) <= available:
+    if needed <= room(plan, available):
         return
     whose, advice = "", "Set model.generator to VLLMGenerator with a tensor_parallel_size under FSDP2"
     if isinstance(generator, HoldsWeights):

@@ -3,7 +3,7 @@
 Letters: D hidden size, I intermediate size, L layers, A width of all attention heads together, V vocabulary, R rows of
 a micro-batch and T tokens of a row; w bytes of a stored weight, c of a factor of a matrix product, r of a hidden state.
 The formulas are those of dense decoders of the Llama kind (Qwen, Mistral, ...), of layers that are not compiled. Not
-counted: what the allocator loses to fragments, CUDA's context, buffers of NCCL, for which `reserve` leaves room.
+counted: what the allocator loses to fragments, CUDA's context, buffers of NCCL, for which `room` leaves some.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from lightning_modules.objectives.logprobs import tile
 from lightning_modules.policy.attention import BY_DOCUMENT
 from lightning_modules.policy.recompute import BLOCK
 
-RESERVE = 4 * 2**30
-"""Bytes of a GPU that are left for what an estimate does not count: CUDA's context, buffers of NCCL, fragments of the
-allocator. It is an assumption, and not measured."""
-ENGINE_RESERVE = 2**30
-"""So many more where there is a rollout engine, whose process keeps a context while it sleeps; assumed, too."""
+RESERVED = 20
+"""One part in so many of a GPU is left for what an estimate does not count: CUDA's context, buffers of NCCL, what the
+allocator loses to fragments; 4 GiB of 80 GB. It is an assumption, and not measured."""
+ENGINE_RESERVED = 2**30
+"""So many bytes more where there is a rollout engine, whose process keeps a context while it sleeps; assumed, too."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,16 @@ def estimate(plan: Plan) -> Memory:
     )
 
 
-def reserve(plan: Plan) -> int:
-    """Bytes of the device that are left for what `estimate` does not count; of a CPU none."""
-    return RESERVE + (ENGINE_RESERVE if plan.engine else 0) if plan.cuda else 0
+def room(plan: Plan, available: int) -> int:
+    """Bytes that an estimate may fill of a device of so many: a GPU needs some for what is not counted."""
+    if not plan.cuda:
+        return available
+    return available - available // RESERVED - (ENGINE_RESERVED if plan.engine else 0)
 
 
 def has_room(plan: Plan, available: int) -> bool:
-    """Whether a device of so many bytes has room for the estimate and the reserve."""
-    return estimate(plan).peak + reserve(plan) <= available
+    """Whether a device of so many bytes has room for the estimate."""
+    return estimate(plan).peak <= room(plan, available)
 
 
 def layer_bytes(plan: Plan) -> tuple[int, int]:

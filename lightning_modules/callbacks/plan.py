@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate, has_room, reserve
+from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate, has_room, room
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.ipc_transfer import PACK
@@ -265,7 +265,7 @@ def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[st
 
 def size_of(plan: Plan, available: int) -> str:
     """Bytes of a device in words, and how many of them are left for what the estimate does not count."""
-    kept = reserve(plan)
+    kept = available - room(plan, available)
     rest = f", {shown(kept)} of them left for CUDA's context, buffers of NCCL and fragments" if kept else ""
     return f"{shown(available)}{rest}"
 
