@@ -14,7 +14,7 @@ from datamodules.loading import resolve_seed
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.casting import cast_once
 from lightning_modules.generators.decoding import Row, decode
-from lightning_modules.generators.padding import GenerationMode, decodes, find_mode
+from lightning_modules.generators.padding import GenerationMode, decodes, exactly, find_mode
 from lightning_modules.generators.sampling import GumbelMax, row_key, sample
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.torch_compile import uncompiled
@@ -97,19 +97,31 @@ class HFGenerator:
             for prompt, name in zip(prompts, prompt_ids, strict=True)
         ]
         order = sorted(chain(*rows), key=lambda row: -len(row.prompt))  # so that too large a budget shows at once
-        with _generating(policy), tqdm(total=len(order), desc="generate", disable=not self.progress) as bar:
-            for _ in self._ending(policy, order, stop, temperature, top_p) if order else ():
-                bar.update()
+        if order:
+            with _generating(policy):
+                mode = self._mode(policy.causal_lm)
+                with (
+                    cast_once(policy.causal_lm),
+                    tqdm(total=len(order), desc="generate", disable=not self.progress) as bar,
+                ):
+                    for _ in self._ending(policy, order, mode, stop, temperature, top_p):
+                        bar.update()
         return [[_completion(row.ids, stop) for row in samples] for samples in rows]
 
     def sync(self, policy: ScoredCausalLM) -> None:
         """Do nothing: the policy itself generates."""
 
     def _ending(
-        self, policy: ScoredCausalLM, rows: list[Row], stop: list[int], temperature: float, top_p: float
+        self,
+        policy: ScoredCausalLM,
+        rows: list[Row],
+        mode: GenerationMode | None,
+        stop: list[int],
+        temperature: float,
+        top_p: float,
     ) -> Iterator[Row]:
         """Generate the `ids` of rows, longest prompts first, and yield each row as it ends."""
-        if (mode := self._mode(policy.causal_lm)) is None:
+        if mode is None:
             choose = partial(_choose, temperature=temperature, top_p=top_p)
             yield from decode(policy.causal_lm, rows, choose, set(stop), self.max_new_tokens, self.rows_together)
             return
@@ -123,7 +135,8 @@ class HFGenerator:
         """How this model, or one of the same configuration, must `generate`, None if it need not; found out once."""
         key = f"{type(model)} {model.dtype} {model.config._attn_implementation} {model.config}"
         if key not in self._modes:
-            self._modes[key] = None if decodes(model) else find_mode(model)
+            with exactly(model):
+                self._modes[key] = None if decodes(model) else find_mode(model)
         return self._modes[key]
 
     def _batches(self, rows: list[Row], padded: bool) -> Iterator[list[Row]]:
@@ -198,7 +211,7 @@ def _generating(policy: ScoredCausalLM) -> Iterator[None]:
     config, model.generation_config = model.generation_config, GenerationConfig()
     policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
     try:
-        with torch.no_grad(), cast_once(model), uncompiled(model):
+        with torch.no_grad(), uncompiled(model):
             yield
     finally:
         model.generation_config = config

@@ -5,6 +5,8 @@ of a family's own do not work at all. Such a model generates, without a word, fr
 scored.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import product, starmap
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from lightning_modules.generators.decoding import Row, decode
 PROMPT, LONGER, NEW = 8, 64, 3  # tokens: of the prompt that is compared, of the one beside it, of what follows
 RAISED = (AttributeError, RuntimeError, TypeError, ValueError)
 """Errors of families that do without such a cache, mask or positions."""
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1  # total variation; rounding alone was seen to make 1e-5, and 2e-2 in bfloat16
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.25  # total variation; rounding alone was seen to make 1e-5, and 0.11 in bfloat16
 
 
 class GenerationMode(NamedTuple):
@@ -31,6 +33,14 @@ class GenerationMode(NamedTuple):
 
     cached: bool
     padded: bool
+
+
+@contextmanager
+def exactly(model: PreTrainedModel) -> Iterator[None]:
+    """Context to try a model in: without autocast, whose rounding hides faults, if all of its weights are float32."""
+    whole = all(weight.dtype == torch.float32 for weight in model.parameters())
+    with torch.autocast(model.device.type, enabled=False) if whole else nullcontext():
+        yield
 
 
 @torch.no_grad()
