@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -19,12 +21,16 @@ from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks.gpu_device import Measurements, device_of, machine, seconds
 from benchmarks.gpu_models import BASE, IDS, config_of, policy_of, save
+from benchmarks.gpu_session import end
 from benchmarks.our_side import RUN
 from datamodules import XLAMSFTDataModule
 from datamodules.packing import CALL, PROMPT, Encoded, collate_packed
 from lightning_modules import SRMLModule
 from lightning_modules.policy.lora import LoRA
 
+GPU_TESTS = ["tests/lightning_modules/test_fsdp1.py::test_steps_clipping_checkpoints_and_export"]
+TOGETHER = 60  # seconds that the runs of `nccl` have
+ENDED = "ended: "  # begins the lines that say so of a test
 PACKAGES = ("torch", "transformers", "lightning", "peft", "datasets", "triton", "liger_kernel", "cut_cross_entropy")
 
 
@@ -121,21 +127,23 @@ def _scores_under(precision: str, folder: Path, tokens: int, small: bool) -> tup
 
 
 def nccl(small: bool) -> Measurements:
-    """A few steps of the tiny model through the command line under each strategy, all of them at once."""
+    """A few steps of the tiny model under each strategy, all at once; on two cards, where there are, but for `gpu`."""
     yield "machine", partial(machine, device_of(small))
     names = ["fsdp2"] if small else ["gpu", "ddp", "fsdp", "fsdp2"]
+    cards = {name: 1 if name == "gpu" else min(2, max(1, torch.cuda.device_count())) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        running = {name: _fit(name, Path(folder) / name, small) for name in names}
+        running = {name: _fit(name, cards[name], Path(folder) / name, small) for name in names}
+        late = time.monotonic() + TOGETHER * (4 if small else 1)
         for name, process in running.items():
-            yield name, partial(_ended, process, Path(folder) / name)
+            yield name, partial(_ended, process, Path(folder) / name, cards[name], late)
 
 
-def _fit(overlay: str, root: Path, small: bool) -> subprocess.Popen[str]:
+def _fit(overlay: str, devices: int, root: Path, small: bool) -> subprocess.Popen[str]:
     cpu = ["--trainer.accelerator=cpu", "--trainer.strategy.process_group_backend=gloo"] if small else []
     options = [
         "--trainer.max_steps=4",
         "--trainer.max_epochs=-1",
-        "--trainer.devices=1",
+        f"--trainer.devices={devices}",
         "--data.path=toolbox:train:64",
     ]
     options += ["--data.val_fraction=0", f"--model.init_from={BASE}", f"--trainer.default_root_dir={root}", *cpu]
@@ -146,24 +154,52 @@ def _fit(overlay: str, root: Path, small: bool) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own)
 
 
-def _ended(process: subprocess.Popen[str], root: Path) -> dict[str, Any]:
-    """The metrics of a run's steps."""
-    said, wrong = process.communicate()
+def _ended(process: subprocess.Popen[str], root: Path, devices: int, late: float) -> dict[str, Any]:
+    """How many cards a run had, and the metrics of its steps; one that hangs is ended for those behind it."""
+    try:
+        said, wrong = process.communicate(timeout=max(0.1, late - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        end(process)
+        said, wrong = process.communicate()
+        raise TimeoutError(f"on {devices} devices, ended late: {said[-700:]}\n{wrong[-1200:]}") from None
     if process.returncode:
-        raise RuntimeError(f"{said[-700:]}\n{wrong[-1200:]}")
+        raise RuntimeError(f"on {devices} devices: {said[-700:]}\n{wrong[-1200:]}")
     lines = next(root.glob("*/metrics.csv")).read_text(encoding="utf-8").splitlines()
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    return {name: [float(r["value"]) for r in rows if r["name"] == name] for name in ("train/loss", "train/grad_norm")}
+    found = {name: [float(r["value"]) for r in rows if r["name"] == name] for name in ("train/loss", "train/grad_norm")}
+    return {"devices": devices, **found}
 
 
 def tests(small: bool) -> Measurements:
-    """The tests that need a GPU; without one they are skipped."""
+    """The tests that need a GPU, each as soon as it has ended; without one they are skipped."""
     yield "machine", partial(machine, device_of(small))
-    options = ["-q", "-x", "-p", "no:cacheprovider", "tests/lightning_modules/test_fsdp1.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_checks", *GPU_TESTS]
+    shown, pipe = os.environ | {"FUNREASON_GPU_TESTS": "1"}, subprocess.PIPE
+    command = [sys.executable, "-m", "pytest", *options]
+    process = subprocess.Popen(command, env=shown, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    said: list[str] = []
+    try:
+        for line in process.stdout or ():
+            if line.startswith(ENDED):
+                name, value = json.loads(line.removeprefix(ENDED))
+                yield name, lambda value=value: value
+            else:
+                said.append(line)
+        yield "pytest", lambda: _pytest_end(process.wait(), "".join(said))
+    finally:
+        process.kill()
 
-    def run() -> dict[str, Any]:
-        shown = os.environ | {"FUNREASON_GPU_TESTS": "1"}
-        done = subprocess.run([sys.executable, "-m", "pytest", *options], env=shown, capture_output=True, text=True)
-        return {"exit code": done.returncode, "end": done.stdout[-1500:]}
 
-    yield "test_fsdp1.py", run
+def pytest_runtest_logreport(report: Any) -> None:
+    """Say how a test has ended, where pytest has this module as a plugin."""
+    if report.when == "call" or not report.passed:
+        value = {"outcome": report.outcome, "took, s": round(report.duration, 2)}
+        value |= {"error": report.longreprtext[-1500:]} if report.failed else {}
+        print(f"\n{ENDED}{json.dumps([report.nodeid, value])}", flush=True)
+
+
+def _pytest_end(code: int, said: str) -> dict[str, Any]:
+    """What pytest said at its end, which is an error where it is not about tests that failed."""
+    if code not in (0, 1):  # 1: some of them have failed
+        raise RuntimeError(f"pytest ended with exit code {code}: {said[-1500:]}")
+    return {"exit code": code, "end": said[-1500:]}

@@ -71,11 +71,13 @@ def correct(values: Row) -> tuple[str, list[str], list[list[str]], str]:
 
 def nccl(values: Row) -> tuple[str, list[str], list[list[str]], str]:
     """Losses of the first steps under each strategy."""
-    cells = [[name, " ".join(f"{x:.4f}" for x in found["train/loss"])] for name, found in values.items()]
-    note = (
-        "The tiny base model through `funreason fit` with overlays of `configs/trainer/`, one card, NCCL, all at once."
-    )
-    return "GPU: strategies", ["overlay", "losses of four steps"], cells, note
+    cells = [
+        [name, str(found.get("devices", 1)), " ".join(f"{x:.4f}" for x in found["train/loss"])]
+        for name, found in values.items()
+        if "train/loss" in found
+    ]
+    note = "The tiny base model through `funreason fit` with overlays of `configs/trainer/`, NCCL, all at once."
+    return "GPU: strategies", ["overlay", "cards", "losses of four steps"], cells, note
 
 
 TABLES = {"attention": attention, "head": head, "correct": correct, "nccl": nccl}

@@ -16,9 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from benchmarks.record import record
 from benchmarks.sharded_step import Case
+from lightning_modules.callbacks.files import ExportHF
 from lightning_modules.callbacks.memory import adapters
 from lightning_modules.policy.precision import LEAST_RATE
 
@@ -30,11 +33,20 @@ KINDS = {  # options of the command line, by what is trained
     "all weights, bf16-true": ["--trainer.precision=bf16-true", f"--model.learning_rate={LEAST_RATE}"],  # as it must be
 }
 DATA = ["--data.path=toolbox:train:1600", "--data.batch_size=64", "--data.max_length=4096", "--data.val_fraction=0"]
-BRIEF = [f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1", "--last_checkpoint.every_n_train_steps=1000000"]
+BRIEF = [f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1"]
+BRIEF += ["--trainer.callbacks+=benchmarks.gpu_step.NothingKept"]
 BASE = Path("assets/tiny-base")
 COLUMNS = ("trained", "overlay", "peak, GiB", "estimate, GiB", "ratio", "tokens per second", "MFU")
 FAILED = "failed: "
 REASON = 200  # characters of it in a row
+
+
+class NothingKept(Callback):
+    """Takes checkpoints and export out of a run: they are not measured, and of a 7B model some 60 GB."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave them out from here on, also where the run fails."""
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, ModelCheckpoint | ExportHF)]
 
 
 def model_folder(case: Case, folder: Path) -> int:
@@ -73,7 +85,7 @@ def run(model: Path, overlay: str, options: list[str], root: Path) -> tuple[dict
 
 def measured(kind: str, overlay: str, case: Case, options: list[str]) -> list[str]:
     """A row of the table, with the last line of what a run said where it failed."""
-    with tempfile.TemporaryDirectory() as scratch:  # the export alone is as large as the model
+    with tempfile.TemporaryDirectory() as scratch:
         weights = model_folder(case, Path(scratch) / "model")
         try:
             metrics, guess = run(Path(scratch) / "model", overlay, [*KINDS[kind], *options], Path(scratch) / "runs")

@@ -62,6 +62,19 @@ def test_a_run_that_says_nothing_of_its_memory_has_failed(steps, monkeypatch, tm
     assert gpu_step.measured(*NAMES[0], CASE, [])[2] == "failed: odd"
 
 
+@pytest.mark.slow
+def test_a_run_is_measured_and_leaves_no_weights_behind(tmp_path):
+    gpu_step.model_folder(CASE, tmp_path / "model")
+    brief = ["--trainer.max_steps=2", "--data.path=toolbox:train:8", "--data.batch_size=4", "--data.max_length=1024"]
+    cpu = ["--trainer.accelerator=cpu", "--trainer.strategy.process_group_backend=gloo", *brief]
+    metrics, guess = gpu_step.run(tmp_path / "model", "fsdp2", cpu, tmp_path / "runs")
+    assert metrics["perf/tokens_per_s"] > 0 and guess > 0
+    files = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+    assert {"metrics.csv", "config.yaml"} <= {file.name for file in files}
+    # A shape of two million weights: 8 MB in float32, and what is logged is far less than one of them.
+    assert sum(file.stat().st_size for file in files) < 1e6
+
+
 def test_without_a_gpu_nothing_is_recorded(steps, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_step.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu_step"])
