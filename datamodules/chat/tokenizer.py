@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
 from datamodules.chat.serving import own_template
 from datamodules.chat.templates import one_template, turns_text, without_present_date
 from datamodules.system.files import shipped
@@ -37,29 +38,46 @@ def resolve_model_folder(init_from: str) -> str:
         raise FileNotFoundError(
             f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
         )
-    folder = Path(shipped(str(init_from))).expanduser()
+    try:
+        folder = Path(shipped(str(init_from))).expanduser()
+    except RuntimeError as error:  # of a user that there is not
+        raise FileNotFoundError(f"init_from: no folder {init_from}: {error}") from error
     if folder.is_dir():
         for candidate in (folder, folder / "hf"):
             if (candidate / "config.json").is_file():
                 return str(candidate)
-        if any(folder.glob("checkpoints/*.ckpt")):
-            raise FileNotFoundError(
-                f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
-                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
-            )
-        if (folder / "adapter_config.json").is_file():
-            raise FileNotFoundError(
-                f"init_from: {init_from} holds an adapter and no model: merge it into the model that it sits on "
-                "(merge_and_unload of peft), save that with its tokenizer, and give the folder"
-            )
-        inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        advice = f"; give one of the folders in it, as {folder / inside[-1]}" if inside else ""
+        raise FileNotFoundError(f"init_from: {init_from} {_without_model(folder, init_from)}")
+    if folder.is_file():
         raise FileNotFoundError(
-            f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one{advice}"
+            f"init_from: {init_from} is a file: give a folder with a config.json, safetensors and a tokenizer, or a run"
         )
     if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
         raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
     return init_from
+
+
+def _without_model(folder: Path, init_from: str) -> str:
+    """What a folder without a config.json holds, and what to do."""
+    if checkpoints := sorted(folder.glob("checkpoints/*.ckpt")):
+        if (folder / "config.yaml").is_file():
+            return (
+                "is a run that was interrupted, and has no hf/ folder yet: write one by "
+                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
+            )
+        return (
+            f"holds a checkpoint that no run of this project wrote (checkpoints/{checkpoints[-1].name}): load it where "
+            "it comes from, write its model by save_pretrained, with its tokenizer, and give that folder"
+        )
+    inside = models_in(folder)
+    if (adapter := adapter_in(folder)) and (adapter.parent == folder or not inside):
+        where = "" if adapter.parent == folder else f" in {adapter.parent.name}"
+        return f"holds an adapter{where} and no model: {merging(adapter)}"
+    advice = ""
+    if inside:
+        advice = f"; give one of the folders in it, as {inside[-1]}"
+    elif unread := unread_in(folder):
+        advice = f"; {unread[0]} is not read: give the Hugging Face folder of that model, with its safetensors"
+    return f"holds neither a config.json nor an hf/ folder that has one{advice}"
 
 
 def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
