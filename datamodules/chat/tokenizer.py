@@ -92,8 +92,8 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
-        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, or has no chat
-            template that works.
+        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, knows no words, or
+            has no chat template that works.
     """
     folder = resolve_model_folder(init_from)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
@@ -110,6 +110,10 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if set(tokenizer("a question", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        raise ValueError(  # transformers makes an empty one where there is but a tokenizer_config.json
+            f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
+        )
     if chat_template is not None:
         tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
     if not tokenizer.chat_template:
