@@ -59,7 +59,8 @@ def resolve_model_folder(init_from: str) -> str:
 def _without_model(folder: Path, init_from: str) -> str:
     """What a folder without a config.json holds, and what to do."""
     if checkpoints := sorted(folder.glob("checkpoints/*.ckpt")):
-        if (folder / "config.yaml").is_file():
+        settings = folder / "config.yaml"
+        if settings.is_file() and "init_from:" in settings.read_text(encoding="utf-8", errors="replace"):
             return (
                 "is a run that was interrupted, and has no hf/ folder yet: write one by "
                 f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
@@ -68,6 +69,8 @@ def _without_model(folder: Path, init_from: str) -> str:
             f"holds a checkpoint that no run of this project wrote (checkpoints/{checkpoints[-1].name}): load it where "
             "it comes from, write its model by save_pretrained, with its tokenizer, and give that folder"
         )
+    if any(folder.glob("*.ckpt")) and (folder.parent / "hf" / "config.json").is_file():
+        return f"holds the checkpoints of a run: give the run, {folder.parent}"
     inside = models_in(folder)
     if (adapter := adapter_in(folder)) and (adapter.parent == folder or not inside):
         where = "" if adapter.parent == folder else f" in {adapter.parent.name}"

@@ -57,7 +57,10 @@ def test_what_an_adapter_sits_on_is_said_if_it_says_so(tmp_path):
             ["checkpoint-9/config.json", "checkpoint-10/config.json"],
             "give one of the folders in it, as {}/checkpoint-10",
         ),
-        (["checkpoints/last.ckpt", "config.yaml"], "is a run that was interrupted, and has no hf/ folder yet"),
+        (
+            ["checkpoints/last.ckpt", "config.yaml"],
+            "holds a checkpoint that no run of this project wrote (checkpoints/l",
+        ),
         (
             ["checkpoints/epoch=0.ckpt"],
             "holds a checkpoint that no run of this project wrote (checkpoints/epoch=0.ckpt)",
@@ -73,6 +76,20 @@ def test_a_folder_without_a_model_is_told_by_what_it_holds(tmp_path, files, word
         resolve_model_folder(str(tmp_path))
     assert str(raised.value).startswith(f"init_from: {tmp_path} ")
     assert words.format(tmp_path) in str(raised.value)
+
+
+def test_a_run_that_was_interrupted_is_known_by_its_settings(tmp_path):
+    write(tmp_path / "checkpoints" / "last-000002.ckpt")
+    write(tmp_path / "config.yaml", "model:\n  class_path: SRMLModule\n  init_args:\n    init_from: some/model\n")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a run that was interrupted, and has no hf/ folder yet"):
+        resolve_model_folder(str(tmp_path))
+
+
+def test_the_checkpoints_of_a_run_are_no_model_and_its_folder_is_named(tmp_path):
+    write(tmp_path / "run" / "checkpoints" / "last-000002.ckpt")
+    write(tmp_path / "run" / "hf" / "config.json", "{}")
+    with pytest.raises(FileNotFoundError, match=r"checkpoints holds the checkpoints of a run: give the run, .*/run$"):
+        resolve_model_folder(str(tmp_path / "run" / "checkpoints"))
 
 
 def test_a_file_is_no_folder_and_nobodys_home_is_none(tmp_path, monkeypatch):
