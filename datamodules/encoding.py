@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -93,6 +94,11 @@ class EncodedRows:
         """What tells the rows at these indices from others: the source and their numbers in it."""
         numbers = self.table.select_columns(["row"]).with_format("numpy")[:]["row"]
         return hashlib.blake2b(self.source.encode() + numbers[indices].tobytes(), digest_size=16).hexdigest()
+
+    def greatest_id(self) -> int:
+        """The greatest token id of all rows, at the cost of reading each; -1 without rows."""
+        parts = self.table.select_columns(["input_ids"]).with_format("arrow").iter(16384)
+        return max((pc.max(pc.list_flatten(part["input_ids"])).as_py() for part in parts), default=-1)
 
     def documents(self, indices: Sequence[int]) -> list[Encoded]:
         """The rows at these indices as token ids and segments."""

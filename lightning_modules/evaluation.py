@@ -22,7 +22,7 @@ from lightning_modules.generators import Completion, Generator, HFGenerator, VLL
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.documents import score_documents
-from lightning_modules.policy.generation_config import check_vocabulary, stop_ids
+from lightning_modules.policy.generation_config import check_rows_fit, check_vocabulary, stop_ids
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
@@ -105,10 +105,20 @@ class EvaluationModule(LightningModule):
             self.tokenizer = self.load_tokenizer()
             policy = self.load_policy()
             check_vocabulary(self.tokenizer, policy.causal_lm)
+            self.check_rows_fit(self.tokenizer, policy)
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
         self.choose_packing(policy)
         self.place(policy)
+
+    def check_rows_fit(self, tokenizer: PreTrainedTokenizerFast, policy: ScoredCausalLM) -> None:
+        """Raise if rows of the run, or completions of them, have tokens or positions that the model lacks.
+
+        Raises:
+            ValueError: See `policy.generation_config.check_rows_fit`.
+        """
+        cut = isinstance(self.generator, HoldsWeights)  # vLLM ends completions at the last position
+        check_rows_fit(tokenizer, policy.causal_lm, self.data, 0 if cut else self.generator.max_new_tokens)
 
     def load_policy(self, **options: Any) -> ScoredCausalLM:
         """The model of `init_from`, not yet in shards.

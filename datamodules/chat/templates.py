@@ -52,7 +52,10 @@ def one_template(templates: str | dict[str, str]) -> str:
     if isinstance(templates, str):
         return templates
     if "default" not in templates:
-        raise ValueError(f"none of the chat templates {', '.join(sorted(templates))} is the default one")
+        raise ValueError(
+            f"none of the chat templates {', '.join(sorted(templates))} is the default one: set data.chat_template to "
+            "chatml or to a file"
+        )
     if "tool_use" not in templates:
         return templates["default"]
     with_tools, without = unended(templates["tool_use"]), unended(templates["default"])

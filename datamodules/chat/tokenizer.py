@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
 from datamodules.chat.serving import own_template
 from datamodules.chat.templates import one_template, turns_text, without_present_date
 from datamodules.system.files import shipped
@@ -37,29 +38,49 @@ def resolve_model_folder(init_from: str) -> str:
         raise FileNotFoundError(
             f"init_from: {init_from!r} names nothing; give a run folder, a model folder or a hub id"
         )
-    folder = Path(shipped(str(init_from))).expanduser()
+    try:
+        folder = Path(shipped(str(init_from))).expanduser()
+    except RuntimeError as error:  # of a user that there is not
+        raise FileNotFoundError(f"init_from: no folder {init_from}: {error}") from error
     if folder.is_dir():
         for candidate in (folder, folder / "hf"):
             if (candidate / "config.json").is_file():
                 return str(candidate)
-        if any(folder.glob("checkpoints/*.ckpt")):
-            raise FileNotFoundError(
-                f"init_from: {init_from} is a run that was interrupted, and has no hf/ folder yet: write one by "
-                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
-            )
-        if (folder / "adapter_config.json").is_file():
-            raise FileNotFoundError(
-                f"init_from: {init_from} holds an adapter and no model: merge it into the model that it sits on "
-                "(merge_and_unload of peft), save that with its tokenizer, and give the folder"
-            )
-        inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        advice = f"; give one of the folders in it, as {folder / inside[-1]}" if inside else ""
+        raise FileNotFoundError(f"init_from: {init_from} {_without_model(folder, init_from)}")
+    if folder.is_file():
         raise FileNotFoundError(
-            f"init_from: {init_from} holds neither a config.json nor an hf/ folder that has one{advice}"
+            f"init_from: {init_from} is a file: give a folder with a config.json, safetensors and a tokenizer, or a run"
         )
     if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
         raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
     return init_from
+
+
+def _without_model(folder: Path, init_from: str) -> str:
+    """What a folder without a config.json holds, and what to do."""
+    if checkpoints := sorted(folder.glob("checkpoints/*.ckpt")):
+        settings = folder / "config.yaml"
+        if settings.is_file() and "init_from:" in settings.read_text(encoding="utf-8", errors="replace"):
+            return (
+                "is a run that was interrupted, and has no hf/ folder yet: write one by "
+                f"funreason export --ckpt_path {init_from} --output_dir {folder / 'hf'}"
+            )
+        return (
+            f"holds a checkpoint that no run of this project wrote (checkpoints/{checkpoints[-1].name}): load it where "
+            "it comes from, write its model by save_pretrained, with its tokenizer, and give that folder"
+        )
+    if any(folder.glob("*.ckpt")) and (folder.parent / "hf" / "config.json").is_file():
+        return f"holds the checkpoints of a run: give the run, {folder.parent}"
+    inside = models_in(folder)
+    if (adapter := adapter_in(folder)) and (adapter.parent == folder or not inside):
+        where = "" if adapter.parent == folder else f" in {adapter.parent.name}"
+        return f"holds an adapter{where} and no model: {merging(adapter)}"
+    advice = ""
+    if inside:
+        advice = f"; give one of the folders in it, as {inside[-1]}"
+    elif unread := unread_in(folder):
+        advice = f"; {unread[0]} is not read: give the Hugging Face folder of that model, with its safetensors"
+    return f"holds neither a config.json nor an hf/ folder that has one{advice}"
 
 
 def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -74,8 +95,8 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
-        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, or has no chat
-            template that works.
+        ValueError: The tokenizer cannot be read, has no fast (Rust) version, needs code of its own, knows no words, or
+            has no chat template that works.
     """
     folder = resolve_model_folder(init_from)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
@@ -92,6 +113,10 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+    if set(tokenizer("a question", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        raise ValueError(  # transformers makes an empty one where there is but a tokenizer_config.json
+            f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
+        )
     if chat_template is not None:
         tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
     if not tokenizer.chat_template:

@@ -80,6 +80,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     module.to(trainer.strategy.root_device)  # the empty model could not move
     build_empty(module)
     check_vocabulary(data.tokenizer, module.policy.causal_lm)
+    module.check_rows_fit(data.tokenizer, module.policy)
     if getattr(module, "frozen", False):
         module.reference = frozen_copy(module.policy)
     module.configure_optimizers()  # refuses a run without steps, or without an end

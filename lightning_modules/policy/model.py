@@ -182,6 +182,8 @@ def build_policy(
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
         options = {"dtype": dtype, "attn_implementation": kernel, "experts_implementation": experts}
         model = load_weights(init_from, empty, in_files, **options)
+        for config in (model.config, model.config.get_text_config()):  # some folders ask for all that a layer gives
+            config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
             log.warning(mended)

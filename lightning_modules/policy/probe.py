@@ -88,7 +88,7 @@ def probe(policy: ScoredCausalLM) -> str:
         Why documents cannot share a row; empty if they can.
 
     Raises:
-        ValueError: If the scores of a document alone are not those of the model's own logits.
+        ValueError: If the model is not causal, or the scores of a document alone are not those of its own logits.
     """
     policy.eval()
     if policy.by_document:  # probed before
@@ -98,6 +98,8 @@ def probe(policy: ScoredCausalLM) -> str:
     own = torch.cat([_own_scores(policy, document) for document in documents])
     dtype = torch.get_autocast_dtype(own.device.type) if torch.is_autocast_enabled(own.device.type) else _dtype(policy)
     allowed = rounding(own, dtype)
+    if own.isfinite().all():
+        _check_causal(policy, first, own[: len(first.input_ids) - 1], allowed)
     policy.packed = False
     alone = _scores(policy, documents, [[0], [1], [2]])
     policy.packed = True
@@ -152,6 +154,21 @@ def may_attend_by_document(policy: ScoredCausalLM) -> bool:
     attend = all(kind in ATTENDING for kind in _kinds(policy))
     told = takes_keywords(decoder_of(policy.causal_lm))
     return policy.causal_lm.config._attn_implementation == "sdpa" and told and attend
+
+
+def _check_causal(policy: ScoredCausalLM, document: Encoded, own: Tensor, allowed: float) -> None:
+    """Raise if the scores of a document's tokens, but for the last one's, move with that last one.
+
+    Raises:
+        ValueError: They do.
+    """
+    *ids, last = document.input_ids
+    moved = (_own_scores(policy, Encoded([*ids, max(last - 1, 0)], document.segments)) - own)[:-1].abs()
+    if not moved.mean() <= allowed:
+        raise ValueError(
+            f"{_family(policy)} is no causal language model: each of its tokens sees those after it, which move its "
+            f"scores by {moved.max():.2g} nats; give a model that writes text."
+        )
 
 
 def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alone: Tensor, allowed: float) -> str:

@@ -1,6 +1,7 @@
 """The files of a model's folder: whether its weights are all there, and what they are by their headers alone."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,24 +10,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from datamodules.chat.model_files import PICKLE, merging, models_in, unread_in
+
 SAVED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 """Dtypes of weights by their names in safetensors."""
-PICKLES = ("*.bin", "*.pt", "*.pth")
+POINTER = b"version https://git-lfs"
+"""How what Git leaves in the place of a large file begins, where Git LFS has not fetched it."""
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights beside its config.json.
 
     Raises:
-        FileNotFoundError: If a file that its index names is missing.
-        ValueError: If the weights are an adapter's or pickled, or the index is damaged.
+        FileNotFoundError: If a file that its index names is missing, or one is a link to nothing.
+        PermissionError: If a file must not be read.
+        ValueError: If the weights are an adapter's, pickled, of another format or in a folder within; or the index is
+            damaged.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"init_from: {folder} holds an adapter (adapter_config.json), and the weights it sits on are elsewhere: "
-            "merge both into one folder first"
-        )
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    index, files = folder / SAFE_WEIGHTS_INDEX_NAME, files_of(folder)
+    _refuse_adapter(folder, whole=index.is_file() or (folder / SAFE_WEIGHTS_NAME).is_file())
     if index.is_file():
         names = _named_by(index)
         missing = sorted(name for name in names if not (folder / name).is_file())
@@ -35,13 +37,11 @@ def has_weights(folder: Path) -> bool:
                 f"init_from: {folder} lacks {len(missing)} of the {len(names)} files that its {index.name} names "
                 f"({missing[0]}{', …' if len(missing) > 1 else ''}): get them again"
             )
-    if index.is_file() or files_of(folder):
+    for file in files:
+        _check_readable(file)
+    if index.is_file() or files:
         return True
-    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-        raise ValueError(
-            f"init_from: {folder} holds no safetensors but pickles ({pickles[0]}), which are not read: load the model "
-            "with transformers and save it to another folder (save_pretrained), with its tokenizer"
-        )
+    _refuse_others(folder)
     return False
 
 
@@ -60,6 +60,15 @@ def exact_dtype(source: str | Path, dtype: torch.dtype) -> torch.dtype:
 def whole_numbers(source: str | Path, parameters: set[str]) -> Iterator[tuple[str, str]]:
     """Names and kinds of parameters that are no floating-point numbers in the files; loading would cast them."""
     yield from ((name, kind) for name, kind in _kinds(source) if name in parameters and "F" not in kind)  # of F32, BF16
+
+
+def differ(source: str | Path, name: str, other: str) -> bool:
+    """Whether a folder's files hold two weights under these names, and not the same one twice."""
+    found = {}
+    for path in files_of(source):
+        with safe_open(path, framework="pt") as file:
+            found |= {key: file.get_tensor(key) for key in {name, other} & set(file.keys())}
+    return len(found) == 2 and not torch.equal(found[name], found[other])
 
 
 def is_finite(weight: Tensor) -> bool:
@@ -100,3 +109,51 @@ def _named_by(index: Path) -> set[str]:
     except (ValueError, LookupError, TypeError, AttributeError):
         pass
     raise ValueError(f"init_from: {index} is damaged, it does not say which file holds which weight: get it again")
+
+
+def _refuse_adapter(folder: Path, whole: bool) -> None:
+    """Raise if a folder holds an adapter, beside the weights of a whole model or without them."""
+    found = sorted(file.name for file in folder.glob("adapter_*") if file.stem in ("adapter_config", "adapter_model"))
+    if found and whole:
+        raise ValueError(
+            f"init_from: {folder} holds an adapter ({found[0]}) beside the weights of a model: merge it into them "
+            "(merge_and_unload of peft) in another folder, or take its files out to train without it"
+        )
+    if found:
+        raise ValueError(
+            f"init_from: {folder} holds an adapter ({found[0]}), and the weights it sits on are elsewhere: "
+            f"{merging(folder / 'adapter_config.json')}"
+        )
+
+
+def _check_readable(file: Path) -> None:
+    if not file.exists():
+        raise FileNotFoundError(f"init_from: {file} is a link to a file that is not there: get it again")
+    if not os.access(file, os.R_OK):  # safetensors says of such a file that it is not there
+        raise PermissionError(f"init_from: {file} must not be read by this user: have it made readable (chmod a+r)")
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            raise ValueError(f"init_from: {file} is a pointer of Git LFS and no weights: fetch them by git lfs pull")
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise if a folder without safetensors holds weights all the same, which random ones would stand in for."""
+    inside = [place for place in models_in(folder) if files_of(place)]
+    unread = unread_in(folder)
+    if not inside and not unread:
+        return
+    if inside:
+        words = f"a config.json and no weights: give one of the folders in it, as {inside[-1]}"
+    elif PICKLE.fullmatch(unread[0]):
+        words = (
+            f"no safetensors but pickles ({unread[0]}), which are not read: load the model with transformers and save "
+            "it to another folder (save_pretrained), with its tokenizer"
+        )
+    elif unread[0].endswith((".incomplete", ".part")):
+        words = f"no safetensors, for its download was cut off ({unread[0]}): get them again"
+    else:
+        words = (
+            f"no safetensors but {unread[0]}, which is not read: give a folder with the safetensors of the model, or "
+            "with its config.json alone to start from random weights"
+        )
+    raise ValueError(f"init_from: {folder} holds {words}")

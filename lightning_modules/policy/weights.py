@@ -20,6 +20,7 @@ from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.system.hub import refuse_unreachable
 from lightning_modules.policy.weight_files import (
     damaged,
+    differ,
     exact_dtype,
     files_of,
     has_weights,
@@ -78,6 +79,7 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
         loading = options | ({"dtype": exact_dtype(place, options["dtype"])} if in_files else {})
     model = _fitting(source, place, loading)
     check_values(place, model)
+    check_ties(source, model)
     return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
 
 
@@ -100,7 +102,7 @@ def check_model(init_from: str) -> None:
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if all(file.stat().st_size < memory for file in files_of(source)):
-        _fitting(source, source, options)
+        check_ties(source, _fitting(source, source, options))
 
 
 def refuse_quantized(source: str, options: dict[str, Any]) -> None:
@@ -134,6 +136,7 @@ def _fitting(source: str, place: str, options: dict[str, Any]) -> PreTrainedMode
             ignore_mismatched_sizes=True,  # so that they are named below
             **options,
         )
+    check_causal(source, model)
     check_names(source, info)
     check_kinds(place, model)
     return model
@@ -218,6 +221,50 @@ def check_names(source: str, info: dict[str, Any]) -> None:
             f"init_from: the weights of {source} do not fit its config.json: {', '.join(told)}; give the folder of one "
             "whole model, or a config.json alone to start from random weights"
         )
+
+
+def check_causal(source: str, model: PreTrainedModel) -> None:
+    """Raise if each token of a model sees those after it, as far as its config tells; the probe tries it.
+
+    Raises:
+        ValueError: It is an encoder, of those that embed texts or fill in masked words.
+    """
+    text = model.config.get_text_config()
+    signs = {
+        "is_causal": getattr(text, "is_causal", None) is False,
+        "use_bidirectional_attention": getattr(text, "use_bidirectional_attention", None) in (True, "all"),
+        "is_decoder": any(
+            name.endswith("attention.self") and getattr(module, "is_causal", None) is False
+            for name, module in model.named_modules()
+        ),
+    }
+    for key, found in signs.items():
+        if found:
+            raise ValueError(
+                f"init_from: {source} is no causal language model, for each of its tokens sees those after it ({key} "
+                f"{getattr(text, key)} in its config.json): give a model that writes text"
+            )
+
+
+def check_ties(source: str, model: PreTrainedModel) -> None:
+    """Raise if the config says that two weights are one, and the files hold two.
+
+    They would stay two where weights are loaded, and be one where they are read in shards, exported or served.
+
+    Args:
+        source: The folder or hub id they were loaded from.
+        model: What was loaded; weights on the meta device are compared in the files.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        one, two = model.get_parameter(name), model.get_parameter(other)
+        if differ(source, name, other) if one.device.type == "meta" else one is not two:
+            raise ValueError(
+                f"init_from: {source} holds a {name} that is not {other}, and its config.json says that they are one "
+                "(tie_word_embeddings true): set it to false there, or take the first out of the safetensors"
+            )
 
 
 def check_kinds(source: str, model: PreTrainedModel) -> None:

@@ -206,7 +206,7 @@ def test_templates_by_name_are_one(tiny_tokenizer, tiny_model_dir, tmp_path):
         served = served_tokenizer(tokenizer, form)
         got = served.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
         assert got == prompt_text(tokenizer, replace(PLAIN, query="Oslo?"), form)
-    with pytest.raises(ValueError, match="none of the chat templates rag is the default one"):
+    with pytest.raises(ValueError, match=r"none of the chat templates rag is the default one: set data\.chat_template"):
         one_template({"rag": ""})
 
 

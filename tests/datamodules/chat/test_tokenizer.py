@@ -1,5 +1,6 @@
 """Tokenizers of models: where they are found, and which are refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
     (mute / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template"):
         load_tokenizer(str(mute))
+
+
+@pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
+def test_a_tokenizer_whose_vocabulary_is_missing_is_refused(tiny_model_dir, tmp_path, unknown):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()  # transformers makes one without words of what is left
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"unk_token": unknown}))
+    with pytest.raises(
+        ValueError, match=r"init_from: the tokenizer of .*model knows no words: add the file of its voc"
+    ):
+        load_tokenizer(str(folder))
 
 
 def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_tokens_of(tiny_model_dir, tmp_path):

@@ -204,6 +204,21 @@ def test_weights_are_loaded_as_float32_whatever_they_were_saved_as(tiny_model_di
     assert {p.dtype for p in build_policy(str(tmp_path)).parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_folder_that_asks_for_all_that_layers_give_gets_hidden_states_alone(tiny_model_dir, tmp_path, weights):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    if not weights:
+        (folder / "model.safetensors").unlink()
+    path = folder / "config.json"
+    asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked))
+    policy = build_policy(str(folder))
+    ids = torch.tensor([[5, 6, 7]])
+    output = policy.causal_lm.model(ids)
+    assert output.hidden_states is None and output.attentions is None
+    assert policy(ids, ids, ids).logprobs.shape == (3,)
+
+
 def test_bad_folders_are_named(tmp_path, tiny_model_dir):
     with pytest.raises(FileNotFoundError, match="no/such/folder"):
         build_policy(str(tmp_path / "no" / "such" / "folder"))

@@ -72,6 +72,14 @@ def test_a_head_that_is_not_the_models_own_is_refused_by_its_family(folder, monk
         probe(policy)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_model_whose_tokens_see_those_after_them_is_refused(folder, precision):
+    policy = build_policy(str(folder("llama")))
+    policy.causal_lm.config.is_causal = False  # as the model heeds it; loading would refuse such a config
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM \(model_type llama\) is no causal language model: each"):
+        probe_everywhere(policy, None, mixed=precision == "bf16-mixed")
+
+
 def test_a_cap_that_is_left_out_is_seen(folder):
     policy = build_policy(str(folder("gemma2")))
     policy.after_head = policy.after_head._replace(softcap=None)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
+from lightning_modules.policy import weight_files
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_as_loaded
 from lightning_modules.policy.weight_files import exact_dtype
-from lightning_modules.policy.weights import check_kinds, check_model, load_weights
+from lightning_modules.policy.weights import check_kinds, check_model, check_ties, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
 
@@ -254,6 +255,98 @@ def test_damaged_files_are_named(folder, damage, error, words):
     assert torch.equal(build_policy(str(place)).causal_lm.model.norm.weight, torch.ones(32))  # whole, it is taken
     damage(place)
     assert words in refusal(place, error)
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ("pytorch_model.bin", "holds no safetensors but pickles (pytorch_model.bin), which are not read: load the"),
+        ("model.Q4_K_M.gguf", "holds no safetensors but model.Q4_K_M.gguf, which is not read"),
+        ("onnx/model.onnx", "holds no safetensors but onnx/model.onnx, which is not read"),
+        ("openvino_model.bin", "holds no safetensors but openvino_model.bin, which is not read"),
+        ("training_args.bin", "holds no safetensors but training_args.bin, which is not read"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "but pytorch_model_fsdp_0/__0_0.distcp, which is not read"),
+        ("global_step9/mp_rank_00_model_states.pt", "but global_step9/mp_rank_00_model_states.pt, which is not read"),
+        (".cache/huggingface/download/a.incomplete", "for its download was cut off (.cache/huggingface/download/a.inc"),
+        ("checkpoint-9/model.safetensors", "a config.json and no weights: give one of the folders in it, as {}/checkp"),
+        ("adapter_model.safetensors", "holds an adapter (adapter_model.safetensors), and the weights it sits on are"),
+    ],
+)
+def test_random_weights_do_not_stand_in_for_those_of_another_format(folder, left, words):
+    place = folder()
+    (place / "model.safetensors").unlink()
+    for name in ("README.md", "vocab.txt", "notes/run.json"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("{}")
+    check_model(str(place))  # a config.json and no weights: random ones are meant
+    file = place / left
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("x")
+    (file.parent / "config.json").write_text((place / "config.json").read_text())
+    assert words.format(place) in refusal(place)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_whole_weights_is_not_passed_over(folder, name):
+    place = folder()
+    (place / name).write_text("{}")
+    assert f"holds an adapter ({name}) beside the weights of a model: merge it into them" in refusal(place)
+
+
+def test_files_that_are_there_in_name_alone_are_told_apart(folder, monkeypatch):
+    place = folder()
+    file = place / "model.safetensors"
+    with monkeypatch.context() as patch:  # root may read anything
+        patch.setattr(weight_files.os, "access", lambda path, mode: path != file)
+        assert "model.safetensors must not be read by this user" in refusal(place, PermissionError)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert "model.safetensors is a pointer of Git LFS and no weights: fetch them by git lfs pull" in refusal(place)
+    file.unlink()
+    file.symlink_to(place / "gone")
+    assert "model.safetensors is a link to a file that is not there" in refusal(place, FileNotFoundError)
+
+
+def own_head(weights):
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+
+
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_refused(folder):
+    words = "holds a lm_head.weight that is not model.embed_tokens.weight, and its config.json says that they are one"
+    place = folder(own_head, tie_word_embeddings=True)
+    assert words in refusal(place)
+    with pytest.raises(ValueError, match=r"holds a lm_head\.weight that is not"):
+        check_ties("hub/id", AutoModelForCausalLM.from_pretrained(place))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_head_may_be_in_the_files_or_not(folder, both):
+    def tied(weights):
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        if not both:
+            del weights["lm_head.weight"]
+
+    place = folder(tied, tie_word_embeddings=True)
+    check_model(str(place))
+    model = build_policy(str(place)).causal_lm
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "sign"),
+    [
+        ("llama", {"is_causal": False}, "is_causal False"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("bert", {}, "is_decoder False"),
+    ],
+)
+def test_encoders_are_refused_by_their_config(tmp_path, tiny_tokenizer, kind, config, sign):
+    place = like_llama(kind, **config).save(tmp_path / "model", tiny_tokenizer)
+    assert f"is no causal language model, for each of its tokens sees those after it ({sign} in its" in refusal(place)
+
+
+@pytest.mark.parametrize(("kind", "config"), [("bert", {"is_decoder": True}), ("mbart", {"d_model": 32})])
+def test_decoders_of_such_families_are_not(tmp_path, tiny_tokenizer, kind, config):
+    check_model(str(like_llama(kind, **config).save(tmp_path / "model", tiny_tokenizer)))
 
 
 @pytest.mark.parametrize(
