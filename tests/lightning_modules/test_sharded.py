@@ -1,12 +1,14 @@
 """SRML in shards over gloo ranks takes the steps of one process, and checkpoints move between them."""
 
+import json
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import UNEVEN, assert_same, command_on_ranks, metrics
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from training_runs import UNEVEN, assert_same, command_on_ranks, metrics, script_on_ranks
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.cli import main
@@ -22,6 +24,37 @@ OPTIONS = UNEVEN | {"model.init_args.weight_decay": 0.1, "model.init_args.max_gr
 ALPHA = {"model.init_args.balance": "learnable", "model.init_args.alpha_lr_mult": 100}
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 ADAPTERS = {"model.init_args.lora.r": 4, "model.init_args.lora.target_modules": "all-linear"}
+
+
+MEMORY = """
+import json, os, pathlib, re, sys, threading
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_modules.policy.model import build_policy
+from lightning_modules.strategies import FSDP2
+
+folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+strategy = Trainer(accelerator="cpu", devices=2, strategy=FSDP2(), logger=False, enable_checkpointing=False).strategy
+strategy.connect(LightningModule())
+strategy.setup_environment()
+
+def own():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", status)[1])  # without pages of files
+
+def watch():
+    while not ended.wait(0.001):
+        held.append(own())
+
+held, ended = [own()], threading.Event()
+(thread := threading.Thread(target=watch)).start()
+policy = strategy.shard(build_policy(model, in_files=rank == 0, empty=rank != 0))
+ended.set()
+thread.join()
+whole = sum(weight.numel() * 4 for weight in policy.parameters())
+(folder / f"{rank}.json").write_text(json.dumps({"most": max(held) - held[0], "whole": whole}))
+torch.distributed.destroy_process_group()
+"""
 
 
 def on_ranks(ranks, arguments, **strategy):
@@ -200,6 +233,20 @@ def test_weights_sent_from_their_files_are_cast_on_the_way(tiny_model_dir, tmp_p
     states = [saved_state(tmp_path / which / "srml-fit-0", 1)["state_dict"] for which in ("one", "two")]
     assert_close(states)
     assert {weight.dtype for weight in states[1].values()} == {torch.float32}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_rank_that_sends_weights_holds_its_shards_of_them_and_not_the_model(tmp_path):
+    """Of bfloat16 files, whose weights learn in float32: loaded first they would take 235 MB and more."""
+    sizes = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+    config = AutoConfig.for_model("qwen2", **sizes, num_attention_heads=8, num_key_value_heads=8)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    (script := tmp_path / "ranks.py").write_text(MEMORY)
+    done = script_on_ranks(script, tmp_path, tmp_path / "model")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["whole"] > 230e6 and found["most"] < 0.8 * found["whole"]  # half of it, and what is on its way
 
 
 def test_weights_that_are_missing_end_the_ranks_that_wait_for_them_too(tiny_model_dir, tmp_path, base_args):
