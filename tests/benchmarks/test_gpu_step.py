@@ -63,7 +63,8 @@ def test_a_run_that_says_nothing_of_its_memory_has_failed(steps, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_a_run_is_measured_and_leaves_no_weights_behind(tmp_path):
+def test_a_run_is_measured_and_leaves_no_weights_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "0")  # of one rank: a port that is found free can be taken before it is bound
     gpu_step.model_folder(CASE, tmp_path / "model")
     brief = ["--trainer.max_steps=2", "--data.path=toolbox:train:8", "--data.batch_size=4", "--data.max_length=1024"]
     cpu = ["--trainer.accelerator=cpu", "--trainer.strategy.process_group_backend=gloo", *brief]

@@ -64,6 +64,7 @@ def test_shipped_files_are_found_from_any_directory(tmp_path, monkeypatch):
 def test_an_interrupted_run_is_told_how_to_be_exported(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last-000003.ckpt").touch()
+    (tmp_path / "config.yaml").write_text("model:\n  init_args:\n    init_from: assets/tiny-base\n")  # as runs do
     with pytest.raises(FileNotFoundError, match=rf"funreason export --ckpt_path {tmp_path} --output_dir {tmp_path}/hf"):
         resolve_model_folder(str(tmp_path))
 
