@@ -5,7 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lightning_modules.cli import main
@@ -49,7 +48,7 @@ def test_a_run_learns_from_its_own_samples_and_goes_on_after_its_engine_has_died
         if len(prompts) == 8:
             sampled.append(len(prompts))
         if len(sampled) == 4:
-            core = next(p for p in psutil.Process().children() if "resource_tracker" not in " ".join(p.cmdline()))
+            (core,) = self._llm.llm_engine.engine_core.resources.engine_manager.processes
             os.kill(core.pid, signal.SIGKILL)
         return generate(self, prompts, settings, progress)
 
