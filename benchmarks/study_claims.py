@@ -191,14 +191,14 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
 
 
 def of_category(hits: np.ndarray) -> list[float]:
-    """Mean of hits [seeds, rows] and both ends of its interval.
+    """Mean of hits [seeds, rows] and both ends of its interval, as far as shares go.
 
     Where all hits are equal they say nothing of how rows vary: then the end is as far off as 3 / rows, which leaves a
     share beyond it a chance of 5 % to have shown nothing in as many rows.
     """
     mean, room = hits.mean(), 3 / hits.shape[1]
-    ends = interval(hits) if 0 < mean < 1 else (max(0.0, mean - room), min(1.0, mean + room))
-    return [_short(value) for value in (mean, *ends)]
+    low, high = interval(hits) if 0 < mean < 1 else (mean - room, mean + room)
+    return [_short(value) for value in (mean, max(0.0, low), min(1.0, high))]
 
 
 def _ends_of(metrics: Mapping[str, Any]) -> np.ndarray:

@@ -75,7 +75,8 @@ NOT_SFT = {"sft_own": -1}
 OWN_07, OWN_ALPHA = {"srml_0.7_own": 1, **NOT_SFT}, {"srml_0.7_own": 1, "srml_0.5_own": -1}
 OWN_BASE, OWN_LOSS = {"srml_0.7_own": 1, "base": -1}, {"sft_own": 1, "srml_0.5_own": -1}
 OWN_TEXT = {"sft_own": 1, "srml_0.7_own": -1}
-SHORT_07, SHORT_BASE = {"srml_0.7_60": 1, "sft_60": -1}, {"srml_0.7_60": 1, "base": -1}
+BFCL_07, BFCL_BASE = {"srml_0.7": 1, "sft": -1}, {"srml_0.7": 1, "base": -1}
+BEGUN = {"egpo_11": 1, "grpo_11": -1}
 
 CLAIMS = (
     *of_both_scales("real", "bfcl_rows"),
@@ -107,15 +108,20 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(f"{what}, after 60 steps", SRML, "real", metric, weights)
-        for what, metric, weights in (
-            ("SRML (alpha 0.7) makes more of BFCL's calls right than plain SFT", "bfcl_call_rows", SHORT_07),
-            (
-                "SRML (alpha 0.7) makes some of BFCL's calls right and the base model does not",
-                "bfcl_call_rows",
-                SHORT_BASE,
-            ),
-            ("SRML (alpha 0.7) answers more held-out rows than plain SFT", "heldout_rows", SHORT_07),
+        Claim(f"{what}, asked as BFCL asks", paper, "real", metric, weights)
+        for what, paper, metric, weights in (
+            ("SRML (alpha 0.7) makes more of BFCL's calls right than plain SFT", SRML, "bfcl_call_rows", BFCL_07),
+            ("SRML (alpha 0.7) makes some of BFCL's calls right, the base none", SRML, "bfcl_call_rows", BFCL_BASE),
+            ("SRML (alpha 0.7) answers more held-out rows than plain SFT", SRML, "heldout_rows", BFCL_07),
+        )
+    ),
+    *(
+        Claim(f"{what}, in the first 11 steps", paper, "real", f"curves.{curve}", weights)
+        for what, paper, curve, weights in (
+            ("EGPO moves further from its reference than GRPO: higher KL", CURVES, "kl", BEGUN),
+            ("EGPO keeps more entropy in chains of thought", CURVES, "cot_entropy", BEGUN),
+            ("EGPO writes longer completions than GRPO", CURVES, "completion_length", BEGUN),
+            ("EGPO's mean reward rises", REWARD, "reward:rise", {"egpo_11": 1}),
         )
     ),
     Claim("Reinforcement adds right calls to SRML", EGPO, "real", "bfcl_rows", {"egpo": 1, "srml_0.7": -1}),

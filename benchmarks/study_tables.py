@@ -29,10 +29,11 @@ run of the base model counts as a constant.
 
 **Real**: Gemma 3 270M with LoRA of rank 16, trained on 2,000 real rows in 250 steps of 8 at 3e-4. Tested on 200 rows
 whose tools no training row offers, and on 650 rows of BFCL v3. Arms that end in `_own` are trained and asked under
-this project's system text ("asked as in training"), the others under the leaderboard's; those that end in `_60` stop
-after 60 steps, which two CPU cores take in half an hour. "Call rows" of BFCL are those that want calls: all but those
-of irrelevance. Plain text, of which forgetting is measured, is this repository's own documents and code; for the arms
-of 60 steps as they were later than for the others, with which they do not compare in it.
+this project's system text ("asked as in training"), the others under the leaderboard's. `srml_0.7_60` stops after 60
+steps. "Call rows" of BFCL are those that want calls: all but those of irrelevance. Plain text, of which forgetting is
+measured, is this repository's own documents and code; for `srml_0.7_60` as they were later than for the others, with
+which it does not compare in it. `grpo_11` and `egpo_11` are what there is of reinforcement: from `srml_0.7`, 8 prompts
+x 8 completions a step at 1e-4, stopped by the clock in the 11th to 13th of 25 steps and not tested.
 
 **Small**: the tiny base model (1.15 million parameters), 50 steps of 8 at 2e-3 on 400 rows of the shipped corpus, half
 of them about functions with made-up names, drawn anew by each seed. Reinforcement takes 48 steps of 4 prompts x 8
