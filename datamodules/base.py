@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.bfcl.package import INSTALLED, find_package, instructions
 from datamodules.cache import encode_rows
 from datamodules.chat.form import AnswerForm, ChatForm, Prompt, Think, ToolForm, reads, recorded_form, resolve_form
+from datamodules.chat.templates import first_token, turns_text
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.encoding import BadRows, EncodedRows, encoded_prompts, segment_tokens
 from datamodules.gold import check_gold
@@ -171,6 +172,12 @@ class XLAMDataModule(LightningDataModule):
         text += f"\n  {self.form.described(self.hparams.think)}" + self._of_thoughts(cot)
         if self.form.answer_form == "python" and (odd := sum(table["json_form"])):
             text += f" The calls of {odd:,} rows are written as JSON, for a name in them is no Python identifier."
+        first = first_token(self.tokenizer)
+        if not turns_text(self.tokenizer, [{"role": "user", "content": "question"}]).startswith(first):
+            text += (
+                f" Prompts do not begin with {first!r}, which the tokenizer puts before texts and models may need: let "
+                "the template write {{ bos_token }} first."
+            )
         for path, rows in {self.hparams.path: self.rows, self.hparams.val_path: self.val_rows}.items():
             if path and rows.unrewarded:
                 text += f" The gold answers of {rows.unrewarded:,} rows of {path} earn nothing under model.reward."

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +19,7 @@ from lightning_modules.checkpointing.identity import check_settings
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
+from lightning_modules.policy.end_token import unlearnt_end
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, settings_of
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
@@ -142,7 +144,11 @@ class FunctionCallingModule(EvaluationModule):
 
     def load_policy(self, **options: Any) -> ScoredCausalLM:
         """The model of `init_from`, with adapters if `lora` is set, not yet in shards."""
-        return super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
+        policy = super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
+        if self.lora and (self.strategy is None or self.strategy.is_global_zero):  # others may hold no weights
+            if said := unlearnt_end(self.tokenizer, policy.causal_lm):
+                rank_zero_warn(said)
+        return policy
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
         """The model, its layers compiled if `torch_compile` is set, and sharded if the strategy shards."""

@@ -175,6 +175,12 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return tokenizer.eos_token_id
 
 
+def first_token(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The BOS token that a tokenizer puts before a text, which prompts had better begin with; "" where it puts none."""
+    begins = tokenizer("a text")["input_ids"][0] == tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if begins else ""
+
+
 @lru_cache(maxsize=8)
 def takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the text of a prompt changes with the tools that the template is given."""

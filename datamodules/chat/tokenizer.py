@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
 from datamodules.chat.serving import own_template
-from datamodules.chat.templates import one_template, turns_text, without_present_date
+from datamodules.chat.templates import first_token, one_template, turns_text, without_present_date
 from datamodules.system.files import shipped
 from datamodules.system.hub import refuse_unreachable
 
@@ -118,7 +118,8 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
         )
     if chat_template is not None:
-        tokenizer.chat_template = CHATML if chat_template == "chatml" else _read_template(chat_template)
+        chatml = ("{{ bos_token }}" if first_token(tokenizer) else "") + CHATML
+        tokenizer.chat_template = chatml if chat_template == "chatml" else _read_template(chat_template)
     if not tokenizer.chat_template:
         raise ValueError(
             f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
@@ -218,6 +219,31 @@ def test_contradictions_are_refused(tokenizer_of, tiny_model_dir):
     with pytest.raises(ValueError, match=r"data\.chat_template: /no/such cannot be read"):
         load_tokenizer(str(tiny_model_dir), "/no/such")
     assert load_tokenizer(str(tiny_model_dir), "chatml").chat_template.startswith("{% for message in messages %}")
+
+
+@pytest.fixture
+def beginning(tiny_model_dir, tmp_path):
+    """A folder whose tokenizer puts `<|endoftext|>` before every text, as Gemma's and Llama's put their BOS."""
+    folder = tmp_path / "beginning"
+    shutil.copytree(tiny_model_dir, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<|endoftext|>"
+    begin = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"][0] == 0
+    return folder
+
+
+def test_prompts_of_chatml_begin_as_the_tokenizer_begins_texts(beginning, write_rows, make_row, tmp_path):
+    tokenizer = load_tokenizer(str(beginning), "chatml")
+    assert encode_prompt(tokenizer, PLAIN)[:2] == [0, 1]  # <|endoftext|><|im_start|>
+    template = tmp_path / "template.jinja"
+    template.write_text(load_tokenizer(str(beginning)).chat_template)
+    for given, said in (("chatml", False), (str(template), True)):
+        module = XLAMSFTDataModule(str(beginning), str(write_rows([make_row()])), chat_template=given, val_fraction=0)
+        module.setup("fit")
+        assert ("Prompts do not begin with '<|endoftext|>'" in module.summary()) == said
 
 
 def test_a_special_token_in_a_tool_is_refused_in_either_prompt(tokenizer_of):
