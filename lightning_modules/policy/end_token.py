@@ -19,9 +19,9 @@ MANY = 10  # rows so near; learnt tokens were seen to have none, unlearnt ones t
 @torch.no_grad()
 def rows_near(weight: Tensor, token: int) -> int:
     """How many other rows of the head, [V, H], lie so near to that of a token that their logits are about equal."""
-    row = weight[token]
-    lengths = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
-    squared = lengths.square() + lengths[token].square() - 2 * (weight @ row).float()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(weight, dim=1, dtype=dtype)
+    squared = lengths.square() + lengths[token].square() - 2 * (weight @ weight[token]).to(dtype)
     return int((squared <= (NEAR * lengths.median()) ** 2).sum()) - 1
 
 

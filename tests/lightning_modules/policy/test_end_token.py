@@ -12,9 +12,10 @@ from lightning_modules.policy.end_token import rows_near, unlearnt_end
 TEXT, END = 0, 2  # <|endoftext|>, <|im_end|> of the tiny tokenizer
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1, 100])
-def test_rows_near_are_counted_by_their_distance_in_lengths_of_a_row(scale):
-    weight = scale * torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.8, 0.6], [0.0, 1.0], [1.5, 0.0]])
+def test_rows_near_are_counted_by_their_distance_in_lengths_of_a_row(scale, dtype):
+    weight = scale * torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.8, 0.6], [0.0, 1.0], [1.5, 0.0]], dtype=dtype)
     # the median length is 1; from the first row sqrt(.04^2 + .28^2) = .28, sqrt(.2^2 + .6^2) = .63, sqrt(2) and .5
     assert rows_near(weight, 0) == 1
     # from the third sqrt(.16^2 + .32^2) = .36 to the second, and sqrt(.8^2 + .4^2) = .89 to the fourth
