@@ -236,14 +236,20 @@ def estimate(run: Run, took: dict[Run, float]) -> float:
 
 
 def work(run: Run, place: Place, file: Path, note: dict[str, str], jobs: int) -> None:
-    """Do one run in this process, whose output goes to a log beside the run's folder, and add its line."""
+    """Do one run in this process, whose output goes to a log beside the run's folder, and add its line.
+
+    One that has its line is made again because others start from it: it is only trained.
+    """
     with log_of(run, place).open("w", encoding="utf-8") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    start = time.monotonic()
-    metrics, settings = import_module(f"benchmarks.study_{run.scale}").execute(run, place)
+    scale, start = import_module(f"benchmarks.study_{run.scale}"), time.monotonic()
+    if run.key in finished(file):
+        scale.train(run, place)
+        return
+    metrics, settings = scale.execute(run, place)
     line = {"scale": run.scale, "arm": run.arm, "seed": run.seed, "settings": run.settings | settings}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     line |= {"metrics": metrics, "rows": len(metrics.get("bfcl_rows", [])), "seconds": time.monotonic() - start}
@@ -254,7 +260,7 @@ def append(file: Path, line: dict[str, Any]) -> None:
     """Add the line of a run, unless there is one of its key, and have it on the disk."""
     with file.open("a+", encoding="utf-8") as opened:
         fcntl.flock(opened.fileno(), fcntl.LOCK_EX)
-        if (line["scale"], line["arm"], line["seed"]) in finished(file):
+        if (line["scale"], line["arm"], line["seed"]) in finished(file):  # two studies may add to one file
             return
         opened.seek(0)
         cut = opened.read()[-1:] not in ("", "\n")  # by a kill

@@ -103,16 +103,8 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     Returns:
         The metrics, and what is to be added to the settings of the line.
     """
-    folder = place.folder(run.arm, run.seed)
-    remove(folder)
-    facts = json.loads((place.data / FACTS).read_text(encoding="utf-8"))
-    metrics: dict[str, Any] = {}
-    model = place.model
-    if run.arm != "base":
-        funreason(fit_words(run, place, facts))
-        logged = read_metrics(folder / "fit")
-        metrics |= rl_metrics(logged) if run.after else sft_metrics(logged)
-        model = str(weights(place, run.arm, run.seed))
+    folder, facts = place.folder(run.arm, run.seed), json.loads((place.data / FACTS).read_text(encoding="utf-8"))
+    metrics, model = train(run, place)
     limit = 16 if place.quick else ANSWER_TOKENS.get(run.arm, SHORT_ANSWER)
     metrics |= held_out(model, place, folder, limit) | bfcl(model, place, folder, limit, facts["bfcl_sizes"])
     metrics["text_loss"] = text_loss(model, place)
@@ -120,6 +112,17 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
         remove(folder)
     sizes = {"held_out_rows": len(metrics["heldout_rows"]), "train_rows": facts["rows"].get(run.settings.get("file"))}
     return metrics, sizes | {"data": facts["hashes"], "max_new_tokens": limit}
+
+
+def train(run: Run, place: Place) -> tuple[dict[str, Any], str]:
+    """Train, if the arm trains; the metrics of that, and the folder of the model."""
+    folder = place.folder(run.arm, run.seed)
+    remove(folder)
+    if run.arm == "base":
+        return {}, place.model
+    funreason(fit_words(run, place, json.loads((place.data / FACTS).read_text(encoding="utf-8"))))
+    logged = read_metrics(folder / "fit")
+    return rl_metrics(logged) if run.after else sft_metrics(logged), str(weights(place, run.arm, run.seed))
 
 
 def funreason(words: list[str]) -> None:

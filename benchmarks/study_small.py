@@ -105,25 +105,29 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
         The metrics, and what is to be added to the settings of the line.
     """
     folder = place.folder(run.arm, run.seed)
-    remove(folder)
-    folder.mkdir(parents=True)
-    metrics: dict[str, Any] = {}
-    if run.arm == "base":
-        model = BASE
-    elif run.arm in LOOPS:
-        model = refine_itself(run, place)
-    else:
-        funreason(["fit", *fit_words(run, place)])
-        logged = read_metrics(folder / "fit")
-        metrics = rl_metrics(logged) if run.arm in REINFORCED else sft_metrics(logged)
-        model = weights(place, run.arm, run.seed)
+    metrics, model = train(run, place)
     limit = LONG_ANSWER_TOKENS if run.settings.get("rows") == "long" else ANSWER_TOKENS
     for split, count in TEST_ROWS.items():
-        metrics |= tested(str(model), folder / split, split, 16 if place.quick else count, limit)
-    metrics["text_loss"] = {"pretraining": text_loss(str(model))}
+        metrics |= tested(model, folder / split, split, 16 if place.quick else count, limit)
+    metrics["text_loss"] = {"pretraining": text_loss(model)}
     if run.arm not in KEPT:
         remove(folder)
     return metrics, {"max_new_tokens": limit}
+
+
+def train(run: Run, place: Place) -> tuple[dict[str, Any], str]:
+    """Train as the arm says; the metrics of that, and the folder of the model."""
+    folder = place.folder(run.arm, run.seed)
+    remove(folder)
+    folder.mkdir(parents=True)
+    if run.arm == "base":
+        return {}, str(BASE)
+    if run.arm in LOOPS:
+        return {}, str(refine_itself(run, place))
+    funreason(["fit", *fit_words(run, place)])
+    logged = read_metrics(folder / "fit")
+    metrics = rl_metrics(logged) if run.arm in REINFORCED else sft_metrics(logged)
+    return metrics, str(weights(place, run.arm, run.seed))
 
 
 def fit_words(run: Run, place: Place) -> list[str]:

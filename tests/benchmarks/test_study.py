@@ -1,6 +1,7 @@
 """The study's runner: which runs it starts, what a line of the file says, and one real run from rows to its line."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -75,17 +76,23 @@ def test_rows_held_out_call_only_tools_that_no_training_row_offers(data):
     assert sum(facts["fcdr"].values()) == len(train) - facts["rows"][study_rows.FCDR]
 
 
-def test_two_steps_of_srml_and_of_egpo_from_it_leave_a_line_each(data, tmp_path):
-    place = Place(BASE, data, tmp_path / "work", quick=True)
-    runs = {run.arm: run for run in study_real.runs(True, [3])}
-    for arm in (study_real.BEST, "egpo"):
-        metrics, settings = study_real.execute(runs[arm], place)
-        assert metrics["train_steps"] == 2
-        assert len(metrics["bfcl_rows"]) == study_rows.BFCL_QUICK
-        assert len(metrics["heldout_rows"]) == settings["held_out_rows"] > 0
-        json.dumps(metrics)
-    assert len(metrics["curves"]["kl"]) == 2
-    assert [path.name for path in place.work.iterdir()] == [f"{study_real.BEST}-3"]  # what others start from
+def test_srml_and_egpo_from_it_leave_a_line_each_and_a_lost_start_is_only_trained_again(data, tmp_path):
+    file, work = tmp_path / "runs.jsonl", tmp_path / "work"
+    words = ["--quick", "--seeds=3", f"--data={data}", f"--work={work}", f"--runs={file}", f"--model={BASE}"]
+    assert study.main([*words, f"--arms={study_real.BEST}"]) == 0
+    log = work / f"{study_real.BEST}-3.log"
+    assert "BFCL v3" in log.read_text()  # it was tested
+    shutil.rmtree(work / f"{study_real.BEST}-3")
+    assert study.main([*words, f"--arms={study_real.BEST},egpo"]) == 0
+    assert "BFCL v3" not in log.read_text()
+    srml, egpo = study_rows.lines(file)
+    for line in (srml, egpo):
+        assert line["metrics"]["train_steps"] == 2
+        assert len(line["metrics"]["bfcl_rows"]) == line["rows"] == study_rows.BFCL_QUICK
+        assert len(line["metrics"]["heldout_rows"]) == line["settings"]["held_out_rows"] > 0
+    assert (srml["arm"], egpo["arm"]) == (study_real.BEST, "egpo")
+    assert len(egpo["metrics"]["curves"]["kl"]) == 2
+    assert [path.name for path in work.iterdir() if path.is_dir()] == [f"{study_real.BEST}-3"]  # what others start from
 
 
 def test_the_runner_runs_what_is_missing_and_nothing_twice(data, tmp_path, capfd):
