@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import XLAMDataModule
+from datamodules.chat.form import recorded_form
 from datamodules.packing import PackedBatch, idle_batch
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
 from lightning_modules.checkpointing.identity import check_settings
@@ -145,9 +146,10 @@ class FunctionCallingModule(EvaluationModule):
     def load_policy(self, **options: Any) -> ScoredCausalLM:
         """The model of `init_from`, with adapters if `lora` is set, not yet in shards."""
         policy = super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
-        if self.lora and (self.strategy is None or self.strategy.is_global_zero):  # others may hold no weights
-            if said := unlearnt_end(self.tokenizer, policy.causal_lm):
-                rank_zero_warn(said)
+        loaded = self.strategy is None or self.strategy.is_global_zero  # other ranks may hold no weights
+        taught = recorded_form(self.tokenizer) is not None  # by this project, which taught it to end answers so
+        if self.lora and loaded and not taught and (said := unlearnt_end(self.tokenizer, policy.causal_lm)):
+            rank_zero_warn(said)
         return policy
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:

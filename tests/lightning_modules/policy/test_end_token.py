@@ -52,10 +52,13 @@ def test_an_end_that_the_model_never_met_is_named_with_what_to_do(unlearnt, tiny
     assert unlearnt_end(tokenizer, AutoModelForCausalLM.from_pretrained(tiny_model_dir)) == ""
 
 
-@pytest.mark.parametrize("adapters", [True, False])
-def test_a_run_warns_of_it_where_adapters_leave_the_head_alone(unlearnt, base_args, tmp_path, recwarn, adapters):
-    options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.init_args.init_from": unlearnt[1]}
-    if adapters:
-        options |= {"model.init_args.lora.r": 2}
-    main(["fit", "--config", "configs/srml.yaml", *base_args(tmp_path / "runs", **options)])
-    assert any("has not learnt" in str(warning.message) for warning in recwarn) == adapters
+def test_a_run_warns_of_it_where_adapters_leave_the_head_alone_and_the_model_is_new(
+    unlearnt, base_args, tmp_path, recwarn
+):
+    whole = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.init_args.init_from": unlearnt[1]}
+    adapters = whole | {"model.init_args.lora.r": 2}
+    taught = adapters | {"model.init_args.init_from": tmp_path / "1" / "srml-fit-0"}
+    for at, (options, told) in enumerate(((whole, False), (adapters, True), (taught, False))):
+        recwarn.clear()
+        main(["fit", "--config", "configs/srml.yaml", *base_args(tmp_path / str(at), **options)])
+        assert any("has not learnt" in str(warning.message) for warning in recwarn) == told
