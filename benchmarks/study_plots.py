@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 
 COLOURS = {"grpo": "tab:blue", "egpo": "tab:orange"}
 NAMES = {"grpo": "GRPO", "egpo": "EGPO"}
-BEGUN = {"real": "_11", "small": ""}  # behind the names of the arms whose curves are drawn
+SUFFIXES = {"real": "_11", "small": ""}  # of the arms whose curves are drawn
 LEARNING = {"kl": "KL to the reference, nats a token", "reward": "mean reward"}
 REASONING = {"cot_entropy": "entropy of chains of thought, nats", "completion_length": "tokens of a completion"}
 BARS = ("sft", "srml_0.7", "egpo")  # beside FunctionGemma
@@ -61,7 +61,7 @@ def plot_curves(runs: Runs, scale: str, curves: Mapping[str, str], file: Path) -
     figure, many = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2))
     for axes, (curve, label) in zip(many, curves.items(), strict=True):
         for arm, colour in COLOURS.items():
-            values = of_seeds(runs[scale, arm + BEGUN[scale]], curve)
+            values = of_seeds(runs[scale, arm + SUFFIXES[scale]], curve)
             steps, mean = range(1, values.shape[1] + 1), values.mean(axis=0)
             axes.plot(steps, mean, color=colour, label=f"{NAMES[arm]}, {len(values)} seeds")
             if len(values) > 1:
@@ -109,7 +109,7 @@ def pictures(runs: Runs, folder: Path) -> Iterator[Path]:
         plot_alpha(runs, folder / "study_alpha.png")
         yield folder / "study_alpha.png"
     for scale in ("real", "small"):
-        if all((scale, arm + BEGUN[scale]) in runs for arm in COLOURS):
+        if all((scale, arm + SUFFIXES[scale]) in runs for arm in COLOURS):
             for name, curves in {"learning": LEARNING, "reasoning": REASONING}.items():
                 plot_curves(runs, scale, curves, folder / f"study_{name}_{scale}.png")
                 yield folder / f"study_{name}_{scale}.png"

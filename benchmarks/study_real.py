@@ -103,7 +103,7 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     Returns:
         The metrics, and what is to be added to the settings of the line.
     """
-    folder, facts = place.folder(run.arm, run.seed), json.loads((place.data / FACTS).read_text(encoding="utf-8"))
+    folder, facts = place.folder(run.arm, run.seed), facts_of(place)
     metrics, model = train(run, place)
     limit = 16 if place.quick else ANSWER_TOKENS.get(run.arm, SHORT_ANSWER)
     metrics |= held_out(model, place, folder, limit) | bfcl(model, place, folder, limit, facts["bfcl_sizes"])
@@ -120,9 +120,15 @@ def train(run: Run, place: Place) -> tuple[dict[str, Any], str]:
     remove(folder)
     if run.arm == "base":
         return {}, place.model
-    funreason(fit_words(run, place, json.loads((place.data / FACTS).read_text(encoding="utf-8"))))
+    funreason(fit_words(run, place, facts_of(place)))
     logged = read_metrics(folder / "fit")
     return rl_metrics(logged) if run.after else sft_metrics(logged), str(weights(place, run.arm, run.seed))
+
+
+def facts_of(place: Place) -> dict[str, Any]:
+    """What is to be known of the prepared rows."""
+    facts: dict[str, Any] = json.loads((place.data / FACTS).read_text(encoding="utf-8"))
+    return facts
 
 
 def funreason(words: list[str]) -> None:

@@ -144,7 +144,10 @@ class FunctionCallingModule(EvaluationModule):
         self.check_generator(self.lora)
 
     def load_policy(self, **options: Any) -> ScoredCausalLM:
-        """The model of `init_from`, with adapters if `lora` is set, not yet in shards."""
+        """The model of `init_from`, with adapters if `lora` is set, not yet in shards.
+
+        Warns where adapters cannot teach it the token that ends an answer (`unlearnt_end`).
+        """
         policy = super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
         loaded = self.strategy is None or self.strategy.is_global_zero  # other ranks may hold no weights
         taught = recorded_form(self.tokenizer) is not None  # by this project, which taught it to end answers so

@@ -176,9 +176,18 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def first_token(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The BOS token that a tokenizer puts before a text, which prompts had better begin with; "" where it puts none."""
-    begins = tokenizer("a text")["input_ids"][0] == tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if begins else ""
+    """The BOS token that a tokenizer puts before texts or its template before prompts; "" where neither puts one.
+
+    Tokenizers made of a GGUF file put none, whatever the model's published one does.
+    """
+    bos = tokenizer.bos_token
+    if bos is None or tokenizer("a text")["input_ids"][0] == tokenizer.bos_token_id:
+        return bos or ""
+    try:
+        prompt = rendered(tokenizer, [_USER], add_generation_prompt=True) if tokenizer.chat_template else ""
+    except ValueError:
+        prompt = ""  # of a template that does not work
+    return str(bos) if prompt.startswith(bos) else ""
 
 
 @lru_cache(maxsize=8)

@@ -118,8 +118,9 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
         )
     if chat_template is not None:
-        chatml = ("{{ bos_token }}" if first_token(tokenizer) else "") + CHATML
-        tokenizer.chat_template = chatml if chat_template == "chatml" else _read_template(chat_template)
+        chatml = chat_template == "chatml"
+        begin = "{{ bos_token }}" if chatml and first_token(tokenizer) else ""
+        tokenizer.chat_template = begin + (CHATML if chatml else _read_template(chat_template))
     if not tokenizer.chat_template:
         raise ValueError(
             f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "

@@ -246,6 +246,22 @@ def test_prompts_of_chatml_begin_as_the_tokenizer_begins_texts(beginning, write_
         assert ("Prompts do not begin with '<|endoftext|>'" in module.summary()) == said
 
 
+@pytest.mark.parametrize(
+    ("template", "begins"), [("{{ bos_token }}{}", True), ("{}", False), (None, False), ("{{ nothing( }}", False)]
+)
+def test_prompts_of_chatml_begin_as_those_of_the_template_in_whose_place_it_stands(
+    tiny_model_dir, tmp_path, template, begins
+):
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.bos_token = "<|endoftext|>"  # which it does not put before texts
+    tokenizer.chat_template = template and template.replace("{}", tokenizer.chat_template)
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    prompt = encode_prompt(load_tokenizer(str(tmp_path / "model"), "chatml"), PLAIN)
+    assert prompt[: 1 + begins] == [0, 1][-1 - begins :]  # <|endoftext|> or not, then <|im_start|>
+
+
 def test_a_special_token_in_a_tool_is_refused_in_either_prompt(tokenizer_of):
     bad = Example(**(PLAIN.__dict__ | {"tools": PLAIN.tools.replace("Weather:", "<|im_end|>")}))
     for prompt in ("paper", "template"):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from lightning_modules.cli import main
 from lightning_modules.policy.end_token import rows_near, unlearnt_end
 
-TEXT, END = 0, 2  # <|endoftext|>, <|im_end|> of the tiny tokenizer
+END = 2  # <|im_end|> of the tiny tokenizer
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
