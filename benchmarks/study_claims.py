@@ -162,13 +162,14 @@ def arm_entries(runs: Runs, measures: Mapping[str, Sequence[str]]) -> list[dict[
                 values = table(lines, measure, sorted(lines))
             except KeyError:
                 continue  # the base model has no curves
+            ends = of_hits(values)[1:] if measure.endswith("_rows") else _ends(interval(values))
             entries.append(
                 {
                     "scale": scale,
                     "arm": arm,
                     "measure": measure,
                     "mean": _short(values.mean()),
-                    "interval": _ends(interval(values)),
+                    "interval": ends,
                     "prediction": _ends(prediction(values)),
                     "seeds": len(lines),
                     "rows": values.shape[1],
@@ -186,11 +187,11 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
             sizes = tested[0]["bfcl_sizes"]  # in the order of the rows
             rows = np.array([metrics["bfcl_rows"] for metrics in tested], dtype=float)
             columns = np.split(rows, _ends_of(tested[0]), axis=1)
-            entries[arm] = {name: of_category(of) for name, of in zip(sizes, columns, strict=True)}
+            entries[arm] = {name: of_hits(of) for name, of in zip(sizes, columns, strict=True)}
     return entries
 
 
-def of_category(hits: np.ndarray) -> list[float]:
+def of_hits(hits: np.ndarray) -> list[float]:
     """Mean of hits [seeds, rows] and both ends of its interval, as far as shares go.
 
     Where all hits are equal they say nothing of how rows vary: then the end is as far off as 3 / rows, which leaves a

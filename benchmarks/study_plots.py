@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.study_claims import HERE, Runs, bfcl_entries, interval, read_runs, table
+from benchmarks.study_claims import HERE, Runs, bfcl_entries, of_hits, read_runs, student, table
 from benchmarks.study_tables import FUNCTION_GEMMA
 
 matplotlib.use("Agg")
@@ -24,7 +24,7 @@ NAMES = {"grpo": "GRPO", "egpo": "EGPO"}
 SUFFIXES = {"real": "_11", "small": ""}  # of the arms whose curves are drawn
 LEARNING = {"kl": "KL to the reference, nats a token", "reward": "mean reward"}
 REASONING = {"cot_entropy": "entropy of chains of thought, nats", "completion_length": "tokens of a completion"}
-BARS = ("sft", "srml_0.7", "egpo")  # beside FunctionGemma
+BARS = {"sft": "plain SFT", "srml_0.7": "SRML, alpha 0.7", "egpo": "EGPO"}  # beside FunctionGemma
 DPI = 90
 
 
@@ -34,9 +34,8 @@ def alpha_points(runs: Runs, measure: str = "heldout_rows") -> list[tuple[float,
     for (scale, arm), lines in runs.items():
         name = arm.removeprefix("srml_")
         if scale == "small" and name.replace(".", "", 1).isdigit():
-            values = table(lines, measure, sorted(lines))
-            mean = float(values.mean())
-            points.append((float(name), mean, *(interval(values) or (mean, mean))))
+            mean, low, high = of_hits(table(lines, measure, sorted(lines)))
+            points.append((float(name), mean, low, high))
     return sorted(points)
 
 
@@ -45,7 +44,7 @@ def plot_alpha(runs: Runs, file: Path) -> None:
     alphas, means, lows, highs = zip(*alpha_points(runs), strict=True)
     figure, axes = plt.subplots(figsize=(5, 3.4))
     axes.plot(alphas, means, "o-", color="tab:orange", label="SRML, fixed alpha")
-    axes.fill_between(alphas, lows, highs, color="tab:orange", alpha=0.2, linewidth=0)
+    axes.fill_between(alphas, lows, highs, color="tab:orange", alpha=0.2, linewidth=0, label="its 95 % interval")
     others = {"sft": ("plain SFT", "tab:grey"), "srml_learnable": ("SRML, learnable alpha", "tab:green")}
     for arm, (label, colour) in others.items():
         if lines := runs.get(("small", arm)):
@@ -63,10 +62,10 @@ def plot_curves(runs: Runs, scale: str, curves: Mapping[str, str], file: Path) -
         for arm, colour in COLOURS.items():
             values = of_seeds(runs[scale, arm + SUFFIXES[scale]], curve)
             steps, mean = range(1, values.shape[1] + 1), values.mean(axis=0)
-            axes.plot(steps, mean, color=colour, label=f"{NAMES[arm]}, {len(values)} seeds")
+            axes.plot(steps, mean, color=colour, label=f"{NAMES[arm]}, {len(values)} seeds, 95 %")
             if len(values) > 1:
-                half = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
-                axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+                low, high = zip(*(student(of_step, 1 / len(values)) for of_step in values.T), strict=True)
+                axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.legend(fontsize=8)
     save(figure, file)
@@ -87,12 +86,12 @@ def plot_bfcl(bfcl: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> 
     for at, arm in enumerate(arms):
         mean, low, high = 100 * np.array([bfcl[arm][category] for category in FUNCTION_GEMMA]).T
         ends = np.clip([mean - low, high - mean], 0, None)
-        axes.bar(places + at * width, mean, width, yerr=ends, label=arm, error_kw={"linewidth": 0.8})
+        axes.bar(places + at * width, mean, width, yerr=ends, label=BARS[arm], error_kw={"linewidth": 0.8})
     axes.bar(places + len(arms) * width, list(FUNCTION_GEMMA.values()), width, color="lightgrey", label="FunctionGemma")
     names = [name.replace("_", "\n") for name in FUNCTION_GEMMA]
     axes.set_xticks(places + 0.4 - width / 2, names, fontsize=7)
-    axes.set(ylabel="right, percent", ylim=(0, 100))
-    axes.legend(fontsize=8)
+    axes.set(ylabel="right, percent, with 95 % intervals", ylim=(0, 100))
+    axes.legend(fontsize=8, loc="upper center")  # above the categories that are lowest
     save(figure, file)
 
 

@@ -71,6 +71,30 @@ def test_seeds_that_agree_do_not_hide_that_other_rows_might_have_been_drawn():
     assert study_claims.interval(values) == pytest.approx((0.402, 0.598), abs=0.01)
 
 
+def test_intervals_of_three_seeds_hold_the_mean_of_which_seeds_and_rows_are_drawn():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):  # with the variances of BFCL's call rows; a bootstrap alone holds it 176 times
+        rows, seeds = rng.normal(0, 0.12, 500), rng.normal(0, 0.03, (3, 1))
+        low, high = study_claims.interval(rows + seeds + rng.normal(0, 0.27, (3, 500)), draws=200)
+        held += low <= 0 <= high
+    assert held >= 184  # an exact interval: 0.95 x 200 = 190, give or take 3
+
+
+def test_a_seed_of_the_study_lands_where_the_others_of_its_claim_say():
+    runs, landed = study_claims.read_runs(study_claims.HERE / "study_runs.jsonl"), []
+    for claim in CLAIMS:
+        seeds = study_claims.common_seeds(runs, claim)
+        if len(seeds) < 3:
+            continue
+        values = study_claims.contrast(runs, claim, seeds)
+        for at, mean in enumerate(values.mean(axis=1)):
+            low, high = study_claims.prediction(np.delete(values, at, axis=0))
+            landed.append(low <= mean <= high)
+    assert len(landed) > 200
+    assert 0.9 < np.mean(landed) < 0.99  # 0.95 is expected
+
+
 def test_a_single_value_has_no_interval_and_decides_nothing():
     assert study_claims.interval(np.array([[0.5]])) is None
     runs = {("small", arm): {1: line(arm, 1, {"kl": value})} for arm, value in (("egpo", 0.2), ("grpo", 0.1))}
@@ -116,7 +140,7 @@ def test_a_category_of_bfcl_is_its_part_of_the_rows_and_zeros_alone_do_not_prove
     entry = study_claims.bfcl_entries({("real", "sft"): {0: line("sft", 0, hits, "real")}})["sft"]
     assert entry["simple"][0] == 0.75 and 0 < entry["simple"][1] < 0.75 < entry["simple"][2] <= 1
     assert entry["java"] == [0, 0, 1]  # 3 / 3 rows
-    assert study_claims.of_category(np.ones((2, 60))) == [1, 0.95, 1]  # 1 - 3 / 60
+    assert study_claims.of_hits(np.ones((2, 60))) == [1, 0.95, 1]  # 1 - 3 / 60
 
 
 def test_a_table_has_a_line_for_each_claim():
