@@ -44,8 +44,8 @@ SHORTER = {"srml_0.7_60": 60, "grpo_11": 11, "egpo_11": 11}  # steps of arms tha
 ARMS |= {f"{arm}{OWN}": ARMS[arm] for arm in ("sft", "srml_0.5", "srml_0.7")}
 ARMS |= {"srml_0.7_60": ARMS["srml_0.7"]}  # two CPU cores train it in a quarter of an hour
 """Supervised arms, by what differs from `configs/finetune.yaml`. They are asked as BFCL asks, text and tools, and those
-that end in `_own` by this project's text, after which Gemma 3 270M wrote no call under BFCL's. All see every row once,
-but for those of `SHORTER`."""
+that end in `_own` by this project's text, after which Gemma 3 270M wrote no call under BFCL's. All take as many steps,
+but for those of `SHORTER`: they see every row once, or the fewer of `OWN_ROWS` several times."""
 RL_ARMS: dict[str, list[str]] = {
     # plain GRPO does not measure the entropy of chains of thought: this bonus is far below the rounding of advantages
     "grpo": ["--model.entropy_bonus.scale=1e-9"],
