@@ -21,7 +21,7 @@ from datamodules.sources.flat import read_answers
 from datamodules.sources.messages import Message, read_messages, read_system
 from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.targets import Turns, dump, examples_of
-from datamodules.sources.tools import read_tools
+from datamodules.sources.tools import read_tools, refuse_others
 from datamodules.sources.turns import Turn, read_turns
 from datamodules.sources.values import read_whole
 from rewards import as_calls
@@ -165,19 +165,7 @@ def read_chat(
     system = read_system(columns)
     told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
     texts = [system] * bool(system) + [message.text for message in told if message.role == "system"]
-    split = [split_system(text, notes) for text in texts]
-    brought = [tools for message in messages for tools in message.tools]
-    found = [tool for tools, _ in split for tool in tools]
-    offered = columns.take(*TOOLS)
-    if offered is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
-        advice = "write [] into such a column where no tool is on offer"
-        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
-    try:
-        tools = read_tools(offered, notes) if offered is not None else []
-        tools = tools or [tool for value in brought for tool in read_tools(value, notes)] or read_tools(found, notes)
-    except ValueError as error:
-        raise BadRow("tools", str(error)) from error
-    rest = "\n\n".join(filter(None, (text for _, text in split)))
+    tools, rest = _offered(name, texts, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*THOUGHTS)
@@ -192,3 +180,26 @@ def read_chat(
         if as_calls(answers) != as_calls(examples[-1].answers):
             raise BadRow(other, f"is another answer than that in '{name}': keep one of them")
     return examples
+
+
+def _offered(
+    name: str, texts: list[str], messages: list[Message], columns: Columns, notes: Counter[str]
+) -> tuple[list[dict[str, Any]], str]:
+    """The tools on offer, of the column, the messages or the system's texts, and what else these texts say."""
+    brought = [value for message in messages for value in message.tools]
+    column = columns.take(*TOOLS)
+    try:
+        tools = read_tools(column, notes) if column is not None else []
+        more = [tool for value in brought for tool in read_tools(value, notes)]
+        if tools:
+            refuse_others(more, tools, "a message brings")
+        tools = tools or more
+        split = [split_system(text, notes, tools) for text in dict.fromkeys(texts)]
+        found = [tool for held, _ in split for tool in held]
+        tools = tools or read_tools(found, notes)
+    except ValueError as error:
+        raise BadRow("tools", str(error)) from error
+    if column is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
+        advice = "write [] into such a column where no tool is on offer"
+        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
+    return tools, "\n\n".join(filter(None, (text for _, text in split)))

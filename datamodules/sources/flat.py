@@ -9,6 +9,7 @@ from datamodules.sources.calls import calls_of
 from datamodules.sources.columns import ALIASES, THOUGHTS, Columns, pairs_in
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.prompts import split_system
 from datamodules.sources.targets import content, dump, dump_calls
 from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
@@ -100,7 +101,7 @@ def read_answers(
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), read_system(columns)
+    value, system = columns.take("history"), _read("tools", split_system, read_system(columns), notes, tools)[1]
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)

@@ -18,6 +18,8 @@ _RENAMED = {
     "description": ("api_description", "tool_description"),
     "parameters": ("input_schema", "inputSchema", "args_schema", "parametersJsonSchema", "parameters_json_schema"),
 }
+_DECLARING = {key for column, others in _RENAMED.items() for key in (column, *others)}
+"""Keys of which an object in a text has one if it is a tool; `{"name": "Ann", "age": 30}` is none."""
 _GROUPS = ("functionDeclarations", "function_declarations")
 _MEANINGLESS = {"type": ("function", "custom"), "cache_control": ()}
 """Keys of a tool that are for a server, by the values that they have then; any where none is given."""
@@ -72,6 +74,17 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
     if count := sum(one != other for one, other in zip(tools, lower, strict=True)):
         notes["repair/tools whose types are in capitals, as Google writes them"] += count
     return lower
+
+
+def refuse_others(found: list[dict[str, Any]], offered: list[dict[str, Any]], where: str) -> None:
+    """Refuse tools that stand beside the column of tools and not in it: which are on offer cannot be known.
+
+    Raises:
+        ValueError: There is one.
+    """
+    names = {tool["name"] for tool in offered}
+    if lacking := next((tool["name"] for tool in found if tool["name"] not in names), ""):
+        raise ValueError(f"lacks {lacking[:80]!r}, which {where}: add it, or take it out there")
 
 
 def _group(item: Any) -> list[Any]:
@@ -240,4 +253,5 @@ def _is_tool(item: Any) -> bool:
     if not isinstance(item, dict):
         return False
     tool = item["function"] if isinstance(item.get("function"), dict) else item
-    return any(isinstance(tool.get(key), str) for key in _NAMES) and "arguments" not in tool
+    named = any(isinstance(tool.get(key), str) for key in _NAMES)
+    return named and (bool(tool.keys() & _DECLARING) or tool.keys() <= {*_NAMES, "type"})

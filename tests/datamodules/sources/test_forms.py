@@ -198,6 +198,51 @@ def test_a_system_text_beside_the_tools_stays(row):
     assert json.loads(to_example(row).history) == [{"role": "system", "content": "Be brief."}]
 
 
+PROFILE = 'You serve {"name": "Ann", "plan": "gold"}. Staff: [{"name": "Bo", "description": "cook"}].'
+LISTED = f"Be kind. You may use:\n{json.dumps([WEATHER, NOW])}\nWrite calls as [f(a=1)]."
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_system_text_beside_a_column_of_tools(flat):
+    """Objects with a name are no tools unless the column offers them; the list that it has is there once."""
+
+    def said_of(system, tools=WRAPPED):
+        plain = {"query": "Weather in Oslo?", "answers": TEXT} if flat else {"messages": [ASK, said(TEXT)]}
+        example = to_example(plain | {"system": system, "tools": tools})
+        assert [tool["name"] for tool in json.loads(example.tools)] == ["get_weather", "now"]
+        return [turn["content"] for turn in json.loads(example.history)]
+
+    assert said_of(PROFILE) == [PROFILE]
+    assert said_of(LISTED) == ["Be kind."]
+    with pytest.raises(BadRow, match="lacks 'now', which the system text lists: add it"):
+        said_of(LISTED, [WEATHER])
+
+
+def test_the_same_system_text_in_two_places_is_there_once():
+    assert json.loads(to_example(chat(KIND, ASK, said(TEXT), system="Be kind.")).history) == [KIND]
+    row = {"system": LISTED, "messages": [{"role": "system", "content": LISTED}, ASK, said(TEXT)]}
+    example = to_example(row)
+    assert (json.loads(example.tools), json.loads(example.history)) == ([WEATHER, NOW], [KIND])
+
+
+def test_objects_with_a_name_are_no_tools():
+    """A customer, and an example beside a schema of answers in JSON."""
+    schema = 'Answer by {"properties": {}, "examples": [{"name": "Bo", "age": 3}]}.'
+    for text in (PROFILE.partition(" Staff")[0], schema):
+        with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+            to_example({"messages": [{"role": "system", "content": text}, ASK, said("ok")]})
+    for tools in ([NOW | {"parameters": {}}], [{"name": "now"}], [{"type": "function", "function": NOW}]):
+        text = f"Use {json.dumps(tools)}"
+        example = to_example({"messages": [{"role": "system", "content": text}, ASK, said("[now()]")]})
+        assert [tool["name"] for tool in json.loads(example.tools)] == ["now"]
+
+
+def test_tools_of_a_message_are_those_of_the_column():
+    assert json.loads(to_example(chat(KIND | {"tools": [NOW]}, ASK, said(TEXT))).tools) == [WEATHER, NOW]
+    with pytest.raises(BadRow, match="lacks 'get_weather', which a message brings"):
+        to_example(chat(KIND | {"functions": [WEATHER]}, ASK, said("ok"), tools=[NOW]))
+
+
 RL_TOOLS = "1. Name: now\nDescription: Time.\nParameters: {}\n\n**Output Format**\n<think> thoughts </think>"
 RL_CALL = '<think> They ask. </think>\n<tool_call>\n{"name": "now", "parameters": {}}\n</tool_call>'
 RL_ASK = "**Dialogue Records History**\n<user> What time is it? </user>"
