@@ -10,7 +10,6 @@ from datamodules.sources.columns import (
     CHATS,
     COMPLETIONS,
     QUERIES,
-    THOUGHTS,
     TOOLS,
     Columns,
     listed,
@@ -168,10 +167,10 @@ def read_chat(
     tools, rest = _offered(name, texts, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
-    cot = columns.text(*THOUGHTS)
+    cot = columns.text(*columns.thoughts())
     examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
-        columns.used.discard(columns.name(THOUGHTS))
+        columns.used.discard(columns.name(columns.thoughts()))
     other = next(
         (c for c in ("answers", "completion", "chosen_response") if c in columns.row.keys() - columns.used), ""
     )

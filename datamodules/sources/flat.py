@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, THOUGHTS, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, Columns, pairs_in
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
@@ -48,7 +48,10 @@ def read_columns(
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = _read("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
-    cot, response = columns.text(*THOUGHTS), columns.text("response") if found["answers"] != "response" else ""
+    cot, response = (
+        columns.text(*columns.thoughts()),
+        columns.text("response") if found["answers"] != "response" else "",
+    )
     if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
         answers_text = answers or ""
     else:

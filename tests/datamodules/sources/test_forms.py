@@ -645,6 +645,23 @@ def test_a_column_of_thought_is_the_last_targets():
     assert (own.examples[0].cot, own.notes["unused/think"]) == ("Mine.", 1)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"reasoning": "off"},  # of Nemotron's rows
+        {"reasoning": "on"},
+        {"thinking": True},
+        {"reasoning": {"effort": "low"}},  # of a request to OpenAI's API
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},  # and to Anthropic's
+    ],
+)
+def test_a_setting_of_thought_is_no_thought(setting):
+    for row in (chat(ASK, said(TEXT)), {"query": "Weather?", "tools": WRAPPED, "answers": TEXT}):
+        reading = read_raw(row | setting)
+        assert (reading.examples[0].cot, reading.notes[f"unused/{min(setting)}"]) == ("", 1)
+        assert read(row | setting | {"reasoning_content": "Oslo."})[1] == "Oslo."
+
+
 def test_keys_are_read_in_the_order_of_the_row():
     """Not in that of a set, which another interpreter has otherwise."""
     thoughts = ("thinking", "reasoning", "cot", "thought", "think", "reasoning_content")
