@@ -49,7 +49,7 @@ class Message:
         role: A value of `ROLES`.
         text: Its text.
         cot: Chains of thought that have a place of their own.
-        calls: Calls that have a place of their own, as they are written.
+        calls: Calls that have a place of their own, as they are written; a list for each place that has any.
         ids: As in `Turn`.
         trained: As in `Turn`.
         tools: Tools that the message brings.
@@ -59,7 +59,7 @@ class Message:
     role: str
     text: str = ""
     cot: list[str] = field(default_factory=list)
-    calls: list[Any] = field(default_factory=list)
+    calls: list[list[Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     trained: bool = True
     tools: list[Any] = field(default_factory=list)
@@ -101,6 +101,8 @@ def read_system(columns: Columns) -> str:
 def _messages(item: Any) -> Iterator[Message]:
     if not isinstance(item, dict):
         raise ValueError(f"is no object but {type(item).__name__}")
+    if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
+        item = item["data"] | {"type": item["type"]}
     item = {key: value for key, value in item.items() if value is not None and value not in ("", [], {})}
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
@@ -114,7 +116,7 @@ def _messages(item: Any) -> Iterator[Message]:
     message = Message(role)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
     if role == "call" and not text_key and "name" in item:  # the message itself is the call
-        message.calls.append({"name": item["name"], "arguments": item.pop("arguments", {})})
+        message.calls.append([{"name": item["name"], "arguments": item.pop("arguments", {})}])
     results = _add_content(message, item[text_key]) if text_key else []
     for key, value in item.items():
         if key not in (role_key, text_key):
@@ -128,10 +130,12 @@ def _messages(item: Any) -> Iterator[Message]:
 
 def _add_key(message: Message, key: str, value: Any) -> None:
     if key in _CALL_KEYS and message.role in ("assistant", "call"):
-        for call in value if isinstance(value, list) else [value]:
-            message.calls.append(call)
-            if isinstance(call, dict) and call.get("id"):
-                message.ids.append(str(call["id"]))
+        message.calls.append(value if isinstance(value, list) else [value])
+        message.ids += [str(call["id"]) for call in message.calls[-1] if isinstance(call, dict) and call.get("id")]
+    elif key == "additional_kwargs" and isinstance(value, dict):  # LangChain's, with what the server said
+        for inner, said in value.items():
+            if said not in (None, "", [], {}):
+                _add_key(message, inner, said)
     elif key in _THOUGHT_KEYS and message.role in ("assistant", "call"):
         if not isinstance(value, str | list):
             raise ValueError(f"has a {key!r} that is no text but {type(value).__name__}")
@@ -161,19 +165,21 @@ def _add_content(message: Message, content: Any) -> list[Message]:
         message.text = json.dumps(content, ensure_ascii=False)
         return []
     if message.role in ("assistant", "call") and isinstance(content, dict):
-        message.calls.append(content)
+        message.calls.append([content])
         return []
     if not isinstance(content, list):
         raise ValueError(f"has a content that is no text but {type(content).__name__}")
     results: list[Message] = []
     texts: list[str] = []
+    calls: list[Any] = []
     after = False  # whether there are words or a thought after the last call
     for part in parts:
-        calls, words = len(message.calls), len(texts) + len(message.cot)
-        _add_part(message, part, texts, results)
-        after = len(message.calls) == calls and (after or (calls > 0 and len(texts) + len(message.cot) > words))
+        called, words = len(calls), len(texts) + len(message.cot)
+        _add_part(message, part, texts, calls, results)
+        after = len(calls) == called and (after or (called > 0 and len(texts) + len(message.cot) > words))
     if after:
         raise ValueError("says something after its calls, which belongs to no answer")
+    message.calls += [calls] if calls else []
     message.text = "\n".join(texts)
     return results
 
@@ -208,7 +214,7 @@ def _typed(part: Any) -> dict[str, Any]:
     return {"type": ", ".join(sorted(kinds))}
 
 
-def _add_part(message: Message, part: Any, texts: list[str], results: list[Message]) -> None:
+def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
     part = _typed(part)
     kind = part["type"]
     said = next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
@@ -216,10 +222,10 @@ def _add_part(message: Message, part: Any, texts: list[str], results: list[Messa
         if said.strip():
             (texts if kind in _TEXTS else message.cot).append(said)
     elif kind in ("tool_call", "tool_calls", "function_call"):
-        message.calls.append(said or {key: value for key, value in part.items() if key != "type"})
+        calls.append(said or {key: value for key, value in part.items() if key != "type"})
         message.ids += [str(part["id"])] if part.get("id") else []
     elif kind == "tool_use":
-        message.calls.append({"name": part.get("name"), "arguments": part.get("input")})
+        calls.append({"name": part.get("name"), "arguments": part.get("input")})
         message.ids += [str(part["id"])] if part.get("id") else []
     elif kind == "tool_result":
         result = Message("tool", ids=[str(part["tool_use_id"])] if part.get("tool_use_id") else [])

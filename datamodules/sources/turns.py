@@ -70,7 +70,10 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     if message.role not in ("assistant", "call"):
         return Turn(message.role, message.text, ids=tuple(message.ids))
     offered = frozenset(tool["name"] for tool in tools)
-    structured = calls_of(message.calls, offered)
+    places = [calls_of(place, offered) for place in message.calls]
+    if any(calls != places[0] for calls in places):
+        raise ValueError("there are calls in two places, and they differ")
+    structured = places[0] if places else []
     said = read_said(message.text, tools)
     if message.role == "call" and message.text and said.calls is None:
         raise ValueError(f"the calls cannot be read: {message.text[:80]!r}")
@@ -80,7 +83,9 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
         said = replace(said, text="")
     calls = structured or said.calls
     if calls:
-        calls = without_null_arguments(calls, tools, any(map(_is_nested, message.calls)), notes)
+        calls = without_null_arguments(
+            calls, tools, any(_is_nested(c) for calls in message.calls for c in calls), notes
+        )
     cot = join_thoughts(*message.cot, said.cot)
     return Turn("assistant", said.text, cot, calls, tuple(message.ids), message.trained)
 

@@ -67,6 +67,37 @@ def test_ways_to_write_a_call(message):
     assert read(chat(ASK, message)) == ([OSLO], "", "")
 
 
+AI_CALL = {"name": "get_weather", "args": {"city": "Oslo"}, "id": "t", "type": "tool_call"}
+TOOL_USE = {"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Oslo"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        said(function_call=CALL["function"], tool_calls=[CALL]),  # of proxies that serve old clients and new ones
+        {"type": "ai", "content": [TOOL_USE], "tool_calls": [AI_CALL], "invalid_tool_calls": []},
+        {
+            "type": "ai",
+            "content": "",
+            "additional_kwargs": {"tool_calls": [CALL], "refusal": None},
+            "tool_calls": [AI_CALL],
+            "response_metadata": {"model_name": "m"},
+        },
+        {"type": "ai", "data": {"type": "ai", "content": "", "tool_calls": [AI_CALL], "additional_kwargs": {}}},
+    ],
+)
+def test_calls_in_two_places_of_a_message_are_there_once(message):
+    assert read(chat({"type": "human", "content": ASK["content"]}, message)) == ([OSLO], "", "")
+
+
+def test_calls_in_two_places_that_differ_are_refused():
+    other = {"name": "get_weather", "arguments": {"city": "Bergen"}}
+    with pytest.raises(BadRow, match="turn 2: there are calls in two places, and they differ"):
+        to_example(chat(ASK, said(function_call=other, tool_calls=[CALL])))
+    with pytest.raises(BadRow, match="turn 2 has the key 'audio', which is not known"):
+        to_example(chat(ASK, said("ok", additional_kwargs={"audio": "x"})))
+
+
 @pytest.mark.parametrize("arguments", ["", None, "{}", {}, "missing"])
 def test_calls_without_arguments(arguments):
     function = {"name": "now", "arguments": arguments}
