@@ -17,9 +17,9 @@ ROLES = (
     | dict.fromkeys(("user", "human"), "user")
     | dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai"), "assistant")
     | _CALLING
-    | dict.fromkeys(("tool", "observation", "function", "ipython", "function_response", "tool_response"), "tool")
+    | dict.fromkeys(("tool", "observation", "function", "ipython", "environment", "tool_response"), "tool")
     | dict.fromkeys(("function_result", "tool_result", "tool_results", "function_output", "tool_output"), "tool")
-    | {"function_call_output": "tool"}
+    | dict.fromkeys(("function_response", "function_call_output"), "tool")
     | dict.fromkeys(("think", "thinking", "thought", "reasoning"), "think")
     | dict.fromkeys(("tools", "functions"), "tools")
 )

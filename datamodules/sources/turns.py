@@ -9,6 +9,7 @@ from datamodules.sources.calls import ARGUMENT_KEYS, calls_of
 from datamodules.sources.columns import NOTHING
 from datamodules.sources.messages import Message
 from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.syntax import read_answer
 from datamodules.sources.thoughts import join_thoughts, read_said
 from rewards import Call
 
@@ -70,7 +71,7 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     if message.role not in ("assistant", "call"):
         return Turn(message.role, message.text, ids=tuple(message.ids))
     offered = frozenset(tool["name"] for tool in tools)
-    places = [calls_of(place, offered) for place in message.calls]
+    places = [_calls_at(place, tools, offered) for place in message.calls]
     if any(calls != places[0] for calls in places):
         raise ValueError("there are calls in two places, and they differ")
     structured = places[0] if places else []
@@ -88,6 +89,16 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
         )
     cot = join_thoughts(*message.cot, said.cot)
     return Turn("assistant", said.text, cot, calls, tuple(message.ids), message.trained)
+
+
+def _calls_at(place: list[Any], tools: list[dict[str, Any]], offered: frozenset[str]) -> list[Call]:
+    """The calls of one place; their text may be of any syntax, as Python's in Olmo's `function_calls`."""
+    if not all(isinstance(call, str) for call in place):
+        return calls_of(place, offered)
+    words, calls = read_answer("\n".join(place), tools)
+    if calls is None or words:
+        raise ValueError(f"the calls cannot be read: {place[0][:80]!r}")
+    return calls
 
 
 def _is_nested(call: Any) -> bool:

@@ -52,6 +52,9 @@ def read(row):
         said(tool_calls=[{"name": "get_weather", "arguments": '{"city": "Oslo"}'}]),
         said(tool_calls=json.dumps([CALL])),
         said(function_call={"name": "get_weather", "arguments": '{"city": "Oslo"}'}),
+        said(function_calls='get_weather(city="Oslo")'),  # Olmo's
+        said(function_calls='[get_weather(city="Oslo")]'),
+        said(tool_calls=[json.dumps(CALL)]),
         said({"name": "get_weather", "arguments": {"city": "Oslo"}}),
         said([{"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Oslo"}}]),
         said([{"type": "tool_call", "value": json.dumps(OSLO)}]),
@@ -388,6 +391,7 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
+        {"role": "environment", "content": "rain"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
         {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         *(
@@ -425,6 +429,8 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said(TEXT, tool_calls=[CALL])), "both in the text and beside it"),
         (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
         (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
+        (chat(ASK, said(function_calls="get_weather('Oslo')")), "turn 2: the calls cannot be read: no named argument"),
+        (chat(ASK, said(function_calls="Hello")), "turn 2: the calls cannot be read: 'Hello'"),
         (chat(ASK, {"role": "function_call", "content": "Hello"}), "the calls cannot be read: 'Hello'"),
         (
             chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])),
