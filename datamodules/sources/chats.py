@@ -28,7 +28,13 @@ from rewards import as_calls
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
-    for name in (*CHATS, "contents", "chat", "prompt", "input", *QUERIES):
+    names = ("prompt", "input", *QUERIES)
+    for name in (
+        *CHATS,
+        "contents",
+        "chat",
+        *(names if columns.name(names) else ("chosen",)),
+    ):  # of TRL, with its prompt
         if name not in columns.row:
             continue
         value = columns.row[name]
@@ -107,7 +113,13 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
         items = [{"role": "assistant"} | structured]
     for message in messages:
         message.trained = False
-    return read_messages(items, column)
+    answer = read_messages(items, column)
+    if answer[0].role not in ("system", "user"):
+        return answer
+    said = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
+    if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
+        raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
+    return answer[len(said) :]
 
 
 def _answer_items(value: Any, column: str = "response") -> list[Any] | None:

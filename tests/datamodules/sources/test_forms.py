@@ -334,6 +334,9 @@ SERVED = [
         ({"prompt": "What time is it?", "completion": "[now()]", "tools": [NOW]}, ""),
         ({"prompt": ASK_TIME, "completion": [said("[now()]")], "tools": [NOW]}, ""),
         ({"prompt": "What time is it?", "chosen": "[now()]", "rejected": "No.", "tools": [NOW]}, ""),
+        ({"prompt": "What time is it?", "chosen": [*ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
+        ({"prompt": [KIND, *ASK_TIME], "chosen": [KIND, *ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
+        ({"chosen": [*ASK_TIME, said("[now()]")], "rejected": [*ASK_TIME, said("No.")], "tools": [NOW]}, ""),
         ({"messages": ASK_TIME, "tools": [NOW], **PREFERRED}, ""),
         ({"messages": ASK_TIME, "tools": [NOW], "answers": [TIME]}, ""),
         ({"question": [ASK_TIME], "function": [NOW], "ground_truth": [{"now": {}}]}, ""),
@@ -359,6 +362,7 @@ SERVED = [
 def test_forms_of_known_sources(row, cot):
     example = to_example(row)
     assert (example.query, json.loads(example.answers), example.cot) == ("What time is it?", [TIME], cot)
+    assert [turn for turn in json.loads(example.history) if turn != KIND] == []
 
 
 def test_answer_to_a_tool_where_the_chat_waits_for_it():
@@ -452,6 +456,9 @@ def test_ids_of_the_rows_of_one_chat():
             "asks 'Weather in Oslo?' again right after a tool's result",
         ),
         ({"prompt": "Hi", "completion": "Hello.", "label": False, "tools": [NOW]}, "the answer is not to be given"),
+        (chat(ASK, said("Hello."), label=False), "the answer is not to be given"),
+        ({"instruction": "Hi", "output": "Ho", "kto_tag": False, "tools": [NOW]}, "the answer is not to be given"),
+        ({"prompt": "Hi", "chosen": [ASK, said("ok")], "tools": [NOW]}, "is a chat that does not go on from 'prompt'"),
         (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         (
             chat(ASK, said([*BLOCKS, {"type": "text", "text": "Done."}])),
