@@ -17,7 +17,7 @@ from datamodules.sources.columns import (
     pairs_in,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import Message, read_messages, read_system
+from datamodules.sources.messages import Message, cut_off, read_messages, read_system
 from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.targets import Turns, dump, examples_of
 from datamodules.sources.tools import read_tools, refuse_others
@@ -126,7 +126,7 @@ def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
     """The messages of an answer: messages, one, the parts of one, or what a server sent; None for anything else.
 
     Raises:
-        BadRow: A server sent several answers.
+        BadRow: A server sent several answers, or one that it broke off.
     """
     if isinstance(value, str) and value.lstrip()[:1] == "{":
         try:
@@ -136,11 +136,15 @@ def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
     if isinstance(value, dict):
         if {"role", "from"} & value.keys():
             return [value]
+        if reason := cut_off(value):
+            raise BadRow(column, reason)
         value = next((value[key] for key in ("choices", "candidates", "output") if key in value), None)
     items = listed(value)
     if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
         if len(items) > 1:
             raise BadRow(column, f"has {len(items)} answers to one request: keep one of them")
+        if reason := cut_off(items[0]):
+            raise BadRow(column, reason)
         return [next(items[0][key] for key in ("message", "content") if key in items[0])]
     if items and any(item.get("type") in ("tool_use", "text", "thinking") for item in items):
         return messages_in(items) or [{"role": "assistant", "content": items}]

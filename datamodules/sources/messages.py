@@ -34,9 +34,16 @@ _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
 _UNTRAINED = {"weight": (0,), "loss": (False, 0), "train": (False,), "training": (False,)}
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
-    *("usage", "finish_reason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
+    *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
     *("response_metadata", "usage_metadata", "stop_sequence", "example"),
 }
+_CUT = {
+    "finish_reason": ("length", "max_tokens", "MAX_TOKENS"),
+    "finishReason": ("MAX_TOKENS",),
+    "stop_reason": ("max_tokens", "model_context_window_exceeded"),
+    "status": ("incomplete", "in_progress"),
+}
+"""What servers say of an answer that is not whole."""
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _RESULTS = tags("tool_response", "tool_result", "function_response", "function_result", "observation", "obs")
 
@@ -104,6 +111,8 @@ def _messages(item: Any) -> Iterator[Message]:
     if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
         item = item["data"] | {"type": item["type"]}
     item = {key: value for key, value in item.items() if value is not None and value not in ("", [], {})}
+    if reason := cut_off(item):
+        raise ValueError(reason)
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
         for role, text in item.items():
@@ -126,6 +135,12 @@ def _messages(item: Any) -> Iterator[Message]:
     yield from results
     if message.text or message.cot or message.calls or message.tools or not results:
         yield message
+
+
+def cut_off(answer: dict[str, Any]) -> str:
+    """What a server says of an answer that it broke off, for a message; "" for a whole one."""
+    key = next((key for key, words in _CUT.items() if answer.get(key) in words), "")
+    return f"was cut off, as its {key} {answer[key]!r} says: leave such answers out" if key else ""
 
 
 def _add_key(message: Message, key: str, value: Any) -> None:

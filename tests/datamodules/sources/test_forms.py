@@ -483,6 +483,22 @@ def test_what_is_refused(row, reason):
     assert reason in error.value.reason
 
 
+@pytest.mark.parametrize(
+    ("answer", "said_by"),
+    [
+        ({"choices": [{"finish_reason": "length", "message": said("It is")}]}, "finish_reason 'length'"),
+        ({"response": {"role": "assistant", "content": "It is", "stop_reason": "max_tokens"}}, "stop_reason 'max_tok"),
+        ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "MAX_TOKENS"}]}}, "'MAX_TOKENS'"),
+        ({"response": {"object": "response", "status": "incomplete", "output": ITEMS}}, "status 'incomplete'"),
+        ({"output": [{**ITEMS[1], "status": "incomplete"}]}, "turn 1 was cut off, as its status 'incomplete'"),
+    ],
+)
+def test_answers_that_a_server_broke_off_are_refused(answer, said_by):
+    with pytest.raises(BadRow) as error:
+        to_example({"input": ASK_TIME, "tools": [NOW], **answer})
+    assert "was cut off" in error.value.reason and said_by in error.value.reason
+
+
 def test_a_system_text_between_a_result_and_its_answer_is_refused():
     row = chat(ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, KIND, said("Rain."))
     with pytest.raises(BadRow, match="a system text between a tool's result and the answer to it"):
