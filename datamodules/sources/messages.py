@@ -8,8 +8,7 @@ from typing import Any
 
 from datamodules.example import BadRow
 from datamodules.sources.columns import SYSTEMS, Columns
-from datamodules.sources.marks import blocks, tags
-from datamodules.sources.values import skip_space
+from datamodules.sources.results import split_results
 
 _CALLING = dict.fromkeys(("function_call", "tool_call", "tool_calls", "function_calls"), "call")
 ROLES = (
@@ -45,7 +44,6 @@ _CUT = {
 }
 """What servers say of an answer that is not whole."""
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
-_RESULTS = tags("tool_response", "tool_result", "function_response", "function_result", "observation", "obs")
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Message:
         text: Its text.
         cot: Chains of thought that have a place of their own.
         calls: Calls that have a place of their own, as they are written; a list for each place that has any.
-        ids: As in `Turn`.
+        ids: Of its calls that have one; or of the call that a tool answers, or that tool's name.
         trained: As in `Turn`.
         tools: Tools that the message brings.
         place: The column that the row has it in, and its 1-based number there; None where it has it nowhere.
@@ -123,6 +121,9 @@ def _messages(item: Any) -> Iterator[Message]:
     if role is None:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
     message = Message(role)
+    if role in ("tool", "call"):
+        keys = ("tool_call_id", "call_id", *(("name", "tool_name") if role == "tool" else ()))
+        message.ids += [str(item[key]) for key in keys if key in item][:1]
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
     if role == "call" and not text_key and "name" in item:  # the message itself is the call
         message.calls.append([{"name": item["name"], "arguments": item.pop("arguments", {})}])
@@ -130,8 +131,6 @@ def _messages(item: Any) -> Iterator[Message]:
     for key, value in item.items():
         if key not in (role_key, text_key):
             _add_key(message, key, value)
-    if role in ("tool", "call"):
-        message.ids += [str(item[key]) for key in ("tool_call_id", "call_id") if key in item]
     yield from results
     if message.text or message.cot or message.calls or message.tools or not results:
         yield message
@@ -225,7 +224,11 @@ def _typed(part: Any) -> dict[str, Any]:
     if kinds == {"functionCall"} and isinstance(given["functionCall"], dict):
         return {"type": "tool_call"} | given["functionCall"]
     if kinds == {"functionResponse"} and isinstance(result := given["functionResponse"], dict):
-        return {"type": "tool_result", "tool_use_id": result.get("id"), "content": result.get("response")}
+        return {
+            "type": "tool_result",
+            "tool_use_id": result.get("id") or result.get("name"),
+            "content": result.get("response"),
+        }
     return {"type": ", ".join(sorted(kinds))}
 
 
@@ -251,16 +254,11 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
 
 
 def _results(message: Message) -> list[Message]:
-    """Answers of tools between tags are those, whoever the chat template has them said by."""
+    """Results in a text are turns of tools, whoever the chat template has them said by; a user may go on after them."""
     if message.role not in ("user", "tool"):
         return []
-    text, results, at = message.text, [], 0
-    for _, start, content, end, after in blocks(text, *_RESULTS):
-        if start != skip_space(text, at):
-            return []
-        results.append(Message("tool", text[content:end].strip(), ids=list(message.ids)))
-        at = after
-    if not results or skip_space(text, at) < len(text):
+    texts, rest = split_results(message.text)
+    if not texts or (rest and message.role == "tool"):
         return []
-    message.text = ""
-    return results
+    message.text = rest
+    return [Message("tool", text, ids=list(message.ids)) for text in texts]

@@ -64,7 +64,7 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
     Raises:
         ValueError: The text lists tools that the column lacks.
     """
-    text = re.sub(r"\A\s*SYSTEM:\s*", "", text)
+    text = re.sub(r"\A\s*SYSTEM:\s*|<\|im_(?:system|middle|end)\|>(?:tool_declare)?", "", text)  # Glaive's, Toucan's
     tools, before, after = find_tools(text)
     if tools and offered:
         found = read_tools(tools, Counter())

@@ -204,6 +204,7 @@ def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
             "Never book without consent.",
         ),
         (f"SYSTEM: You have these functions -\n{json.dumps(WEATHER, indent=4)}\n\n{json.dumps(NOW)}", ""),
+        (f"<|im_system|>tool_declare<|im_middle|>{json.dumps(WRAPPED)}<|im_end|>", ""),  # Toucan's
         (
             "".join(
                 f"{n}. Name: {t['name']}\nDescription: {t['description']}\nParameters: {json.dumps(t['parameters'])}\n"
@@ -388,6 +389,63 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
 
 
 @pytest.mark.parametrize(
+    ("called", "results"),
+    [
+        (
+            {"parts": [{"functionCall": {"name": tool, "args": {}}} for tool in ("now", "get_weather")]},
+            [
+                {
+                    "role": "user",
+                    "parts": [
+                        {"functionResponse": {"name": tool, "response": f"of {tool}"}}
+                        for tool in ("get_weather", "now")
+                    ],
+                }
+            ],
+        ),
+        (
+            {"content": "[now(), get_weather()]"},
+            [{"role": "function", "name": tool, "content": f"of {tool}"} for tool in ("get_weather", "now")],
+        ),
+        (
+            {"tool_calls": [{"id": i, "function": {"name": i}} for i in ("now", "get_weather")]},
+            [
+                {"role": "tool", "tool_call_id": tool, "content": f"<tool_response>of {tool}</tool_response>"}
+                for tool in ("get_weather", "now")
+            ],
+        ),
+    ],
+)
+def test_answers_of_tools_without_ids_are_put_in_the_order_of_the_names(called, results):
+    history = json.loads(
+        read_raw(chat(ASK, {"role": "assistant", **called}, *results, said("ok")), "every").examples[1].history
+    )
+    assert [turn["content"] for turn in history[1:]] == ["[now(), get_weather()]", "of now", "of get_weather"]
+
+
+def test_answers_of_a_tool_that_is_called_twice_stay_in_their_order():
+    """A name says of two calls not which."""
+    results = [
+        {"role": "function", "name": name, "content": text}
+        for name, text in zip(*[["now", "get_weather", "now"], "123"], strict=True)
+    ]
+    row = chat(ASK, said("[now(), get_weather(), now()]"), *results, said("ok"))
+    assert [turn["content"] for turn in json.loads(read_raw(row, "every").examples[1].history)[2:]] == ["1", "2", "3"]
+
+
+def test_a_user_goes_on_after_a_result():
+    row = chat(
+        ASK,
+        said("[now()]"),
+        {"role": "user", "content": "<tool_response>\n12\n</tool_response>\nAnd in Oslo?"},
+        said(TEXT),
+    )
+    example = to_example(row)
+    assert (example.query, json.loads(example.answers)) == ("And in Oslo?", [OSLO])
+    assert json.loads(example.history) == [ASK, said("[now()]"), {"role": "tool", "content": "12"}]
+
+
+@pytest.mark.parametrize(
     "result",
     [
         {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"},
@@ -396,6 +454,9 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
         {"role": "environment", "content": "rain"},
+        {"role": "user", "content": "Observation: rain"},
+        {"role": "user", "content": "[TOOL_RESULTS] rain[/TOOL_RESULTS]"},
+        {"role": "user", "content": "<function_results>\nrain\n</function_results>"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
         {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         *(
@@ -431,6 +492,10 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("ok"), images=["a.png"]), "is about text alone"),
         (chat(ASK, {"role": "critic", "content": "ok"}), "no known role: 'critic'"),
         (chat(ASK, said(TEXT, tool_calls=[CALL])), "both in the text and beside it"),
+        (
+            chat(ASK, said("<tool_response>rain</tool_response>\nIt rains.")),
+            "turn 2: the assistant says what a tool gave back",
+        ),
         (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
         (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
         (chat(ASK, said(function_calls="get_weather('Oslo')")), "turn 2: the calls cannot be read: no named argument"),
