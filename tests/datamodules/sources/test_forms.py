@@ -6,10 +6,12 @@ import datasets
 import pytest
 
 from datamodules.example import BadRow, Example
+from datamodules.refinement.schema import find_misfit
 from datamodules.rows import read_raw, to_example
 from datamodules.sources.openai import openai_row
 from datamodules.sources.tools import openai_tool
 from datamodules.xlam import read_examples
+from rewards import Call
 
 WEATHER = {
     "name": "get_weather",
@@ -148,6 +150,8 @@ def test_thought_and_words_are_both_kept():
         json.dumps(WRAPPED),
         repr(WRAPPED),
         [json.dumps(tool) for tool in WRAPPED],
+        [{"type": "function", "function": json.dumps(tool)} for tool in (WEATHER, NOW)],
+        {"tools": [WEATHER, NOW], "nextCursor": None},  # of an MCP server
         {"functions": [WEATHER, NOW]},
         {"get_weather": {k: v for k, v in WEATHER.items() if k != "name"}, "now": NOW},
         [
@@ -164,6 +168,43 @@ def test_thought_and_words_are_both_kept():
 )
 def test_ways_to_offer_tools(tools):
     assert json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools) == [WEATHER, NOW]
+
+
+CITY = {"city": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"parameter_definitions": {"city": {"type": "str", "required": True}}},  # Cohere's
+        {"inputs": CITY, "output_type": "string"},  # smolagents'
+        {"args": CITY},  # LangChain's
+        {"arguments": CITY},
+        {
+            "required_parameters": [{"name": "city", "type": "STRING", "default": ""}],
+            "optional_parameters": [],
+        },  # ToolBench's
+        {"parameters": {"type": "object", "properties": json.dumps(CITY), "required": '["city"]'}},
+    ],
+)
+def test_parameters_under_other_names_are_declared(tool):
+    """Under a name that is not known a tool had no parameters, and the call of it an unknown one."""
+    row = chat(ASK, said(TEXT), tools=[{"name": "get_weather", "description": "d"} | tool])
+    (read_tool,) = json.loads(to_example(row).tools)
+    schema = openai_tool(read_tool)["function"]["parameters"]
+    assert (list(schema["properties"]), schema["properties"]["city"]["type"]) == (["city"], "string")
+    assert schema["required"] == ["city"]
+    assert find_misfit([Call("get_weather", {"city": "Oslo"})], [read_tool]) is None
+    assert find_misfit([Call("get_weather", {})], [read_tool]) is not None
+
+
+def test_a_schema_whose_parts_are_none_is_refused():
+    for part, reason in (
+        ({"required": "city"}, "the required of 'f' must be a list of names, not str"),
+        ({"properties": ["city"]}, "the properties of 'f' must be an object, not list"),
+    ):
+        with pytest.raises(BadRow, match=reason):
+            to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": {"type": "object"} | part}]))
 
 
 def test_types_in_capitals_are_those_of_json_schema_and_values_stay():
