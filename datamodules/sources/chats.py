@@ -38,6 +38,16 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
         if name not in columns.row:
             continue
         value = columns.row[name]
+        if (
+            isinstance(value, list)
+            and len(value) > 1
+            and all(isinstance(part, list) and messages_in(part) for part in value)
+        ):
+            raise BadRow(
+                name,
+                f"holds {len(value)} lists of messages, as BFCL's multi-turn rows do, whose answers a program checks: "
+                "give one list, in which each request is followed by its answer",
+            )
         if items := listed(value) if name in CHATS else messages_in(value):
             columns.used.add(name)
             messages = _unwrapped(read_messages(items, name))

@@ -565,6 +565,16 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("Hello."), label=False), "the answer is not to be given"),
         ({"instruction": "Hi", "output": "Ho", "kto_tag": False, "tools": [NOW]}, "the answer is not to be given"),
         ({"prompt": "Hi", "chosen": [ASK, said("ok")], "tools": [NOW]}, "is a chat that does not go on from 'prompt'"),
+        (
+            {"question": [ASK_TIME, ASK_TIME], "function": [NOW], "ground_truth": [["now()"], ["now()"]]},
+            "holds 2 lists of messages, as BFCL's multi-turn rows do",
+        ),
+        ({"query": "Hi", "tools": [NOW], "answers": [[TIME], [TIME]]}, "2 lists of calls, one for each turn"),
+        (
+            {"prompt": "<|im_start|>user\nHi<|im_end|>\n", "completion": "Ho<|im_end|>", "tools": [NOW]},
+            "is what a chat template has made of a chat ('<|im_start|>')",
+        ),
+        ({"query": "<s>[INST] Hi [/INST]", "answers": "[now()]", "tools": [NOW]}, "a chat template has made of a chat"),
         (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         (
             chat(ASK, said([*BLOCKS, {"type": "text", "text": "Done."}])),
