@@ -17,7 +17,8 @@ from datamodules.sources.columns import (
     pairs_in,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import Message, cut_off, read_messages, read_system
+from datamodules.sources.messages import cut_off, read_messages, read_system
+from datamodules.sources.parts import Message
 from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.targets import Turns, dump, examples_of
 from datamodules.sources.tools import read_tools, refuse_others

@@ -23,6 +23,7 @@ ANSWERS = (
 )
 COMPLETIONS = (
     *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
+    "output_messages",
     *(*ANSWERS, "reward_model"),
 )
 REQUESTS = ("request", "body", "input")

@@ -7,8 +7,8 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.calls import ARGUMENT_KEYS, calls_of
 from datamodules.sources.columns import NOTHING
-from datamodules.sources.messages import Message
 from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.parts import Message
 from datamodules.sources.results import holds_result
 from datamodules.sources.syntax import read_answer
 from datamodules.sources.thoughts import join_thoughts, read_said

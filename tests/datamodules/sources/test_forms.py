@@ -116,6 +116,12 @@ def test_calls_without_arguments(arguments):
     [
         [said(reasoning_content="Oslo.", tool_calls=[CALL])],
         [said("", reasoning="Oslo.", tool_calls=[CALL])],
+        [said(tool_plan="Oslo.", tool_calls=[CALL])],  # Cohere's
+        [
+            said(
+                [{"type": "thinking", "thinking": [{"type": "text", "text": "Oslo."}]}], tool_calls=[CALL], prefix=False
+            )
+        ],
         [said("", thinking="Oslo.", tool_calls=[CALL])],
         [said("<think>\nOslo.\n</think>\n\n", tool_calls=[CALL])],
         [said([{"type": "thinking", "thinking": "Oslo."}, {"type": "text", "text": TEXT}])],
@@ -417,6 +423,20 @@ def test_answer_to_a_tool_where_the_chat_waits_for_it():
     assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
 
 
+def test_traces_of_opentelemetry():
+    """The answer stands beside what was sent, which ends with a call and its result."""
+    call = {"type": "tool_call", "id": "c", "name": "get_weather", "arguments": {"city": "Oslo"}}
+    sent = [
+        {"role": "user", "parts": [{"type": "text", "content": "Weather in Oslo?"}]},
+        {"role": "assistant", "parts": [call], "finish_reason": "tool_call"},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c", "result": "rain"}]},
+    ]
+    answer = [{"role": "assistant", "parts": [{"type": "text", "content": "Rain."}], "finish_reason": "stop"}]
+    example = to_example({"input_messages": sent, "output_messages": answer, "tools": WRAPPED})
+    assert (example.query, example.response) == ("Weather in Oslo?", "Rain.")
+    assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
+
+
 def test_answers_of_tools_are_put_in_the_order_of_the_calls():
     calls = [CALL, CALL | {"id": "c2"}]
     results = [{"role": "tool", "tool_call_id": f"c{n}", "content": f"answer {n}"} for n in (2, 1)]
@@ -495,6 +515,8 @@ def test_a_user_goes_on_after_a_result():
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
         {"role": "environment", "content": "rain"},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "rain"}]},
+        {"role": "function", "name": "get_weather", "content": [{"text": "rain"}], "extra": {"function_id": "1"}},
         {"role": "user", "content": "Observation: rain"},
         {"role": "user", "content": "[TOOL_RESULTS] rain[/TOOL_RESULTS]"},
         {"role": "user", "content": "<function_results>\nrain\n</function_results>"},
