@@ -515,6 +515,10 @@ def test_a_user_goes_on_after_a_result():
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
         {"role": "environment", "content": "rain"},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "<tool_response>rain</tool_response>"}],
+        },
         {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "rain"}]},
         {"role": "function", "name": "get_weather", "content": [{"text": "rain"}], "extra": {"function_id": "1"}},
         {"role": "user", "content": "Observation: rain"},
