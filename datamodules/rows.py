@@ -1,6 +1,7 @@
 """Conversion of a row of any form to an `Example`, and the checks that make a row bad."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,13 @@ from datamodules.sources.syntax import looks_like_calls
 from datamodules.sources.targets import Turns
 from rewards import FunctionCallReward, as_calls, as_tools, render_calls
 from rewards.parser import MAX_ANSWER
+
+_RENDERED = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|\[gMASK\]<sop>)?\s*"
+    r"(<\|im_start\|>|<\|start_header_id\|>|<\|start\|>|<start_of_turn>|<\|(?:system|user|developer)\|>|<｜User｜>"  # noqa: RUF001
+    r"|\[INST\]|\[AVAILABLE_TOOLS\]|\[SYSTEM_PROMPT\])"
+)
+"""How texts begin in which a chat template has written turns."""
 
 
 def to_example(raw: Any) -> Example:
@@ -89,6 +97,10 @@ def check_request(example: Example) -> list[dict[str, Any]]:
     """
     if not example.query.strip():
         raise BadRow("query", "is empty")
+    if rendered := _RENDERED.match(example.query):
+        raise BadRow(
+            "query", f"is what a chat template has made of a chat ({rendered[1]!r}): give its turns as messages"
+        )
     for tag in ("<think>", "</think>"):
         if tag in example.cot:
             raise BadRow("cot", f"holds {tag}, which only frames the chain of thought")

@@ -23,8 +23,9 @@ from datamodules.refinement.prompts import _between
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import read_raw
 from datamodules.sources.declared import type_schema
-from datamodules.sources.messages import Message, read_messages
+from datamodules.sources.messages import read_messages
 from datamodules.sources.nulls import types_of
+from datamodules.sources.parts import Message
 from datamodules.sources.prompts import glaive_chat, split_request, split_system
 from datamodules.sources.thoughts import read_said
 from datamodules.sources.tools import read_tools

@@ -33,6 +33,8 @@ def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> li
         return calls_of(read_whole(value), offered)
     if isinstance(value, Call):
         return [call_from(value)]
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, list) for item in value):
+        raise ValueError(f"there are {len(value)} lists of calls, one for each turn: an answer is one list, or a chat")
     if isinstance(value, list | tuple):
         return [call for item in value for call in calls_of(item, offered)]
     if not isinstance(value, dict):

@@ -10,7 +10,6 @@ from datamodules.sources.columns import (
     CHATS,
     COMPLETIONS,
     QUERIES,
-    THOUGHTS,
     TOOLS,
     Columns,
     listed,
@@ -18,10 +17,11 @@ from datamodules.sources.columns import (
     pairs_in,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import Message, read_messages, read_system
+from datamodules.sources.messages import cut_off, read_messages, read_system
+from datamodules.sources.parts import Message
 from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.targets import Turns, dump, examples_of
-from datamodules.sources.tools import read_tools
+from datamodules.sources.tools import read_tools, refuse_others
 from datamodules.sources.turns import Turn, read_turns
 from datamodules.sources.values import read_whole
 from rewards import as_calls
@@ -29,10 +29,26 @@ from rewards import as_calls
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
-    for name in (*CHATS, "contents", "chat", "prompt", "input", *QUERIES):
+    names = ("prompt", "input", *QUERIES)
+    for name in (
+        *CHATS,
+        "contents",
+        "chat",
+        *(names if columns.name(names) else ("chosen",)),
+    ):  # of TRL, with its prompt
         if name not in columns.row:
             continue
         value = columns.row[name]
+        if (
+            isinstance(value, list)
+            and len(value) > 1
+            and all(isinstance(part, list) and messages_in(part) for part in value)
+        ):
+            raise BadRow(
+                name,
+                f"holds {len(value)} lists of messages, as BFCL's multi-turn rows do, whose answers a program checks: "
+                "give one list, in which each request is followed by its answer",
+            )
         if items := listed(value) if name in CHATS else messages_in(value):
             columns.used.add(name)
             messages = _unwrapped(read_messages(items, name))
@@ -108,14 +124,20 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
         items = [{"role": "assistant"} | structured]
     for message in messages:
         message.trained = False
-    return read_messages(items, column)
+    answer = read_messages(items, column)
+    if answer[0].role not in ("system", "user"):
+        return answer
+    said = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
+    if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
+        raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
+    return answer[len(said) :]
 
 
 def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
     """The messages of an answer: messages, one, the parts of one, or what a server sent; None for anything else.
 
     Raises:
-        BadRow: A server sent several answers.
+        BadRow: A server sent several answers, or one that it broke off.
     """
     if isinstance(value, str) and value.lstrip()[:1] == "{":
         try:
@@ -125,11 +147,15 @@ def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
     if isinstance(value, dict):
         if {"role", "from"} & value.keys():
             return [value]
+        if reason := cut_off(value):
+            raise BadRow(column, reason)
         value = next((value[key] for key in ("choices", "candidates", "output") if key in value), None)
     items = listed(value)
     if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
         if len(items) > 1:
             raise BadRow(column, f"has {len(items)} answers to one request: keep one of them")
+        if reason := cut_off(items[0]):
+            raise BadRow(column, reason)
         return [next(items[0][key] for key in ("message", "content") if key in items[0])]
     if items and any(item.get("type") in ("tool_use", "text", "thinking") for item in items):
         return messages_in(items) or [{"role": "assistant", "content": items}]
@@ -165,25 +191,13 @@ def read_chat(
     system = read_system(columns)
     told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
     texts = [system] * bool(system) + [message.text for message in told if message.role == "system"]
-    split = [split_system(text, notes) for text in texts]
-    brought = [tools for message in messages for tools in message.tools]
-    found = [tool for tools, _ in split for tool in tools]
-    offered = columns.take(*TOOLS)
-    if offered is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
-        advice = "write [] into such a column where no tool is on offer"
-        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
-    try:
-        tools = read_tools(offered, notes) if offered is not None else []
-        tools = tools or [tool for value in brought for tool in read_tools(value, notes)] or read_tools(found, notes)
-    except ValueError as error:
-        raise BadRow("tools", str(error)) from error
-    rest = "\n\n".join(filter(None, (text for _, text in split)))
+    tools, rest = _offered(name, texts, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
-    cot = columns.text(*THOUGHTS)
+    cot = columns.text(*columns.thoughts())
     examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
-        columns.used.discard(columns.name(THOUGHTS))
+        columns.used.discard(columns.name(columns.thoughts()))
     other = next(
         (c for c in ("answers", "completion", "chosen_response") if c in columns.row.keys() - columns.used), ""
     )
@@ -192,3 +206,26 @@ def read_chat(
         if as_calls(answers) != as_calls(examples[-1].answers):
             raise BadRow(other, f"is another answer than that in '{name}': keep one of them")
     return examples
+
+
+def _offered(
+    name: str, texts: list[str], messages: list[Message], columns: Columns, notes: Counter[str]
+) -> tuple[list[dict[str, Any]], str]:
+    """The tools on offer, of the column, the messages or the system's texts, and what else these texts say."""
+    brought = [value for message in messages for value in message.tools]
+    column = columns.take(*TOOLS)
+    try:
+        tools = read_tools(column, notes) if column is not None else []
+        more = [tool for value in brought for tool in read_tools(value, notes)]
+        if tools:
+            refuse_others(more, tools, "a message brings")
+        tools = tools or more
+        split = [split_system(text, notes, tools) for text in dict.fromkeys(texts)]
+        found = [tool for held, _ in split for tool in held]
+        tools = tools or read_tools(found, notes)
+    except ValueError as error:
+        raise BadRow("tools", str(error)) from error
+    if column is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
+        advice = "write [] into such a column where no tool is on offer"
+        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
+    return tools, "\n\n".join(filter(None, (text for _, text in split)))

@@ -23,11 +23,14 @@ ANSWERS = (
 )
 COMPLETIONS = (
     *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
+    "output_messages",
     *(*ANSWERS, "reward_model"),
 )
 REQUESTS = ("request", "body", "input")
 """What the object that was sent to a server may be called; its keys are those of a row."""
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
+_SETTINGS = ("on", "off", "true", "false", "enabled", "disabled", "auto", "minimal", "low", "medium", "high")
+"""Texts that say whether, or how much, a model was to think, in a column that is called like a thought."""
 NOTHING = ("", "null", "none", "nan")
 """Texts, in lower case, that a table exported as texts has in the place of nothing."""
 _ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
@@ -82,6 +85,10 @@ class Columns:
             self.used.add(name)
         return self.row.get(name)
 
+    def thoughts(self) -> tuple[str, ...]:
+        """Names of columns for a chain of thought, without those that set one: `reasoning: off`, an API's options."""
+        return tuple(name for name in THOUGHTS if not _is_setting(self.row.get(name)))
+
     def text(self, *names: str) -> str:
         """The text of the first of these columns that holds any, now marked as used; "" if none does.
 
@@ -92,6 +99,10 @@ class Columns:
         if value is not None and not isinstance(value, str):
             raise BadRow(self.name(names), f"must be a string, not {type(value).__name__}")
         return value or ""
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, dict | bool) or (isinstance(value, str) and value.strip().lower() in _SETTINGS)
 
 
 def label(columns: Columns, name: str) -> str:

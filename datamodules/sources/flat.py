@@ -6,9 +6,10 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, THOUGHTS, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, Columns, pairs_in
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.prompts import split_system
 from datamodules.sources.targets import content, dump, dump_calls
 from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
@@ -47,7 +48,10 @@ def read_columns(
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = _read("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
-    cot, response = columns.text(*THOUGHTS), columns.text("response") if found["answers"] != "response" else ""
+    cot, response = (
+        columns.text(*columns.thoughts()),
+        columns.text("response") if found["answers"] != "response" else "",
+    )
     if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
         answers_text = answers or ""
     else:
@@ -100,7 +104,7 @@ def read_answers(
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), read_system(columns)
+    value, system = columns.take("history"), _read("tools", split_system, read_system(columns), notes, tools)[1]
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)

@@ -45,8 +45,8 @@ def read_row(
     columns, notes = Columns(opened(row)), Counter[str]()
     if refused := next((name for name in REFUSED if columns.row.get(name)), ""):
         raise BadRow(refused, "is not read by this project, which is about text alone")
-    if columns.row.get("label") is False and "completion" in columns.row:  # of KTO
-        raise BadRow("label", "is false, which says that the answer is not to be given: leave such rows out")
+    if not_to_give := next((name for name in ("label", "kto_tag") if columns.row.get(name) is False), ""):  # of KTO
+        raise BadRow(not_to_give, "is false, which says that the answer is not to be given: leave such rows out")
     plain = {name: label(columns, name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
         examples = read_chat(*chat, columns, plain, turns, notes, unanswered)

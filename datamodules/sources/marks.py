@@ -26,6 +26,7 @@ def _any_of(marks: list[str]) -> str:
 
 
 _NAMESPACE = r"(?:\w{1,32}:|｜DSML｜)"  # of names of tags: MiniMax's, Seed's, Claude's, DeepSeek's
+_TO = r"(?:<\|start\|>\w++\s*+)?+(?:<\|channel\|>\w++\s*+)?+to=functions\."  # of gpt-oss
 _ACTION = r"Action:(?![^\n]{0,256}+\n\s*+Action Input:)"  # calls after it, in whatever syntax
 _ENDS_BACKWARDS = re.compile(rf"(?:\s*+(?:{_any_of([mark[::-1] for mark in _END])}))*+")
 BETWEEN = re.compile(
@@ -34,7 +35,7 @@ BETWEEN = re.compile(
 )
 """What may stand before, between and after calls."""
 MARKS = re.compile(
-    rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|to=functions\.|call:[\w.-]+\{{"
+    rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|{_TO}|call:[\w.-]+\{{"
     rf"|<{_NAMESPACE}(?:tool_calls?>|function_calls?>|invoke name=)"
     r"|^Action:.*\n\s*Action Input:|^Action:\s*+(?:```\w*+\s*+)?+[\[{]",
     re.MULTILINE,
@@ -50,7 +51,7 @@ BEFORE_OBJECT = re.compile(
     rf"|function<｜tool▁sep｜>(?P<c>(?:(?!```){_NAME})++)\s*+```(?:json)?+\s*+"
     rf"|(?P<d>{_NAME}++)<｜tool▁sep｜>\s*+"
     rf"|(?P<e>{_NAME}+?)(?<!\s)(?::\d++)?+\s*+<\|tool_call_argument_begin\|>\s*+"
-    rf"|(?:<\|start\|>\w+\s*)?(?:<\|channel\|>\w+\s*)?to=functions\.(?P<f>[\w.-]++)[^{{}}]*?<\|message\|>\s*+"
+    rf"|{_TO}(?P<f>[\w.-]++)[^{{}}]*?<\|message\|>\s*+"
     rf"|(?P<g>{_NAME}++)(?:\[CALL_ID\][\w-]++)?+\[ARGS\]\s*+"
     r"|call:(?P<h>[\w.-]++)(?=\{)"
     r"|<function(?:=|\s+name=)[\"']?+(?P<i>[^>\"']++)[\"']?+>\s*+(?=\{)"

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from datamodules.sources.marks import blocks, tags
-from datamodules.sources.tools import find_tools
+from datamodules.sources.tools import find_tools, read_tools, refuse_others
 from datamodules.sources.values import read_value
 
 GLAIVE = ("chat", "sample")
@@ -53,10 +53,26 @@ def glaive_chat(text: str) -> list[dict[str, str]]:
     ]
 
 
-def split_system(text: str, notes: Counter[str]) -> tuple[list[Any], str]:
-    """The tools that a system text holds, and what else it says, without what it says about tools and their format."""
-    text = re.sub(r"\A\s*SYSTEM:\s*", "", text)
+def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] | None = None) -> tuple[list[Any], str]:
+    """The tools that a system text holds, and what else it says, without what it says about tools and their format.
+
+    Args:
+        text: The text.
+        notes: Counts the texts whose tools ours replace.
+        offered: The tools of the row's own column, if it has any: what has none of their names is no list of them.
+
+    Raises:
+        ValueError: The text lists tools that the column lacks.
+    """
+    text = re.sub(r"\A\s*SYSTEM:\s*|<\|im_(?:system|middle|end)\|>(?:tool_declare)?", "", text)  # Glaive's, Toucan's
     tools, before, after = find_tools(text)
+    if tools and offered:
+        found = read_tools(tools, Counter())
+        names = {tool["name"] for tool in offered}
+        if names.isdisjoint(tool["name"] for tool in found) and not any("parameters" in tool for tool in found):
+            tools = []
+        else:
+            refuse_others(found, offered, "the system text lists")
     if not tools:
         return [], text.strip()
     pieces = _PIECES.split(_without_blocks(_without_lead(before) + "\n" + after))

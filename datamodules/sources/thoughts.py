@@ -14,7 +14,8 @@ _OPEN = re.compile(rf"\s*(?:<(?P<tag>{_TAGS})>|(?P<bracket>\[THINK\]))")
 _CLOSE = re.compile(rf"</(?:{_TAGS})>")
 _WRAPPED = re.compile(r"\s*<(answer|response|final_answer)>(.*)</\1>\s*", re.DOTALL)
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
+    r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|commentary|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)",
+    re.DOTALL,
 )
 
 

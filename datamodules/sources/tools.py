@@ -7,20 +7,14 @@ from typing import Any
 from datamodules.sources.declared import WORDS, argument_schema, parameters
 from datamodules.sources.marks import blocks, tags
 from datamodules.sources.nulls import without_nulls
+from datamodules.sources.tool import DECLARING, NAMES, read_tool
 from datamodules.sources.values import Unreadable, read_value, read_whole
 from rewards.floats import is_json_schema
 
 SHOWN_FIRST = ("name", "description", "parameters")
 BFCL_TYPES = {"'type': 'object'": "'type': 'dict'", "'type': 'number'": "'type': 'float'"}
 """What a JSON Schema and BFCL call differently, as Python prints it."""
-_NAMES = ("name", "api_name", "tool_name", "function_name")
-_RENAMED = {
-    "description": ("api_description", "tool_description"),
-    "parameters": ("input_schema", "inputSchema", "args_schema", "parametersJsonSchema", "parameters_json_schema"),
-}
 _GROUPS = ("functionDeclarations", "function_declarations")
-_MEANINGLESS = {"type": ("function", "custom"), "cache_control": ()}
-"""Keys of a tool that are for a server, by the values that they have then; any where none is given."""
 _TAGGED, _CLOSING = tags("tools", "available_tools", "functions")
 _TAGGED = re.compile(rf"{_TAGGED.pattern}|\[AVAILABLE_TOOLS\]|\[BEGIN OF AVAILABLE TOOLS\]")
 _CLOSING |= {
@@ -34,7 +28,7 @@ _NUMBERED = re.compile(
 )
 _BEGINNING = re.compile(r"""\[(?=\s*+\{)|\{(?=\s*+["'\w])""")  # of a list of objects or of an object
 _BETWEEN = re.compile(r"(?:[\s,]|\d++\.)*+")
-MAX_TOOLS, MAX_NAME = 1_024, 1_024  # of a row, and characters of a name: every text is searched for every name
+MAX_TOOLS = 1_024  # of a row: every text is searched for every name
 _EFFORT, _TRY = 1 << 22, 4_000  # characters that may be read in vain, and what a try counts at least
 
 
@@ -67,11 +61,22 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
     value = [tool for item in value for tool in _group(item)]
     if len(value) > MAX_TOOLS:
         raise ValueError(f"there are {len(value):,} tools, and {MAX_TOOLS:,} are read at most")
-    tools = [without_nulls(_tool(item), notes) for item in value]
+    tools = [without_nulls(read_tool(item), notes) for item in value]
     lower = [_in_lower_case(tool) for tool in tools]
     if count := sum(one != other for one, other in zip(tools, lower, strict=True)):
         notes["repair/tools whose types are in capitals, as Google writes them"] += count
     return lower
+
+
+def refuse_others(found: list[dict[str, Any]], offered: list[dict[str, Any]], where: str) -> None:
+    """Refuse tools that stand beside the column of tools and not in it: which are on offer cannot be known.
+
+    Raises:
+        ValueError: There is one.
+    """
+    names = {tool["name"] for tool in offered}
+    if lacking := next((tool["name"] for tool in found if tool["name"] not in names), ""):
+        raise ValueError(f"lacks {lacking[:80]!r}, which {where}: add it, or take it out there")
 
 
 def _group(item: Any) -> list[Any]:
@@ -98,45 +103,14 @@ def _in_lower_case(node: Any) -> Any:
 
 def _from_object(value: dict[str, Any]) -> list[Any]:
     """The tools of an object: the one that it is, the list under its one key, or its values by name."""
-    if any(isinstance(value.get(name), str) for name in _NAMES) or isinstance(value.get("function"), dict):
+    value = {key: inner for key, inner in value.items() if inner is not None}
+    if any(isinstance(value.get(name), str) for name in NAMES) or isinstance(value.get("function"), dict):
         return [value]
     if len(value) == 1 and isinstance(inner := next(iter(value.values())), list):
         return inner
     if value and all(isinstance(tool, dict) for tool in value.values()):
         return [{"name": name} | tool for name, tool in value.items()]
     return [value] if value else []
-
-
-def _tool(item: Any) -> dict[str, Any]:
-    if isinstance(item, str) and item.lstrip()[:1] == "{":
-        item = read_whole(item)
-    if isinstance(item, dict) and isinstance(item.get("function"), dict):  # OpenAI's wrapper
-        item = item["function"] | {k: v for k, v in item.items() if k not in ("function", "type", *item["function"])}
-    name = (
-        next((item[key] for key in _NAMES if isinstance(item.get(key), str)), None) if isinstance(item, dict) else None
-    )
-    if name is None:
-        shown = repr(sorted(map(str, item)) if isinstance(item, dict) else item)
-        raise ValueError(f"every tool must be an object with a string 'name', not {shown[:120]}")
-    if len(name) > MAX_NAME:
-        raise ValueError(f"the name of a tool has {len(name):,} characters: {name[:40]!r}")
-    tool = item if "name" in item else {"name": name} | {k: v for k, v in item.items() if k not in _NAMES}
-    for key, others in _RENAMED.items():
-        old = next((other for other in others if tool.get(key) is None and tool.get(other) is not None), None)
-        if old:
-            tool = {key if k == old else k: v for k, v in tool.items() if k != key}
-    tool = {key: value for key, value in tool.items() if not _says_nothing(key, value)}
-    if isinstance(tool.get("parameters"), str):  # a schema as a JSON string
-        tool = tool | {"parameters": read_whole(tool["parameters"])}
-    if isinstance(declared := tool.get("parameters"), list):  # objects with a name, as Gorilla's
-        if not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
-            raise ValueError(f"the parameters of {name[:80]!r} must be an object, or a list of objects with a 'name'")
-        tool |= {"parameters": {one["name"]: {k: v for k, v in one.items() if k != "name"} for one in declared}}
-    return tool
-
-
-def _says_nothing(key: str, value: Any) -> bool:
-    return key in _MEANINGLESS and (not _MEANINGLESS[key] or value in _MEANINGLESS[key])
 
 
 def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -240,4 +214,5 @@ def _is_tool(item: Any) -> bool:
     if not isinstance(item, dict):
         return False
     tool = item["function"] if isinstance(item.get("function"), dict) else item
-    return any(isinstance(tool.get(key), str) for key in _NAMES) and "arguments" not in tool
+    named = any(isinstance(tool.get(key), str) for key in NAMES)
+    return named and (bool(tool.keys() & DECLARING) or tool.keys() <= {*NAMES, "type"})

@@ -7,8 +7,10 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.calls import ARGUMENT_KEYS, calls_of
 from datamodules.sources.columns import NOTHING
-from datamodules.sources.messages import Message
 from datamodules.sources.nulls import without_null_arguments
+from datamodules.sources.parts import Message
+from datamodules.sources.results import holds_result
+from datamodules.sources.syntax import read_answer
 from datamodules.sources.thoughts import join_thoughts, read_said
 from rewards import Call
 
@@ -25,7 +27,7 @@ class Turn:
         text: What is said; where there are calls, what is said before them.
         cot: An assistant's chain of thought.
         calls: An assistant's calls; None where it answers in words.
-        ids: Of an assistant's calls, or of the call that a tool answers.
+        ids: Of an assistant's calls, or of the call that a tool answers; the names of tools where calls have none.
         trained: Whether an assistant's turn may be a target.
     """
 
@@ -70,19 +72,37 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     if message.role not in ("assistant", "call"):
         return Turn(message.role, message.text, ids=tuple(message.ids))
     offered = frozenset(tool["name"] for tool in tools)
-    structured = calls_of(message.calls, offered)
+    places = [_calls_at(place, tools, offered) for place in message.calls]
+    if any(calls != places[0] for calls in places):
+        raise ValueError("there are calls in two places, and they differ")
+    structured = places[0] if places else []
     said = read_said(message.text, tools)
     if message.role == "call" and message.text and said.calls is None:
         raise ValueError(f"the calls cannot be read: {message.text[:80]!r}")
+    if holds_result(said.text):
+        raise ValueError(f"the assistant says what a tool gave back: {said.text[:80]!r}; give it a turn of the tool")
     if structured and said.calls:
         raise ValueError("there are calls both in the text and beside it")
     if structured and said.text.lower() in NOTHING:
         said = replace(said, text="")
     calls = structured or said.calls
     if calls:
-        calls = without_null_arguments(calls, tools, any(map(_is_nested, message.calls)), notes)
+        calls = without_null_arguments(
+            calls, tools, any(_is_nested(c) for calls in message.calls for c in calls), notes
+        )
     cot = join_thoughts(*message.cot, said.cot)
-    return Turn("assistant", said.text, cot, calls, tuple(message.ids), message.trained)
+    ids = tuple(dict.fromkeys(message.ids)) or tuple(call.name for call in calls or ())
+    return Turn("assistant", said.text, cot, calls, ids, message.trained)
+
+
+def _calls_at(place: list[Any], tools: list[dict[str, Any]], offered: frozenset[str]) -> list[Call]:
+    """The calls of one place; their text may be of any syntax, as Python's in Olmo's `function_calls`."""
+    if not all(isinstance(call, str) for call in place):
+        return calls_of(place, offered)
+    words, calls = read_answer("\n".join(place), tools)
+    if calls is None or words:
+        raise ValueError(f"the calls cannot be read: {place[0][:80]!r}")
+    return calls
 
 
 def _is_nested(call: Any) -> bool:
@@ -106,14 +126,17 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
 
 
 def _in_order_of_calls(turns: list[Turn]) -> list[Turn]:
-    """The answers of tools in the order of the calls that they answer, where ids say which those are."""
+    """The answers of tools in the order of the calls that they answer, where ids or names say which those are."""
     turns, at = list(turns), 0
     while at < len(turns):
         end = at + 1
         while end < len(turns) and turns[end].role == "tool":
             end += 1
         order = {name: place for place, name in enumerate(turns[at].ids)}
-        if turns[at].role == "assistant" and all(turn.ids and turn.ids[0] in order for turn in turns[at + 1 : end]):
+        known = turns[at].role == "assistant" and len(order) == len(
+            turns[at].ids
+        )  # two calls of one tool have one name
+        if known and all(turn.ids and turn.ids[0] in order for turn in turns[at + 1 : end]):
             turns[at + 1 : end] = sorted(turns[at + 1 : end], key=lambda turn: order[turn.ids[0]])
         at = end
     return turns

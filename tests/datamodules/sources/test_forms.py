@@ -6,10 +6,12 @@ import datasets
 import pytest
 
 from datamodules.example import BadRow, Example
+from datamodules.refinement.schema import find_misfit
 from datamodules.rows import read_raw, to_example
 from datamodules.sources.openai import openai_row
 from datamodules.sources.tools import openai_tool
 from datamodules.xlam import read_examples
+from rewards import Call
 
 WEATHER = {
     "name": "get_weather",
@@ -52,6 +54,9 @@ def read(row):
         said(tool_calls=[{"name": "get_weather", "arguments": '{"city": "Oslo"}'}]),
         said(tool_calls=json.dumps([CALL])),
         said(function_call={"name": "get_weather", "arguments": '{"city": "Oslo"}'}),
+        said(function_calls='get_weather(city="Oslo")'),  # Olmo's
+        said(function_calls='[get_weather(city="Oslo")]'),
+        said(tool_calls=[json.dumps(CALL)]),
         said({"name": "get_weather", "arguments": {"city": "Oslo"}}),
         said([{"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Oslo"}}]),
         said([{"type": "tool_call", "value": json.dumps(OSLO)}]),
@@ -67,6 +72,37 @@ def test_ways_to_write_a_call(message):
     assert read(chat(ASK, message)) == ([OSLO], "", "")
 
 
+AI_CALL = {"name": "get_weather", "args": {"city": "Oslo"}, "id": "t", "type": "tool_call"}
+TOOL_USE = {"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Oslo"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        said(function_call=CALL["function"], tool_calls=[CALL]),  # of proxies that serve old clients and new ones
+        {"type": "ai", "content": [TOOL_USE], "tool_calls": [AI_CALL], "invalid_tool_calls": []},
+        {
+            "type": "ai",
+            "content": "",
+            "additional_kwargs": {"tool_calls": [CALL], "refusal": None},
+            "tool_calls": [AI_CALL],
+            "response_metadata": {"model_name": "m"},
+        },
+        {"type": "ai", "data": {"type": "ai", "content": "", "tool_calls": [AI_CALL], "additional_kwargs": {}}},
+    ],
+)
+def test_calls_in_two_places_of_a_message_are_there_once(message):
+    assert read(chat({"type": "human", "content": ASK["content"]}, message)) == ([OSLO], "", "")
+
+
+def test_calls_in_two_places_that_differ_are_refused():
+    other = {"name": "get_weather", "arguments": {"city": "Bergen"}}
+    with pytest.raises(BadRow, match="turn 2: there are calls in two places, and they differ"):
+        to_example(chat(ASK, said(function_call=other, tool_calls=[CALL])))
+    with pytest.raises(BadRow, match="turn 2 has the key 'audio', which is not known"):
+        to_example(chat(ASK, said("ok", additional_kwargs={"audio": "x"})))
+
+
 @pytest.mark.parametrize("arguments", ["", None, "{}", {}, "missing"])
 def test_calls_without_arguments(arguments):
     function = {"name": "now", "arguments": arguments}
@@ -80,6 +116,12 @@ def test_calls_without_arguments(arguments):
     [
         [said(reasoning_content="Oslo.", tool_calls=[CALL])],
         [said("", reasoning="Oslo.", tool_calls=[CALL])],
+        [said(tool_plan="Oslo.", tool_calls=[CALL])],  # Cohere's
+        [
+            said(
+                [{"type": "thinking", "thinking": [{"type": "text", "text": "Oslo."}]}], tool_calls=[CALL], prefix=False
+            )
+        ],
         [said("", thinking="Oslo.", tool_calls=[CALL])],
         [said("<think>\nOslo.\n</think>\n\n", tool_calls=[CALL])],
         [said([{"type": "thinking", "thinking": "Oslo."}, {"type": "text", "text": TEXT}])],
@@ -114,6 +156,8 @@ def test_thought_and_words_are_both_kept():
         json.dumps(WRAPPED),
         repr(WRAPPED),
         [json.dumps(tool) for tool in WRAPPED],
+        [{"type": "function", "function": json.dumps(tool)} for tool in (WEATHER, NOW)],
+        {"tools": [WEATHER, NOW], "nextCursor": None},  # of an MCP server
         {"functions": [WEATHER, NOW]},
         {"get_weather": {k: v for k, v in WEATHER.items() if k != "name"}, "now": NOW},
         [
@@ -130,6 +174,43 @@ def test_thought_and_words_are_both_kept():
 )
 def test_ways_to_offer_tools(tools):
     assert json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools) == [WEATHER, NOW]
+
+
+CITY = {"city": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"parameter_definitions": {"city": {"type": "str", "required": True}}},  # Cohere's
+        {"inputs": CITY, "output_type": "string"},  # smolagents'
+        {"args": CITY},  # LangChain's
+        {"arguments": CITY},
+        {
+            "required_parameters": [{"name": "city", "type": "STRING", "default": ""}],
+            "optional_parameters": [],
+        },  # ToolBench's
+        {"parameters": {"type": "object", "properties": json.dumps(CITY), "required": '["city"]'}},
+    ],
+)
+def test_parameters_under_other_names_are_declared(tool):
+    """Under a name that is not known a tool had no parameters, and the call of it an unknown one."""
+    row = chat(ASK, said(TEXT), tools=[{"name": "get_weather", "description": "d"} | tool])
+    (read_tool,) = json.loads(to_example(row).tools)
+    schema = openai_tool(read_tool)["function"]["parameters"]
+    assert (list(schema["properties"]), schema["properties"]["city"]["type"]) == (["city"], "string")
+    assert schema["required"] == ["city"]
+    assert find_misfit([Call("get_weather", {"city": "Oslo"})], [read_tool]) is None
+    assert find_misfit([Call("get_weather", {})], [read_tool]) is not None
+
+
+def test_a_schema_whose_parts_are_none_is_refused():
+    for part, reason in (
+        ({"required": "city"}, "the required of 'f' must be a list of names, not str"),
+        ({"properties": ["city"]}, "the properties of 'f' must be an object, not list"),
+    ):
+        with pytest.raises(BadRow, match=reason):
+            to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": {"type": "object"} | part}]))
 
 
 def test_types_in_capitals_are_those_of_json_schema_and_values_stay():
@@ -170,6 +251,7 @@ def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
             "Never book without consent.",
         ),
         (f"SYSTEM: You have these functions -\n{json.dumps(WEATHER, indent=4)}\n\n{json.dumps(NOW)}", ""),
+        (f"<|im_system|>tool_declare<|im_middle|>{json.dumps(WRAPPED)}<|im_end|>", ""),  # Toucan's
         (
             "".join(
                 f"{n}. Name: {t['name']}\nDescription: {t['description']}\nParameters: {json.dumps(t['parameters'])}\n"
@@ -196,6 +278,51 @@ def test_tools_in_the_system_text_and_what_else_it_says(text, left):
 )
 def test_a_system_text_beside_the_tools_stays(row):
     assert json.loads(to_example(row).history) == [{"role": "system", "content": "Be brief."}]
+
+
+PROFILE = 'You serve {"name": "Ann", "plan": "gold"}. Staff: [{"name": "Bo", "description": "cook"}].'
+LISTED = f"Be kind. You may use:\n{json.dumps([WEATHER, NOW])}\nWrite calls as [f(a=1)]."
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_system_text_beside_a_column_of_tools(flat):
+    """Objects with a name are no tools unless the column offers them; the list that it has is there once."""
+
+    def said_of(system, tools=WRAPPED):
+        plain = {"query": "Weather in Oslo?", "answers": TEXT} if flat else {"messages": [ASK, said(TEXT)]}
+        example = to_example(plain | {"system": system, "tools": tools})
+        assert [tool["name"] for tool in json.loads(example.tools)] == ["get_weather", "now"]
+        return [turn["content"] for turn in json.loads(example.history)]
+
+    assert said_of(PROFILE) == [PROFILE]
+    assert said_of(LISTED) == ["Be kind."]
+    with pytest.raises(BadRow, match="lacks 'now', which the system text lists: add it"):
+        said_of(LISTED, [WEATHER])
+
+
+def test_the_same_system_text_in_two_places_is_there_once():
+    assert json.loads(to_example(chat(KIND, ASK, said(TEXT), system="Be kind.")).history) == [KIND]
+    row = {"system": LISTED, "messages": [{"role": "system", "content": LISTED}, ASK, said(TEXT)]}
+    example = to_example(row)
+    assert (json.loads(example.tools), json.loads(example.history)) == ([WEATHER, NOW], [KIND])
+
+
+def test_objects_with_a_name_are_no_tools():
+    """A customer, and an example beside a schema of answers in JSON."""
+    schema = 'Answer by {"properties": {}, "examples": [{"name": "Bo", "age": 3}]}.'
+    for text in (PROFILE.partition(" Staff")[0], schema):
+        with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+            to_example({"messages": [{"role": "system", "content": text}, ASK, said("ok")]})
+    for tools in ([NOW | {"parameters": {}}], [{"name": "now"}], [{"type": "function", "function": NOW}]):
+        text = f"Use {json.dumps(tools)}"
+        example = to_example({"messages": [{"role": "system", "content": text}, ASK, said("[now()]")]})
+        assert [tool["name"] for tool in json.loads(example.tools)] == ["now"]
+
+
+def test_tools_of_a_message_are_those_of_the_column():
+    assert json.loads(to_example(chat(KIND | {"tools": [NOW]}, ASK, said(TEXT))).tools) == [WEATHER, NOW]
+    with pytest.raises(BadRow, match="lacks 'get_weather', which a message brings"):
+        to_example(chat(KIND | {"functions": [WEATHER]}, ASK, said("ok"), tools=[NOW]))
 
 
 RL_TOOLS = "1. Name: now\nDescription: Time.\nParameters: {}\n\n**Output Format**\n<think> thoughts </think>"
@@ -255,6 +382,9 @@ SERVED = [
         ({"prompt": "What time is it?", "completion": "[now()]", "tools": [NOW]}, ""),
         ({"prompt": ASK_TIME, "completion": [said("[now()]")], "tools": [NOW]}, ""),
         ({"prompt": "What time is it?", "chosen": "[now()]", "rejected": "No.", "tools": [NOW]}, ""),
+        ({"prompt": "What time is it?", "chosen": [*ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
+        ({"prompt": [KIND, *ASK_TIME], "chosen": [KIND, *ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
+        ({"chosen": [*ASK_TIME, said("[now()]")], "rejected": [*ASK_TIME, said("No.")], "tools": [NOW]}, ""),
         ({"messages": ASK_TIME, "tools": [NOW], **PREFERRED}, ""),
         ({"messages": ASK_TIME, "tools": [NOW], "answers": [TIME]}, ""),
         ({"question": [ASK_TIME], "function": [NOW], "ground_truth": [{"now": {}}]}, ""),
@@ -280,6 +410,7 @@ SERVED = [
 def test_forms_of_known_sources(row, cot):
     example = to_example(row)
     assert (example.query, json.loads(example.answers), example.cot) == ("What time is it?", [TIME], cot)
+    assert [turn for turn in json.loads(example.history) if turn != KIND] == []
 
 
 def test_answer_to_a_tool_where_the_chat_waits_for_it():
@@ -289,6 +420,20 @@ def test_answer_to_a_tool_where_the_chat_waits_for_it():
     messages = [ASK, said(functioncall), {"role": "tool", "content": "rain"}]
     example = to_example({"system": system, "input_messages": messages, "ground_truth": "It rains."})
     assert (example.query, example.response) == ("Weather in Oslo?", "It rains.")
+    assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
+
+
+def test_traces_of_opentelemetry():
+    """The answer stands beside what was sent, which ends with a call and its result."""
+    call = {"type": "tool_call", "id": "c", "name": "get_weather", "arguments": {"city": "Oslo"}}
+    sent = [
+        {"role": "user", "parts": [{"type": "text", "content": "Weather in Oslo?"}]},
+        {"role": "assistant", "parts": [call], "finish_reason": "tool_call"},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c", "result": "rain"}]},
+    ]
+    answer = [{"role": "assistant", "parts": [{"type": "text", "content": "Rain."}], "finish_reason": "stop"}]
+    example = to_example({"input_messages": sent, "output_messages": answer, "tools": WRAPPED})
+    assert (example.query, example.response) == ("Weather in Oslo?", "Rain.")
     assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
 
 
@@ -305,6 +450,63 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
 
 
 @pytest.mark.parametrize(
+    ("called", "results"),
+    [
+        (
+            {"parts": [{"functionCall": {"name": tool, "args": {}}} for tool in ("now", "get_weather")]},
+            [
+                {
+                    "role": "user",
+                    "parts": [
+                        {"functionResponse": {"name": tool, "response": f"of {tool}"}}
+                        for tool in ("get_weather", "now")
+                    ],
+                }
+            ],
+        ),
+        (
+            {"content": "[now(), get_weather()]"},
+            [{"role": "function", "name": tool, "content": f"of {tool}"} for tool in ("get_weather", "now")],
+        ),
+        (
+            {"tool_calls": [{"id": i, "function": {"name": i}} for i in ("now", "get_weather")]},
+            [
+                {"role": "tool", "tool_call_id": tool, "content": f"<tool_response>of {tool}</tool_response>"}
+                for tool in ("get_weather", "now")
+            ],
+        ),
+    ],
+)
+def test_answers_of_tools_without_ids_are_put_in_the_order_of_the_names(called, results):
+    history = json.loads(
+        read_raw(chat(ASK, {"role": "assistant", **called}, *results, said("ok")), "every").examples[1].history
+    )
+    assert [turn["content"] for turn in history[1:]] == ["[now(), get_weather()]", "of now", "of get_weather"]
+
+
+def test_answers_of_a_tool_that_is_called_twice_stay_in_their_order():
+    """A name says of two calls not which."""
+    results = [
+        {"role": "function", "name": name, "content": text}
+        for name, text in zip(*[["now", "get_weather", "now"], "123"], strict=True)
+    ]
+    row = chat(ASK, said("[now(), get_weather(), now()]"), *results, said("ok"))
+    assert [turn["content"] for turn in json.loads(read_raw(row, "every").examples[1].history)[2:]] == ["1", "2", "3"]
+
+
+def test_a_user_goes_on_after_a_result():
+    row = chat(
+        ASK,
+        said("[now()]"),
+        {"role": "user", "content": "<tool_response>\n12\n</tool_response>\nAnd in Oslo?"},
+        said(TEXT),
+    )
+    example = to_example(row)
+    assert (example.query, json.loads(example.answers)) == ("And in Oslo?", [OSLO])
+    assert json.loads(example.history) == [ASK, said("[now()]"), {"role": "tool", "content": "12"}]
+
+
+@pytest.mark.parametrize(
     "result",
     [
         {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"},
@@ -312,6 +514,16 @@ def test_answers_of_tools_are_put_in_the_order_of_the_calls():
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         {"role": "function", "name": "get_weather", "content": "rain"},
         {"from": "observation", "value": "rain"},
+        {"role": "environment", "content": "rain"},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "<tool_response>rain</tool_response>"}],
+        },
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "rain"}]},
+        {"role": "function", "name": "get_weather", "content": [{"text": "rain"}], "extra": {"function_id": "1"}},
+        {"role": "user", "content": "Observation: rain"},
+        {"role": "user", "content": "[TOOL_RESULTS] rain[/TOOL_RESULTS]"},
+        {"role": "user", "content": "<function_results>\nrain\n</function_results>"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
         {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         *(
@@ -347,8 +559,14 @@ def test_ids_of_the_rows_of_one_chat():
         (chat(ASK, said("ok"), images=["a.png"]), "is about text alone"),
         (chat(ASK, {"role": "critic", "content": "ok"}), "no known role: 'critic'"),
         (chat(ASK, said(TEXT, tool_calls=[CALL])), "both in the text and beside it"),
+        (
+            chat(ASK, said("<tool_response>rain</tool_response>\nIt rains.")),
+            "turn 2: the assistant says what a tool gave back",
+        ),
         (chat(ASK, said("<tool_call>oops</tool_call>")), "turn 2: the calls cannot be read"),
         (chat(ASK, said("get_weather('Oslo')")), "turn 2: the calls cannot be read"),
+        (chat(ASK, said(function_calls="get_weather('Oslo')")), "turn 2: the calls cannot be read: no named argument"),
+        (chat(ASK, said(function_calls="Hello")), "turn 2: the calls cannot be read: 'Hello'"),
         (chat(ASK, {"role": "function_call", "content": "Hello"}), "the calls cannot be read: 'Hello'"),
         (
             chat(ASK, said(tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city": '}}])),
@@ -370,6 +588,19 @@ def test_ids_of_the_rows_of_one_chat():
             "asks 'Weather in Oslo?' again right after a tool's result",
         ),
         ({"prompt": "Hi", "completion": "Hello.", "label": False, "tools": [NOW]}, "the answer is not to be given"),
+        (chat(ASK, said("Hello."), label=False), "the answer is not to be given"),
+        ({"instruction": "Hi", "output": "Ho", "kto_tag": False, "tools": [NOW]}, "the answer is not to be given"),
+        ({"prompt": "Hi", "chosen": [ASK, said("ok")], "tools": [NOW]}, "is a chat that does not go on from 'prompt'"),
+        (
+            {"question": [ASK_TIME, ASK_TIME], "function": [NOW], "ground_truth": [["now()"], ["now()"]]},
+            "holds 2 lists of messages, as BFCL's multi-turn rows do",
+        ),
+        ({"query": "Hi", "tools": [NOW], "answers": [[TIME], [TIME]]}, "2 lists of calls, one for each turn"),
+        (
+            {"prompt": "<|im_start|>user\nHi<|im_end|>\n", "completion": "Ho<|im_end|>", "tools": [NOW]},
+            "is what a chat template has made of a chat ('<|im_start|>')",
+        ),
+        ({"query": "<s>[INST] Hi [/INST]", "answers": "[now()]", "tools": [NOW]}, "a chat template has made of a chat"),
         (chat(ASK, said("ok"), tools=["now"]), "every tool must be an object with a string 'name', not 'now'"),
         (
             chat(ASK, said([*BLOCKS, {"type": "text", "text": "Done."}])),
@@ -392,6 +623,22 @@ def test_what_is_refused(row, reason):
     with pytest.raises(BadRow) as error:
         to_example(row)
     assert reason in error.value.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "said_by"),
+    [
+        ({"choices": [{"finish_reason": "length", "message": said("It is")}]}, "finish_reason 'length'"),
+        ({"response": {"role": "assistant", "content": "It is", "stop_reason": "max_tokens"}}, "stop_reason 'max_tok"),
+        ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "MAX_TOKENS"}]}}, "'MAX_TOKENS'"),
+        ({"response": {"object": "response", "status": "incomplete", "output": ITEMS}}, "status 'incomplete'"),
+        ({"output": [{**ITEMS[1], "status": "incomplete"}]}, "turn 1 was cut off, as its status 'incomplete'"),
+    ],
+)
+def test_answers_that_a_server_broke_off_are_refused(answer, said_by):
+    with pytest.raises(BadRow) as error:
+        to_example({"input": ASK_TIME, "tools": [NOW], **answer})
+    assert "was cut off" in error.value.reason and said_by in error.value.reason
 
 
 def test_a_system_text_between_a_result_and_its_answer_is_refused():
@@ -598,6 +845,23 @@ def test_a_column_of_thought_is_the_last_targets():
     assert [example.cot for example in examples] == ["", "It rains."]
     own = read_raw(chat(ASK, said(TEXT, reasoning="Mine."), think="Other."))
     assert (own.examples[0].cot, own.notes["unused/think"]) == ("Mine.", 1)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"reasoning": "off"},  # of Nemotron's rows
+        {"reasoning": "on"},
+        {"thinking": True},
+        {"reasoning": {"effort": "low"}},  # of a request to OpenAI's API
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},  # and to Anthropic's
+    ],
+)
+def test_a_setting_of_thought_is_no_thought(setting):
+    for row in (chat(ASK, said(TEXT)), {"query": "Weather?", "tools": WRAPPED, "answers": TEXT}):
+        reading = read_raw(row | setting)
+        assert (reading.examples[0].cot, reading.notes[f"unused/{min(setting)}"]) == ("", 1)
+        assert read(row | setting | {"reasoning_content": "Oslo."})[1] == "Oslo."
 
 
 def test_keys_are_read_in_the_order_of_the_row():

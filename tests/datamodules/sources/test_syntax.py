@@ -219,6 +219,13 @@ def test_plain_text(text):
             "Hi",
             None,
         ),
+        (
+            "<|channel|>analysis<|message|>Oslo.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+            "<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>",
+            "Oslo.",
+            "I look.",
+            [TIME],
+        ),
         ("[get_weather(city='a </think> b')]", "", "", [Call("get_weather", {"city": "a </think> b"})]),
         (
             '{"name": "get_weather", "parameters": {"city": "a</think>b"}}',

@@ -1,0 +1,141 @@
+"""A message, and the parts that the content of one may be made of, as every API has them."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from datamodules.sources.results import split_results
+
+_TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
+
+
+@dataclass
+class Message:
+    """A message whose text is not read yet.
+
+    Attributes:
+        role: A value of `messages.ROLES`.
+        text: Its text.
+        cot: Chains of thought that have a place of their own.
+        calls: Calls that have a place of their own, as they are written; a list for each place that has any.
+        ids: Of its calls that have one; or of the call that a tool answers, or that tool's name.
+        trained: As in `Turn`.
+        tools: Tools that the message brings.
+        place: The column that the row has it in, and its 1-based number there; None where it has it nowhere.
+    """
+
+    role: str
+    text: str = ""
+    cot: list[str] = field(default_factory=list)
+    calls: list[list[Any]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    trained: bool = True
+    tools: list[Any] = field(default_factory=list)
+    place: tuple[str, int] | None = None
+
+
+def add_content(message: Message, content: Any) -> list[Message]:
+    """Add a message's content; gives the tools' answers that stand among a user's words."""
+    if message.role == "tools":
+        message.tools.append(content)
+        return []
+    if isinstance(content, str):
+        message.text = content
+        return _results(message)
+    parts = content if isinstance(content, list) else []
+    if message.role == "tool" and not any(map(_is_result, parts)) and not (parts and all(map(is_text, parts))):
+        message.text = json.dumps(content, ensure_ascii=False)
+        return []
+    if message.role in ("assistant", "call") and isinstance(content, dict):
+        message.calls.append([content])
+        return []
+    if not isinstance(content, list):
+        raise ValueError(f"has a content that is no text but {type(content).__name__}")
+    results: list[Message] = []
+    texts: list[str] = []
+    calls: list[Any] = []
+    after = False  # whether there are words or a thought after the last call
+    for part in parts:
+        called, words = len(calls), len(texts) + len(message.cot)
+        _add_part(message, part, texts, calls, results)
+        after = len(calls) == called and (after or (called > 0 and len(texts) + len(message.cot) > words))
+    if after:
+        raise ValueError("says something after its calls, which belongs to no answer")
+    message.calls += [calls] if calls else []
+    message.text = "\n".join(texts)
+    return results
+
+
+def is_text(part: Any) -> bool:
+    """Whether a part is a text and nothing else."""
+    return isinstance(part, str) or (isinstance(part, dict) and typed(part)["type"] in _TEXTS)
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and typed(part)["type"] in ("tool_result", "tool_call_response")
+
+
+def _in_camel_case(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of Gemini's, which Google's own libraries also write with underscores."""
+    return {re.sub(r"_(\w)", lambda m: m[1].upper(), key): value for key, value in part.items()}
+
+
+def typed(part: Any) -> dict[str, Any]:
+    """A part that says its type; a text has none, and one of Gemini's says it by its key."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict) or "type" in part:
+        return part if isinstance(part, dict) else {"type": type(part).__name__}
+    given = {key: value for key, value in _in_camel_case(part).items() if value is not None}
+    kinds = given.keys() - {"thought", "thoughtSignature"}
+    if kinds == {"text"}:
+        return {"type": "thinking" if given.get("thought") else "text", "text": given["text"]}
+    if kinds == {"functionCall"} and isinstance(given["functionCall"], dict):
+        return {"type": "tool_call"} | given["functionCall"]
+    if kinds == {"functionResponse"} and isinstance(result := given["functionResponse"], dict):
+        return {
+            "type": "tool_result",
+            "tool_use_id": result.get("id") or result.get("name"),
+            "content": result.get("response"),
+        }
+    return {"type": ", ".join(sorted(kinds))}
+
+
+def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
+    part = typed(part)
+    kind = part["type"]
+    said = next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
+    if isinstance(said, list) and kind == "thinking":  # Mistral's
+        thought = Message("think")
+        add_content(thought, said)
+        said = thought.text
+    if isinstance(said, str) and kind in (*_TEXTS, "thinking", "reasoning"):
+        if said.strip():
+            (texts if kind in _TEXTS else message.cot).append(said)
+    elif kind in ("tool_call", "tool_calls", "function_call"):
+        calls.append(said or {key: value for key, value in part.items() if key != "type"})
+        message.ids += [str(part["id"])] if part.get("id") else []
+    elif kind == "tool_use":
+        calls.append({"name": part.get("name"), "arguments": part.get("input")})
+        message.ids += [str(part["id"])] if part.get("id") else []
+    elif kind == "tool_result":
+        result = Message("tool", ids=[str(part["tool_use_id"])] if part.get("tool_use_id") else [])
+        results += add_content(result, part.get("content") or "") or [result]
+    elif kind == "tool_call_response":  # OpenTelemetry's
+        given = next((part[key] for key in ("response", "result", "content") if part.get(key) is not None), "")
+        result = Message("tool", ids=[str(part["id"])] if part.get("id") else [])
+        results += add_content(result, given) or [result]
+    else:
+        raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
+
+
+def _results(message: Message) -> list[Message]:
+    """Results in a text are turns of tools, whoever the chat template has them said by; a user may go on after them."""
+    if message.role not in ("user", "tool"):
+        return []
+    texts, rest = split_results(message.text)
+    if not texts or (rest and message.role == "tool"):
+        return []
+    message.text = rest
+    return [Message("tool", text, ids=list(message.ids)) for text in texts]
