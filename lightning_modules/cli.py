@@ -39,6 +39,7 @@ from lightning_modules.callbacks.tables import RolloutTable
 from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.commands.checks import (
+    check_alone,
     check_processes,
     check_reads_safely,
     check_sections,
@@ -202,6 +203,7 @@ class FunReasonCLI(LightningCLI):
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
             raise ValueError(f"trainer: {error}") from error
         check_processes(trainer)
+        check_alone(trainer)
         check_shards_by_model(trainer.strategy)
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)

@@ -18,6 +18,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LONGEST_FRAME = 1 << 20  # characters that a template may put around a question
+OF_PROCESSOR = "chat_template.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -122,10 +123,7 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         begin = "{{ bos_token }}" if chatml and first_token(tokenizer) else ""
         tokenizer.chat_template = begin + (CHATML if chatml else _read_template(chat_template))
     if not tokenizer.chat_template:
-        raise ValueError(
-            f"init_from: the tokenizer of {folder} has no chat template, as those of base models: set "
-            "data.chat_template to chatml or to a file with one"
-        )
+        raise ValueError(f"init_from: the tokenizer of {folder} has no chat template{_template_to_take(folder)}")
     question = "a question"
     try:
         tokenizer.chat_template = without_present_date(own_template(one_template(tokenizer.chat_template)))
@@ -159,6 +157,16 @@ def _read_tokenizer(folder: str) -> PreTrainedTokenizerFast:
 @lru_cache(maxsize=4)
 def _read_once(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _template_to_take(folder: str) -> str:
+    """What to do where a tokenizer has no chat template."""
+    if (Path(folder) / OF_PROCESSOR).is_file():
+        return (
+            f", only {OF_PROCESSOR}, which is for a processor of pictures: put the text that it holds into a file "
+            "chat_template.jinja beside it, without the JSON around it"
+        )
+    return ", as those of base models: set data.chat_template to chatml or to a file with one"
 
 
 def _read_template(file: str) -> str:

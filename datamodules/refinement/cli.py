@@ -13,11 +13,12 @@ import yaml
 from jsonargparse import Namespace
 
 from datamodules.example import Example
-from datamodules.readers import fingerprint, read_rows
+from datamodules.readers import TOOLBOX, fingerprint, read_rows
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_metrics
 from datamodules.refinement.estimate import dry_run
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
+from datamodules.refinement.rule_judge import RuleJudge
 from datamodules.refinement.run import Rows, refine_rows, write_report, write_results
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
@@ -156,6 +157,12 @@ class Refinement:
         if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
             self._say_finished()
             return
+        ours = self.data is None or self.data.path.split(":")[0] == TOOLBOX
+        if not ours and any(isinstance(judge, RuleJudge) for judge in self.judge.judges):
+            print(
+                "RuleJudge goes by the words of the shipped corpus and rejects many good rows of others: "
+                "--config configs/paper/fcdr.yaml puts a model in its place"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.set(self.folder)
         if self.engine == "ray":

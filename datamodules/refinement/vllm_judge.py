@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 from datamodules.refinement.judging import JudgesLost, Question, finished_reply
-from datamodules.system.guard import kill_at_exit
+from datamodules.system.guard import environment_of_children, kill_at_exit
 
 
 class VLLMJudge:
@@ -104,8 +104,9 @@ class VLLMJudge:
 
     def _start(self) -> Any:
         # Processes of its own, not forked: they must not hold the pipe that another judge's guard waits for.
-        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from vllm import LLM
+        own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        own["VLLM_NO_USAGE_STATS"] = os.environ.get("VLLM_NO_USAGE_STATS", "1")
+        with environment_of_children(own):
+            from vllm import LLM
 
-        return LLM(self.model, use_tqdm_on_load=False, **self.options)
+            return LLM(self.model, use_tqdm_on_load=False, **self.options)

@@ -21,13 +21,24 @@ from datamodules.system.redaction import redact
 
 SAYS_NOTHING = re.compile(
     "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
-    r"|Given value: (NestedArg|Namespace|{)|Problem with given class_path"
+    r"|Given value: (NestedArg|\[?Namespace|{)|Problem with given class_path"
 )
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
 NO_GROUP = re.compile(r"""(Parser key "[\w.]+": )Unable to load config (['"])(.*?)\2( \1Unable to load config .*)?""")
 """What jsonargparse says of a value in the place of several settings, which it takes for the name of a YAML."""
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
 """What jsonargparse says of a class whose argument has no default and no value."""
+NO_CLASS = re.compile(
+    r"Expected an instantiatable class, but [\w.]+ is (a protocol|abstract)|Option 'class_path' is not accepted"
+    r"|(Not a valid subclass of|Does not implement protocol) \w+\.?( Got value: .*?)? Subclass types expect one of: .*"
+    r"\(implicit class_path\)"
+)
+"""What jsonargparse says of settings that it cannot give to a class."""
+NO_NAME = re.compile(
+    r"(Expected a path but .+? either not accessible or invalid )?"
+    r"Expected a dot import path string: (.+?)( Expected a .*| Given value: .*|$)"
+)
+"""What it says of a name that no class has."""
 DEBUG = "--debug"
 HULLS = ("cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")  # what every command runs inside
 NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
@@ -102,8 +113,32 @@ def sentence(message: str) -> str:
     said = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
-    said = visible(redact(LACKS.sub(_ask, said)))
+    said = visible(redact(LACKS.sub(_ask, _on_classes(said, message))))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+
+
+def _on_classes(said: str, message: str) -> str:
+    """What jsonargparse says of classes in a sentence, in words for who writes settings."""
+    keys = re.findall(r'Parser key "([\w.]+)"', said) or [""]
+    key = ".".join(keys)
+    said = re.sub(rf"--{keys[-1]}(=CLASS|\.help)", rf"--{key}\1", said)  # of a parser within this one
+    said = NO_NAME.sub(
+        rf"\2 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
+        said,
+    )
+    if not (found := NO_CLASS.search(said)):
+        return said
+    told, value = said[: found.start()], said[found.end() :].partition("Given value: ")[2]
+    if told and not told.endswith('": '):  # there is a reason of a class that was found
+        return told.rstrip()
+    if "'class_path'" in message:
+        return f"{told}beside class_path stands a setting of the class: put all of them below init_args"
+    if value:
+        return f"{told}takes several settings, key: value, and got {value}"
+    return (
+        f"{told}has settings and no class: name one before them, by --{key}=CLASS or class_path in a YAML, with its "
+        f"import path; --{key}.help shows them"
+    )
 
 
 def _stranger(end: SystemExit) -> str:

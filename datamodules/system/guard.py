@@ -6,10 +6,12 @@ end, cannot ask for that: they have a guard, a process that does nothing but wai
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
@@ -17,6 +19,30 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: a forked child should not
+
+
+NOT_INHERITED = re.compile(r"MASTER_(ADDR|PORT)|((LOCAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_\w+")
+"""Variables of a distributed run, to which the processes of an engine do not belong: by one of torchrun's they would
+wait for a store that listens already."""
+
+
+@contextmanager
+def environment_of_children(own: Mapping[str, str]) -> Iterator[None]:
+    """Have processes that start within this context inherit further variables, and none of a distributed run.
+
+    Args:
+        own: The further variables.
+    """
+    saved = dict(os.environ)
+    for name in filter(NOT_INHERITED.fullmatch, saved):
+        del os.environ[name]
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - saved.keys():
+            del os.environ[name]
+        os.environ.update(saved)
 
 
 def die_with_parent(parent: int) -> None:

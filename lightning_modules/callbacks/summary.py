@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.base import XLAMDataModule
 from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
@@ -25,8 +26,9 @@ class RunSummary(Callback):
         self.begun = False  # whether the size was printed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot fit into the GPU's memory, before its weights are loaded."""
+        """Refuse what cannot fit into the GPU's memory, or an epoch, before the weights are loaded."""
         if stage == TrainerFn.FITTING:
+            check_validates(trainer)
             check_fits(trainer, pl_module, plan_ahead)
         elif isinstance(pl_module, EvaluationModule):
             check_evaluation(trainer, pl_module)
@@ -62,6 +64,9 @@ class RunSummary(Callback):
         if str(pl_module.tokenizer.chat_template).startswith(DATE_FIXED):
             rows["prompts"] = f"are of {PROMPT_DATE}, whatever the day: the chat template would print the present one"
         rows |= pl_module.settings_table()
+        if never_validates(trainer):
+            every, steps = trainer.val_check_interval, trainer.estimated_stepping_batches
+            rows["NO VALIDATION"] = f"trainer.val_check_interval {every} is more than the {steps:,} steps of the run"
         if plan := plan_of(trainer, pl_module):
             rows |= tokens_of_step(trainer, pl_module)
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
@@ -96,6 +101,28 @@ class RunSummary(Callback):
             print(accuracy_table({name: float(value) for name, value in trainer.callback_metrics.items()}))
 
     on_test_end = on_validation_end
+
+
+def check_validates(trainer: Trainer) -> None:
+    """Refuse a validation every so many steps of an epoch that has fewer.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    every, data = trainer.val_check_interval, trainer.datamodule
+    if isinstance(every, int) and trainer.check_val_every_n_epoch is not None and isinstance(data, XLAMDataModule):
+        steps = len(data.train_dataloader())
+        if every > steps:
+            raise ValueError(
+                f"trainer.val_check_interval is {every}, and an epoch has {steps} steps: give at most as many, or set "
+                "trainer.check_val_every_n_epoch to null, by which steps are counted over epochs"
+            )
+
+
+def never_validates(trainer: Trainer) -> bool:
+    """Whether the run ends before the first validation that its settings ask for."""
+    every, counts_on = trainer.val_check_interval, trainer.check_val_every_n_epoch is None
+    return counts_on and isinstance(every, int) and every > trainer.estimated_stepping_batches
 
 
 def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:

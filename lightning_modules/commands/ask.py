@@ -212,6 +212,8 @@ def main(args: list[str] | None = None) -> None:
     query = sys.stdin.read().strip() if options.query == "-" else options.query
     if not query:
         raise ValueError("the request is empty: give it as the second argument or on the standard input")
+    if any("\ud800" <= mark <= "\udfff" for mark in query):
+        raise ValueError("the request holds bytes that are no text in the terminal's encoding: set it to UTF-8 (LANG)")
     warm = options.samples > 1 if options.temperature is None else options.temperature
 
     from transformers.utils.logging import disable_progress_bar

@@ -20,6 +20,8 @@ SHARES = {
     "val_check_interval": "give a share of an epoch or a number of steps",
     "limit_train_batches": "nothing would be trained on",
 }
+LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "0", "JSM_NAMESPACE_RANK": "0", "WORLD_SIZE": "1"}
+"""What launchers tell a process of its place among others, and what they tell one that is alone."""
 PER_CORE = 8  # processes that share a core without being a slip
 
 
@@ -79,6 +81,25 @@ def check_processes(trainer: Trainer) -> None:
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
         raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
+
+
+def check_alone(trainer: Trainer) -> None:
+    """Refuse a run of one process that its environment says to be one of several, as a job that has ended may leave it.
+
+    Lightning would keep its events and warnings to itself, for those of another process. And of processes that a
+    launcher has started each would train on its own.
+
+    Raises:
+        ValueError: Naming the variables.
+    """
+    found = {name: os.environ[name] for name, alone in LAUNCHED.items() if os.environ.get(name, alone) != alone}
+    if trainer.world_size == 1 and found:
+        told = " ".join(f"{name}={value}" for name, value in found.items())
+        raise ValueError(
+            f"the environment says that this process is one of several ({told}), and trainer.devices and "
+            "trainer.num_nodes make a run of one: set these if a launcher has started several, else `unset "
+            f"{' '.join(found)}`"
+        )
 
 
 def check_shards_by_model(strategy: Strategy) -> None:

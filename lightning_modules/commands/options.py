@@ -47,7 +47,7 @@ def help_on(words: Sequence[str], roots: Mapping[str, type]) -> str | None:
     if wanted:
         kinds = [named(wanted, *kinds)]
     shown = [described(kind, ".".join(names)) for kind in kinds]
-    below = [other.__name__ for kind in kinds for other in subclasses(kind)]
+    below = [name_in_settings(other, kind) for kind in kinds for other in subclasses(kind)]
     if below and not wanted:
         shown.append(f"also: --{'.'.join(names)}.help=CLASS, of {', '.join(sorted(set(below)))}")
     return "\n".join(shown)
@@ -77,6 +77,12 @@ def subclasses(kind: type) -> list[type]:
             one for one in around if inspect.isclass(one) and one is not kind and one.__name__.endswith(kind.__name__)
         ]
     return [below for child in kind.__subclasses__() for below in (child, *subclasses(child))]
+
+
+def name_in_settings(one: type, kind: type) -> str:
+    """How a setting names a class: by its import path where a protocol is asked for, else its name is enough."""
+    package = f"{kind.__module__.rpartition('.')[0]}." if getattr(kind, "_is_protocol", False) else ""
+    return f"{package}{one.__name__}"
 
 
 def named(name: str, *kinds: type) -> type:

@@ -1,7 +1,6 @@
 """A vLLM engine in processes of its own; a call that fails or runs out of time raises a sentence that says so."""
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -12,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.system.guard import kill_at_exit
+from datamodules.system.guard import environment_of_children, kill_at_exit
 
-NOT_INHERITED = re.compile(r"MASTER_(ADDR|PORT)|((LOCAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_\w+")
-"""Variables of a distributed run, to which the processes of an engine do not belong: by one of torchrun's they would
-wait for a store that listens already."""
 AFTERWARDS = "resume from the last checkpoint with --ckpt_path."
 
 
@@ -208,17 +204,9 @@ def gpus_of_engine(first: int, count: int) -> list[str]:
 @contextmanager
 def _own_environment(device: torch.device, count: int) -> Iterator[None]:
     """What the engine's processes inherit: this rank's GPU and the next ones, no usage reports, no distributed run."""
-    own = {}
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    own["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
     if device.type == "cuda":
         own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of_engine(device.index or 0, count))
-    saved = dict(os.environ)
-    for name in filter(NOT_INHERITED.fullmatch, list(os.environ)):
-        del os.environ[name]
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_NO_USAGE_STATS="1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.update(own)
-    try:
+    with environment_of_children(own):
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)

@@ -63,7 +63,10 @@ def add_adapters(model: PreTrainedModel, lora: LoRA) -> "PeftModel":
         with _in_the_dtype_of_the_run(model):
             adapted = get_peft_model(model, config)
     except ValueError as error:  # of peft: it finds no such layer, or knows this family not to take an adapter
-        raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}") from error
+        advice = ""
+        if isinstance(lora.target_modules, str):  # of which peft makes a pattern for whole names
+            advice = f" A single text is a pattern of whole names: for layers called so give [{lora.target_modules}]."
+        raise ValueError(f"model.lora.target_modules: {' '.join(str(error).split())}{advice}") from error
     _check_adapters(adapted)
     return adapted
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from datamodules.chat.model_files import PICKLE, merging, models_in, unread_in
 
+SHARD = re.compile(r"\d+-of-\d+$")
+"""How the names of files end that hold a model together."""
 SAVED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 """Dtypes of weights by their names in safetensors."""
 POINTER = b"version https://git-lfs"
@@ -25,7 +29,7 @@ def has_weights(folder: Path) -> bool:
         FileNotFoundError: If a file that its index names is missing, or one is a link to nothing.
         PermissionError: If a file must not be read.
         ValueError: If the weights are an adapter's, pickled, of another format or in a folder within; or the index is
-            damaged.
+            damaged or missing.
     """
     index, files = folder / SAFE_WEIGHTS_INDEX_NAME, files_of(folder)
     _refuse_adapter(folder, whole=index.is_file() or (folder / SAFE_WEIGHTS_NAME).is_file())
@@ -39,8 +43,10 @@ def has_weights(folder: Path) -> bool:
             )
     for file in files:
         _check_readable(file)
-    if index.is_file() or files:
+    if index.is_file() or (folder / SAFE_WEIGHTS_NAME).is_file():
         return True
+    if files:
+        _refuse_name(files[0])
     _refuse_others(folder)
     return False
 
@@ -134,6 +140,20 @@ def _check_readable(file: Path) -> None:
     with file.open("rb") as opened:
         if opened.read(len(POINTER)) == POINTER:
             raise ValueError(f"init_from: {file} is a pointer of Git LFS and no weights: fetch them by git lfs pull")
+
+
+def _refuse_name(file: Path) -> NoReturn:
+    """Raise on a safetensors file that has a name by which no model is found, and say what it may be."""
+    if file.name.startswith("consolidated"):
+        advice = "such files have Mistral's own names for the weights: get those of transformers of the same model"
+    elif SHARD.search(file.stem):
+        advice = "get the index again, which says what lies in which"
+    else:
+        advice = f"if that is the whole model, name it {SAFE_WEIGHTS_NAME}"
+    raise ValueError(
+        f"init_from: {file.parent} holds {file.name}, and neither a {SAFE_WEIGHTS_NAME} nor a {SAFE_WEIGHTS_INDEX_NAME}"
+        f": {advice}"
+    )
 
 
 def _refuse_others(folder: Path) -> None:

@@ -150,7 +150,13 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
         with _kept_off_screen(report):
             yield
     except OSError as error:
-        raise FileNotFoundError(f"init_from: {source} could not be loaded: {str(error).splitlines()[0]}") from error
+        fault = f"{source} could not be loaded"
+        if not Path(source).is_dir():
+            fault = (
+                f"there is no folder {source} here, and the hub gives no such model (a relative path begins where the "
+                "command runs)"
+            )
+        raise FileNotFoundError(f"init_from: {fault}: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise ValueError(f"init_from: {damaged(place or source)} is damaged ({error}): get it again") from error
     except (ValueError, ImportError, *ODD_CONFIG) as error:  # of transformers, which lists all it knows

@@ -344,6 +344,10 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--model.init_args.init_from="], "error:", ["init_from"]),
         (["--model.init_args.init_from=a..b/c"], "error:", ["init_from", "a..b/c"]),
         (["--seed_everything=-1"], "error:", ["seed_everything", "-1"]),
+        (["--trainer.val_check_interval=4"], "error:", ["trainer.val_check_interval is 4, and an epoch has 3 steps"]),
+        (["--model=SRML"], 2, ["SRML names no class", "--model.help"]),
+        (["--model.generator=HFGenerator"], 2, ["HFGenerator names no class", "import path", "--model.generator.help"]),
+        (["--trainer.callbacks=[EarlyStopping]"], 2, ["trainer.callbacks", "are required: monitor"]),
         (["--ckpt_path="], "error:", ["ckpt_path"]),
     ],
 )
@@ -353,6 +357,66 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
     last = exit_.value.code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
     assert exit_.value.code == code or last.startswith(code)
     assert "\n" not in last and all(word in last for word in words), last
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{class_path: SRMLModule, learning_rate: 1}", '"model": beside class_path stands a setting of the class'),
+        ("{class_path: SRMLModule, init_args: {init_from: a}, learning_rate: 1}", "put all of them below init_args"),
+        (
+            "{class_path: SRMLModule, init_args: {init_from: a, lora: true}}",
+            '"lora": takes several settings, key: valu',
+        ),
+    ],
+)
+def test_settings_beside_their_class_are_told_where_they_belong(base_args, tmp_path, capsys, settings, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"model: {settings}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(file), "--data=XLAMSFTDataModule", "--data.path=rows.jsonl"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert words in last and "subclass" not in last, last
+
+
+def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--config", "configs/sample.yaml", "--model.generator.max_new_tokens=8"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert '"generator": has settings and no class: name one before them, by --model.generator=CLASS or class' in last
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "29500"}, "(RANK=3 WORLD_SIZE=8)"),
+        ({"LOCAL_RANK": "1"}, "(LOCAL_RANK=1)"),
+        ({"SLURM_PROCID": "2"}, "(SLURM_PROCID=2)"),
+    ],
+)
+def test_a_run_of_one_process_is_not_one_of_several(base_args, tmp_path, monkeypatch, variables, told):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as exit_:
+        main(CONFIG + base_args(tmp_path))
+    assert f"this process is one of several {told}" in exit_.value.code and "`unset " in exit_.value.code
+    assert not list(tmp_path.iterdir())  # no run has begun
+
+
+def test_one_that_a_launcher_has_started_alone_may_run(base_args, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    main(CONFIG + base_args(tmp_path, **{"trainer.max_steps": 1, "trainer.limit_val_batches": 0}))
+    assert list((tmp_path / "srml-fit-0").glob("events.out.tfevents.*"))
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(base_args, tmp_path, capsys):
+    options = {"trainer.max_steps": 1, "trainer.val_check_interval": 2, "trainer.check_val_every_n_epoch": "null"}
+    main(CONFIG + base_args(tmp_path, **options))
+    told = "  NO VALIDATION trainer.val_check_interval 2 is more than the 1 steps of the run\n"
+    assert told in capsys.readouterr().out
+    main(CONFIG + base_args(tmp_path, **options | {"trainer.val_check_interval": 1}))
+    assert "NO VALIDATION" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("config", "data"), [("srml", "XLAMPromptDataModule"), ("grpo", "XLAMSFTDataModule")])

@@ -44,7 +44,12 @@ def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
         load_tokenizer(str(bare))
     shutil.copytree(tiny_model_dir, mute)
     (mute / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template"):
+    with pytest.raises(ValueError, match=r"init_from: .*mute has no chat template, as those of base models: set data"):
+        load_tokenizer(str(mute))
+    (mute / "chat_template.json").write_text('{"chat_template": "x"}')  # transformers gives it to a processor alone
+    with pytest.raises(
+        ValueError, match=r"no chat template, only chat_template\.json, .* into a file chat_template\.ji"
+    ):
         load_tokenizer(str(mute))
 
 

@@ -109,3 +109,11 @@ def test_without_ray(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"^error: engine ray needs Ray: pip install -e '\.\[ray\]'$"):
         main([*REFINE, "--engine=ray", f"--output_dir={tmp_path / 'run'}"])
+
+
+def test_rules_on_rows_of_others_are_said_to_be_for_the_shipped_corpus(tmp_path, capsys, make_row, write_rows):
+    rows = write_rows([make_row(1)])
+    main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'theirs'}"])
+    assert "RuleJudge goes by the words of the shipped corpus" in capsys.readouterr().out
+    main([*REFINE, "--data.path=toolbox:train:2", f"--output_dir={tmp_path / 'ours'}"])
+    assert "RuleJudge" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ from datamodules.refinement.judging import JudgesLost, Unfinished
 
 ROOT = Path(__file__).parents[3]
 ENGINE = """
-import subprocess
+import os, subprocess
 from types import SimpleNamespace as Namespace
 
 class SamplingParams:
@@ -25,6 +25,7 @@ class SamplingParams:
 
 class LLM:
     def __init__(self, *arguments, **options):
+        assert "RANK" not in os.environ and "MASTER_PORT" not in os.environ
         self.process = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
         resources = Namespace(engine_manager=Namespace(processes=[self.process]))
         core = Namespace(resources=resources, shutdown=lambda timeout: self.process.terminate())
@@ -61,7 +62,7 @@ def is_running(pid):
 @pytest.mark.parametrize("end, code", [("killed", -signal.SIGKILL), ("closed", 0)])
 def test_the_engine_ends_with_the_judge(end, code, tmp_path):
     (tmp_path / "vllm.py").write_text(ENGINE)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RANK": "0", "MASTER_PORT": "1"}  # of the process alone
     command = [sys.executable, "-c", ASKING, end]
     asked = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     assert asked.returncode == code

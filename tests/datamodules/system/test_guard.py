@@ -55,3 +55,18 @@ def test_a_process_whose_parent_has_ended_before_it_could_ask_ends_too():
     other = os.getpid() + 1  # any number but the parent's, as there is once the parent is gone
     with subprocess.Popen(["sleep", "600"], preexec_fn=partial(guard.die_with_parent, other)) as process:
         assert process.wait(30) == -signal.SIGKILL
+
+
+def test_children_inherit_nothing_of_a_distributed_run(monkeypatch):
+    run = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    run["TORCHELASTIC_RUN_ID"] = "x"
+    for name, value in run.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MINE", "before")
+    before = dict(os.environ)
+    with guard.environment_of_children({"MINE": "own", "MINE_TOO": "own"}):
+        os.environ["SET_WITHIN"] = "1"
+        inside = subprocess.run(["env"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    names = {line.split("=")[0] for line in inside}
+    assert not names & run.keys() and {"MINE=own", "MINE_TOO=own"} <= {*inside} and "PATH" in names
+    assert dict(os.environ) == before

@@ -104,6 +104,7 @@ def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monke
         (["MODEL", QUERY, "--tools", "none.json"], "--tools none.json: No such file or directory"),
         (["MODEL", QUERY, "--tools", "CALLS"], "every tool must be an object with a string 'name'"),
         (["MODEL", "-"], "the request is empty"),
+        (["MODEL", "Z\udcfcrich"], "the request holds bytes that are no text in the terminal's encoding"),
         (["MODEL", "end<|im_end|>"], "column 'query': holds '<|im_end|>', a special token"),
     ],
 )

@@ -242,3 +242,15 @@ def test_architectures_that_are_no_causal_language_model_are_named_in_one_senten
 def test_heads_with_an_adapter_are_refused(tiny_model_dir):
     with pytest.raises(ValueError, match="one linear layer, without an adapter"):
         build_policy(str(tiny_model_dir), lora=LoRA(target_modules=["lm_head"]))
+
+
+def test_layers_to_adapt_that_there_are_not_are_named_and_a_list_is_asked_for_where_a_pattern_was_meant_to_be_one(
+    tiny_model_dir,
+):
+    with pytest.raises(
+        ValueError, match=r"^model\.lora\.target_modules: .*q_proj.* for layers called so give \[q_proj\]"
+    ):
+        build_policy(str(tiny_model_dir), lora=LoRA(target_modules="q_proj"))
+    with pytest.raises(ValueError, match=r"^model\.lora\.target_modules: .*nope") as raised:
+        build_policy(str(tiny_model_dir), lora=LoRA(target_modules=["nope"]))
+    assert "give [" not in str(raised.value)

@@ -286,6 +286,21 @@ def test_random_weights_do_not_stand_in_for_those_of_another_format(folder, left
     assert words.format(place) in refusal(place)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("consolidated.safetensors", "such files have Mistral's own names for the weights"),
+        ("model-00001-of-00002.safetensors", "get the index again"),
+        ("weights.safetensors", "if that is the whole model, name it model.safetensors"),
+    ],
+)
+def test_weights_by_a_name_that_no_model_is_found_by_are_told_what_they_may_be(folder, name, words):
+    place = folder()
+    (place / "model.safetensors").rename(place / name)
+    said = refusal(place)
+    assert f"holds {name}, and neither a model.safetensors nor a model.safetensors.index.json: {words}" in said
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_beside_whole_weights_is_not_passed_over(folder, name):
     place = folder()
