@@ -29,13 +29,10 @@ from rewards import as_calls
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
-    names = ("prompt", "input", *QUERIES)
-    for name in (
-        *CHATS,
-        "contents",
-        "chat",
-        *(names if columns.name(names) else ("chosen",)),
-    ):  # of TRL, with its prompt
+    requests = ("prompt", "input", *QUERIES)
+    if not columns.name(requests):
+        requests = ("chosen",)  # of TRL: prompt and answer in one
+    for name in (*CHATS, "contents", "chat", *requests):
         if name not in columns.row:
             continue
         value = columns.row[name]

@@ -31,6 +31,8 @@ REQUESTS = ("request", "body", "input")
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
 _SETTINGS = ("on", "off", "true", "false", "enabled", "disabled", "auto", "minimal", "low", "medium", "high")
 """Texts that say whether, or how much, a model was to think, in a column that is called like a thought."""
+_CHOICES = ("auto", "required")
+"""What a request's `function_call` says of the answer that is to come; "none" is nothing already."""
 NOTHING = ("", "null", "none", "nan")
 """Texts, in lower case, that a table exported as texts has in the place of nothing."""
 _ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
@@ -60,7 +62,8 @@ class Columns:
     """The columns of a row that hold something, and which of them were used.
 
     Args:
-        row: The row. None, NaN, "" and the texts of `NOTHING` are nothing, whatever the name they stand under.
+        row: The row. None, NaN, "" and the texts of `NOTHING` are nothing, whatever the name they stand under, and so
+            is a `function_call` that asks for one.
     """
 
     def __init__(self, row: Mapping[str, Any]) -> None:
@@ -71,6 +74,7 @@ class Columns:
             if value is not None
             and value == value
             and not (isinstance(value, str) and value.strip().lower() in NOTHING)
+            and not (name == "function_call" and value in _CHOICES)
         }
         self.used: set[str] = set()
 

@@ -48,10 +48,8 @@ def read_columns(
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = _read("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
-    cot, response = (
-        columns.text(*columns.thoughts()),
-        columns.text("response") if found["answers"] != "response" else "",
-    )
+    cot = columns.text(*columns.thoughts())
+    response = columns.text("response") if found["answers"] != "response" else ""
     if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
         answers_text = answers or ""
     else:

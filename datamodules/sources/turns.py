@@ -87,9 +87,8 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
         said = replace(said, text="")
     calls = structured or said.calls
     if calls:
-        calls = without_null_arguments(
-            calls, tools, any(_is_nested(c) for calls in message.calls for c in calls), notes
-        )
+        nested = any(_is_nested(call) for place in message.calls for call in place)
+        calls = without_null_arguments(calls, tools, nested, notes)
     cot = join_thoughts(*message.cot, said.cot)
     ids = tuple(dict.fromkeys(message.ids)) or tuple(call.name for call in calls or ())
     return Turn("assistant", said.text, cot, calls, ids, message.trained)
@@ -133,9 +132,8 @@ def _in_order_of_calls(turns: list[Turn]) -> list[Turn]:
         while end < len(turns) and turns[end].role == "tool":
             end += 1
         order = {name: place for place, name in enumerate(turns[at].ids)}
-        known = turns[at].role == "assistant" and len(order) == len(
-            turns[at].ids
-        )  # two calls of one tool have one name
+        once = len(order) == len(turns[at].ids)  # two calls of one tool have one name
+        known = turns[at].role == "assistant" and once
         if known and all(turn.ids and turn.ids[0] in order for turn in turns[at + 1 : end]):
             turns[at + 1 : end] = sorted(turns[at + 1 : end], key=lambda turn: order[turn.ids[0]])
         at = end

@@ -864,6 +864,14 @@ def test_a_setting_of_thought_is_no_thought(setting):
         assert read(row | setting | {"reasoning_content": "Oslo."})[1] == "Oslo."
 
 
+def test_a_request_for_a_call_is_no_answer():
+    """`function_call: auto` of OpenAI's older requests stands where other rows have the answer."""
+    for row in (chat(ASK), {"query": "Weather?", "tools": WRAPPED}):
+        with pytest.raises(BadRow):
+            read_raw(row | {"function_call": "auto"})
+    assert read_raw(chat(ASK, said("Sunny.")) | {"function_call": "auto"}).examples[0].response == "Sunny."
+
+
 def test_keys_are_read_in_the_order_of_the_row():
     """Not in that of a set, which another interpreter has otherwise."""
     thoughts = ("thinking", "reasoning", "cot", "thought", "think", "reasoning_content")
