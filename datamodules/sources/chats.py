@@ -217,7 +217,7 @@ def _offered(
         if tools:
             refuse_others(more, tools, "a message brings")
         tools = tools or more
-        split = [split_system(text, notes, tools) for text in dict.fromkeys(texts)]
+        split = [split_system(text, notes, tools or None) for text in dict.fromkeys(texts)]
         found = [tool for held, _ in split for tool in held]
         tools = tools or read_tools(found, notes)
     except ValueError as error:

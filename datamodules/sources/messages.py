@@ -81,8 +81,6 @@ def _messages(item: Any) -> Iterator[Message]:
     if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
         item = item["data"] | {"type": item["type"]}
     item = {key: value for key, value in item.items() if value is not None and value not in ("", [], {})}
-    if reason := cut_off(item):
-        raise ValueError(reason)
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
         for role, text in item.items():
@@ -92,6 +90,8 @@ def _messages(item: Any) -> Iterator[Message]:
     role = ROLES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) if isinstance(name, str) else None
     if role is None:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
+    if role in ("assistant", "call", "think") and (reason := cut_off(item)):
+        raise ValueError(reason)
     message = Message(role)
     if role in ("tool", "call"):
         keys = ("tool_call_id", "call_id", *(("name", "tool_name") if role == "tool" else ()))

@@ -59,14 +59,15 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
     Args:
         text: The text.
         notes: Counts the texts whose tools ours replace.
-        offered: The tools of the row's own column, if it has any: what has none of their names is no list of them.
+        offered: The tools of the row's own column, if it has one: what has none of their names is no list of them,
+            unless it declares parameters.
 
     Raises:
         ValueError: The text lists tools that the column lacks.
     """
     text = re.sub(r"\A\s*SYSTEM:\s*|<\|im_(?:system|middle|end)\|>(?:tool_declare)?", "", text)  # Glaive's, Toucan's
     tools, before, after = find_tools(text)
-    if tools and offered:
+    if tools and offered is not None:
         found = read_tools(tools, Counter())
         names = {tool["name"] for tool in offered}
         if names.isdisjoint(tool["name"] for tool in found) and not any("parameters" in tool for tool in found):

@@ -11,13 +11,12 @@ _OPENING, _CLOSING = tags(
 )
 _OPENING = re.compile(rf"{_OPENING.pattern}|\[TOOL_RESULTS\]|<start_function_response>")
 _CLOSING |= {"[TOOL_RESULTS]": "[/TOOL_RESULTS]", "<start_function_response>": "<end_function_response>"}
-_LABEL = re.compile(r"\s*Observation:\s*")
+LABEL = re.compile(r"\s*Observation:\s*")
+"""Before what a tool gave back, where it follows calls; elsewhere a user's text may begin so, too."""
 
 
 def split_results(text: str) -> tuple[list[str], str]:
     """The results at the beginning of a text, one after the other, and what stands after them."""
-    if label := _LABEL.match(text):
-        return [text[label.end() :].strip()], ""
     results, at = [], 0
     for _, start, content, end, after in blocks(text, _OPENING, _CLOSING):
         if start != skip_space(text, at):

@@ -48,7 +48,7 @@ def read_tool(item: Any) -> dict[str, Any]:
             tool = {key if k == old else k: v for k, v in tool.items() if k != key}
     tool = {key: value for key, value in tool.items() if not _says_nothing(key, value)}
     if tool.keys() & {*_HALVES} and tool.get("parameters") is None:
-        required, optional = (_by_name(name, tool.get(half) or []) for half in _HALVES)
+        required, optional = (_parameters(name, tool.get(half) or {}) for half in _HALVES)
         tool = {key: value for key, value in tool.items() if key not in _HALVES}
         tool["parameters"] = {"type": "object", "properties": required | optional, "required": list(required)}
     return tool | {"parameters": _parameters(name, tool["parameters"])} if "parameters" in tool else tool
@@ -57,20 +57,24 @@ def read_tool(item: Any) -> dict[str, Any]:
 def _parameters(name: str, declared: Any) -> Any:
     """What a tool declares, where it or a part of it is JSON text, or a list of objects."""
     if isinstance(declared, str):
-        try:
-            declared = read_whole(declared) if declared.strip() else {}
-        except ValueError as error:
-            raise ValueError(f"the parameters of {name[:80]!r} cannot be read: {error}") from error
+        declared = _opened(name, "parameters", declared) if declared.strip() else {}
     if isinstance(declared, list):
         return _by_name(name, declared)
     if isinstance(declared, dict) and is_json_schema(declared):
         for key, kind, what in (("properties", dict, "an object"), ("required", list | bool, "a list of names")):
             part = declared.get(key)
             if isinstance(part, str) and part.lstrip()[:1] in ("{", "["):
-                declared = declared | {key: (part := read_whole(part))}
+                declared = declared | {key: (part := _opened(name, key, part))}
             if part is not None and not isinstance(part, kind):
                 raise ValueError(f"the {key} of {name[:80]!r} must be {what}, not {type(part).__name__}")
     return declared
+
+
+def _opened(name: str, key: str, text: str) -> Any:
+    try:
+        return read_whole(text)
+    except ValueError as error:
+        raise ValueError(f"the {key} of {name[:80]!r} cannot be read: {error}") from error
 
 
 def _by_name(name: str, declared: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datamodules.sources.calls import ARGUMENT_KEYS, calls_of
 from datamodules.sources.columns import NOTHING
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.parts import Message
-from datamodules.sources.results import holds_result
+from datamodules.sources.results import LABEL, holds_result
 from datamodules.sources.syntax import read_answer
 from datamodules.sources.thoughts import join_thoughts, read_said
 from rewards import Call
@@ -55,6 +55,8 @@ def read_turns(messages: list[Message], tools: list[dict[str, Any]], column: str
             turn = _turn(message, tools, notes)
         except ValueError as error:
             raise BadRow(place[0], f"turn {place[1]}: {error}") from error
+        if turns and turns[-1].calls and turn.role == "user" and (label := LABEL.match(turn.text)):
+            turn = Turn("tool", turn.text[label.end() :].strip())
         if turns and (joined := _joined(turns[-1], turn)):
             turns[-1] = joined
         else:

@@ -190,6 +190,7 @@ CITY = {"city": {"type": "string"}}
             "required_parameters": [{"name": "city", "type": "STRING", "default": ""}],
             "optional_parameters": [],
         },  # ToolBench's
+        {"required_parameters": '[{"name": "city", "type": "STRING"}]'},
         {"parameters": {"type": "object", "properties": json.dumps(CITY), "required": '["city"]'}},
     ],
 )
@@ -208,6 +209,7 @@ def test_a_schema_whose_parts_are_none_is_refused():
     for part, reason in (
         ({"required": "city"}, "the required of 'f' must be a list of names, not str"),
         ({"properties": ["city"]}, "the properties of 'f' must be an object, not list"),
+        ({"properties": "{city"}, "the properties of 'f' cannot be read"),
     ):
         with pytest.raises(BadRow, match=reason):
             to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": {"type": "object"} | part}]))
@@ -298,6 +300,9 @@ def test_a_system_text_beside_a_column_of_tools(flat):
     assert said_of(LISTED) == ["Be kind."]
     with pytest.raises(BadRow, match="lacks 'now', which the system text lists: add it"):
         said_of(LISTED, [WEATHER])
+    if flat:  # of a chat with an empty column the text's tools are on offer
+        with pytest.raises(BadRow, match="lacks 'get_weather', which the system text lists"):
+            said_of(LISTED, [])
 
 
 def test_the_same_system_text_in_two_places_is_there_once():
@@ -536,6 +541,17 @@ def test_ways_of_a_tool_to_answer(result):
     call, text = read_raw(chat(ASK, said(tool_calls=[CALL]), result, said("Rain.")), "every").examples
     assert (json.loads(call.answers), text.response, text.query) == ([OSLO], "Rain.", "Weather in Oslo?")
     assert json.loads(text.history)[-1] == {"role": "tool", "content": "rain"}
+
+
+def test_a_request_may_begin_as_an_observation_where_no_call_comes_before():
+    asked = {"role": "user", "content": "Observation: rain. And in Oslo?"}
+    example = read_raw(chat(asked, said(tool_calls=[CALL]))).examples[0]
+    assert (example.query, example.history, json.loads(example.answers)) == (asked["content"], "[]", [OSLO])
+
+
+def test_a_result_that_is_not_whole_is_no_answer_that_was_cut_off():
+    result = {"role": "tool", "tool_call_id": "c1", "status": "in_progress", "content": "rain"}
+    assert read(chat(ASK, said(tool_calls=[CALL]), result, said("Rain.")))[0] == [OSLO]
 
 
 def test_turns_with_weight_0_are_no_targets():
