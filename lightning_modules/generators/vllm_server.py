@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.loading import resolve_seed
-from datamodules.refinement.exchange import server_at
+from datamodules.refinement.exchange import check_addresses
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.sampling import row_key
@@ -282,17 +282,9 @@ def check_servers(urls: Sequence[str], transfer: str) -> None:
         raise ValueError("VLLMServerGenerator needs aiohttp: pip install -e '.[judge]'")
     if transfer == "nccl" and importlib.util.find_spec("vllm") is None:
         raise ValueError("VLLMServerGenerator sends weights over NCCL with vLLM's own code: pip install -e '.[vllm]'")
-    if not urls:
-        raise ValueError("servers must be addresses such as http://localhost:8000, not []")
+    check_addresses(urls, "addresses such as http://localhost:8000")
     for url in urls:
-        shown = url.rpartition("@")[2]  # what stands before may be a password
-        try:
-            server_at(url, "")
-        except ValueError as error:
-            raise ValueError(
-                f"servers must be addresses such as http://localhost:8000, not {shown} ({error})"
-            ) from error
-        parts = urlsplit(url)
+        parts, shown = urlsplit(url), url.rpartition("@")[2]  # what stands before may be a password
         if parts.path not in ("", "/"):
             raise ValueError(f"servers must be addresses without a path, not {shown}")
         if transfer == "folder" and not is_loopback(parts.hostname or ""):
