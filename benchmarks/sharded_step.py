@@ -93,7 +93,7 @@ class StepCost:
 
 
 def build(case: Case, device: torch.device) -> ScoredCausalLM:
-    """A policy with float32 weights and gradient checkpointing, as `models.build_policy` makes them."""
+    """A policy with float32 weights and gradient checkpointing, as `policy.model.build_policy` makes them."""
     with device:
         model = Qwen2ForCausalLM(case.config)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

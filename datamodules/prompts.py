@@ -46,7 +46,7 @@ class XLAMPromptDataModule(XLAMDataModule):
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that completions are sampled for."""
-        return max(super().longest_prompt, self.hparams.max_prompt_length if len(self.train_indices) else 0)
+        return max(super().longest_prompt, int(self.lengths[self.train_indices].max(initial=0)))
 
     def train_dataloader(self) -> RepeatingLoader:
         """Loader of this rank's share of each global batch of prompts, each `repeats` times."""

@@ -97,7 +97,11 @@ def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str,
 
 
 def raise_if_bad(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
-    """Stop at the first of the bad rows met so far, unless they are to be skipped."""
+    """Stop at the first of the bad rows met so far, unless they are to be skipped.
+
+    Raises:
+        ValueError: See `complaint`.
+    """
     if on_bad_row == "raise":
         for row in bad:
             raise ValueError(complaint(row))

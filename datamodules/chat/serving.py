@@ -33,7 +33,7 @@ WITHOUT_THINK = """{{% if add_generation_prompt +%}}{{% set opened +%}}{template
 {{%- elif block.endswith('<think>') %}}{{{{- block[:-7] }}}}\
 {{%- else %}}{{{{- opened }}}}{{%- endif %}}\
 {{%- else +%}}{template}{{%+ endif %}}"""
-"""A template that takes off the end of the prompt what `chat.turns_text` does.
+"""A template that takes off the end of the prompt what `templates.turns_text` does.
 
 Without a generation prompt the chat is rendered as ever, outside of any block, so that `{% generation %}` still works.
 """
@@ -142,7 +142,7 @@ _FOLDED = """
 
 
 def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -> str:
-    """The beginning of a chat template that puts requests with `tools=` as `chat.messages` does.
+    """The beginning of a chat template that puts requests with `tools=` as `segments.messages` does.
 
     It takes OpenAI's messages (`tool_calls`, `tool` turns, parts of text) and tools, makes the turns of a training
     prompt of them, and leaves these to the template below it. Where that takes no system message, those of requests

@@ -160,7 +160,11 @@ def rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **
 
 @lru_cache(maxsize=8)
 def end_of_turn_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none."""
+    """The token that ends an assistant turn in the chat template; the tokenizer's EOS where the template has none.
+
+    Raises:
+        ValueError: There is neither.
+    """
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the-answer"}]
     tail = rendered(tokenizer, turns).rpartition("the-answer")[2]
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}

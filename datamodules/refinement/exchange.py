@@ -78,6 +78,26 @@ def server_at(url: str, key: str) -> Server:
     return Server(shown, f"Basic {packed}", (packed, password) if password else (packed,))
 
 
+def check_addresses(urls: Sequence[str], like: str) -> None:
+    """Refuse servers of which one is no address, or none at all; a password in one is not shown.
+
+    Args:
+        urls: Their addresses.
+        like: What they must be, with an example, in the sentence.
+
+    Raises:
+        ValueError: Naming the address.
+    """
+    if not urls:
+        raise ValueError(f"servers must be {like}, not []")
+    for url in urls:
+        try:
+            server_at(url, "")
+        except ValueError as error:
+            shown = url.rpartition("@")[2]  # what stands before may be a password
+            raise ValueError(f"servers must be {like}, not {shown} ({error})") from error
+
+
 def open_session(reuse: bool = True) -> "ClientSession":
     """A session without limits, cookies and timeouts of its own; proxies are those of the environment.
 

@@ -8,7 +8,15 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.refinement.exchange import Failed, exchange, open_session, read_completion, server_at, waiting_time
+from datamodules.refinement.exchange import (
+    Failed,
+    check_addresses,
+    exchange,
+    open_session,
+    read_completion,
+    server_at,
+    waiting_time,
+)
 from datamodules.refinement.judging import JudgesLost, Question, Unanswered, Unfinished
 from datamodules.refinement.servers import Server, ServerPool
 from datamodules.system.redaction import keep_secret
@@ -73,16 +81,7 @@ class OpenAIJudge:
     ) -> None:
         if importlib.util.find_spec("aiohttp") is None:
             raise ValueError("OpenAIJudge needs aiohttp: pip install -e '.[judge]'")
-        if not servers:
-            raise ValueError("servers must be base URLs such as http://localhost:8000/v1, not []")
-        for url in servers:
-            try:
-                server_at(url, "")
-            except ValueError as error:
-                shown = url.rpartition("@")[2]  # what stands before may be a password
-                raise ValueError(
-                    f"servers must be base URLs such as http://localhost:8000/v1, not {shown} ({error})"
-                ) from error
+        check_addresses(servers, "base URLs such as http://localhost:8000/v1")
         above = (timeout, patience, *([] if rate_limit is None else [rate_limit]))
         if min(per_server, max_tokens) < 1 or retries < 0 or not all(value > 0 for value in above):  # NaN is not
             raise ValueError(

@@ -88,6 +88,7 @@ def refine_blocks(job: Job, processes: int | None, address: str | None) -> tuple
     Raises:
         RuntimeError: The judges cannot be asked any more, too many rows end in an exception, or Ray gives up.
         OSError: A part cannot be written.
+        ValueError: A part that a process has written is not here.
     """
     tally, _, left = _finished(job)
     try:

@@ -2,7 +2,7 @@
 """The functions of the shipped corpus, one per line: 24 domains of ten; the tenth of each is never used in training.
 
 `name | action | parameter:kind(options)=default phrase | ...` where `{}` in the phrase is the value. A parameter with a
-default is optional. Kinds are those of `toolbox.sample_value`.
+default is optional. Kinds are those of `values.sample_value`.
 """
 
 CATALOGUE = """

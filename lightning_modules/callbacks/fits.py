@@ -17,6 +17,7 @@ from lightning_modules.callbacks.plan import (
     build_empty,
     cheaper,
     engine_bytes,
+    longest_prompt,
     offloads,
     plan_of,
     shards_of,
@@ -247,8 +248,8 @@ def with_engine(plan: Plan, available: int) -> Plan:
 
 def over_more_gpus(trainer: Trainer, generator: VLLMGenerator, plan: Plan, available: int) -> dict[str, Plan]:
     """The plan with the engine over more GPUs of a node, as many as its share of them is enough on, by the setting."""
-    share, data = int(generator.options["gpu_memory_utilization"] * available), trainer.datamodule
-    prompt = int(data.lengths[data.train_indices].max())
+    share = int(generator.options["gpu_memory_utilization"] * available)
+    prompt = longest_prompt(trainer.datamodule)
     for gpus in (2, 4, 8):
         engine = engine_bytes(plan, generator, prompt, gpus, share)
         enough = engine <= share or generator.options["kv_cache_memory_bytes"] is not None

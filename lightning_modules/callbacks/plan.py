@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from datamodules.base import XLAMDataModule
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
@@ -81,8 +82,7 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     copy = whole(plan) if plan.fsdp else 0
     if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
         copy = streamed(plan)  # shards are gathered one after the other
-    # The longest prompt; of rows to fine-tune on it is not known without their answers, which count as well then.
-    prompt = int(data.lengths[data.train_indices].max())
+    prompt = longest_prompt(data)
     if isinstance(generator, VLLMGenerator):
         share = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
         engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, share)
@@ -95,6 +95,11 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     rows = min(generator.rows_together(prompt), -(-max(asked) // trainer.world_size))
     cache = cache_bytes(plan.config, rows, prompt + generator.max_new_tokens) * plan.widths[1]
     return {"copy": copy + cast(plan), "cache": cache}
+
+
+def longest_prompt(data: XLAMDataModule) -> int:
+    """Tokens of the longest prompt to generate from; rows to fine-tune on count with their answers."""
+    return max(int(data.lengths[data.train_indices].max()), getattr(data, "longest_prompt", 0))
 
 
 def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, share: int) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -63,7 +64,7 @@ class Progress(Callback):
         """Note when it began."""
         self.validating = time.perf_counter()
         if trainer.state.fn != TrainerFn.FITTING:
-            self._open(trainer, rows_of(trainer.val_dataloaders), 0, "row", "validating")
+            self._open(trainer, rows_of(trainer.val_dataloaders, trainer.num_val_batches), 0, "row", "validating")
         elif self.bar is not None:
             self.bar.set_description("validating")
 
@@ -79,7 +80,7 @@ class Progress(Callback):
         metrics = pl_module.logged
         self.score = metrics.get("tool/exact_match", self.score)
         found = ", ".join(f"{name} {metrics[tag]:.3f}" for tag, name in SHOWN.items() if tag in metrics)
-        rows = rows_of(trainer.val_dataloaders)
+        rows = rows_of(trainer.val_dataloaders, trainer.num_val_batches)
         say(f"validation at step {trainer.global_step:,}: {found or 'no rows'} ({rows:,} rows, {clock(seconds)})")
         if self.bar is not None:
             self.bar.set_description("training")
@@ -87,8 +88,7 @@ class Progress(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Begin to count rows."""
         self.begun = time.perf_counter()
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
-        self._open(trainer, rows_of(loaders), 0, "row", "testing" if trainer.testing else "predicting")
+        self._open(trainer, rows_of(*_evaluated(trainer)), 0, "row", "testing" if trainer.testing else "predicting")
 
     on_predict_start = on_test_start
 
@@ -96,8 +96,8 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: EvaluationModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Count the rows of a batch."""
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
-        done, rows = rows_of(loaders, batch_idx + 1), rows_of(loaders)
+        loader, batches = _evaluated(trainer)
+        done, rows = rows_of(loader, [batch_idx + 1]), rows_of(loader, batches)
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
         elif trainer.is_global_zero:
@@ -143,10 +143,23 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def rows_of(loader: Any, batches: int | None = None) -> int:
-    """Number of rows that a loader of prompts has over all ranks, or in its first batches; 0 for other loaders."""
+def rows_of(loader: Any, batches: Sequence[float]) -> int:
+    """Number of rows over all ranks in the first batches of a loader of prompts; 0 for other loaders.
+
+    Args:
+        loader: The loader.
+        batches: How many, in a list as Lightning has it of the loaders of a stage; `trainer.limit_val_batches` and its
+            like may have cut it.
+    """
     examples, size = getattr(loader, "examples", ()), getattr(loader, "batch_size", 1)
-    return len(examples) if batches is None else min(len(examples), batches * size)
+    return int(min(len(examples), sum(batches) * size))
+
+
+def _evaluated(trainer: Trainer) -> tuple[Any, Sequence[float]]:
+    """The loader of a test or a prediction, and how many of its batches are taken."""
+    if trainer.testing:
+        return trainer.test_dataloaders, trainer.num_test_batches
+    return trainer.predict_dataloaders, trainer.num_predict_batches
 
 
 def clock(seconds: float) -> str:

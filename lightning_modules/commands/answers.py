@@ -45,7 +45,7 @@ def score_answers(
     Args:
         reward: The run's.
         example: The row.
-        target: Its answer in the form of the run; see `chat.target_text`.
+        target: Its answer in the form of the run; see `segments.target_text`.
         frame: What calls are framed with in that form; see `form.frame_of`.
         learnt: Whether the target is trained on as it is, and not through rewards alone.
     """

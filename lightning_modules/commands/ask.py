@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from datamodules.chat.form import ChatForm
+    from lightning_modules.generators import Completion
     from lightning_modules.policy.model import ScoredCausalLM
     from rewards import Call
 
@@ -108,16 +109,12 @@ def ask(
         ValueError: The tools cannot be read, the request is empty or holds a special token of the tokenizer, or a
             setting is out of its range.
     """
-    from datamodules.chat.form import reads
     from datamodules.chat.segments import encode_prompt
     from datamodules.example import Example
-    from datamodules.refinement.schema import find_misfit
     from datamodules.rows import check_request
     from datamodules.sources.tools import read_tools
     from lightning_modules.generators import HFGenerator
     from lightning_modules.policy.generation_config import stop_ids
-    from lightning_modules.rollout.batching import cot_mask
-    from rewards import parse_completion
 
     if samples < 1:
         raise ValueError(f"samples is {samples}; give at least 1")
@@ -127,28 +124,52 @@ def ask(
     prompt = encode_prompt(tokenizer, example, form)
     generator = HFGenerator(max_new_tokens, temperature, seed=seed)
     stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
-    answers = []
-    for completion in generator(policy, [prompt], n=samples, stop_ids=stops)[0]:
-        ids, text = completion.token_ids, completion.text(tokenizer)
-        parsed = parse_completion(text, form=reads(form, tokenizer), think=form.think)
-        thought = cot_mask(tokenizer, ids, bool(parsed.cot))
-        misfit = find_misfit(parsed.calls, offered) if parsed.calls else None
-        answers.append(
-            Answer(
-                completion=text,
-                cot=parsed.cot,
-                answer=parsed.answer,
-                calls=parsed.calls,
-                error=parsed.error,
-                misfit=misfit.reason if misfit else None,
-                cot_entropy=mean_entropy(policy, prompt, ids, thought, temperature or 1.0) if any(thought) else None,
-                cot_tokens=sum(thought),
-                prompt_tokens=len(prompt),
-                completion_tokens=len(ids),
-                finish_reason=completion.finish_reason,
-            )
-        )
-    return answers
+    (completions,) = generator(policy, [prompt], n=samples, stop_ids=stops)
+    return [as_answer(policy, tokenizer, form, offered, prompt, completion, temperature) for completion in completions]
+
+
+def as_answer(
+    policy: "ScoredCausalLM",
+    tokenizer: "PreTrainedTokenizerFast",
+    form: "ChatForm",
+    offered: list[dict[str, Any]],
+    prompt: list[int],
+    completion: "Completion",
+    temperature: float,
+) -> Answer:
+    """A completion as an answer; see `ask`.
+
+    Args:
+        policy: The model.
+        tokenizer: Its tokenizer.
+        form: How the answer is read.
+        offered: The tools on offer.
+        prompt: Token ids of the prompt.
+        completion: What was written.
+        temperature: It was sampled at.
+    """
+    from datamodules.chat.form import reads
+    from datamodules.refinement.schema import find_misfit
+    from lightning_modules.rollout.batching import cot_mask
+    from rewards import parse_completion
+
+    ids, text = completion.token_ids, completion.text(tokenizer)
+    parsed = parse_completion(text, form=reads(form, tokenizer), think=form.think)
+    thought = cot_mask(tokenizer, ids, bool(parsed.cot))
+    misfit = find_misfit(parsed.calls or [], offered)
+    return Answer(
+        completion=text,
+        cot=parsed.cot,
+        answer=parsed.answer,
+        calls=parsed.calls,
+        error=parsed.error,
+        misfit=misfit.reason if misfit else None,
+        cot_entropy=mean_entropy(policy, prompt, ids, thought, temperature or 1.0) if any(thought) else None,
+        cot_tokens=sum(thought),
+        prompt_tokens=len(prompt),
+        completion_tokens=len(ids),
+        finish_reason=completion.finish_reason,
+    )
 
 
 def mean_entropy(

@@ -30,7 +30,7 @@ class Completion:
 
 
 class Generator(Protocol):
-    """Samples completions of prompts; what comes out depends on seed and prompt ids, not on how rows are batched.
+    """Samples completions of prompts; what comes out depends on seed and names, not on how rows are batched.
 
     Attributes:
         max_new_tokens: Tokens after which a completion is cut.
@@ -46,7 +46,7 @@ class Generator(Protocol):
         self,
         policy: ScoredCausalLM,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: Sequence[str | int] | None = None,
+        names: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
         temperature: float | None = None,
@@ -57,8 +57,8 @@ class Generator(Protocol):
         Args:
             policy: The model to sample from.
             prompts: Token ids of each prompt.
-            prompt_ids: Names that the random numbers of each prompt derive from. A prompt that must be sampled anew in
-                a later step needs a new one, such as "step/row". The place in the list when None.
+            names: Of the prompts: what the random numbers of each derive from. A prompt that must be sampled anew in a
+                later step needs a new one, such as "step/row". The place in the list when None.
             n: Completions per prompt.
             stop_ids: Ids that end a completion; those of the model's generation config when None.
             temperature: Divides the logits; the generator's own setting when None.
@@ -112,11 +112,13 @@ def check_sampling(temperature: float, top_p: float) -> None:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
 
 
-def names_of(prompts: Sequence[Sequence[int]], prompt_ids: Sequence[str | int] | None) -> Sequence[str | int]:
-    """The ids of the prompts, their places when None; ValueError if a prompt is empty or ids and prompts differ."""
-    names = range(len(prompts)) if prompt_ids is None else prompt_ids
+def names_of(prompts: Sequence[Sequence[int]], names: Sequence[str | int] | None) -> Sequence[str | int]:
+    """The names of the prompts, their places when None; ValueError if a prompt is empty or names and prompts differ."""
+    names = range(len(prompts)) if names is None else names
     if len(names) != len(prompts) or not all(prompts):
-        raise ValueError(f"Prompts must not be empty and need one id each: {len(prompts)} prompts, {len(names)} ids.")
+        raise ValueError(
+            f"Prompts must not be empty and need one name each: {len(prompts)} prompts, {len(names)} names."
+        )
     return names
 
 

@@ -23,7 +23,7 @@ from lightning_modules.policy.torch_compile import uncompiled
 class HFGenerator:
     """Generates with `transformers`: a key-value cache of rows of like length, where waiting rows follow ended ones.
 
-    A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples: neither on
+    A completion depends on the weights, `seed`, its prompt's name and its number among the prompt's samples: neither on
     the other rows of its batch nor on any global random state (up to the rounding of logits, which may differ in the
     last bits between batches of different shape). Settings in the model's own generation config, such as a repetition
     penalty, do not apply.
@@ -75,7 +75,7 @@ class HFGenerator:
         self,
         policy: ScoredCausalLM,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: Sequence[str | int] | None = None,
+        names: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
         temperature: float | None = None,
@@ -84,17 +84,17 @@ class HFGenerator:
         """Sample `n` completions of each prompt; see `Generator`.
 
         Raises:
-            ValueError: If a prompt is empty, `prompt_ids` are not one per prompt, no stop id is known, or a setting is
+            ValueError: If a prompt is empty, `names` are not one per prompt, no stop id is known, or a setting is
                 out of its range.
         """
         temperature = self.temperature if temperature is None else temperature
         top_p = self.top_p if top_p is None else top_p
         check_sampling(temperature, top_p)
-        prompt_ids = names_of(prompts, prompt_ids)
+        names = names_of(prompts, names)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
         rows = [
             [Row(prompt, row_key(self.seed, name, sample)) for sample in range(n)]
-            for prompt, name in zip(prompts, prompt_ids, strict=True)
+            for prompt, name in zip(prompts, names, strict=True)
         ]
         order = sorted(chain(*rows), key=lambda row: -len(row.prompt))  # so that too large a budget shows at once
         if order:

@@ -21,9 +21,9 @@ SHARE = 512  # of so many entries one may get noise for its random bits alone, a
 BLOCK = 2**17  # entries that a thread works on at a time
 
 
-def row_key(seed: int, prompt_id: str | int, sample: int) -> int:
+def row_key(seed: int, name: str | int, sample: int) -> int:
     """Signed 64-bit key of one completion, the same on every machine."""
-    digest = blake2b(f"{seed}/{prompt_id}/{sample}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{seed}/{name}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

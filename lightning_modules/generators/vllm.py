@@ -44,7 +44,7 @@ class VLLMGenerator:
 
     With `enable_lora` nothing is merged: the weights go there once, and then adapters alone, which the engine applies.
 
-    A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples, up to the
+    A completion depends on the weights, `seed`, its prompt's name and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together can differ. `Completion.logprobs` are
     those of the distribution sampled from: at the temperature, and renormalised where `top_p` is below 1.
 
@@ -140,7 +140,7 @@ class VLLMGenerator:
         self,
         policy: ScoredCausalLM,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: Sequence[str | int] | None = None,
+        names: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
         temperature: float | None = None,
@@ -149,7 +149,7 @@ class VLLMGenerator:
         """Sample `n` completions of each prompt; see `Generator`. A collective, for all ranks sync together.
 
         Raises:
-            ValueError: If a prompt is empty or too long, `prompt_ids` are not one per prompt, no stop id is known, or
+            ValueError: If a prompt is empty or too long, `names` are not one per prompt, no stop id is known, or
                 a setting is out of its range.
             TimeoutError: If the engine hangs.
             RuntimeError: If the engine fails or dies, or a sync does not work.
@@ -159,7 +159,7 @@ class VLLMGenerator:
         temperature = self.temperature if temperature is None else temperature
         top_p = self.top_p if top_p is None else top_p
         check_sampling(temperature, top_p)
-        names = names_of(prompts, prompt_ids)
+        names = names_of(prompts, names)
         stop = config_stop_ids(policy) if stop_ids is None else list(stop_ids)
         self._share()
         if self._is_behind(policy):

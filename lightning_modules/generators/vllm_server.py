@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.loading import resolve_seed
-from datamodules.refinement.exchange import server_at
+from datamodules.refinement.exchange import check_addresses
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.sampling import row_key
@@ -56,7 +56,7 @@ class VLLMServerGenerator:
     start. One that is lost later, or holds weights of another sync, is done without, and is asked again at the next
     sync; with the last one the run ends.
 
-    A completion depends on the weights, `seed`, its prompt's id and its number among the prompt's samples, up to the
+    A completion depends on the weights, `seed`, its prompt's name and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together, or servers of unlike hardware, can
     differ. `Completion.logprobs` are those of the distribution sampled from, at the temperature.
 
@@ -121,7 +121,7 @@ class VLLMServerGenerator:
         self,
         policy: ScoredCausalLM,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: Sequence[str | int] | None = None,
+        names: Sequence[str | int] | None = None,
         n: int = 1,
         stop_ids: Collection[int] | None = None,
         temperature: float | None = None,
@@ -130,7 +130,7 @@ class VLLMServerGenerator:
         """Sample `n` completions of each prompt; see `Generator`. The first call after an update is a collective.
 
         Raises:
-            ValueError: If a prompt is empty or too long, `prompt_ids` are not one per prompt, no stop id is known, or
+            ValueError: If a prompt is empty or too long, `names` are not one per prompt, no stop id is known, or
                 a setting is out of its range.
             RuntimeError: If the servers refuse requests or do not answer any more, or a sync does not work.
         """
@@ -138,12 +138,12 @@ class VLLMServerGenerator:
         behind = self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy))
         if any(of_every_rank(behind)) if is_sharded(policy) else behind:
             self.sync(policy)
-        return self.sample(prompts, prompt_ids, n, stop, temperature, top_p)
+        return self.sample(prompts, names, n, stop, temperature, top_p)
 
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        prompt_ids: Sequence[str | int] | None,
+        names: Sequence[str | int] | None,
         n: int,
         stop_ids: Collection[int],
         temperature: float | None = None,
@@ -158,7 +158,7 @@ class VLLMServerGenerator:
         temperature = self.temperature if temperature is None else temperature
         top_p = self.top_p if top_p is None else top_p
         check_sampling(temperature, top_p)
-        names = names_of(prompts, prompt_ids)
+        names = names_of(prompts, names)
         longest = max(map(len, prompts), default=0) + self.max_new_tokens
         if longest > self.synced.max_model_len:
             raise ValueError(
@@ -282,17 +282,9 @@ def check_servers(urls: Sequence[str], transfer: str) -> None:
         raise ValueError("VLLMServerGenerator needs aiohttp: pip install -e '.[judge]'")
     if transfer == "nccl" and importlib.util.find_spec("vllm") is None:
         raise ValueError("VLLMServerGenerator sends weights over NCCL with vLLM's own code: pip install -e '.[vllm]'")
-    if not urls:
-        raise ValueError("servers must be addresses such as http://localhost:8000, not []")
+    check_addresses(urls, "addresses such as http://localhost:8000")
     for url in urls:
-        shown = url.rpartition("@")[2]  # what stands before may be a password
-        try:
-            server_at(url, "")
-        except ValueError as error:
-            raise ValueError(
-                f"servers must be addresses such as http://localhost:8000, not {shown} ({error})"
-            ) from error
-        parts = urlsplit(url)
+        parts, shown = urlsplit(url), url.rpartition("@")[2]  # what stands before may be a password
         if parts.path not in ("", "/"):
             raise ValueError(f"servers must be addresses without a path, not {shown}")
         if transfer == "folder" and not is_loopback(parts.hostname or ""):

@@ -204,16 +204,10 @@ def policy_loss(
     if ref_logprobs is not None:
         kl = kl_k3(logprobs, torch.where(counted, ref_logprobs.detach(), 0).to(dtype))
         loss = policy_term + kl_coef * (share * kl).sum()
-    ratio = torch.where(counted, ratio.detach(), 0)
-    worse, better = counted & (advantage < 0), counted & (advantage > 0)
     return loss, {
         "loss": policy_term.detach(),
         "kl": kl.detach().sum(),
-        "clip_low": (worse & (ratio < 1 - clip_low)).sum().to(dtype),
-        "clip_high": (better & (ratio > 1 + clip_high)).sum().to(dtype),
-        "clip_dual": (worse & (ratio > (torch.inf if dual_clip is None else dual_clip))).sum().to(dtype),
-        "ratio": ratio.sum(),
-        "ratio_max": torch.cat([ratio, ratio.new_zeros(1)]).max(),  # 0 without tokens: every ratio is above
+        **_ratio_parts(torch.where(counted, ratio.detach(), 0), advantage, clip_low, clip_high, dual_clip),
         "tokens": n_tokens,
         "rollouts": n_rollouts,
     }
@@ -252,6 +246,20 @@ def _surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: fl
     if dual_clip is None:
         return surrogate
     return torch.where(advantages < 0, torch.minimum(surrogate, -advantages * dual_clip), surrogate)
+
+
+def _ratio_parts(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> dict[str, Tensor]:
+    """The parts of `policy_loss` on the ratio of each token, [N]; ratio and advantage are 0 where it is ignored."""
+    worse, better = advantages < 0, advantages > 0
+    return {
+        "clip_low": (worse & (ratio < 1 - clip_low)).sum().to(ratio.dtype),
+        "clip_high": (better & (ratio > 1 + clip_high)).sum().to(ratio.dtype),
+        "clip_dual": (worse & (ratio > (torch.inf if dual_clip is None else dual_clip))).sum().to(ratio.dtype),
+        "ratio": ratio.sum(),
+        "ratio_max": torch.cat([ratio, ratio.new_zeros(1)]).max(),  # 0 without tokens: every ratio is above
+    }
 
 
 def _shares(totals: PolicyTotals, aggregation: Aggregation, lengths: Tensor, max_length: int | None) -> Tensor:

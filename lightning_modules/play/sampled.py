@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.chat.form import ChatForm, reads
 from datamodules.chat.segments import encode_prompt, prompt_text, target_segments
 from datamodules.example import Example
+from datamodules.loading import PromptBatch
 from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example, check_request
 from datamodules.sources.tools import read_tools
@@ -20,9 +21,10 @@ from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import EntropyBonus, group_advantages, mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.rollout.batching import CLOSE, cot_mask
-from lightning_modules.rollout.buffer import RolloutBuffer
-from lightning_modules.rollout.collect import score_tokens
+from lightning_modules.rollout.batching import CLOSE
+from lightning_modules.rollout.collect import make_buffer, score_tokens
+from lightning_modules.rollout.dynamic import Drawn
+from lightning_modules.rollout.groups import Overlong
 from lightning_modules.rollout.rollout import Rollout, score_completion
 from rewards import FunctionCallReward, parse_calls, write_calls
 from rewards.forms import FRAMES
@@ -155,19 +157,12 @@ def sample_group(
         completions = generator(policy, [prompt], n=samples, stop_ids=stops)[0]
     reward = FunctionCallReward()
     reward.form, reward.think = reads(form, tokenizer), form.think
-    rollouts = [score_completion(tokenizer, reward, example, prompt, completion) for completion in completions]
-    buffer = RolloutBuffer(
-        rows=[example.id],
-        prompts=[prompt] * samples,
-        completions=[completion.token_ids for completion in completions],
-        cot=[
-            cot_mask(tokenizer, completion.token_ids, bool(rollout.parsed.cot))
-            for completion, rollout in zip(completions, rollouts, strict=True)
-        ],
-        groups=[0] * samples,
-        masked=[False] * samples,
-        advantages=torch.zeros(0),
-    )
+    rollouts = [
+        replace(score_completion(tokenizer, reward, example, prompt, completion), token_ids=completion.token_ids)
+        for completion in completions
+    ]
+    batch, drawn = PromptBatch([example], [prompt]), Drawn([prompt], [rollouts], [0], {}, 0)
+    buffer = make_buffer(batch, drawn, tokenizer, Overlong())
     micros = buffer.pack(SCORED_TOGETHER, packed=False)
     with _one_at_a_time:
         _, entropy = score_tokens(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
@@ -178,18 +173,16 @@ def sample_group(
         scores = [rollout.result.score for rollout in rollouts]
         compared = compare(scores, level, advantage_scale, entropy_bonus)
     offered = json.loads(example.tools)
-    answers = []
-    for i, (completion, rollout) in enumerate(zip(completions, rollouts, strict=True)):
-        misfit = find_misfit(rollout.parsed.calls, offered) if rollout.parsed.calls else None
-        answers.append(
-            SampledAnswer(
-                tokens=shown_tokens(tokenizer, completion.token_ids, entropy[buffer.doc_ids == i], buffer.cot[i]),
-                rollout=rollout,
-                misfit=misfit.reason if misfit else None,
-                cot_entropy=level[i].item(),
-                **{name: column[i].item() for name, column in compared.items()},
-            )
+    answers = [
+        SampledAnswer(
+            rollout=rollout,
+            tokens=shown_tokens(tokenizer, rollout.token_ids, entropy[buffer.doc_ids == i], buffer.cot[i]),
+            misfit=misfit.reason if (misfit := find_misfit(rollout.parsed.calls or [], offered)) else None,
+            cot_entropy=level[i].item(),
+            **{name: column[i].item() for name, column in compared.items()},
         )
+        for i, rollout in enumerate(rollouts)
+    ]
     return SampledGroup(prompt_text(tokenizer, example, form), len(prompt), answers)
 
 

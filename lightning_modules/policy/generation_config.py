@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from datamodules.chat.templates import end_of_turn_id, turns_text
 from datamodules.encoding import EncodedRows
 from lightning_modules.policy.head import decoder_of
-from lightning_modules.policy.weights import BESIDE_THE_TEXT
+from lightning_modules.policy.weight_checks import BESIDE_THE_TEXT
 
 TABLE = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
 """Names of modules that hold a vector for each position."""

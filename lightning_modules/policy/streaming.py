@@ -135,7 +135,11 @@ def finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def save_block(tensors: dict[str, Tensor], file: Path, size: int) -> dict[str, str]:
-    """Write the weights of a layer; gives the file by their names."""
+    """Write the weights of a layer; gives the file by their names.
+
+    Raises:
+        OSError: See `no_room`.
+    """
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:

@@ -121,12 +121,14 @@ def test_long_prompts_are_left_out_and_counted(make_prompts, write_rows, make_ro
         module.prepare_data()
 
 
-def test_the_longest_prompt_is_the_limit_or_one_to_validate_on(make_prompts, write_rows, make_row, tiny_tokenizer):
-    rows = [make_row(i, query=f"{i} " + "word " * (40 if i == 3 else 1)) for i in range(4)]
+def test_the_longest_prompt_is_one_that_is_sampled_from_whatever_the_limit(
+    make_prompts, write_rows, make_row, tiny_tokenizer
+):
+    rows = [make_row(i, query=f"{i} " + "word " * (1, 3, 2, 40)[i]) for i in range(4)]
     lengths = [len(encode_prompt(tiny_tokenizer, to_example(row))) for row in rows]
-    module = make_prompts(write_rows(rows), prompts_per_step=1, max_prompt_length=min(lengths) + 2, val_fraction=0)
+    module = make_prompts(write_rows(rows), prompts_per_step=1, max_prompt_length=lengths[1] + 2, val_fraction=0)
     module.setup("fit")
-    assert module.longest_prompt == min(lengths) + 2 < lengths[3]
+    assert module.longest_prompt == lengths[1] > max(lengths[0], lengths[2])
     module.setup("validate")
     assert module.longest_prompt == lengths[3]
 

@@ -28,7 +28,7 @@ class Engine:
 
     max_new_tokens, reports_logprobs = 64, True
 
-    def __call__(self, policy, prompts, prompt_ids, n, stop_ids, temperature, top_p):
+    def __call__(self, policy, prompts, names, n, stop_ids, temperature, top_p):
         return [[self.completion(len(prompt) + 7 * i) for i in range(n)] for prompt in prompts]
 
     def completion(self, length):

@@ -52,9 +52,9 @@ class Recorded:
         logprobs = [-3 - 0.1 * i for i in range(len(ids))] if self.reports_logprobs else None
         return Completion(ids, "length" if text in self.cut else "stop", logprobs)
 
-    def __call__(self, policy, prompts, prompt_ids, n, stop_ids, temperature, top_p):
+    def __call__(self, policy, prompts, names, n, stop_ids, temperature, top_p):
         assert (n, temperature, top_p) == (3, TEMPERATURE, 1.0)
-        self.names.append(list(prompt_ids))
+        self.names.append(list(names))
         return [[self.completion(text) for text in TEXTS[PROMPTS.index(prompt)]] for prompt in prompts]
 
     def sync(self, policy):

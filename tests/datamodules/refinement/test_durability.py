@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.refinement import cli
+from datamodules.refinement import refinement
 from datamodules.refinement.cli import main
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.toolbox.rows import make_corpus
@@ -88,7 +88,7 @@ def test_a_kill_between_the_last_result_and_the_journal(refine, tmp_path, capsys
 
 def test_a_run_that_waited_at_the_door_does_not_refine_again(refine, tmp_path, monkeypatch, capsys):
     """The other run holds the lock when this one looks for results, and has written them when this one has the lock."""
-    original, looked = cli.Refinement._is_finished, []
+    original, looked = refinement.Refinement._is_finished, []
 
     def late(self, settings):
         looked.append(1)
@@ -96,21 +96,21 @@ def test_a_run_that_waited_at_the_door_does_not_refine_again(refine, tmp_path, m
 
     refine()
     before = (tmp_path / "run" / "report.json").stat().st_ino
-    monkeypatch.setattr(cli.Refinement, "_is_finished", late)
+    monkeypatch.setattr(refinement.Refinement, "_is_finished", late)
     refine()
     assert len(looked) == 2 and (tmp_path / "run" / "report.json").stat().st_ino == before
     assert names(tmp_path / "run") == RESULTS
 
 
 def test_rows_that_change_while_they_are_refined(refine, rows_file, tmp_path, monkeypatch):
-    original = cli.refine_rows
+    original = refinement.refine_rows
 
     def and_meanwhile(*arguments):
         original(*arguments)
         with open(rows_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(make_corpus("train", 13, 9)[-1]) + "\n")
 
-    monkeypatch.setattr(cli, "refine_rows", and_meanwhile)
+    monkeypatch.setattr(refinement, "refine_rows", and_meanwhile)
     with pytest.raises(SystemExit, match=rf"error: {rows_file} changed while it was refined"):
         refine()
     assert names(tmp_path / "run") == {"config.yaml", NAME, "traceback.txt"}

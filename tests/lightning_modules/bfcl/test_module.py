@@ -30,12 +30,12 @@ class Scripted:
     def __init__(self, tokenizer, answer, fail_after=None):
         self.tokenizer, self.answer, self.left, self.asked = tokenizer, answer, fail_after, []
 
-    def __call__(self, policy, prompts, prompt_ids=None, n=1, stop_ids=None, temperature=None, top_p=None):
+    def __call__(self, policy, prompts, names=None, n=1, stop_ids=None, temperature=None, top_p=None):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = None if self.left is None else self.left - 1
-        self.asked += prompt_ids
-        texts = [[self.answer(row, sample) for sample in range(n)] for row in prompt_ids]
+        self.asked += names
+        texts = [[self.answer(row, sample) for sample in range(n)] for row in names]
         encode = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         return [[Completion([*encode(text), min(stop_ids)], "stop") for text in row] for row in texts]
 

@@ -59,6 +59,16 @@ def test_nothing_is_said_of_validating_where_no_row_is_held_out(base_args, tmp_p
     assert "step 1 of 1" in printed and "to see that it works" not in printed
 
 
+@pytest.mark.parametrize(
+    ("command", "line"), [("validate", r"\(2 rows, "), ("test", r"2 of 2 rows answered"), ("predict", r"2 of 2 rows")]
+)
+def test_rows_are_those_of_the_batches_that_limits_leave(command, line, base_args, tmp_path, capsys):
+    limit = {"validate": "val"}.get(command, command)
+    small = {"data.init_args.eval_batch_size": 2, f"trainer.limit_{limit}_batches": 1}
+    main([command, "--config", "configs/srml.yaml", *base_args(tmp_path, **small)])
+    assert re.search(line, capsys.readouterr().out)
+
+
 def test_the_end_names_checkpoint_model_and_commands_that_can_be_pasted(said):
     printed, _, run = said
     end = printed[printed.index("done") :]

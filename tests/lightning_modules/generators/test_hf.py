@@ -79,17 +79,17 @@ def test_samples_do_not_depend_on_batching_order_or_global_random_state(policy):
     generate = {
         budget: HFGenerator(max_new_tokens=8, temperature=1.0, token_budget=budget, seed=4) for budget in (1, 50, 16384)
     }
-    want = ids(generate[16384](policy, PROMPTS, prompt_ids=names, n=3))
+    want = ids(generate[16384](policy, PROMPTS, names=names, n=3))
     torch.manual_seed(123)
-    assert ids(generate[1](policy, PROMPTS, prompt_ids=names, n=3)) == want
-    assert ids(generate[50](policy, PROMPTS[::-1], prompt_ids=names[::-1], n=3)) == want[::-1]
-    assert ids(generate[50](policy, PROMPTS[2:3], prompt_ids=["c"], n=2)) == [want[2][:2]]
+    assert ids(generate[1](policy, PROMPTS, names=names, n=3)) == want
+    assert ids(generate[50](policy, PROMPTS[::-1], names=names[::-1], n=3)) == want[::-1]
+    assert ids(generate[50](policy, PROMPTS[2:3], names=["c"], n=2)) == [want[2][:2]]
     assert len({tuple(sample) for samples in want for sample in samples}) == 15
 
 
 def test_seed_and_prompt_id_change_the_samples(policy):
     def sample(seed, name):
-        return ids(HFGenerator(max_new_tokens=8, temperature=1.0, seed=seed)(policy, PROMPTS[:1], prompt_ids=[name]))
+        return ids(HFGenerator(max_new_tokens=8, temperature=1.0, seed=seed)(policy, PROMPTS[:1], names=[name]))
 
     assert sample(0, "a") == sample(0, "a")
     assert sample(0, "a") != sample(1, "a") and sample(0, "a") != sample(0, "b")
@@ -148,8 +148,8 @@ def test_generates_in_eval_mode_without_gradients_and_restores_each_mode(tiny_mo
 
 def test_nothing_to_generate_and_bad_arguments(policy):
     assert HFGenerator()(policy, []) == []
-    with pytest.raises(ValueError, match="Prompts must not be empty and need one id each: 1 prompts, 2 ids"):
-        HFGenerator()(policy, [[1]], prompt_ids=["a", "b"])
+    with pytest.raises(ValueError, match="Prompts must not be empty and need one name each: 1 prompts, 2 names"):
+        HFGenerator()(policy, [[1]], names=["a", "b"])
     with pytest.raises(ValueError, match="Prompts must not be empty"):
         HFGenerator()(policy, [[1], []])
     with pytest.raises(ValueError, match=r"top_p in \(0, 1\], got 0.0 and 0"):

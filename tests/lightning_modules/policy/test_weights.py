@@ -15,8 +15,9 @@ from lightning_modules.policy import weight_files
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import probe, probe_as_loaded
+from lightning_modules.policy.weight_checks import check_kinds, check_ties
 from lightning_modules.policy.weight_files import exact_dtype
-from lightning_modules.policy.weights import check_kinds, check_model, check_ties, load_weights
+from lightning_modules.policy.weights import check_model, load_weights
 
 NORM, Q, EXPERT = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.experts.2."
 
