@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from datamodules.loading import ResumableLoader
 from datamodules.system.files import clear_unfinished
@@ -123,6 +124,10 @@ class LastCheckpoint(ModelCheckpoint):
         """Save the end of the run, so that more epochs can follow."""
         self._save(trainer)
 
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        """What the name is made of; the `step` logged last may be of the step before one that an error broke off."""
+        return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
+
     def _note(self, *_: Any) -> None:
         self.terminated = True
 
@@ -196,11 +201,18 @@ class ExactResume(Callback):
         self.begun = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Undo the step that an error or Ctrl-C has broken off, so that the checkpoint is one of the step's start."""
-        if self.begun is None or self.begun[0] != trainer.global_step:
+        """Undo the step that an error or Ctrl-C has broken off, so that the checkpoint is one of the step's start.
+
+        Where the weights have taken it, as when its metrics cannot be written, the checkpoint is one of its end.
+        """
+        if self.begun is None:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if self.begun[0] != trainer.global_step:
+            for counts in (progress.total, progress.current):
+                counts.processed = counts.started  # Lightning counts such a batch as completed when it goes on
             return
         set_random_states(self.begun[1])
-        progress = trainer.fit_loop.epoch_loop.batch_progress
         for counts in (progress.total, progress.current):
             counts.ready = counts.started = counts.completed
         if isinstance(trainer.train_dataloader, ResumableLoader):

@@ -195,6 +195,10 @@ def assert_went_on(run, resumed, step):
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "rollouts"):
         assert_same(saved_state(resumed, 10)[key], saved_state(run, 10)[key])
     assert_same(saved_state(resumed, 10)["callbacks"]["ExactResume"], saved_state(run, 10)["callbacks"]["ExactResume"])
+    batches, whole = (
+        saved_state(of, 10)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"] for of in (resumed, run)
+    )
+    assert batches == whole
 
 
 # Between two optimizer steps and inside one; in the middle of a buffer, and while one is filled (step 8 samples anew).
@@ -232,6 +236,7 @@ ENDS = [
     ("clip_gradients", 2, terminate, 3, SystemExit, 143),  # the step is finished first
     ("clip_gradients", 5, press_ctrl_c, 5, SystemExit, 1),  # the step is undone
     ("score", 8, engine_dies, 8, SystemExit, None),  # and its rollouts are sampled again
+    ("log_metrics", 6, press_ctrl_c, 6, SystemExit, None),  # the step is taken, in the middle of a buffer
 ]
 
 
@@ -242,10 +247,10 @@ def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
 ):
     original = getattr(GRPOModule, method)
 
-    def end(module, *args):
+    def end(module, *args, **named):
         if module.global_step == step and not module.trainer.sanity_checking:
             event()
-        return original(module, *args)
+        return original(module, *args, **named)
 
     args = base_args(tmp_path, **RUN | LORA | {"last_checkpoint.every_n_train_steps": 50})
     with monkeypatch.context() as patch, pytest.raises(raised) as error:
