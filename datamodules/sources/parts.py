@@ -99,7 +99,23 @@ def typed(part: Any) -> dict[str, Any]:
             "tool_use_id": result.get("id") or result.get("name"),
             "content": result.get("response"),
         }
-    return {"type": ", ".join(sorted(kinds))}
+    return _of_bedrock(given) or {"type": ", ".join(sorted(kinds))}
+
+
+def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
+    """A part of Bedrock's that is no text; None for any other."""
+    key, held = next(iter(part.items()), ("", None))
+    if len(part) != 1 or not isinstance(held, dict):
+        return None
+    if key == "toolUse":
+        return {"type": "tool_use", "id": held.get("toolUseId"), "name": held.get("name"), "input": held.get("input")}
+    if key == "toolResult":
+        parts = held.get("content") or []
+        found = [json.dumps(p["json"], ensure_ascii=False) if isinstance(p, dict) and "json" in p else p for p in parts]
+        return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": found}
+    if key == "reasoningContent" and isinstance(said := held.get("reasoningText"), dict):
+        return {"type": "thinking", "text": said.get("text")}
+    return None
 
 
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
