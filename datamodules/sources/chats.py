@@ -206,7 +206,8 @@ def _offered(
         found = [tool for held, _ in split for tool in held]
         tools = tools or read_tools(found, notes)
         if column is None and not brought and not found:
-            column = next((value for path in TOOLS_WITHIN if (value := columns.within(*path)) is not None), None)
+            within = (columns.within(*path) for path in TOOLS_WITHIN)
+            column = next((value for value in within if value == [] or listed(value)), None)
             tools = read_tools(column or [], notes)
     except ValueError as error:
         raise BadRow("tools", str(error)) from error

@@ -41,6 +41,7 @@ _CUT = {
     "finish_reason": ("length", "max_tokens", "MAX_TOKENS", "content_filter"),
     "finishReason": ("MAX_TOKENS", "SAFETY", "RECITATION"),
     "stop_reason": ("max_tokens", "model_context_window_exceeded"),
+    "stopReason": ("max_tokens", "model_context_window_exceeded", "content_filtered", "guardrail_intervened"),
     "status": ("incomplete", "in_progress"),
 }
 """What servers say of an answer that is not whole."""

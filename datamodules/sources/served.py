@@ -27,7 +27,8 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in REQUESTS:
         request = as_object(row.get(name))
         request = as_object(request.get("body")) or request  # beside the address and the headers
-        if request.keys() & {*CHATS, "contents", "input"}:
+        chats = [request[key] for key in (*CHATS, "contents", "input") if key in request]
+        if any(isinstance(row[name], dict) or messages_in(chat) for chat in chats):  # a text may be the user's own JSON
             rest = {key: value for key, value in row.items() if key != name}
             if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
                 raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
@@ -53,9 +54,9 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
             raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")
         if reason := cut_off(value):
             raise BadRow(column, reason)
-        for key in ("body", "message"):  # what was received with its status; LangSmith's
-            if isinstance(value.get(key), dict):
-                return answer_items(value[key], column)
+        for key in ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
+            if inner := as_object(value.get(key)):
+                return answer_items(inner, column)
         value = next((value[key] for key in _ANSWERS if key in value), None)
     items = listed(value)
     if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):

@@ -211,6 +211,17 @@ def test_columns_that_hold_tools_among_other_things(columns):
     assert (json.loads(own.examples[0].tools), own.notes["unused/metadata"]) == ([NOW], 1)
 
 
+def test_names_of_tools_are_no_tools():
+    with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+        to_example({"messages": [ASK, said("ok")], "metadata": {"tools": ["get_weather", "now"]}})
+
+
+def test_a_request_in_json_is_no_log():
+    asked = json.dumps({"messages": "three", "city": "Oslo"})
+    example = to_example({"input": asked, "output": TEXT, "tools": WRAPPED})
+    assert (example.query, json.loads(example.answers)) == (asked, [OSLO])
+
+
 @pytest.mark.parametrize("tools", [["def now(): ..."], ["You may use the tools <tools>[{'name': 'now', </tools>"]])
 def test_tools_for_a_chat_template_that_cannot_be_read_are_not_taken_for_none(tools):
     with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
@@ -441,6 +452,10 @@ PREFERRED = {"chosen_response": said(TOOLCALL), "rejected_response": said("No.")
 
 GLAIVE_1 = 'ASSISTANT: <functioncall> {"name": "now", "arguments": {}} <|endoftext|>\n'
 BLOCKS = [{"type": "thinking", "thinking": "Hm."}, {"type": "tool_use", "id": "t", "name": "now", "input": {}}]
+BEDROCK = [
+    {"reasoningContent": {"reasoningText": {"text": "Hm."}}},
+    {"toolUse": {"toolUseId": "t", "name": "now", "input": {}}},
+]
 ITEMS = [
     {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "Hm."}]},
     {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}", "status": "completed"},
@@ -474,6 +489,8 @@ SERVED = [
     {"outputs": {"messages": [*ASK_TIME, CALLED]}},
     {"outputs": {"generations": [[{"text": "", "generation_info": None, "message": serialised("AI", **AI_CALLED)}]]}},
     {"expectedOutput": CALLED},
+    {"response": {"statusCode": 200, "body": json.dumps({"choices": [{"message": CALLED}]})}},
+    {"response": {"output": {"message": {"role": "assistant", "content": BEDROCK}}, "stopReason": "tool_use"}},
 ]
 """What servers of OpenAI, Anthropic and Google send, and how files of batches, LangSmith and Langfuse keep it."""
 
@@ -774,6 +791,10 @@ def test_ids_of_the_rows_of_one_chat():
         ),
         (chat(ASK, said("ok"), system=[{"type": "image"}]), "must be a string or a list of parts with texts"),
         ({"query": "Hi", "tools": [NOW], "answers": ["It is 12", "It is noon"]}, "is a list of texts without calls"),
+        (
+            {"query": "Hi", "tools": [NOW], "answer": "It is noon.", "tool_calls": [TIME]},
+            "holds calls, and 'answer' an answer without any: keep one of them",
+        ),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
         ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
@@ -793,6 +814,7 @@ def test_what_is_refused(row, reason):
         ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "MAX_TOKENS"}]}}, "'MAX_TOKENS'"),
         ({"response": {"object": "response", "status": "incomplete", "output": ITEMS}}, "status 'incomplete'"),
         ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "SAFETY"}]}}, "'SAFETY'"),
+        ({"response": {"output": {"message": said("It")}, "stopReason": "max_tokens"}}, "stopReason 'max_tokens'"),
         ({"output": [said("It", response_metadata={"finish_reason": "length"})]}, "finish_reason 'length'"),
         (
             {"outputs": {"generations": [[{"generation_info": {"finish_reason": "length"}, "message": said("It")}]]}},
