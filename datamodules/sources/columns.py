@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.values import read_whole
 
-CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
+CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog", "trajectory")
 SYSTEMS = ("system", "system_prompt", "developer", "instructions", "systemInstruction", "system_instruction")
 QUERIES = ("query", "question", "user_query")
 TOOLS = ("tools", "functions", "function", "available_tools")

@@ -110,12 +110,17 @@ def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
     if key == "toolUse":
         return {"type": "tool_use", "id": held.get("toolUseId"), "name": held.get("name"), "input": held.get("input")}
     if key == "toolResult":
-        parts = held.get("content") or []
-        found = [json.dumps(p["json"], ensure_ascii=False) if isinstance(p, dict) and "json" in p else p for p in parts]
-        return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": found}
+        content = held.get("content")
+        if isinstance(content, list):
+            content = [json.dumps(p["json"], ensure_ascii=False) if _is_json(p) else p for p in content]
+        return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": content}
     if key == "reasoningContent" and isinstance(said := held.get("reasoningText"), dict):
         return {"type": "thinking", "text": said.get("text")}
     return None
+
+
+def _is_json(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("json") is not None
 
 
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:

@@ -545,6 +545,7 @@ SERVED = [
         ({"contents": [GEMINI_ASK, GEMINI_CALL], "tools": [{"functionDeclarations": [NOW]}]}, "Hm."),
         ({"messages": [{"type": "human", "content": "What time is it?"}, AI], "tools": [NOW]}, ""),
         ({"conversation": [{"human": "What time is it?", "assistant": "[now()]"}], "tools": [NOW]}, ""),
+        ({"trajectory": [*ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
     ],
 )
 def test_forms_of_known_sources(row, cot):
@@ -681,11 +682,14 @@ def test_ways_of_a_tool_to_answer(result):
     assert json.loads(text.history)[-1] == {"role": "tool", "content": "rain"}
 
 
-def test_a_result_in_json_of_bedrock():
-    result = {"toolUseId": "c1", "content": [{"json": {"sky": "rain"}}], "status": "success"}
+@pytest.mark.parametrize(
+    ("content", "text"), [([{"json": {"sky": "rain"}}], '{"sky": "rain"}'), ([{"json": None, "text": "rain"}], "rain")]
+)
+def test_a_result_in_json_of_bedrock(content, text):
+    result = {"toolUseId": "c1", "content": content, "status": "success"}
     row = chat(ASK, said(tool_calls=[CALL]), {"role": "user", "content": [{"toolResult": result}]}, said("Rain."))
     history = json.loads(read_raw(row, "every").examples[1].history)
-    assert history[-1] == {"role": "tool", "content": '{"sky": "rain"}'}
+    assert history[-1] == {"role": "tool", "content": text}
 
 
 def test_a_request_may_begin_as_an_observation_where_no_call_comes_before():
