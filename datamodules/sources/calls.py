@@ -82,10 +82,11 @@ def _call(item: dict[str, Any], offered: Collection[str]) -> Call:
         raise ValueError(f"the {given[0]} of {item[name_key][:80]!r} cannot be read: {error}") from error
     arguments = {} if arguments in (None, []) else arguments
     unknown = item.keys() - {name_key, *given}
-    if name_key == "api" and unknown == {"responses"}:  # Seal-Tools names results, which later calls may be given
-        unknown = set()
-        if re.search(r"API_call_\d", repr(arguments)):
-            raise ValueError("an argument stands for the result of another call")
+    label = str(item.get("label"))
+    if (name_key == "api" and unknown == {"responses"}) or (unknown == {"label"} and label.startswith("$var")):
+        unknown = set()  # Seal-Tools and NESTFUL name results, which later calls may be given
+        if re.search(r"API_call_\d|\$var_?\d", repr(arguments)):
+            raise ValueError("an argument stands for the result of another call, which a tool has to give first")
     if unknown:
         raise ValueError(f"a call has the key {min(map(str, unknown))!r}, which is not known")
     return call_from({"name": resolved(item[name_key], offered), "arguments": arguments})

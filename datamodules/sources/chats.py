@@ -11,20 +11,24 @@ from datamodules.sources.columns import (
     COMPLETIONS,
     QUERIES,
     TOOLS,
+    TOOLS_WITHIN,
     Columns,
     listed,
     messages_in,
     pairs_in,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import cut_off, read_messages, read_system
+from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.parts import Message
-from datamodules.sources.prompts import GLAIVE, glaive_chat, split_request, split_system
+from datamodules.sources.prompts import GLAIVE, NO_TOOLS, glaive_chat, split_request, split_system
+from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
 from datamodules.sources.tools import read_tools, refuse_others
 from datamodules.sources.turns import Turn, read_turns
-from datamodules.sources.values import read_whole
 from rewards import as_calls
+
+_TEMPLATED = [("chat_template_kwargs", key) for key in ("custom_instructions", "xml_tools", "python_tools")]
+"""What SmolTalk2 hands to its chat template: texts, those about tools with words around them."""
 
 
 def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
@@ -63,7 +67,10 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
         return _instruction(columns, notes)
     name, query = columns.name(("prompt", "input")), columns.name(QUERIES)
     completion = columns.name(COMPLETIONS)
-    if query and _answer_items(columns.row.get(completion)):  # a message, or parts of one
+    answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
+    if answer and not (name or query):
+        raise BadRow(completion, ALONE)
+    if query and answer:
         name = query
     elif query or completion not in COMPLETIONS[: -len(ANSWERS) - 1]:
         return None
@@ -114,7 +121,7 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     value = columns.take(column)
     if column == "reward_model":  # verl's
         value = value.get("ground_truth") if isinstance(value, dict) else value
-    if (items := _answer_items(value, column)) is None:
+    if (items := answer_items(value, column)) is None:
         texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
         value = "\n".join(value) if texts else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
@@ -128,35 +135,6 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
         raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
     return answer[len(said) :]
-
-
-def _answer_items(value: Any, column: str = "response") -> list[Any] | None:
-    """The messages of an answer: messages, one, the parts of one, or what a server sent; None for anything else.
-
-    Raises:
-        BadRow: A server sent several answers, or one that it broke off.
-    """
-    if isinstance(value, str) and value.lstrip()[:1] == "{":
-        try:
-            value = read_whole(value)
-        except ValueError:
-            return None
-    if isinstance(value, dict):
-        if {"role", "from"} & value.keys():
-            return [value]
-        if reason := cut_off(value):
-            raise BadRow(column, reason)
-        value = next((value[key] for key in ("choices", "candidates", "output") if key in value), None)
-    items = listed(value)
-    if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
-        if len(items) > 1:
-            raise BadRow(column, f"has {len(items)} answers to one request: keep one of them")
-        if reason := cut_off(items[0]):
-            raise BadRow(column, reason)
-        return [next(items[0][key] for key in ("message", "content") if key in items[0])]
-    if items and any(item.get("type") in ("tool_use", "text", "thinking") for item in items):
-        return messages_in(items) or [{"role": "assistant", "content": items}]
-    return messages_in(items)
 
 
 def read_chat(
@@ -187,8 +165,9 @@ def read_chat(
     """
     system = read_system(columns)
     told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
-    texts = [system] * bool(system) + [message.text for message in told if message.role == "system"]
-    tools, rest = _offered(name, texts, messages, columns, notes)
+    texts = [system, *(_written(columns.within(*path)) for path in _TEMPLATED)]
+    texts += [message.text for message in told if message.role == "system"]
+    tools, rest = _offered(name, list(filter(None, texts)), messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*columns.thoughts())
@@ -203,6 +182,12 @@ def read_chat(
         if as_calls(answers) != as_calls(examples[-1].answers):
             raise BadRow(other, f"is another answer than that in '{name}': keep one of them")
     return examples
+
+
+def _written(value: Any) -> str:
+    """A value, or one a line, as a system's text has them."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return "\n".join(part if isinstance(part, str) else dump(part) for part in values)
 
 
 def _offered(
@@ -220,9 +205,19 @@ def _offered(
         split = [split_system(text, notes, tools or None) for text in dict.fromkeys(texts)]
         found = [tool for held, _ in split for tool in held]
         tools = tools or read_tools(found, notes)
+        if column is None and not brought and not found:
+            within = (columns.within(*path) for path in TOOLS_WITHIN)
+            column = next((value for value in within if value == [] or listed(value)), None)
+            tools = read_tools(column or [], notes)
     except ValueError as error:
         raise BadRow("tools", str(error)) from error
-    if column is None and not brought and not found and name not in GLAIVE:  # Glaive's systems say when there are none
+    if not (column is not None or brought or found or name in GLAIVE or _says_none(texts, columns)):
         advice = "write [] into such a column where no tool is on offer"
         raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
     return tools, "\n\n".join(filter(None, (text for _, text in split)))
+
+
+def _says_none(texts: list[str], columns: Columns) -> bool:
+    """Whether a row without tools says so: in a system's text, as Glaive's do, or by SmolTalk2's empty lists."""
+    templated = [columns.within(*path) for path in _TEMPLATED[1:]]
+    return any(map(NO_TOOLS.search, texts)) or ([] in templated and not any(templated))

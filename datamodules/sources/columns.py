@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.values import read_whole
 
-CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
+CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog", "trajectory")
 SYSTEMS = ("system", "system_prompt", "developer", "instructions", "systemInstruction", "system_instruction")
 QUERIES = ("query", "question", "user_query")
 TOOLS = ("tools", "functions", "function", "available_tools")
@@ -22,12 +22,11 @@ ANSWERS = (
     "model_answer",
 )
 COMPLETIONS = (
-    *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
+    *("completion", "chosen_response", "chosen", "preferred_output", "response", "response_body", "choices"),
+    *("expectedOutput", "expected_output", "output", "outputs"),  # the first two are Langfuse's
     "output_messages",
     *(*ANSWERS, "reward_model"),
 )
-REQUESTS = ("request", "body", "input")
-"""What the object that was sent to a server may be called; its keys are those of a row."""
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
 _SETTINGS = ("on", "off", "true", "false", "enabled", "disabled", "auto", "minimal", "low", "medium", "high")
 """Texts that say whether, or how much, a model was to think, in a column that is called like a thought."""
@@ -37,6 +36,11 @@ NOTHING = ("", "null", "none", "nan")
 """Texts, in lower case, that a table exported as texts has in the place of nothing."""
 _ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
 """Types of messages that have no role: OpenAI's items of responses, LangChain's messages."""
+TOOLS_WITHIN = (
+    *(("toolConfig", "tools"), ("metadata", "tools"), ("chat_template_kwargs", "tools")),  # of Bedrock, Nemotron, TRL
+    *(("optional_params", "tools"), ("extra", "invocation_params", "tools")),  # of LiteLLM, LangSmith
+)
+"""Where rows without a column of tools may have them: a column that is about more, and keys in it."""
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -89,6 +93,15 @@ class Columns:
             self.used.add(name)
         return self.row.get(name)
 
+    def within(self, column: str, *keys: str) -> Any:
+        """What an object in a column has under keys in keys, the column now marked as used; None if it has nothing."""
+        value = self.row.get(column)
+        for key in keys:
+            value = as_object(value).get(key)
+        if value is not None:
+            self.used.add(column)
+        return value
+
     def thoughts(self) -> tuple[str, ...]:
         """Names of columns for a chain of thought, without those that set one: `reasoning: off`, an API's options."""
         return tuple(name for name in THOUGHTS if not _is_setting(self.row.get(name)))
@@ -109,6 +122,16 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, dict | bool) or (isinstance(value, str) and value.strip().lower() in _SETTINGS)
 
 
+def as_object(value: Any) -> dict[str, Any]:
+    """An object, given as such or as its JSON text; an empty one for anything else."""
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        try:
+            value = read_whole(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
 def label(columns: Columns, name: str) -> str:
     """A column that is carried through: a text, or a number as text."""
     value = columns.row.get(name)
@@ -120,22 +143,6 @@ def label(columns: Columns, name: str) -> str:
     if name == "id" and value is not None:
         raise BadRow("id", f"must be a string or an integer, not {type(value).__name__}")
     return ""
-
-
-def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with the keys of a request that it holds whole, as logs and OpenAI's files of batches and preferences do.
-
-    Raises:
-        BadRow: A key stands in the request and beside it.
-    """
-    for name in REQUESTS:
-        request = row.get(name)
-        if isinstance(request, dict) and request.keys() & {*CHATS, "contents", "input"}:
-            rest = {key: value for key, value in row.items() if key != name}
-            if both := next((key for key in request if rest.get(key) is not None), ""):
-                raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
-            return rest | request
-    return row
 
 
 def listed(value: Any) -> list[Any] | None:
@@ -166,7 +173,7 @@ def messages_in(value: Any) -> list[Any] | None:
 
 
 def _is_message(item: dict[str, Any]) -> bool:
-    return bool({"role", "from", "human", "user"} & item.keys()) or item.get("type") in _ITEMS
+    return bool({"role", "from", "human", "user", "lc"} & item.keys()) or item.get("type") in _ITEMS
 
 
 def pairs_in(value: Any) -> list[Any]:

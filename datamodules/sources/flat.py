@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, ANSWERS, Columns, pairs_in
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
@@ -56,6 +56,8 @@ def read_columns(
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
         if response and response == columns.row.get("response") and as_calls(answers_text):
             columns.used.discard("response")  # calls are the answer
+        if not as_calls(answers_text):
+            _refuse_calls_beside(found["answers"], tools, columns)
     return Example(
         id=plain["id"],
         query=query,
@@ -67,6 +69,18 @@ def read_columns(
         category=plain["category"],
         source=plain["source"],
     )
+
+
+def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Columns) -> None:
+    """Refuse calls that stand beside an answer without any, as beside what is said once the tools have given something.
+
+    Raises:
+        BadRow: There are some.
+    """
+    for other in ANSWERS:
+        if other in columns.row and other != name:
+            if as_calls(read_answers(columns.row[other], tools, "", "", Counter())[0]):
+                raise BadRow(other, f"holds calls, and '{name}' an answer without any: keep one of them")
 
 
 def read_answers(

@@ -7,8 +7,9 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
-from datamodules.sources.columns import REFUSED, Columns, label, opened
+from datamodules.sources.columns import REFUSED, Columns, label
 from datamodules.sources.flat import read_columns
+from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
 
 

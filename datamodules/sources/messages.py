@@ -33,11 +33,15 @@ _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
     *("response_metadata", "usage_metadata", "stop_sequence", "example", "extra"),  # the last is Qwen-Agent's
+    *("citations", "content_type"),  # Cohere's; of gpt-oss
 }
+_CHANNELS = {"analysis": "think", "commentary": "assistant", "final": "assistant"}
+"""Channels of gpt-oss, and what a message on one is."""
 _CUT = {
-    "finish_reason": ("length", "max_tokens", "MAX_TOKENS"),
-    "finishReason": ("MAX_TOKENS",),
+    "finish_reason": ("length", "max_tokens", "MAX_TOKENS", "content_filter"),
+    "finishReason": ("MAX_TOKENS", "SAFETY", "RECITATION"),
     "stop_reason": ("max_tokens", "model_context_window_exceeded"),
+    "stopReason": ("max_tokens", "model_context_window_exceeded", "content_filtered", "guardrail_intervened"),
     "status": ("incomplete", "in_progress"),
 }
 """What servers say of an answer that is not whole."""
@@ -80,6 +84,8 @@ def _messages(item: Any) -> Iterator[Message]:
         raise ValueError(f"is no object but {type(item).__name__}")
     if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
         item = item["data"] | {"type": item["type"]}
+    if "lc" in item and isinstance(item.get("kwargs"), dict):  # and its `dumpd`
+        item = {"type": item["id"][-1] if isinstance(item.get("id"), list) and item["id"] else ""} | item["kwargs"]
     item = {key: value for key, value in item.items() if value is not None and value not in ("", [], {})}
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
@@ -87,11 +93,12 @@ def _messages(item: Any) -> Iterator[Message]:
             yield from _messages({"role": role, "content": text})
         return
     name = item.get(role_key) if role_key else None
-    role = ROLES.get(re.sub(r"[\s-]+", "_", name.strip().lower())) if isinstance(name, str) else None
+    role = _role(name)
     if role is None:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
     if role in ("assistant", "call", "think") and (reason := cut_off(item)):
         raise ValueError(reason)
+    role, called = _addressed(item, role)
     message = Message(role)
     if role in ("tool", "call"):
         keys = ("tool_call_id", "call_id", *(("name", "tool_name") if role == "tool" else ()))
@@ -100,6 +107,9 @@ def _messages(item: Any) -> Iterator[Message]:
     if role == "call" and not text_key and "name" in item:  # the message itself is the call
         message.calls.append([{"name": item["name"], "arguments": item.pop("arguments", {})}])
     results = add_content(message, item[text_key]) if text_key else []
+    if called:
+        message.calls.append([{"name": called, "arguments": message.text}])
+        message.text = ""
     for key, value in item.items():
         if key not in (role_key, text_key):
             _add_key(message, key, value)
@@ -108,8 +118,30 @@ def _messages(item: Any) -> Iterator[Message]:
         yield message
 
 
+def _addressed(item: dict[str, Any], role: str) -> tuple[str, str]:
+    """What a message of gpt-oss is by its channel, and the tool that it calls; takes the keys that say so."""
+    if role not in ("assistant", "tool"):
+        return role, ""
+    channel, recipient = (str(item.pop(*key)) for key in (("channel", "commentary"), ("recipient", "all")))
+    if role == "tool":
+        return role, ""
+    called = "" if recipient == "all" else recipient
+    if channel not in _CHANNELS or (called and channel != "commentary"):
+        raise ValueError(f"stands on the channel {channel[:40]!r}, for {recipient[:40]!r}, which is not read")
+    return _CHANNELS[channel], called
+
+
+def _role(name: Any) -> str | None:
+    """What a message of this role, or of this type or class of LangChain's, is; None where that is not known."""
+    if not isinstance(name, str):
+        return None
+    return ROLES.get(re.sub(r"[\s-]+", "_", re.sub(r"Message(?:Chunk)?$", "", name.strip()).lower()))
+
+
 def cut_off(answer: dict[str, Any]) -> str:
     """What a server says of an answer that it broke off, for a message; "" for a whole one."""
+    for key in ("response_metadata", "generation_info"):  # LangChain's places for it
+        answer = answer | (answer[key] if isinstance(answer.get(key), dict) else {})
     key = next((key for key, words in _CUT.items() if answer.get(key) in words), "")
     return f"was cut off, as its {key} {answer[key]!r} says: leave such answers out" if key else ""
 

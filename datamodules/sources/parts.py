@@ -99,7 +99,28 @@ def typed(part: Any) -> dict[str, Any]:
             "tool_use_id": result.get("id") or result.get("name"),
             "content": result.get("response"),
         }
-    return {"type": ", ".join(sorted(kinds))}
+    return _of_bedrock(given) or {"type": ", ".join(sorted(kinds))}
+
+
+def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
+    """A part of Bedrock's that is no text; None for any other."""
+    key, held = next(iter(part.items()), ("", None))
+    if len(part) != 1 or not isinstance(held, dict):
+        return None
+    if key == "toolUse":
+        return {"type": "tool_use", "id": held.get("toolUseId"), "name": held.get("name"), "input": held.get("input")}
+    if key == "toolResult":
+        content = held.get("content")
+        if isinstance(content, list):
+            content = [json.dumps(p["json"], ensure_ascii=False) if _is_json(p) else p for p in content]
+        return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": content}
+    if key == "reasoningContent" and isinstance(said := held.get("reasoningText"), dict):
+        return {"type": "thinking", "text": said.get("text")}
+    return None
+
+
+def _is_json(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("json") is not None
 
 
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:

@@ -12,15 +12,18 @@ GLAIVE = ("chat", "sample")
 """Columns in which Glaive's second and first data set have a chat as text."""
 _GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*+")
 _GLAIVE_ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+NO_TOOLS = re.compile(r"\bno access to (?:any |external )*(?:functions|tools)\b", re.IGNORECASE)
+"""What Glaive's system texts say where no tool is on offer."""
 _DIALOGUE = tags("user", "obs")
 _SEAL_TOOLS, _SEAL_QUERY = re.compile(r"\bapi_list\s*+=\s*+(?=\[)"), re.compile(r"task_instruction\s*+=\s*+\"")
 _FORMAT = re.compile(
     r"""</?[\w|]*(?:tool|function|think|response|schema|scratch_pad)
-    |^\W*(?:(?:available\s+)?(?:tools|functions)|output\ format|examples?)\W*$
+    |^\W*(?:(?:available\s+)?(?:tools|functions)|output\ format|examples?|thought|action(?:\ input)?)\W*$
     |\b(?:following|available|these|possible|provided)\s+(?:\w+\s+)?(?:functions?|tools?|apis?)\b
     |\b(?:list|set)\ of\ (?:\w+\ ){0,8}(?:functions|tools|apis)\b
     |\b(?:functions?|tools?)[-/ ](?:tool\ )?call(?:s|ing)?\b|\bcompos(?:e|ing)\ functions\b
-    |\bone\ or\ more\ (?:functions|tools)\b|\buse\ them\ if\ required\b|\bno\ other\ text\b
+    |\bone\ or\ more\ (?:functions|tools)\b|\buse\ them\ if\ required\b|\b(?:no|any)\ other\ text\b
+    |\bexample\ format\b|\boutput\ should\ follow\ this\ format\b
     |\bnone\ of\ the\ functions?\b|\blacks\ the\ parameters\b|\balso\ point\ it\ out\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -39,7 +42,8 @@ _FENCED, _CLOSING = tags("tool_call", "function_call", "TOOLCALL", "schema", "sc
 _FENCED, _CLOSING = re.compile(f"```|{_FENCED.pattern}"), _CLOSING | {"```": "```"}
 """Examples of calls, and schemas of what a call is."""
 _OBJECT_LINE = re.compile(r"^[ \t]*+[\[{][^\n]*+", re.MULTILINE)
-_PIECES = re.compile(r"((?<=[.!?:])[ \t]++|(?:(?<!\s)[^\S\n]*+|(?<=[ \t]))\n\s*+)")
+_PIECES = re.compile(r"""((?<=[.!?:])(?<!["']:)(?<!\n\d\.)[ \t]++|(?:(?<!\s)[^\S\n]*+|(?<=[ \t]))\n\s*+)""")
+"""What is between sentences and lines; keys of objects and the numbers of a list end none."""
 
 
 def glaive_chat(text: str) -> list[dict[str, str]]:
@@ -77,13 +81,13 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
     if not tools:
         return [], text.strip()
     pieces = _PIECES.split(_without_blocks(_without_lead(before) + "\n" + after))
-    kept = "".join(
-        piece + after
-        for piece, after in zip(pieces[::2], [*pieces[1::2], ""], strict=True)
-        if re.search(r"\w", piece) and not _is_format(piece)
-    )
+    kept, is_format = [], False
+    for piece, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+        is_format = _is_format(piece) or (is_format and piece.startswith("{"))  # the schema that a sentence leads to
+        if re.search(r"\w", piece) and not is_format:
+            kept.append(piece + gap)
     notes["repair/system texts that held the tools replaced by ours"] += 1
-    return tools, kept.strip()
+    return tools, "".join(kept).strip()
 
 
 def _without_lead(text: str) -> str:

@@ -31,6 +31,9 @@ def read_tool(item: Any) -> dict[str, Any]:
         item = read_whole(item)
     if isinstance(item, dict) and isinstance(text := item.get("function"), str) and text.lstrip()[:1] == "{":
         item = item | {"function": read_whole(text)}
+    if isinstance(item, dict) and isinstance(spec := item.get("toolSpec"), dict):  # Bedrock's
+        schema = spec.get("inputSchema")
+        item = spec | ({"inputSchema": schema.get("json")} if isinstance(schema, dict) else {})
     if isinstance(item, dict) and isinstance(item.get("function"), dict):  # OpenAI's wrapper
         item = item["function"] | {k: v for k, v in item.items() if k not in ("function", "type", *item["function"])}
     name = (

@@ -62,6 +62,9 @@ def read(row):
         said([{"type": "tool_call", "value": json.dumps(OSLO)}]),
         said([{"type": "text", "text": TEXT}]),
         said(TEXT, tool_calls=None, function_call=None, refusal=None, audio=None),
+        said([{"toolUse": {"toolUseId": "t", "name": "get_weather", "input": {"city": "Oslo"}}}]),  # Bedrock's
+        said('{"city": "Oslo"}', channel="commentary", recipient="functions.get_weather", content_type="json"),
+        said(tool_calls=[CALL], citations=[{"start": 0, "end": 1}]),  # Cohere's
         {"role": "tool_call", "content": json.dumps(OSLO)},
         {"role": "function_call", "content": json.dumps(OSLO)},
         {"from": "gpt", "value": TEXT},
@@ -123,6 +126,8 @@ def test_calls_without_arguments(arguments):
             )
         ],
         [said("", thinking="Oslo.", tool_calls=[CALL])],
+        [said([{"reasoningContent": {"reasoningText": {"text": "Oslo.", "signature": "s"}}}], tool_calls=[CALL])],
+        [said("Oslo.", channel="analysis"), said(channel="commentary", tool_calls=[CALL])],
         [said("<think>\nOslo.\n</think>\n\n", tool_calls=[CALL])],
         [said([{"type": "thinking", "thinking": "Oslo."}, {"type": "text", "text": TEXT}])],
         [said("<think>Oslo.</think>"), said(tool_calls=[CALL])],
@@ -167,6 +172,10 @@ def test_thought_and_words_are_both_kept():
         [{"type": "function", **tool} for tool in (WEATHER, NOW)],
         [{"type": "custom", "cache_control": {"type": "ephemeral"}, **tool} for tool in (WEATHER, NOW)],
         [{"functionDeclarations": [WEATHER]}, {"function_declarations": [NOW]}],
+        [  # Bedrock's
+            {"toolSpec": {k: v for k, v in tool.items() if k != "parameters"} | {"inputSchema": {"json": schema}}}
+            for tool, schema in ((WEATHER, WEATHER["parameters"]), (NOW, NOW["parameters"]))
+        ],
         [{"name": NOW["name"], "description": NOW["description"], "parametersJsonSchema": NOW["parameters"]}, WEATHER][
             ::-1
         ],
@@ -174,6 +183,66 @@ def test_thought_and_words_are_both_kept():
 )
 def test_ways_to_offer_tools(tools):
     assert json.loads(to_example(chat(ASK, said(TEXT), tools=tools)).tools) == [WEATHER, NOW]
+
+
+TEMPLATED = {"custom_instructions": "", "enable_thinking": False, "python_tools": [], "xml_tools": []}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"toolConfig": {"tools": WRAPPED, "toolChoice": {"auto": {}}}},  # Bedrock's
+        {"metadata": json.dumps({"tools": WRAPPED})},  # Nemotron's
+        {"metadata": {"tools": WRAPPED}},
+        {"chat_template_kwargs": {"tools": WRAPPED}},
+        {"chat_template_kwargs": TEMPLATED | {"xml_tools": ["\n".join(map(json.dumps, WRAPPED))]}},  # SmolTalk2's
+        {"chat_template_kwargs": TEMPLATED | {"xml_tools": [f"You may use:\n<tools>{WRAPPED!r}</tools>"]}},
+        {"chat_template_kwargs": TEMPLATED | {"python_tools": [WEATHER, NOW]}},
+        {"optional_params": {"tools": WRAPPED, "temperature": 0}},  # LiteLLM's
+        {"extra": {"invocation_params": {"tools": WRAPPED}}},  # LangSmith's
+    ],
+)
+def test_columns_that_hold_tools_among_other_things(columns):
+    reading = read_raw({"messages": [ASK, said(TEXT)]} | columns)
+    assert json.loads(reading.examples[0].tools) == [WEATHER, NOW]
+    assert reading.examples[0].history == "[]"
+    assert not [note for note in reading.notes if note.startswith("unused/")]
+    own = read_raw(chat(ASK, said("ok"), tools=[NOW]) | {"metadata": {"tools": ["wind"], "split": "a"}})
+    assert (json.loads(own.examples[0].tools), own.notes["unused/metadata"]) == ([NOW], 1)
+
+
+def test_names_of_tools_are_no_tools():
+    with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+        to_example({"messages": [ASK, said("ok")], "metadata": {"tools": ["get_weather", "now"]}})
+
+
+def test_a_request_in_json_is_no_log():
+    asked = json.dumps({"messages": "three", "city": "Oslo"})
+    example = to_example({"input": asked, "output": TEXT, "tools": WRAPPED})
+    assert (example.query, json.loads(example.answers)) == (asked, [OSLO])
+
+
+@pytest.mark.parametrize("tools", [["def now(): ..."], ["You may use the tools <tools>[{'name': 'now', </tools>"]])
+def test_tools_for_a_chat_template_that_cannot_be_read_are_not_taken_for_none(tools):
+    with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+        to_example({"messages": [ASK, said("ok")], "chat_template_kwargs": TEMPLATED | {"xml_tools": tools}})
+
+
+NONE_SAID = "You are a helpful assistant, with no access to external functions."
+
+
+def test_rows_that_say_that_no_tool_is_on_offer():
+    """SmolTalk2's and Glaive's, also where they were made chats of."""
+    row = {"messages": [ASK, said("I cannot know.")]}
+    given = TEMPLATED | {"custom_instructions": "Be kind."}
+    example = to_example(row | {"chat_template_kwargs": given})
+    assert (example.tools, json.loads(example.history)) == ("[]", [KIND])
+    for columns in (
+        {"messages": [{"role": "system", "content": NONE_SAID}, *row["messages"]]},
+        row | {"chat_template_kwargs": TEMPLATED | {"xml_tools": [NONE_SAID]}},
+    ):
+        example = to_example(columns)
+        assert (example.tools, json.loads(example.history)) == ("[]", [{"role": "system", "content": NONE_SAID}])
 
 
 CITY = {"city": {"type": "string"}}
@@ -238,6 +307,14 @@ def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
         to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": ["city"]}]))
 
 
+SCHEMA = {
+    "title": "FunctionCall",
+    "type": "object",
+    "properties": {"arguments": {"title": "Arguments", "type": "object"}, "name": {"title": "Name", "type": "string"}},
+    "required": ["arguments", "name"],
+}
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [
@@ -254,6 +331,33 @@ def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
         ),
         (f"SYSTEM: You have these functions -\n{json.dumps(WEATHER, indent=4)}\n\n{json.dumps(NOW)}", ""),
         (f"<|im_system|>tool_declare<|im_middle|>{json.dumps(WRAPPED)}<|im_end|>", ""),  # Toucan's
+        *(
+            (
+                f"You are a function calling AI model. Here are the available tools:<tools> {WRAPPED!r} </tools>Use "
+                f"the following pydantic model json schema for each tool call you will make: {SCHEMA}{between}For each "
+                "function call return a json object within <tool_call></tool_call> XML tags as follows:\n<tool_call>\n"
+                "{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>",
+                "",
+            )
+            for between in ("", " ", "\n")
+        ),
+        (  # Llama's
+            'To call a function, respond with JSON. Respond in the format {"name": function name, "parameters": '
+            f"dictionary of argument name and its value}}. Be brief.\n\n{json.dumps(WRAPPED[0], indent=4)}\n\n"
+            f"{json.dumps(WRAPPED[1], indent=4)}\n\n",
+            "Be brief.",
+        ),
+        (
+            "Be kind:\n1. Make one or more tool calls.\n2. Be brief. You SHOULD NOT include any other text.\n"
+            f"You serve: {{'city': 'Oslo', 'plan': 'gold'}}. Use these tools:\n{json.dumps([WEATHER, NOW])}\n"
+            "The example format is as follows.\n```\n[f(a=1)]\n```",
+            "Be kind:\n2. Be brief. You serve: {'city': 'Oslo', 'plan': 'gold'}.",
+        ),
+        (  # ToolBench's
+            "You are AutoGPT. Your output should follow this format:\nThought:\nAction\nAction Input:\n\nThen go on.\n"
+            f"You have access to the following APIs: {[WEATHER, NOW]!r}",
+            "You are AutoGPT. Then go on.",
+        ),
         (
             "".join(
                 f"{n}. Name: {t['name']}\nDescription: {t['description']}\nParameters: {json.dumps(t['parameters'])}\n"
@@ -348,6 +452,10 @@ PREFERRED = {"chosen_response": said(TOOLCALL), "rejected_response": said("No.")
 
 GLAIVE_1 = 'ASSISTANT: <functioncall> {"name": "now", "arguments": {}} <|endoftext|>\n'
 BLOCKS = [{"type": "thinking", "thinking": "Hm."}, {"type": "tool_use", "id": "t", "name": "now", "input": {}}]
+BEDROCK = [
+    {"reasoningContent": {"reasoningText": {"text": "Hm."}}},
+    {"toolUse": {"toolUseId": "t", "name": "now", "input": {}}},
+]
 ITEMS = [
     {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "Hm."}]},
     {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}", "status": "completed"},
@@ -359,6 +467,14 @@ GEMINI_CALL = {
 }
 AI = {"type": "ai", "content": "", "tool_calls": [{"name": "now", "args": {}, "id": "c", "type": "tool_call"}]}
 CALLED = said(reasoning_content="Hm.", tool_calls=[{"id": "c", "type": "function", "function": {"name": "now"}}])
+
+
+def serialised(kind, **keys):
+    """A message as LangChain's `dumpd` writes it."""
+    return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", f"{kind}Message"], "kwargs": keys}
+
+
+AI_CALLED = {key: value for key, value in CALLED.items() if key != "role"}
 SERVED = [
     {"response": {"type": "message", "role": "assistant", "content": BLOCKS, "stop_reason": "tool_use"}},
     {"response": BLOCKS},
@@ -367,8 +483,16 @@ SERVED = [
     {"choices": [{"index": 0, "message": CALLED}]},
     {"response": {"object": "response", "output": ITEMS}},
     {"response": {"candidates": [{"content": GEMINI_CALL}]}},
+    {"response": {"status_code": 200, "request_id": "r", "body": {"choices": [{"index": 0, "message": CALLED}]}}},
+    {"response_body": {"object": "response", "error": None, "output": ITEMS}},
+    {"outputs": {"message": CALLED}},
+    {"outputs": {"messages": [*ASK_TIME, CALLED]}},
+    {"outputs": {"generations": [[{"text": "", "generation_info": None, "message": serialised("AI", **AI_CALLED)}]]}},
+    {"expectedOutput": CALLED},
+    {"response": {"statusCode": 200, "body": json.dumps({"choices": [{"message": CALLED}]})}},
+    {"response": {"output": {"message": {"role": "assistant", "content": BEDROCK}}, "stopReason": "tool_use"}},
 ]
-"""What servers of OpenAI, Anthropic and Google send."""
+"""What servers of OpenAI, Anthropic and Google send, and how files of batches, LangSmith and Langfuse keep it."""
 
 
 @pytest.mark.parametrize(
@@ -403,6 +527,17 @@ SERVED = [
         *(({"messages": ASK_TIME, "tools": [NOW], **answer}, "Hm.") for answer in SERVED),
         *(({"request": {"messages": ASK_TIME, "tools": [NOW]}, **answer}, "Hm.") for answer in SERVED),
         ({"input": {"messages": ASK_TIME, "tools": [NOW]}, "preferred_output": [said("[now()]")]}, ""),
+        *(
+            ({name: given, **SERVED[2]}, "Hm.")
+            for given in (
+                {"model": "m", "messages": ASK_TIME, "tools": [NOW]},
+                {"method": "POST", "url": "/v1", "body": {"messages": ASK_TIME, "tools": [NOW]}},
+                json.dumps({"messages": ASK_TIME, "tools": [NOW]}),
+                {"messages": [[serialised("Human", content="What time is it?")]], "tools": [NOW]},
+            )
+            for name in ("request", "request_body", "body", "inputs")
+        ),
+        ({"request": {"model": "m", "messages": ASK_TIME, "tools": [NOW]}, "model": "m", **SERVED[2]}, "Hm."),
         *(({"input": given, "tools": [NOW], "output": ITEMS}, "Hm.") for given in ("What time is it?", ASK_TIME)),
         ({"input": [*ASK_TIME, *ITEMS], "tools": [NOW]}, "Hm."),
         ({"messages": [*ASK_TIME, *ITEMS], "tools": [NOW]}, "Hm."),
@@ -410,6 +545,7 @@ SERVED = [
         ({"contents": [GEMINI_ASK, GEMINI_CALL], "tools": [{"functionDeclarations": [NOW]}]}, "Hm."),
         ({"messages": [{"type": "human", "content": "What time is it?"}, AI], "tools": [NOW]}, ""),
         ({"conversation": [{"human": "What time is it?", "assistant": "[now()]"}], "tools": [NOW]}, ""),
+        ({"trajectory": [*ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
     ],
 )
 def test_forms_of_known_sources(row, cot):
@@ -530,6 +666,9 @@ def test_a_user_goes_on_after_a_result():
         {"role": "user", "content": "[TOOL_RESULTS] rain[/TOOL_RESULTS]"},
         {"role": "user", "content": "<function_results>\nrain\n</function_results>"},
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+        {"role": "user", "content": [{"toolResult": {"toolUseId": "c1", "content": [{"text": "rain"}]}}]},
+        {"role": "tool", "name": "functions.get_weather", "channel": "commentary", "recipient": "assistant"}
+        | {"content": "rain"},
         {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
         *(
             {"role": role, "parts": [{"functionResponse": {"name": "get_weather", "response": "rain"}}]}
@@ -541,6 +680,16 @@ def test_ways_of_a_tool_to_answer(result):
     call, text = read_raw(chat(ASK, said(tool_calls=[CALL]), result, said("Rain.")), "every").examples
     assert (json.loads(call.answers), text.response, text.query) == ([OSLO], "Rain.", "Weather in Oslo?")
     assert json.loads(text.history)[-1] == {"role": "tool", "content": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [([{"json": {"sky": "rain"}}], '{"sky": "rain"}'), ([{"json": None, "text": "rain"}], "rain")]
+)
+def test_a_result_in_json_of_bedrock(content, text):
+    result = {"toolUseId": "c1", "content": content, "status": "success"}
+    row = chat(ASK, said(tool_calls=[CALL]), {"role": "user", "content": [{"toolResult": result}]}, said("Rain."))
+    history = json.loads(read_raw(row, "every").examples[1].history)
+    assert history[-1] == {"role": "tool", "content": text}
 
 
 def test_a_request_may_begin_as_an_observation_where_no_call_comes_before():
@@ -628,8 +777,28 @@ def test_ids_of_the_rows_of_one_chat():
         ({"messages": ["Hi"], "tools": []}, "must be a list of turns, objects that have a role, not list"),
         (chat(ASK, response={"choices": [{"message": said("a")}, {"message": said("b")}]}), "has 2 answers to one"),
         ({"request": chat(ASK), "tools": [NOW], "response": "ok"}, "stands in 'request' and beside it"),
+        ({"custom_id": "r", **SERVED[7], "error": None}, "is an answer without its request, as in the output file of"),
+        (
+            {"body": chat(ASK), "response": {"status_code": 400, "body": {"error": {"message": "too long"}}}},
+            "is an error and no answer: \"{'message': 'too long'}\"",
+        ),
+        (chat(ASK, said("ok", channel="email")), "turn 2 stands on the channel 'email', for 'all', which is not read"),
+        (chat(ASK, said("1", channel="analysis", recipient="python")), "channel 'analysis', for 'python', which is"),
+        (chat({**ASK, "channel": "final"}, said("ok")), "turn 1 has the key 'channel', which is not known"),
+        (
+            {
+                "input": "Weather?",
+                "tools": [WEATHER],
+                "output": [OSLO | {"label": "$var_1"}, TIME | {"label": "$var_2", "arguments": {"at": "$var_1.t$"}}],
+            },
+            "an argument stands for the result of another call, which a tool has to give first",
+        ),
         (chat(ASK, said("ok"), system=[{"type": "image"}]), "must be a string or a list of parts with texts"),
         ({"query": "Hi", "tools": [NOW], "answers": ["It is 12", "It is noon"]}, "is a list of texts without calls"),
+        (
+            {"query": "Hi", "tools": [NOW], "answer": "It is noon.", "tool_calls": [TIME]},
+            "holds calls, and 'answer' an answer without any: keep one of them",
+        ),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
         ({"instruction": "Hi", "output": "Hello", "history": "[[", "tools": [NOW]}, "no value"),
@@ -648,6 +817,13 @@ def test_what_is_refused(row, reason):
         ({"response": {"role": "assistant", "content": "It is", "stop_reason": "max_tokens"}}, "stop_reason 'max_tok"),
         ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "MAX_TOKENS"}]}}, "'MAX_TOKENS'"),
         ({"response": {"object": "response", "status": "incomplete", "output": ITEMS}}, "status 'incomplete'"),
+        ({"response": {"candidates": [{"content": GEMINI_CALL, "finishReason": "SAFETY"}]}}, "'SAFETY'"),
+        ({"response": {"output": {"message": said("It")}, "stopReason": "max_tokens"}}, "stopReason 'max_tokens'"),
+        ({"output": [said("It", response_metadata={"finish_reason": "length"})]}, "finish_reason 'length'"),
+        (
+            {"outputs": {"generations": [[{"generation_info": {"finish_reason": "length"}, "message": said("It")}]]}},
+            "finish_reason 'length'",
+        ),
         ({"output": [{**ITEMS[1], "status": "incomplete"}]}, "turn 1 was cut off, as its status 'incomplete'"),
     ],
 )

@@ -1,0 +1,70 @@
+"""Rows that log what was sent to a server and what came back: the request that they hold whole, and the answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datamodules.example import BadRow
+from datamodules.sources.columns import ANSWERS, CHATS, as_object, listed, messages_in
+from datamodules.sources.messages import cut_off
+from datamodules.sources.values import read_whole
+
+REQUESTS = ("request", "request_body", "body", "input", "inputs")
+"""What the object that was sent to a server may be called; its keys are those of a row."""
+_ANSWERS = ("choices", "candidates", "generations", "output", "messages")
+"""Keys under which servers, LangChain and LangSmith have answers."""
+ALONE = (
+    "is an answer without its request, as in the output file of a batch: put the request beside it as 'body', from the "
+    "line of the input file that has the same custom_id"
+)
+
+
+def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the keys of a request that it holds whole, as logs and OpenAI's files of batches and preferences do.
+
+    Raises:
+        BadRow: A key stands in the request and beside it, and says something else there.
+    """
+    for name in REQUESTS:
+        request = as_object(row.get(name))
+        request = as_object(request.get("body")) or request  # beside the address and the headers
+        chats = [request[key] for key in (*CHATS, "contents", "input") if key in request]
+        if any(isinstance(row[name], dict) or messages_in(chat) for chat in chats):  # a text may be the user's own JSON
+            rest = {key: value for key, value in row.items() if key != name}
+            if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
+                raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
+            return rest | request
+    return row
+
+
+def answer_items(value: Any, column: str = "response") -> list[Any] | None:
+    """The messages of an answer: messages, one, the parts of one, or what a server sent; None for anything else.
+
+    Raises:
+        BadRow: A server sent several answers, or one that it broke off.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        try:
+            value = read_whole(value)
+        except ValueError:
+            return None
+    if isinstance(value, dict):
+        if {"role", "from", "lc"} & value.keys():
+            return [value]
+        if value.get("error") and column not in ANSWERS:  # where it may be the name of a tool
+            raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")
+        if reason := cut_off(value):
+            raise BadRow(column, reason)
+        for key in ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
+            if inner := as_object(value.get(key)):
+                return answer_items(inner, column)
+        value = next((value[key] for key in _ANSWERS if key in value), None)
+    items = listed(value)
+    if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
+        if len(items) > 1:
+            raise BadRow(column, f"has {len(items)} answers to one request: keep one of them")
+        if reason := cut_off(items[0]):
+            raise BadRow(column, reason)
+        return [next(items[0][key] for key in ("message", "content") if key in items[0])]
+    if items and any(item.get("type") in ("tool_use", "text", "thinking") for item in items):
+        return messages_in(items) or [{"role": "assistant", "content": items}]
+    return messages_in(items)
