@@ -13,6 +13,7 @@ _TITLES = {
     "cot": "chain of thought",
     "repair": "repaired",
     "left out": "left out",
+    "ambiguous": "AMBIGUOUS",
     "unused": "columns not used, rows",
 }
 

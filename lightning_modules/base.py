@@ -187,9 +187,13 @@ class FunctionCallingModule(EvaluationModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_settings(self) -> dict[str, Any]:
-        """Settings that an optimizer restored from a checkpoint has from there, by name."""
+        """Settings that an optimizer restored from a checkpoint has from there, by name in `model`."""
         names = "learning_rate", "weight_decay", "betas", "epsilon"
         return {name: getattr(self, name) for name in names} | {"betas": tuple(self.betas)}
+
+    def adapter_settings(self) -> dict[str, Any]:
+        """Settings of adapters that no shape of a weight tells, likewise; with others they compute something else."""
+        return {"lora.alpha": self.lora.alpha} if self.lora else {}
 
     def warmup_steps(self, steps: float) -> int:
         """Number of warm-up steps of a run of so many optimizer steps."""
@@ -281,7 +285,8 @@ class FunctionCallingModule(EvaluationModule):
 
         Hashes of those, and of the tokenizer, take their place.
         """
-        checkpoint |= self.identity() | {"optimizer_settings": self.optimizer_settings()}
+        settings = self.optimizer_settings() | self.adapter_settings()
+        checkpoint |= self.identity() | {"optimizer_settings": settings}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: weight for name, weight in weights if not self.is_derived(name)}
         states = checkpoint.get("optimizer_states")
@@ -319,8 +324,8 @@ class FunctionCallingModule(EvaluationModule):
             ValueError: See `EvaluationModule.check_checkpoint` and `check_settings`.
         """
         super().check_checkpoint(checkpoint, shapes)
-        if self.fitting:
-            check_settings(checkpoint.get("optimizer_settings", {}), self.optimizer_settings())
+        settings = self.adapter_settings() | (self.optimizer_settings() if self.fitting else {})
+        check_settings(checkpoint.get("optimizer_settings", {}), settings)
 
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""

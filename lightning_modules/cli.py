@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer import Trainer
@@ -40,6 +40,7 @@ from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.commands.checks import (
     check_alone,
+    check_attention,
     check_processes,
     check_reads_safely,
     check_sections,
@@ -50,6 +51,7 @@ from lightning_modules.commands.checks import (
 )
 from lightning_modules.commands.given import nested_nulls, overlay_alone
 from lightning_modules.commands.main import main as main
+from lightning_modules.commands.meant import meant
 from lightning_modules.commands.old_keys import read_old_keys
 from lightning_modules.commands.options import help_on
 from lightning_modules.commands.overlays import without_training
@@ -92,13 +94,13 @@ class Parser(SentenceParser, LightningArgumentParser):
             self.error(f"{error.full_key or 'a YAML'}: a ${{…}} in its value cannot be resolved: {reason}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Report an error or, of a YAML that only changes another, that the other is missing."""
+        """Report an error and what may be meant or, of a YAML that only changes another, that the other is missing."""
         if message.startswith('Parser key "model"') and (file := overlay_alone(self.words)):
             message = (
                 f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
                 f"as in --config configs/grpo.yaml --config {file}"
             )
-        super().error(message, ex)
+        super().error(message + (meant(message, ROOTS) if self.exit_on_error else ""), ex)
 
 
 class SaveRedactedConfig(SaveConfigCallback):
@@ -192,6 +194,8 @@ class FunReasonCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Give the run a new folder under `trainer.default_root_dir`; `trainer.logger` may log elsewhere."""
         config = self._get(self.config_init, "trainer")
+        if isinstance(config["callbacks"], Callback):  # Lightning takes one for a list of it, too
+            config["callbacks"] = [config["callbacks"]]
         ours = config["logger"] in (None, True)
         if not any(isinstance(callback, ProgressBar) for callback in config["callbacks"] or []):
             kwargs["enable_progress_bar"] = False  # Lightning's counts batches, not optimizer steps
@@ -226,7 +230,9 @@ class FunReasonCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command, if its model can be; blame a checkpoint for what fails while a run is put back to it."""
-        check_model(self.model.init_from)  # rows may take long to read
+        kernel = self.model.attn_implementation
+        check_attention(kernel, self.trainer.strategy.root_device)
+        check_model(self.model.init_from, kernel)  # rows may take long to read
         try:
             super()._run_subcommand(subcommand)
         except OF_PYTHON as error:
@@ -247,7 +253,7 @@ class FunReasonCLI(LightningCLI):
 
 
 def run(words: list[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict`; SIGTERM ends it with a checkpoint and exit code 143.
+    """Run `fit`, `validate`, `test` or `predict`; SIGTERM ends it with a checkpoint and exit code 143, Ctrl-C with 130.
 
     Raises:
         ValueError: Lightning finds that settings do not fit together, or not this machine.
@@ -266,4 +272,6 @@ def run(words: list[str]) -> None:
                 print(advice, flush=True)
         if isinstance(end, SIGTERMException):
             sys.exit(143)
+        if stopped:
+            sys.exit(130)
         raise

@@ -52,6 +52,10 @@ ALL_ALIKE = (
     "In every group of a batch all rewards were equal, so that no completion is better than another and at most the KL "
     "moves the policy: look at model.rewards and train_samples.jsonl, or give easier or harder prompts."
 )
+ALL_CUT = (
+    "Every completion of a batch was cut at model.generator.max_new_tokens, before its answer ended: raise it, or "
+    "train the model to end its answers first (configs/finetune.yaml)."
+)
 SHARED = "; completions of a prompt share it, as many as a micro-batch holds"
 
 
@@ -216,7 +220,9 @@ class GRPOModule(FunctionCallingModule):
         )
         sums, peaks = over_ranks(*counted, self.device)
         buffer.batch_prompts = int(sums["groups"])
-        if sums["zero_std"] == sums["groups"]:
+        if sums["truncated"] == sums["rollouts"]:
+            rank_zero_warn(ALL_CUT)
+        elif sums["zero_std"] == sums["groups"]:
             rank_zero_warn(ALL_ALIKE)  # shown once; the share is logged of every batch
         metrics = rollout_metrics(sums, peaks) | call_metrics(self.sampled, drawn.rollouts)
         return buffer, drawn.rollouts, metrics | clock

@@ -23,7 +23,7 @@ from datamodules.sources.parts import Message
 from datamodules.sources.prompts import GLAIVE, NO_TOOLS, glaive_chat, split_request, split_system
 from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
-from datamodules.sources.tools import read_tools, refuse_others
+from datamodules.sources.tools import each_once, read_tools, refuse_others
 from datamodules.sources.turns import Turn, read_turns
 from rewards import as_calls
 
@@ -201,7 +201,7 @@ def _offered(
         more = [tool for value in brought for tool in read_tools(value, notes)]
         if tools:
             refuse_others(more, tools, "a message brings")
-        tools = tools or more
+        tools = tools or each_once(more, notes)
         split = [split_system(text, notes, tools or None) for text in dict.fromkeys(texts)]
         found = [tool for held, _ in split for tool in held]
         tools = tools or read_tools(found, notes)

@@ -28,7 +28,7 @@ _THOUGHT_KEYS = (
     *("reasoning_details", "thinking_blocks"),  # lists of parts
 )
 _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
-_UNTRAINED = {"weight": (0,), "loss": (False, 0), "train": (False,), "training": (False,)}
+_TRAINED = ("weight", "loss", "train", "training")  # whether a turn is a target
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
@@ -160,8 +160,10 @@ def _add_key(message: Message, key: str, value: Any) -> None:
         thought = Message("think")
         add_content(thought, value)
         message.cot += filter(None, (thought.text, *thought.cot))
-    elif key in _UNTRAINED:
-        message.trained = value not in _UNTRAINED[key]
+    elif key in _TRAINED:
+        if value not in (0, 1):
+            raise ValueError(f"has the {key} {value!r}: give 0 or 1, or false or true, whether it is trained on")
+        message.trained = bool(value)
     elif key in ("tools", "functions"):
         message.tools.append(value)
     elif key == "refusal" and not message.text and isinstance(value, str):

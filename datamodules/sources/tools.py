@@ -1,5 +1,6 @@
 """Tools on offer, in every form that lists of them come in."""
 
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -65,7 +66,22 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
     lower = [_in_lower_case(tool) for tool in tools]
     if count := sum(one != other for one, other in zip(tools, lower, strict=True)):
         notes["repair/tools whose types are in capitals, as Google writes them"] += count
-    return lower
+    return each_once(lower, notes)
+
+
+def each_once(tools: list[dict[str, Any]], notes: Counter[str]) -> list[dict[str, Any]]:
+    """The tools without what stands there again; names that different tools share are counted, and all of these stay.
+
+    Args:
+        tools: Tools, each with a `name`.
+        notes: Counts both.
+    """
+    kept = list({json.dumps(tool): tool for tool in tools}.values())
+    if again := len(tools) - len(kept):
+        notes["repair/tools that a row lists twice, kept once"] += again
+    if shared := sum(count > 1 for count in Counter(tool["name"] for tool in kept).values()):
+        notes["ambiguous/names that different tools of a row share"] += shared
+    return kept
 
 
 def refuse_others(found: list[dict[str, Any]], offered: list[dict[str, Any]], where: str) -> None:

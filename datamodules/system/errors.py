@@ -21,9 +21,14 @@ from datamodules.system.redaction import redact
 
 SAYS_NOTHING = re.compile(
     "Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
-    r"|Given value: (NestedArg|\[?Namespace|{)|Problem with given class_path"
+    r"|Given value: (NestedArg|\[?Namespace|{)|Problem with given class_path|Expected 'typing\.Any' to be a class"
 )
 """Lines in which jsonargparse tells what it tried and what it was given as a whole."""
+NO_FUNCTION = re.compile(
+    r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: "
+    r"(.*?)(\. Got value: Namespace\(.*)?$"
+)
+"""What it says of a function that it cannot make of a name or a class: the reason is in it."""
 NO_GROUP = re.compile(r"""(Parser key "[\w.]+": )Unable to load config (['"])(.*?)\2( \1Unable to load config .*)?""")
 """What jsonargparse says of a value in the place of several settings, which it takes for the name of a YAML."""
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
@@ -108,11 +113,16 @@ def refuse(error: Exception) -> NoReturn:
 
 def sentence(message: str) -> str:
     """One line of an error message of several, without what says nothing about the cause, and not a whole screen."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    kept = [line for line in lines if line and not SAYS_NOTHING.match(line)]
+    kept = list[str]()
+    for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
+        reason = NO_FUNCTION.sub(r"\1", line)
+        if reason and not SAYS_NOTHING.match(reason) and (reason == line or reason not in kept):
+            kept.append(reason)
     said = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
+    if said.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
+        said += " takes the name of a function, or class_path and init_args in a YAML"
     said = visible(redact(LACKS.sub(_ask, _on_classes(said, message))))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
 

@@ -28,6 +28,8 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     best = next((callback for callback in callbacks if callback.monitor and callback.best_model_path), None)
     last = next((callback.best_model_path for callback in callbacks if not callback.monitor), "")
     rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
+    if trainer.ckpt_path and not has_checkpoint(Path(log_dir)):
+        rows["steps"] = f"none: {trainer.ckpt_path} has taken all that trainer.max_steps and trainer.max_epochs ask for"
     if best is not None:
         score = f"{best.monitor} {float(best.best_model_score):.4f}"
         gone = "" if Path(best.best_model_path).exists() else ", which is no longer there"
@@ -53,7 +55,8 @@ def next_commands(trainer: Trainer, run: Path, best: str) -> list[str]:
     """
     folder = shlex.quote(str(run))
     if not (run / "hf").is_dir():
-        return [f"funreason export --ckpt_path {folder}"]
+        own = has_checkpoint(run) or not trainer.ckpt_path
+        return [f"funreason export --ckpt_path {folder if own else shlex.quote(str(trainer.ckpt_path))}"]
     commands = [question(trainer.datamodule, run)] if getattr(trainer.datamodule, "val_rows", None) else []
     if best and Path(best).exists() and step_of(best) != trainer.global_step:
         commands.append(f"funreason export --ckpt_path {shlex.quote(best)}")
@@ -81,7 +84,7 @@ def question(data: Any, run: Path) -> str:
 
 def interrupted(run: Path | None) -> str:
     """The commands that resume an interrupted run, or use it as it is; "" if it has no checkpoint."""
-    if run is None or not (run / "config.yaml").is_file() or not any(run.glob("checkpoints/*.ckpt")):
+    if run is None or not (run / "config.yaml").is_file() or not has_checkpoint(run):
         return ""
     folder = shlex.quote(str(run))
     return "\n".join(
@@ -92,6 +95,11 @@ def interrupted(run: Path | None) -> str:
             f"  funreason export --ckpt_path {folder} --output_dir {shlex.quote(str(run / 'hf'))}",
         ]
     )
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run's folder holds a checkpoint; one that was resumed at its end has taken no step and written none."""
+    return any(run.glob("checkpoints/*.ckpt"))
 
 
 def box(title: str, rows: dict[str, str]) -> str:

@@ -1,8 +1,10 @@
 """Tables at the start and end of a run: its size, its settings, its metrics."""
 
+import difflib
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.base import XLAMDataModule
@@ -17,6 +19,14 @@ from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
 
+BETTER = {f"tool/{part}{rate}": "max" for part in ("", *(f"{name}/" for name in CATEGORIES)) for rate in RATES.values()}
+BETTER |= {"tool/irrelevance_acc": "max", "val/loss_cot": "min", "val/loss_call": "min", "train/loss": "min"}
+"""Metrics that tell how good a model is, and whether they are so where they are greatest or least."""
+OURS = ("lightning_modules.", "lightning.")
+KNOWN = {*BETTER, "tool/n_calls", "val/reward/errors", "val/completion/truncated_frac", "val/completion/mean_length"}
+KNOWN |= {"epoch", "step"}
+"""All metrics whose names begin with `tool/` or `val/` or have no slash; the last two are Lightning's."""
+
 
 class RunSummary(Callback):
     """Prints what a run is about to do, how long it will take and, after a test, how far the calls were right."""
@@ -29,6 +39,7 @@ class RunSummary(Callback):
         """Refuse what cannot fit into the GPU's memory, or an epoch, before the weights are loaded."""
         if stage == TrainerFn.FITTING:
             check_validates(trainer)
+            check_monitors(trainer, pl_module)
             check_fits(trainer, pl_module, plan_ahead)
         elif isinstance(pl_module, EvaluationModule):
             check_evaluation(trainer, pl_module)
@@ -116,6 +127,30 @@ def check_validates(trainer: Trainer) -> None:
             raise ValueError(
                 f"trainer.val_check_interval is {every}, and an epoch has {steps} steps: give at most as many, or set "
                 "trainer.check_val_every_n_epoch to null, by which steps are counted over epochs"
+            )
+
+
+def check_monitors(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a checkpoint or an early stop by a metric that no validation logs, or by the wrong end of one.
+
+    A module or a callback of the user's may log others.
+
+    Raises:
+        ValueError: Naming the metric and what may be meant, or the mode that fits.
+    """
+    ours = all(type(one).__module__.startswith(OURS) for one in (module, *trainer.callbacks))
+    for callback in trainer.callbacks:
+        name, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        if not isinstance(name, str):
+            continue
+        of = "best_checkpoint" if isinstance(callback, ModelCheckpoint) else type(callback).__name__
+        if ours and name not in KNOWN and name.partition("/")[0] in ("tool", "val", name):
+            near = difflib.get_close_matches(name, BETTER, 1)
+            meant = f"is {near[0]} meant? " if near else ""
+            raise ValueError(f"{of}.monitor: no metric is called {name}: {meant}docs/metrics.md has all of them")
+        if name in BETTER and mode in ("min", "max") and mode != BETTER[name]:
+            raise ValueError(
+                f"{of}.mode is {mode}, and {name} is best where it is {BETTER[name]}imal: set mode to {BETTER[name]}"
             )
 
 

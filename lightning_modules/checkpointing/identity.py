@@ -70,7 +70,7 @@ def check_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise if a run would go on with an optimizer of other settings than its own: a checkpoint brings them with it.
+    """Raise if a run's settings are not those that the optimizer and the adapters of a checkpoint have learnt with.
 
     Args:
         theirs: Those of the run that wrote the checkpoint, by their names in `model`; of earlier versions none.
@@ -83,7 +83,7 @@ def check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         if name in theirs and theirs[name] != value:
             raise ValueError(
                 f"model.{name} is {value} in this run and was {theirs[name]} in the one that wrote the checkpoint, "
-                "whose optimizer goes on with that: set it to that, or, to change it, start a run from the weights, "
+                "which goes on with that: set it to that, or, to change it, start a run from the weights, "
                 "with --model.init_from RUN in place of --ckpt_path."
             )
 

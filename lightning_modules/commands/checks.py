@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any, get_args
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
@@ -99,6 +100,18 @@ def check_alone(trainer: Trainer) -> None:
             f"the environment says that this process is one of several ({told}), and trainer.devices and "
             "trainer.num_nodes make a run of one: set these if a launcher has started several, else `unset "
             f"{' '.join(found)}`"
+        )
+
+
+def check_attention(kernel: str, device: torch.device) -> None:
+    """Refuse kernels of attention that are written for GPUs where a run has none.
+
+    Raises:
+        ValueError: Naming the kernel.
+    """
+    if kernel.startswith("flash_attention") and device.type == "cpu":
+        raise ValueError(
+            f"model.attn_implementation: {kernel} runs on GPUs alone, and this run is on the CPU: leave it out"
         )
 
 

@@ -29,6 +29,7 @@ from lightning_modules.callbacks.plan import (
 from lightning_modules.callbacks.summary import rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
+from lightning_modules.commands.checks import check_attention
 from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
@@ -68,7 +69,8 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     """
     if not isinstance(data, XLAMDataModule):
         raise ValueError(f"data.class_path {type(data).__name__} has no rows with calls: there is nothing to show")
-    check_model(module.init_from)
+    check_attention(module.attn_implementation, trainer.strategy.root_device)
+    check_model(module.init_from, module.attn_implementation)
     trainer.state.fn = TrainerFn.FITTING
     trainer.training = True
     trainer._data_connector.attach_data(module, datamodule=data)

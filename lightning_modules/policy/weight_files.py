@@ -26,7 +26,8 @@ def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights beside its config.json.
 
     Raises:
-        FileNotFoundError: If a file that its index names is missing, or one is a link to nothing.
+        FileNotFoundError: If a file that its index names is missing, one is a link to nothing, or a run's export has
+            lost its weights.
         PermissionError: If a file must not be read.
         ValueError: If the weights are an adapter's, pickled, of another format or in a folder within; or the index is
             damaged or missing.
@@ -48,6 +49,12 @@ def has_weights(folder: Path) -> bool:
     if files:
         _refuse_name(files[0])
     _refuse_others(folder)
+    run = folder.absolute().parent
+    if folder.name.startswith("hf") and any((run / name).exists() for name in ("config.yaml", "checkpoints")):
+        raise FileNotFoundError(
+            f"init_from: {folder} is the export of a run and has lost its weights: write it again by funreason export "
+            f"--ckpt_path {run} --output_dir {folder}"
+        )
     return False
 
 

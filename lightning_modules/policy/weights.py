@@ -74,11 +74,15 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
     return model if loading.get("dtype") == options.get("dtype") else _computing_in(source, model, options)
 
 
-def check_model(init_from: str) -> None:
+def check_model(init_from: str, attn_implementation: str = "sdpa") -> None:
     """Refuse a model that `load_weights` would, as far as config.json and headers of files tell; no weight is read.
 
     Of a hub id the config alone is looked at, and nothing else is fetched. Of files larger than this machine's memory,
     which cannot be mapped to read their headers, it is seen that they are there.
+
+    Args:
+        init_from: See `load_weights`.
+        attn_implementation: Attention kernel that the model is to have.
 
     Raises:
         FileNotFoundError: See `load_weights`.
@@ -87,7 +91,8 @@ def check_model(init_from: str) -> None:
     source = resolve_model_folder(init_from)
     if not Path(source).is_dir():
         refuse_unreachable(source)
-    options = {"device_map": "meta", "attn_implementation": None}
+    kernel = None if attn_implementation == "sdpa" else attn_implementation  # see `build_policy`
+    options = {"device_map": "meta", "attn_implementation": kernel}
     refuse_quantized(source, options)
     if not (Path(source).is_dir() and has_weights(Path(source))):
         return

@@ -173,15 +173,18 @@ def as_score(value: Any) -> float:
     """A reward function's result as a finite number.
 
     Raises:
-        TypeError: If it is nothing or a text.
+        TypeError: If it is no number.
         ValueError: If it is not finite or beyond all bounds, or a `RewardResult` that says it could not judge.
     """
     if isinstance(value, RewardResult):
         if value.parts.get("error"):
             raise ValueError("the reference or the completion is unusable")
         value = value.score
-    if value is None or isinstance(value, str):
-        raise TypeError(f"it returned {value!r}")
-    if not abs(value) <= LARGEST:
+    try:
+        bounded = bool(abs(value) <= LARGEST)
+        score = float(value) if bounded else math.nan
+    except (TypeError, ValueError, RuntimeError) as error:  # the latter two of arrays and tensors
+        raise TypeError(f"it returned {value!r}, which is no number") from error
+    if not bounded:
         raise ValueError(f"it returned {value}")
-    return float(value)
+    return score

@@ -7,17 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import assert_same, metrics, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
+from lightning_modules.callbacks.summary import check_monitors
+from lightning_modules.checkpointing.resume import LastCheckpoint
 from lightning_modules.cli import FunReasonCLI, main
 from lightning_modules.policy.lora import LoRA
 
@@ -384,6 +387,72 @@ def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(caps
         main(["predict", "--config", "configs/sample.yaml", "--model.generator.max_new_tokens=8"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert '"generator": has settings and no class: name one before them, by --model.generator=CLASS or class' in last
+
+
+NO_METRIC = [
+    ("best_checkpoint", "tool/exact_mtch", "max", "no metric is called tool/exact_mtch: is tool/exact_match meant?"),
+    ("best_checkpoint", "exact_match", "max", "no metric is called exact_match: is tool/exact_match meant?"),
+    ("EarlyStopping", "val_loss", "min", "no metric is called val_loss: is val/loss_"),
+    ("best_checkpoint", "val/loss_call", "max", "mode is max, and val/loss_call is best where it is minimal: set mode"),
+    (
+        "EarlyStopping",
+        "tool/multiple/exact_match",
+        "min",
+        "mode is min, and tool/multiple/exact_match is best where it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("callback", "monitor", "mode", "words"), NO_METRIC)
+def test_a_metric_that_nothing_logs_or_its_worst_is_refused_before_weights_are_read(
+    base_args, tmp_path, monkeypatch, callback, monitor, mode, words
+):
+    monkeypatch.setattr(SRMLModule, "load_policy", lambda *_, **__: pytest.fail("weights are read"))
+    stops = ["--trainer.callbacks=EarlyStopping"] * (callback == "EarlyStopping")
+    keys = "trainer.callbacks" if stops else callback
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path), *stops, f"--{keys}.monitor={monitor}", f"--{keys}.mode={mode}"])
+    assert exit_.value.code.startswith(f"error: {callback}.") and words in exit_.value.code
+
+
+class LogsMore(SRMLModule):
+    """A module of the user's, which may log any metric."""
+
+
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ({"monitor": "val/loss_cot", "mode": "min"}, SRMLModule),
+        ({"monitor": "step", "mode": "max"}, SRMLModule),
+        ({"monitor": "train/loss", "mode": "min"}, SRMLModule),
+        ({"monitor": "mine", "mode": "min"}, LogsMore),
+    ],
+)
+def test_a_metric_that_may_be_logged_is_monitored(tiny_model_dir, options, module):
+    trainer = SimpleNamespace(callbacks=[ModelCheckpoint(**options), LastCheckpoint()])
+    check_monitors(trainer, module(init_from=str(tiny_model_dir)))
+
+
+@pytest.mark.parametrize("command", ["fit", "show"])
+def test_kernels_of_attention_for_gpus_are_refused_on_a_cpu_before_rows_are_read(base_args, tmp_path, command):
+    options = {"model.attn_implementation": "flash_attention_2", "data.init_args.path": tmp_path / "absent.jsonl"}
+    with pytest.raises(SystemExit, match=r"^error: model\.attn_implementation: flash_attention_2 runs on GPUs alone"):
+        main([command, *CONFIG[1:], *base_args(tmp_path, **options)])
+
+
+def test_one_callback_is_taken_for_a_list_of_it(base_args, tmp_path):
+    options = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "trainer.callbacks": "Timer"}
+    main(CONFIG + base_args(tmp_path, **options))
+    assert (tmp_path / "srml-fit-0" / "hf").is_dir() and (tmp_path / "srml-fit-0" / "metrics.csv").is_file()
+
+
+def test_an_adapter_is_not_gone_on_with_under_another_scale(run, base_args, tmp_path):
+    for command in ("fit", "validate"):
+        with pytest.raises(
+            SystemExit, match=r"^error: model\.lora\.alpha is 64 in this run and was 32 in the one that"
+        ):
+            args = base_args(tmp_path, **RUN | {"model.init_args.lora.alpha": 64, "trainer.max_steps": 7})
+            main([command, *CONFIG[1:], *args, "--ckpt_path", str(run)])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """GRPOModule against a float64 oracle that sees one rollout at a time, on recorded rollouts; what it refuses."""
 
 import math
+import warnings
 from collections import Counter
 
 import pytest
@@ -375,6 +376,16 @@ def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_r
     with pytest.warns(UserWarning, match="all rewards were equal"):
         (half,), _, _ = fit(make(tiny_model_dir, tiny_tokenizer, rewards=rewards, loss={"kl_coef": 0.25}))
     assert_close({name: 2 * g for name, g in half.items()}, gradients)
+
+
+def test_completions_that_are_all_cut_are_told_of_their_limit(tiny_model_dir, tiny_tokenizer):
+    every = tuple(text for texts in TEXTS for text in texts)
+    with pytest.warns(UserWarning, match=r"Every completion of a batch was cut at model\.generator\.max_new_tokens"):
+        fit(make(tiny_model_dir, tiny_tokenizer, cut=every))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit(make(tiny_model_dir, tiny_tokenizer, cut=every[1:]))
+    assert not any("was cut" in str(warning.message) for warning in told)
 
 
 class AllMove(PolicyLoss):

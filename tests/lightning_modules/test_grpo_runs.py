@@ -234,7 +234,7 @@ def engine_dies():
 
 ENDS = [
     ("clip_gradients", 2, terminate, 3, SystemExit, 143),  # the step is finished first
-    ("clip_gradients", 5, press_ctrl_c, 5, SystemExit, 1),  # the step is undone
+    ("clip_gradients", 5, press_ctrl_c, 5, SystemExit, 130),  # the step is undone
     ("score", 8, engine_dies, 8, SystemExit, None),  # and its rollouts are sampled again
     ("log_metrics", 6, press_ctrl_c, 6, SystemExit, None),  # the step is taken, in the middle of a buffer
 ]

@@ -1,6 +1,7 @@
 """Rows of every known form, small and made up, and what each is read as."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -708,6 +709,37 @@ def test_turns_with_weight_0_are_no_targets():
     assert read(row) == ([OSLO], "", "")
     with pytest.raises(BadRow, match="no assistant turn"):
         to_example(chat(ASK, said("No.", weight=0)))
+
+
+@pytest.mark.parametrize(
+    ("mark", "targets"), [({"weight": 0.0}, 1), ({"train": 0}, 1), ({"loss": 1}, 2), ({"weight": 1}, 2)]
+)
+def test_a_mark_of_training_is_a_number_or_a_truth_value(mark, targets):
+    row = chat(ASK, said(tool_calls=[CALL], **mark), {"role": "tool", "content": "rain"}, said("Rain."))
+    assert len(read_raw(row, "every").examples) == targets
+
+
+@pytest.mark.parametrize(
+    "mark", [{"weight": "0"}, {"weight": 0.5}, {"weight": [0]}, {"train": "false"}, {"loss": "True"}]
+)
+def test_a_mark_of_training_that_is_neither_is_refused(mark):
+    (name, value), *_ = mark.items()
+    with pytest.raises(BadRow, match=re.escape(f"turn 2 has the {name} {value!r}: give 0 or 1, or false or true")):
+        to_example(chat(ASK, said(tool_calls=[CALL], **mark)))
+
+
+def test_a_tool_that_is_listed_twice_is_on_offer_once_and_another_of_its_name_is_counted():
+    other, tools = NOW | {"description": "Tell the date."}, [NOW, WEATHER]
+    notes = "repair/tools that a row lists twice, kept once", "ambiguous/names that different tools of a row share"
+    for row, kept, counts in (
+        ({"query": "Hi", "tools": tools, "answers": [TIME]}, tools, (0, 0)),
+        ({"query": "Hi", "tools": [*tools, NOW, NOW, other], "answers": [TIME]}, [*tools, other], (2, 1)),
+        (chat(ASK, said(tool_calls=[CALL]), tools=[*tools, other, NOW]), [*tools, other], (1, 1)),
+        (chat(ASK | {"tools": tools}, said(tool_calls=[CALL]) | {"tools": tools}, tools=None), tools, (2, 0)),
+    ):
+        found = read_raw(row)
+        assert json.loads(found.examples[0].tools) == kept
+        assert tuple(found.notes[note] for note in notes) == counts
 
 
 def test_ids_of_the_rows_of_one_chat():

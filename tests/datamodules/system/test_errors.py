@@ -42,6 +42,22 @@ def test_a_value_in_the_place_of_several_settings_is_told_what_goes_there():
     assert sentence(said) == wanted
 
 
+def test_what_is_no_function_is_told_once_and_why():
+    kind = "Type collections.abc.Callable[[str, str], typing.Any] expects a function or a callable class: "
+    hull = f"{kind}Expected 'typing.Any' to be a class that instantiates into callable. Got value: Namespace(a=1)"
+    said = f"""Parser key "function":
+      - {kind}Option 'mst' is not accepted. Got value: Namespace(class_path='m.C', init_args=Namespace(mst=2))
+      - {hull}"""
+    assert sentence(said) == "Parser key \"function\": Option 'mst' is not accepted"
+    said = f"""Parser key "rewards":
+      - No module named 'm'
+      - {kind}No module named 'm'
+      Given value: m.f"""
+    assert sentence(said) == "Parser key \"rewards\": No module named 'm' Given value: m.f"
+    wanted = 'Parser key "f": takes the name of a function, or class_path and init_args in a YAML'
+    assert sentence(f'Parser key "f":\n  - {hull}') == wanted
+
+
 def test_refused_input_ends_with_exit_code_1():
     with pytest.raises(SystemExit) as exit_:
         refuse(ValueError("rows:\n  - too few"))

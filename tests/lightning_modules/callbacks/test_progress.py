@@ -105,13 +105,20 @@ def test_control_c_ends_with_the_command_to_resume(base_args, tmp_path, monkeypa
         main([*CONFIG, *base_args(tmp_path, **SMALL)])
     (run,) = tmp_path.iterdir()
     printed = capsys.readouterr().out.splitlines()
-    assert exit_.value.code == 1
+    assert exit_.value.code == 130
     assert printed[-4:] == [
         "interrupted; resume:",
         f"  funreason fit --config {run}/config.yaml --ckpt_path {run}",
         "or use it as it is:",
         f"  funreason export --ckpt_path {run} --output_dir {run}/hf",
     ]
+
+
+def test_a_run_that_is_resumed_at_its_end_says_so_and_offers_the_checkpoint(said, base_args, tmp_path, capsys):
+    main([*CONFIG, *base_args(tmp_path, **SMALL), "--ckpt_path", str(said[2])])
+    printed, last = capsys.readouterr().out, said[2] / "checkpoints" / "last-000004.ckpt"
+    assert f"none: {last} has taken all that trainer.max_steps and trainer.max_epochs ask for" in printed
+    assert printed.splitlines()[-2:] == ["next:", f"  funreason export --ckpt_path {last}"]
 
 
 def test_nothing_is_offered_where_nothing_was_saved(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.tokenizer import load_tokenizer
-from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
+from lightning_modules.checkpointing.identity import check_run, check_same_model, check_settings, fingerprint, identity
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,13 @@ def test_a_run_goes_on_from_its_own_checkpoints_alone(tiny_model_dir, init_from,
         return
     with pytest.raises(ValueError, match=words):
         check_run(checkpoint, identity(init_from, tokenizer, form, derived))
+
+
+def test_settings_that_a_checkpoint_has_learnt_with_are_kept():
+    check_settings({}, {"lora.alpha": 64})  # an earlier version has written it
+    check_settings({"lora.alpha": 64, "epsilon": 1.0}, {"lora.alpha": 64})
+    with pytest.raises(ValueError, match=r"model\.lora\.alpha is 64 in this run and was 32 in the one that wrote"):
+        check_settings({"lora.alpha": 32}, {"lora.alpha": 64})
 
 
 def test_weights_that_a_run_does_not_need_are_not_compared(tiny_model_dir):

@@ -287,6 +287,17 @@ def test_random_weights_do_not_stand_in_for_those_of_another_format(folder, left
     assert words.format(place) in refusal(place)
 
 
+@pytest.mark.parametrize("beside", ["config.yaml", "checkpoints"])
+def test_the_export_of_a_run_that_has_lost_its_weights_is_not_taken_for_a_random_model(folder, tmp_path, beside):
+    run = tmp_path / "run"
+    run.mkdir()
+    place = folder().rename(run / "hf")
+    (place / "model.safetensors").unlink()
+    check_model(str(run))  # a folder by that name may be anybody's
+    (run / beside).mkdir()
+    assert f"funreason export --ckpt_path {run} --output_dir {place}" in refusal(place, FileNotFoundError)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import time
 
 import pytest
+import torch
 
 from lightning_modules.rollout.scoring import Rewards, RewardTerm, as_score
 from rewards import FunctionCallReward, RewardResult
@@ -119,8 +121,13 @@ def test_values():
     assert as_score(RewardResult(0.5, {"error": 0.0})) == 0.5
     with pytest.raises(ValueError, match="unusable"):
         as_score(RewardResult(0.0, {"error": 1.0}))
-    with pytest.raises(TypeError, match="None"):
-        as_score(None)
+    for value in (None, "1", [1.0, 2.0], {"score": 1}, torch.tensor([0.5, 1.0])):
+        with pytest.raises(TypeError, match=f"it returned {re.escape(repr(value))}, which is no number"):
+            as_score(value)
+    for value in (math.nan, -math.inf, 10**400):
+        with pytest.raises(ValueError, match="it returned "):
+            as_score(value)
+    assert as_score(torch.tensor(0.5)) == 0.5 and as_score(True) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""What a setting that there is not may be meant to be: one of another trainer or group, a slip of the pen."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from lightning_modules.commands.options import classes, parameters, subclasses
+
+ELSEWHERE = {
+    "data.batch_size": "per_device_train_batch_size train_batch_size micro_batch_size gradient_accumulation_steps",
+    "data.path": "dataset datasets dataset_name dataset_path train_file",
+    "data.val_path": "eval_dataset val_dataset test_datasets",
+    "data.val_fraction": "val_size val_set_size split_dataset_ratio",
+    "data.max_length": "max_seq_length max_seq_len cutoff_len sequence_len",
+    "data.packing": "sample_packing",
+    "data.chat_template": "template",
+    "model.init_from": "model_name_or_path base_model model_id model_name",
+    "model.learning_rate": "lr",
+    "model.schedule": "lr_scheduler_type lr_scheduler",
+    "model.warmup_ratio": "warmup_steps",
+    "model.betas": "adam_beta1 adam_beta2",
+    "model.lora": "use_peft finetuning_type adapter peft_config",
+    "model.lora.r": "lora_r lora_rank",
+    "model.lora.alpha": "lora_alpha",
+    "model.lora.dropout": "lora_dropout",
+    "model.lora.target_modules": "lora_target lora_target_modules lora_target_linear",
+    "model.generator.max_new_tokens": "max_completion_length max_response_length",
+    "model.sampling.group_size": "num_generations num_return_sequences",
+    "model.loss.kl_coef": "beta kl_beta init_kl_coef kl_loss_coef",
+    "model.loss.clip_low": "epsilon_low cliprange_low clip_ratio_low",
+    "model.loss.clip_high": "epsilon_high cliprange_high clip_ratio_high",
+    "model.loss.ratio_level": "importance_sampling_level",
+    "model.inner_epochs": "num_iterations",
+    "model.advantage_scale": "scale_rewards norm_adv_by_std_in_grpo",
+    "model.overlong.treatment": "mask_truncated_completions overlong_filter",
+    "model.rewards": "reward_funcs reward_weights reward_model",
+    "model.generator": "use_vllm vllm_mode",
+    "trainer.max_epochs": "num_train_epochs num_epochs total_epochs",
+    "trainer.precision": "bf16 fp16 tf32 torch_dtype",
+    "trainer.val_check_interval": "eval_steps eval_strategy evals_per_epoch",
+    "trainer.default_root_dir": "output_dir",
+    "trainer.log_every_n_steps": "logging_steps",
+    "trainer.logger": "report_to",
+    "trainer.strategy": "deepspeed fsdp fsdp_config",
+    "last_checkpoint.every_n_train_steps": "save_steps save_strategy saves_per_epoch",
+    "seed_everything": "seed data_seed",
+    "ckpt_path": "resume_from_checkpoint",
+}
+"""Our keys, and what TRL, LLaMA-Factory, axolotl, ms-swift and verl call that, or what it takes the place of."""
+THEIRS = {name: key for key, names in ELSEWHERE.items() for name in names.split()}
+UNKNOWN = re.compile(r"""(?:Parser key "([\w.]+)":\s)?.*?(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)""", re.S)
+LIKE = 0.8  # share of its letters that a slip of the pen leaves
+
+
+def meant(message: str, roots: Mapping[str, type]) -> str:
+    """A line for the end of an error of the parser, with the key that may be meant; "" where none is like it.
+
+    Args:
+        message: The error.
+        roots: The classes of the groups of settings by their names.
+    """
+    if not (found := UNKNOWN.search(message)):
+        return ""
+    given = ".".join(filter(None, found.groups()))
+    name = given.rpartition(".")[2]
+    keys = dict[str, str]()  # by their last part; of several the one that stands first
+    for key in keys_of(roots):
+        keys.setdefault(key.rpartition(".")[2], key)
+    near = difflib.get_close_matches(name, keys, 1, LIKE)
+    key = THEIRS.get(name) or (keys[near[0]] if near else given)
+    return f"\n(is --{key} meant?)" if key != given else ""  # which another class has
+
+
+def keys_of(roots: Mapping[str, type]) -> Iterator[str]:
+    """All settings of these groups, whatever class they are chosen to be of; those within others come last."""
+    deeper = list[str]()
+    for root, kind in roots.items():
+        for owner in (kind, *subclasses(kind)):
+            for name, annotation in parameters(owner).items():
+                yield f"{root}.{name}"
+                named = "dict[" in str(annotation)  # a name of the user's stands between
+                held = [one for kind in classes(annotation) for one in (kind, *subclasses(kind)) if not named]
+                deeper += [f"{root}.{name}.{inner}" for kind in held for inner in parameters(kind)]
+    yield from deeper
