@@ -77,29 +77,39 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
 def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict[str, Any]:
     """What generating takes besides the policy, as settings of the `Plan`; nothing where no completion is asked for."""
     generator, data, samples = module.generator, trainer.datamodule, isinstance(module, GRPOModule)
-    if not samples and not (trainer.limit_val_batches and len(data.val_indices)):
+    validates = trainer.limit_val_batches and len(data.val_indices)
+    if not samples and not validates:
         return {}
     copy = whole(plan) if plan.fsdp else 0
     if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
         copy = streamed(plan)  # shards are gathered one after the other
-    prompt = longest_prompt(data)
     if isinstance(generator, VLLMGenerator):
         share = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
-        engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, share)
+        engine = engine_bytes(plan, generator, longest_prompt(data), generator.tensor_parallel_size, share)
         copy += PACK if generator.transfer == "ipc" else 0
         return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
     if not isinstance(generator, HFGenerator):
         return {"copy": copy}
-    asked = [data.hparams.prompts_per_step * module.sampling.group_size] if samples else []
-    asked += [data.hparams.eval_batch_size] if len(data.val_indices) else []
-    rows = min(generator.rows_together(prompt), -(-max(asked) // trainer.world_size))
-    cache = cache_bytes(plan.config, rows, prompt + generator.max_new_tokens) * plan.widths[1]
-    return {"copy": copy + cast(plan), "cache": cache}
+    asked = []  # completions at a time, and tokens of the longest prompt
+    if samples:
+        asked.append((data.hparams.prompts_per_step * module.sampling.group_size, _longest_row(data)))
+    if validates:
+        asked.append((min(data.hparams.eval_batch_size, len(data.val_indices)), data.longest_prompt))
+    caches = []
+    for completions, prompt in asked:
+        rows = min(generator.rows_together(prompt), -(-completions // trainer.world_size))
+        caches.append(cache_bytes(plan.config, rows, prompt + generator.max_new_tokens))
+    return {"copy": copy + cast(plan), "cache": max(caches) * plan.widths[1]}
 
 
 def longest_prompt(data: XLAMDataModule) -> int:
     """Tokens of the longest prompt to generate from; rows to fine-tune on count with their answers."""
-    return max(int(data.lengths[data.train_indices].max()), getattr(data, "longest_prompt", 0))
+    return max(_longest_row(data), getattr(data, "longest_prompt", 0))
+
+
+def _longest_row(data: XLAMDataModule) -> int:
+    """Tokens of the longest row to train on: of a prompt alone where completions are sampled."""
+    return int(data.lengths[data.train_indices].max())
 
 
 def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, share: int) -> int:
