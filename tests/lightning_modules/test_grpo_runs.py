@@ -16,6 +16,7 @@ from training_runs import assert_same, command_on_ranks, metrics, rewards_module
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, evaluation
+from lightning_modules.callbacks.summary import KNOWN
 from lightning_modules.cli import FunReasonCLI, main
 
 CONFIG = ["fit", "--config", "configs/grpo.yaml"]
@@ -86,6 +87,8 @@ def run(tmp_path_factory, base_args):
 def test_metrics_of_a_run(run):
     logged = metrics(run, ("",))
     assert all(math.isfinite(value) for value in logged.values())
+    validated = {name for _, name in logged if name.startswith(("tool/", "val/"))}
+    assert {"tool/exact_match", "val/loss_call"} <= validated <= KNOWN  # to the check of what checkpoints go by
     sampled = {step for step, name in logged if name == "reward/mean"}
     assert sampled == {1, 5, 9}  # the first of every four
     every_step = {"policy/loss", "policy/kl", "policy/entropy", "policy/clip_low", "policy/clip_high"}
