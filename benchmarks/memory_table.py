@@ -92,7 +92,8 @@ def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int)
         module, data = cli.model, cli.datamodule
         module.init_from = folder
         data.lengths, data.train_indices = np.array([data.hparams[data.LIMIT]]), np.arange(1)
-        data.val_indices = np.arange(1)
+        data.val_rows = SimpleNamespace(table={"prompt_tokens": data.lengths})
+        data.val_indices = np.zeros(data.hparams.eval_batch_size, dtype=int)
         module._device = torch.device("cuda", 0)  # one that nobody asks for
         settings = {"datamodule": data, "strategy": cli.trainer.strategy, "precision": cli.trainer.precision}
         trainer = SimpleNamespace(world_size=gpus, num_devices=min(gpus, 8), limit_val_batches=1.0, **settings)

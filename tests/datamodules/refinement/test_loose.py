@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import assume, given, settings
@@ -135,6 +136,9 @@ RENDERINGS = {
 def test_calls_written_loosely_are_read_as_they_were_or_not_at_all(rendering, made):
     calls, tools = made
     text = RENDERINGS[rendering](calls)
+    texts = [value for call in calls for value in call.arguments.values() if isinstance(value, str)]
+    # A text with quotes of its own around it that gets no others is written as the one within them is.
+    assume(rendering != "no quotes" or not any(re.fullmatch(r"""\s*(["']).*\1\s*""", text, re.S) for text in texts))
     assume(parse_calls(text)[0] is None)  # else there is nothing loose about it
     read = read_loosely(text, tools)
     assert read is None or match_calls(read, calls, tools).matched

@@ -300,7 +300,7 @@ def test_fsdp1_is_refused(tiny_model_dir):
 @pytest.mark.parametrize(
     ("words", "compiler", "reason"),
     [
-        (["--model.attn_implementation=flash_attention_2"], "sh", "attn_implementation sdpa or eager, and it is flash"),
+        (["--model.attn_implementation=flex_attention"], "sh", "attn_implementation sdpa or eager, and it is flex"),
         ([], "no-such-compiler", "needs a C++ compiler, and there is no no-such-compiler here"),
     ],
 )
