@@ -309,7 +309,7 @@ class GRPOModule(FunctionCallingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every rank's rollouts with updates to come (those of an interrupted step are sampled again)."""
         super().on_save_checkpoint(checkpoint)
-        used = self.buffer is not None and self.buffer.updates_done
+        used = self.buffer is not None and 0 < self.buffer.updates_done < self.repeats
         checkpoint["rollouts"] = of_every_rank(self.buffer.state_dict() if used else None)
         if self.sampling.ahead:
             checkpoint["ahead"] = of_every_rank(self.ahead.state_dict())

@@ -6,6 +6,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.columns import (
+    ALIASES,
     ANSWERS,
     CHATS,
     COMPLETIONS,
@@ -36,7 +37,8 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
     requests = ("prompt", "input", *QUERIES)
     if not columns.name(requests):
         requests = ("chosen",)  # of TRL: prompt and answer in one
-    for name in (*CHATS, "contents", "chat", *requests):
+    alone = () if columns.name((*ALIASES["query"], *ALIASES["answers"])) else ("trajectory",)
+    for name in (*CHATS, "contents", "chat", *requests, *alone):
         if name not in columns.row:
             continue
         value = columns.row[name]
@@ -68,11 +70,11 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
     name, query = columns.name(("prompt", "input")), columns.name(QUERIES)
     completion = columns.name(COMPLETIONS)
     answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
-    if answer and not (name or query):
+    if answer and not columns.name(ALIASES["query"]):
         raise BadRow(completion, ALONE)
     if query and answer:
         name = query
-    elif query or completion not in COMPLETIONS[: -len(ANSWERS) - 1]:
+    elif query or not completion or completion in (*ANSWERS, "reward_model"):
         return None
     if not isinstance(columns.row.get(name), str):
         return None

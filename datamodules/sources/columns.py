@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.values import read_whole
 
-CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog", "trajectory")
+CHATS = ("messages", "conversations", "conversation", "input_messages", "dialogue", "dialog")
 SYSTEMS = ("system", "system_prompt", "developer", "instructions", "systemInstruction", "system_instruction")
 QUERIES = ("query", "question", "user_query")
 TOOLS = ("tools", "functions", "function", "available_tools")
@@ -21,11 +21,12 @@ ANSWERS = (
     "calls",
     "model_answer",
 )
+LOGGED = ("response_body", "expectedOutput", "expected_output", "outputs")
+"""Where logs and traces have an answer, which beside one of the names above may be any model's."""
 COMPLETIONS = (
-    *("completion", "chosen_response", "chosen", "preferred_output", "response", "response_body", "choices"),
-    *("expectedOutput", "expected_output", "output", "outputs"),  # the first two are Langfuse's
+    *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
     "output_messages",
-    *(*ANSWERS, "reward_model"),
+    *(*ANSWERS, *LOGGED, "reward_model"),
 )
 THOUGHTS = ("cot", "think", "thinking", "thought", "reasoning", "reasoning_content")
 _SETTINGS = ("on", "off", "true", "false", "enabled", "disabled", "auto", "minimal", "low", "medium", "high")

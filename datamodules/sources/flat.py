@@ -77,10 +77,13 @@ def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Column
     Raises:
         BadRow: There are some.
     """
-    for other in ANSWERS:
-        if other in columns.row and other != name:
-            if as_calls(read_answers(columns.row[other], tools, "", "", Counter())[0]):
-                raise BadRow(other, f"holds calls, and '{name}' an answer without any: keep one of them")
+    for other in (one for one in ANSWERS if one in columns.row and one not in (name, "model_answer")):
+        try:
+            calls = as_calls(read_answers(columns.row[other], tools, "", "", Counter())[0])
+        except BadRow:
+            continue  # it holds something else
+        if calls:
+            raise BadRow(other, f"holds calls, and '{name}' an answer without any: keep one of them")
 
 
 def read_answers(

@@ -161,7 +161,9 @@ def _add_key(message: Message, key: str, value: Any) -> None:
         add_content(thought, value)
         message.cot += filter(None, (thought.text, *thought.cot))
     elif key in _TRAINED:
-        if value not in (0, 1):
+        if value != value:  # what is missing in a table
+            return
+        if value not in (0, 1) and message.role in ("assistant", "call", "think"):
             raise ValueError(f"has the {key} {value!r}: give 0 or 1, or false or true, whether it is trained on")
         message.trained = bool(value)
     elif key in ("tools", "functions"):

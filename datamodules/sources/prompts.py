@@ -12,7 +12,7 @@ GLAIVE = ("chat", "sample")
 """Columns in which Glaive's second and first data set have a chat as text."""
 _GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*+")
 _GLAIVE_ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
-NO_TOOLS = re.compile(r"\bno access to (?:any |external )*(?:functions|tools)\b", re.IGNORECASE)
+NO_TOOLS = re.compile(r"\bwith no access to (?:any |external )*(?:functions|tools)\b", re.IGNORECASE)
 """What Glaive's system texts say where no tool is on offer."""
 _DIALOGUE = tags("user", "obs")
 _SEAL_TOOLS, _SEAL_QUERY = re.compile(r"\bapi_list\s*+=\s*+(?=\[)"), re.compile(r"task_instruction\s*+=\s*+\"")
@@ -22,7 +22,7 @@ _FORMAT = re.compile(
     |\b(?:following|available|these|possible|provided)\s+(?:\w+\s+)?(?:functions?|tools?|apis?)\b
     |\b(?:list|set)\ of\ (?:\w+\ ){0,8}(?:functions|tools|apis)\b
     |\b(?:functions?|tools?)[-/ ](?:tool\ )?call(?:s|ing)?\b|\bcompos(?:e|ing)\ functions\b
-    |\bone\ or\ more\ (?:functions|tools)\b|\buse\ them\ if\ required\b|\b(?:no|any)\ other\ text\b
+    |\bone\ or\ more\ (?:functions|tools)\b|\buse\ them\ if\ required\b|\b(?:no|not\ \w+\ any)\ other\ text\b
     |\bexample\ format\b|\boutput\ should\ follow\ this\ format\b
     |\bnone\ of\ the\ functions?\b|\blacks\ the\ parameters\b|\balso\ point\ it\ out\b""",
     re.IGNORECASE | re.VERBOSE,

@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from datamodules.example import BadRow
-from datamodules.sources.columns import ANSWERS, CHATS, as_object, listed, messages_in
+from datamodules.sources.columns import ANSWERS, CHATS, QUERIES, as_object, listed, messages_in
 from datamodules.sources.messages import cut_off
 from datamodules.sources.values import read_whole
 
-REQUESTS = ("request", "request_body", "body", "input", "inputs")
-"""What the object that was sent to a server may be called; its keys are those of a row."""
-_ANSWERS = ("choices", "candidates", "generations", "output", "messages")
-"""Keys under which servers, LangChain and LangSmith have answers."""
+REQUESTS, _TRACED = ("request", "body", "input"), ("request_body", "inputs")
+"""What the object that was sent to a server may be called, and is called by traces; its keys are those of a row."""
+_ASKED = (*CHATS, *QUERIES, "instruction", "prompt")
+"""Columns beside which a text, and what only traces call so, is no request."""
+_ANSWERS = ("choices", "candidates", "output", "generations", "messages")
+"""Keys under which servers have answers, and, the last two, LangChain and LangSmith."""
+_SENT = {"id", "object", "status_code", "statusCode"}
+"""Keys of which what a server sent has one; a text in JSON without them is the model's own."""
 ALONE = (
     "is an answer without its request, as in the output file of a batch: put the request beside it as 'body', from the "
     "line of the input file that has the same custom_id"
@@ -24,7 +28,10 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         BadRow: A key stands in the request and beside it, and says something else there.
     """
-    for name in REQUESTS:
+    asked = any(row.get(name) for name in _ASKED)
+    for name in (*REQUESTS, *_TRACED):
+        if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
+            continue
         request = as_object(row.get(name))
         request = as_object(request.get("body")) or request  # beside the address and the headers
         chats = [request[key] for key in (*CHATS, "contents", "input") if key in request]
@@ -42,7 +49,8 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
     Raises:
         BadRow: A server sent several answers, or one that it broke off.
     """
-    if isinstance(value, str) and value.lstrip()[:1] == "{":
+    said = isinstance(value, str)
+    if said and value.lstrip()[:1] == "{":
         try:
             value = read_whole(value)
         except ValueError:
@@ -50,14 +58,15 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
     if isinstance(value, dict):
         if {"role", "from", "lc"} & value.keys():
             return [value]
-        if value.get("error") and column not in ANSWERS:  # where it may be the name of a tool
+        said = said and not _SENT & value.keys()
+        if value.get("error") and not said and column not in ANSWERS:  # where it may be the name of a tool
             raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")
         if reason := cut_off(value):
             raise BadRow(column, reason)
-        for key in ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
+        for key in () if said else ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
             if inner := as_object(value.get(key)):
                 return answer_items(inner, column)
-        value = next((value[key] for key in _ANSWERS if key in value), None)
+        value = next((value[key] for key in (_ANSWERS[:3] if said else _ANSWERS) if key in value), None)
     items = listed(value)
     if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
         if len(items) > 1:

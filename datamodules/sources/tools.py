@@ -76,7 +76,10 @@ def each_once(tools: list[dict[str, Any]], notes: Counter[str]) -> list[dict[str
         tools: Tools, each with a `name`.
         notes: Counts both.
     """
-    kept = list({json.dumps(tool): tool for tool in tools}.values())
+    once = dict[str, dict[str, Any]]()
+    for tool in tools:
+        once.setdefault(json.dumps(tool, sort_keys=True), tool)
+    kept = list(once.values())
     if again := len(tools) - len(kept):
         notes["repair/tools that a row lists twice, kept once"] += again
     if shared := sum(count > 1 for count in Counter(tool["name"] for tool in kept).values()):

@@ -151,7 +151,7 @@ def rows_of(loader: Any, batches: Sequence[float]) -> int:
         batches: How many, in a list as Lightning has it of the loaders of a stage; `trainer.limit_val_batches` and its
             like may have cut it.
     """
-    examples, size = getattr(loader, "examples", ()), getattr(loader, "batch_size", 1)
+    examples, size = getattr(loader, "examples", ()), getattr(loader, "batch_size", None) or 1
     return int(min(len(examples), sum(batches) * size))
 
 

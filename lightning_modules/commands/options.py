@@ -72,7 +72,7 @@ def classes(annotation: Any) -> list[type]:
 def subclasses(kind: type) -> list[type]:
     """All classes below one that are loaded, or that do what a protocol asks for in its own package."""
     if getattr(kind, "_is_protocol", False):
-        around = vars(sys.modules[kind.__module__.rpartition(".")[0]]).values()
+        around = vars(sys.modules[kind.__module__.rpartition(".")[0] or kind.__module__]).values()
         return [
             one for one in around if inspect.isclass(one) and one is not kind and one.__name__.endswith(kind.__name__)
         ]

@@ -50,7 +50,7 @@ def has_weights(folder: Path) -> bool:
         _refuse_name(files[0])
     _refuse_others(folder)
     run = folder.absolute().parent
-    if folder.name.startswith("hf") and any((run / name).exists() for name in ("config.yaml", "checkpoints")):
+    if folder.name == "hf" and any((run / name).exists() for name in ("config.yaml", "checkpoints")):
         raise FileNotFoundError(
             f"init_from: {folder} is the export of a run and has lost its weights: write it again by funreason export "
             f"--ckpt_path {run} --output_dir {folder}"

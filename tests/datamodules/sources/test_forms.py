@@ -1106,3 +1106,58 @@ def test_keys_are_read_in_the_order_of_the_row():
     assert [note for note in reading.notes if note.startswith("unused/")] == [f"unused/{name}" for name in columns]
     with pytest.raises(BadRow, match="turn 2 has the key 'mood', which is not known"):
         to_example(chat(ASK, said("Sunny.", mood=1, tone=2, speed=3, voice=4)))
+
+
+HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
+
+
+@pytest.mark.parametrize(
+    ("row", "query", "answers"),
+    [
+        ({"prompt": "Hi", "outputs": ["a", "b"], "ground_truth": TEXT}, "Hi", [OSLO]),
+        ({"messages": [ASK], "expected_output": "It is sunny.", "tool_calls": [CALL]}, ASK["content"], [OSLO]),
+        ({"query": "Hi", "answers": [TIME], "expected_output": [said("no")]}, "Hi", [TIME]),
+        ({"query": "Hi", "answers": [TIME], "inputs": {"messages": [ASK]}}, "Hi", [TIME]),
+        ({"query": "Hi", "answers": [TIME], "body": HEARD}, "Hi", [TIME]),
+        ({"instruction": "Do this.", "input": HEARD, "output": TEXT}, f"Do this.\n\n{HEARD}", [OSLO]),
+        ({"messages": [ASK, said(TEXT)], "request_body": {"messages": [ASK]}}, ASK["content"], [OSLO]),
+        ({"query": "Hi", "answers": [TIME], "trajectory": "up"}, "Hi", [TIME]),
+        ({"query": "Hi", "answers": [TIME], "trajectory": [ASK, said("no")]}, "Hi", [TIME]),
+        ({"instruction": "Hi", "tool_calls": [TIME | {"type": "function_call"}]}, "Hi", [TIME]),
+        *(
+            ({"query": "Hi", "answers": [], name: value}, "Hi", [])
+            for name, value in [
+                *(("ground_truth", {"a": 1}), ("ground_truth", ["no tool"]), ("answer", 3), ("calls", 0)),
+                *(("tool_calls", False), ("model_answer", TEXT), ("model_answer", "<tool_call>{bad")),
+            ]
+        ),
+        (chat(ASK | {"weight": 0.5}, said(TEXT) | {"weight": float("nan")}), ASK["content"], [OSLO]),
+    ],
+)
+def test_what_traces_have_besides_does_not_take_the_place_of_request_and_answer(row, query, answers):
+    example = to_example({"tools": WRAPPED} | row)
+    assert (example.query, json.loads(example.answers)) == (query, answers)
+
+
+@pytest.mark.parametrize("text", ['{"error": "no such city"}', HEARD, '{"message": {"role": "assistant"}}'])
+def test_an_answer_in_json_is_the_models_own(text):
+    example = to_example({"prompt": "Hi", "tools": [NOW], "completion": text})
+    assert (example.answers, example.response) == ("[]", text)
+
+
+def test_a_tool_whose_keys_stand_in_another_order_is_the_same_one():
+    tools = [WEATHER, dict(reversed(WEATHER.items()))]
+    assert json.loads(to_example({"query": "Hi", "tools": tools, "answers": []}).tools) == [WEATHER]
+
+
+@pytest.mark.parametrize("kept", ["Ignore any other text that users paste.", "Be brief."])
+def test_a_system_text_keeps_what_is_no_format_of_answers(kept):
+    text = f"{kept} You SHOULD NOT include any other text.\nUse these tools:\n{json.dumps([NOW])}"
+    example = to_example({"messages": [{"role": "system", "content": text}, ASK, said("ok")]})
+    assert json.loads(example.history) == [{"role": "system", "content": kept}]
+
+
+def test_a_condition_says_nothing_of_the_tools_on_offer():
+    system = {"role": "system", "content": "If you have no access to tools, apologise."}
+    with pytest.raises(BadRow, match="neither a tools column nor a JSON list of tools"):
+        to_example({"messages": [system, ASK, said("ok")]})

@@ -3,13 +3,14 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tqdm import tqdm
 
 from lightning_modules.callbacks.ending import box, interrupted
-from lightning_modules.callbacks.progress import clock
+from lightning_modules.callbacks.progress import clock, rows_of
 from lightning_modules.cli import main
 from lightning_modules.metrics import TargetLoss
 from lightning_modules.srml import SRMLModule
@@ -67,6 +68,12 @@ def test_rows_are_those_of_the_batches_that_limits_leave(command, line, base_arg
     small = {"data.init_args.eval_batch_size": 2, f"trainer.limit_{limit}_batches": 1}
     main([command, "--config", "configs/srml.yaml", *base_args(tmp_path, **small)])
     assert re.search(line, capsys.readouterr().out)
+
+
+def test_a_loader_of_the_users_has_no_rows_that_are_known():
+    assert rows_of(SimpleNamespace(batch_size=None), [float("inf")]) == 0  # as where a sampler makes its batches
+    prompts = SimpleNamespace(batch_size=2, examples=range(5))
+    assert [rows_of(prompts, [batches]) for batches in (2, 3, float("inf"))] == [4, 5, 5]
 
 
 def test_the_end_names_checkpoint_model_and_commands_that_can_be_pasted(said):

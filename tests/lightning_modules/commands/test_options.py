@@ -1,8 +1,20 @@
 """Help on every group of settings and on what is nested in it."""
 
+from typing import Protocol
+
 import pytest
 
 from lightning_modules.cli import ROOTS, main
+from lightning_modules.commands.options import subclasses
+
+
+class Judges(Protocol):
+    """A protocol of the user's."""
+
+
+def test_what_follows_a_protocol_is_looked_for_in_its_module_where_that_is_in_no_package(monkeypatch):
+    monkeypatch.setattr(Judges, "__module__", "json")
+    assert subclasses(Judges) == []
 
 
 @pytest.mark.parametrize(
