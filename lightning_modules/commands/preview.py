@@ -26,7 +26,7 @@ from lightning_modules.callbacks.plan import (
     plan_of,
     shown,
 )
-from lightning_modules.callbacks.summary import rate_of, tokens_of_step
+from lightning_modules.callbacks.summary import check_monitors, check_validates, rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.checks import check_attention
@@ -70,6 +70,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
     if not isinstance(data, XLAMDataModule):
         raise ValueError(f"data.class_path {type(data).__name__} has no rows with calls: there is nothing to show")
     check_attention(module.attn_implementation, trainer.strategy.root_device)
+    check_monitors(trainer, module)
     check_model(module.init_from, module.attn_implementation)
     trainer.state.fn = TrainerFn.FITTING
     trainer.training = True
@@ -79,6 +80,7 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
         trainer.fit_loop.max_epochs = 1000 if trainer.max_steps == -1 else -1
     data.prepare_data()
     module.setup("fit")
+    check_validates(trainer)
     module.to(trainer.strategy.root_device)  # the empty model could not move
     build_empty(module)
     check_vocabulary(data.tokenizer, module.policy.causal_lm)

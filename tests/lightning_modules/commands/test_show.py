@@ -341,6 +341,21 @@ def test_what_cannot_be_shown_is_one_sentence(show, odd_rows, words, reason):
         show("srml", *words, **odd_rows)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--best_checkpoint.monitor=val_loss"], r"best_checkpoint\.monitor: no metric is called val_loss"),
+        (
+            ["--trainer.val_check_interval=1000", "--trainer.check_val_every_n_epoch=1"],
+            r"trainer\.val_check_interval is 1000, and an epoch has \d+ steps",
+        ),
+    ],
+)
+def test_what_fit_refuses_before_weights_are_read_is_refused(show, words, reason):
+    with pytest.raises(SystemExit, match=f"^error: {reason}"):
+        show("srml", *words)
+
+
 def test_options_are_those_of_fit(show, capsys):
     with pytest.raises(SystemExit):
         show("srml", "--model.init_args.learning_rat=1")
