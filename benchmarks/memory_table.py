@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PretrainedConfig, Qwen3Config
 
 from benchmarks.sharded_step import Case
@@ -92,7 +93,7 @@ def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int)
         module, data = cli.model, cli.datamodule
         module.init_from = folder
         data.lengths, data.train_indices = np.array([data.hparams[data.LIMIT]]), np.arange(1)
-        data.val_rows = SimpleNamespace(table={"prompt_tokens": data.lengths})
+        data.val_rows = SimpleNamespace(table=Dataset.from_dict({"prompt_tokens": data.lengths}))
         data.val_indices = np.zeros(data.hparams.eval_batch_size, dtype=int)
         module._device = torch.device("cuda", 0)  # one that nobody asks for
         settings = {"datamodule": data, "strategy": cli.trainer.strategy, "precision": cli.trainer.precision}

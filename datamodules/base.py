@@ -200,7 +200,8 @@ class XLAMDataModule(LightningDataModule):
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that completions are generated for."""
-        return int(np.array(self.val_rows.table["prompt_tokens"])[self.val_indices].max(initial=0))
+        rows = self.val_rows.table.select_columns("prompt_tokens")[self.val_indices]  # of all rows these alone are read
+        return max(rows["prompt_tokens"], default=0)
 
     def ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""

@@ -6,7 +6,6 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.columns import ANSWERS, CHATS, QUERIES, as_object, listed, messages_in
 from datamodules.sources.messages import cut_off
-from datamodules.sources.values import read_whole
 
 REQUESTS, _TRACED = ("request", "body", "input"), ("request_body", "inputs")
 """What the object that was sent to a server may be called, and is called by traces; its keys are those of a row."""
@@ -49,24 +48,19 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
     Raises:
         BadRow: A server sent several answers, or one that it broke off.
     """
-    said = isinstance(value, str)
-    if said and value.lstrip()[:1] == "{":
-        try:
-            value = read_whole(value)
-        except ValueError:
-            return None
+    text, value = isinstance(value, str), as_object(value) or value
     if isinstance(value, dict):
         if {"role", "from", "lc"} & value.keys():
             return [value]
-        said = said and not _SENT & value.keys()
-        if value.get("error") and not said and column not in ANSWERS:  # where it may be the name of a tool
+        own = text and not _SENT & value.keys()
+        if value.get("error") and not own and column not in ANSWERS:  # where it may be the name of a tool
             raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")
         if reason := cut_off(value):
             raise BadRow(column, reason)
-        for key in () if said else ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
+        for key in () if own else ("body", "message", "output"):  # beside the status; of LangSmith and Bedrock
             if inner := as_object(value.get(key)):
                 return answer_items(inner, column)
-        value = next((value[key] for key in (_ANSWERS[:3] if said else _ANSWERS) if key in value), None)
+        value = next((value[key] for key in (_ANSWERS[:3] if own else _ANSWERS) if key in value), None)
     items = listed(value)
     if items and any(isinstance(item.get(key), dict) for item in items for key in ("message", "content")):
         if len(items) > 1:
