@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, ANSWERS, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pairs
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
@@ -33,7 +34,7 @@ def read_columns(
         BadRow: Something is missing or cannot be read.
     """
     notes["form/xLAM's columns"] += 1
-    found = {column: columns.name(ALIASES[column]) for column in ("query", "tools", "answers")}
+    found = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
     if keep_answers and isinstance(columns.given.get("answers"), str):
         found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
     for column, name in found.items():
@@ -47,7 +48,7 @@ def read_columns(
     query = columns.text(found["query"])
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = _read("tools", read_tools, offered, notes)
-    tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
+    tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
     cot = columns.text(*columns.thoughts())
     response = columns.text("response") if found["answers"] != "response" else ""
     if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
@@ -113,7 +114,7 @@ def read_answers(
                 notes["repair/words before the calls read as chain of thought"] += 1
                 cot = join_thoughts(cot, said.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
-    same = text and calls is not None and cleaned == calls and _same_calls(text, calls)
+    same = text and calls is not None and cleaned == calls and _reads_as(calls, as_calls, text)
     return (text if same else dump_calls(cleaned)), cot, response
 
 
@@ -132,16 +133,7 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         for item in items
     )
     if not ours:
-        pairs = all(isinstance(item, list) for item in items)
-        flat = (
-            [
-                message
-                for pair in pairs_in(items)
-                for message in ({"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]})
-            ]
-            if pairs
-            else items
-        )
+        flat = turns_of_pairs(items) if all(isinstance(item, list) for item in items) else items
         turns = read_turns(read_messages(flat, "history"), tools, "history", notes)
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
@@ -151,23 +143,16 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
     return dump(items) if system or not ours else text
 
 
-def _read(column: str, reader: Any, *arguments: Any) -> Any:
+def _read(column: str, reader: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return reader(*arguments)
     except ValueError as error:
         raise BadRow(column, str(error)) from error
 
 
-def _same(text: str, value: Any) -> bool:
-    """Whether a text is the JSON of a value."""
+def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:
+    """Whether a text is read as a value."""
     try:
-        return bool(json.loads(text) == value)
+        return bool(reader(text) == value)
     except (ValueError, RecursionError):
-        return False
-
-
-def _same_calls(text: str, calls: Any) -> bool:
-    try:
-        return bool(as_calls(text) == calls)
-    except ValueError:
         return False
