@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from datamodules.example import BadRow, Example
+from datamodules.example import BadRow, Example, parse_column
 from datamodules.sources.calls import calls_of
 from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pairs
 from datamodules.sources.messages import read_messages, read_system
@@ -47,7 +47,7 @@ def read_columns(
             raise BadRow(blank or column, f"is empty{advice}" if blank else missing)
     query = columns.text(found["query"])
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
-    tools = _read("tools", read_tools, offered, notes)
+    tools = parse_column("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
     cot = columns.text(*columns.thoughts())
     response = columns.text("response") if found["answers"] != "response" else ""
@@ -104,7 +104,7 @@ def read_answers(
         try:  # JSON whose calls are written otherwise
             calls = calls_of(text, offered)
         except ValueError:
-            said = _read("answers", read_said, text, tools)
+            said = parse_column("answers", read_said, text, tools)
             calls, cot = said.calls, join_thoughts(cot, said.cot)
             if calls is None and isinstance(value, list):
                 raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}") from None
@@ -120,7 +120,7 @@ def read_answers(
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), _read("tools", split_system, read_system(columns), notes, tools)[1]
+    value, system = columns.take("history"), parse_column("tools", split_system, read_system(columns), notes, tools)[1]
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)
@@ -141,13 +141,6 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
             system, items = f"{system}\n\n{items[0]['content']}", items[1:]
         items = [{"role": "system", "content": system}, *items]
     return dump(items) if system or not ours else text
-
-
-def _read(column: str, reader: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return reader(*arguments)
-    except ValueError as error:
-        raise BadRow(column, str(error)) from error
 
 
 def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:
