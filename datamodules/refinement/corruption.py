@@ -15,7 +15,7 @@ from datamodules.refinement.judging import Outcome
 from datamodules.toolbox.catalogue import FUNCTIONS, Function, sample_arguments
 from datamodules.toolbox.rows import WORDINGS, cot_text, make_corpus, request_text
 from datamodules.toolbox.values import sample_value
-from rewards import Call, as_calls, as_tools, match_calls, parse_calls, render_calls
+from rewards import Call, as_calls, as_tools, dump_calls, match_calls, parse_calls, render_calls
 
 Row = dict[str, Any]
 _FUNCTIONS = {function.name: function for function in FUNCTIONS}
@@ -76,13 +76,9 @@ def _rewritten(row: Row, calls: list[Call], rng: random.Random, tools: list[Any]
     offered = [_FUNCTIONS[tool["name"]] for tool in tools]
     return {
         "tools": json.dumps(tools),
-        "answers": _dump(calls),
+        "answers": dump_calls(calls),
         "cot": cot_text(offered, [_FUNCTIONS[call.name] for call in calls], calls, rng),
     }
-
-
-def _dump(calls: list[Call]) -> str:
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
 
 
 def _other_function(row: Row, calls: list[Call], rng: random.Random) -> Function:
@@ -168,7 +164,7 @@ def _wrong_type(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
     value = calls[at].arguments[name]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     wrong = Call(calls[at].name, calls[at].arguments | {name: text})
-    return {"answers": _dump([*calls[:at], wrong, *calls[at + 1 :]])}
+    return {"answers": dump_calls([*calls[:at], wrong, *calls[at + 1 :]])}
 
 
 def _broken_format(row: Row, calls: list[Call], rng: random.Random) -> Row:
@@ -190,11 +186,11 @@ def _quoted_names(calls: list[Call]) -> str:
 _BREAKS: tuple[Callable[[list[Call]], str], ...] = (
     lambda calls: render_calls(calls)[:-1],  # the list is never closed
     lambda calls: render_calls(calls)[:-2],  # nor is the last call
-    lambda calls: f"```json\n{_dump(calls)}\n```",
+    lambda calls: f"```json\n{dump_calls(calls)}\n```",
     lambda calls: f"Here is the call: {render_calls(calls)}",
-    lambda calls: _dump(calls).replace('"arguments":', '"parameters":'),
-    lambda calls: str([{"name": c.name, "arguments": c.arguments} for c in calls]),  # Python's quotes in JSON's place
-    lambda calls: json.dumps(_dump(calls)),  # JSON inside a JSON string
+    lambda calls: dump_calls(calls).replace('"arguments":', '"parameters":'),
+    lambda calls: str(json.loads(dump_calls(calls))),  # Python's quotes in JSON's place
+    lambda calls: json.dumps(dump_calls(calls)),  # JSON inside a JSON string
     _unquoted,
     _quoted_names,
 )

@@ -11,11 +11,11 @@ from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pair
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
-from datamodules.sources.targets import content, dump, dump_calls
+from datamodules.sources.targets import content, dump
 from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
-from rewards import as_calls
+from rewards import as_calls, dump_calls
 
 
 def read_columns(

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.sources.thoughts import join_thoughts
 from datamodules.sources.turns import Turn
-from rewards import Call, render_calls
+from rewards import dump_calls, render_calls
 
 Turns = Literal["last", "every"]
 TURNS = get_args(Turns)
@@ -114,11 +114,6 @@ def content(turn: Turn, column: str) -> str:
     except ValueError as error:
         raise BadRow(column, f"calls of an earlier turn cannot be written: {error}") from error
     return "\n\n".join(filter(None, (turn.text, written)))
-
-
-def dump_calls(calls: list[Call]) -> str:
-    """Calls as the JSON of an example."""
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
 
 
 def dump(value: Any) -> str:
