@@ -22,6 +22,7 @@ from datamodules.rows import unchecked_example
 from datamodules.system import guard
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
+from datamodules.system.escaping import markdown_table
 from datamodules.system.files import check_writable, write_text
 from datamodules.system.locks import sole_writer
 from datamodules.system.redaction import redact, redact_settings
@@ -211,7 +212,7 @@ def _askable(query: Example) -> Example:
 def markdown(table: Sequence[dict[str, Any]]) -> str:
     """The rounds as a Markdown table."""
     rows = [[str(row.get(column, "")) for column in COLUMNS] for row in table]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(COLUMNS), ["---"] * len(COLUMNS), *rows]) + "\n"
+    return markdown_table(COLUMNS, rows) + "\n"
 
 
 def funreason(*arguments: str) -> None:
