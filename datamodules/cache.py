@@ -17,8 +17,8 @@ from datamodules.chat.templates import end_of_turn_id
 from datamodules.encoding import BAD, TABLE, BadRows, EncodedRows, EncodingSettings, write_rows
 from datamodules.readers import fingerprint, is_toolbox
 from datamodules.sources.targets import Turns
-from datamodules.system.files import atomic_write, remove
-from datamodules.system.imports import ROOT, sources_of
+from datamodules.system.files import ROOT, atomic_write, remove
+from datamodules.system.imports import sources_of
 from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow
 
