@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.sources.thoughts import join_thoughts
@@ -11,7 +11,6 @@ from datamodules.sources.turns import Turn
 from rewards import dump_calls, render_calls
 
 Turns = Literal["last", "every"]
-TURNS = get_args(Turns)
 
 
 def examples_of(
