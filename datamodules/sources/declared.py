@@ -4,7 +4,7 @@ import re
 from collections import deque
 from typing import Any
 
-from rewards.floats import find_reference, is_json_schema
+from rewards.floats import IN_PLACE, find_reference, is_json_schema
 
 ANYTHING = {"additionalProperties": True}
 """What a node that makes no sense declares; with the keyword no name of an object counts as unknown."""
@@ -17,7 +17,6 @@ WORDS = ("string", "integer", "number", "boolean", "object", "array", "null")
 """JSON Schema's words for types."""
 _TYPES |= {name: name for name in WORDS}
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
-IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
 MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
 
