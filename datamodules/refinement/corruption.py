@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
@@ -81,6 +81,11 @@ def _rewritten(row: Row, calls: list[Call], rng: random.Random, tools: list[Any]
     }
 
 
+def _changed(calls: list[Call], at: int, **changes: Any) -> list[Call]:
+    """The calls, with these changes of one of them."""
+    return [*calls[:at], replace(calls[at], **changes), *calls[at + 1 :]]
+
+
 def _other_function(row: Row, calls: list[Call], rng: random.Random) -> Function:
     """A function that the row does not call: one that it offers, or one of the catalogue."""
     called = {call.name for call in calls}
@@ -122,8 +127,8 @@ def _wrong_tool(row: Row, calls: list[Call], rng: random.Random) -> Row:
     if other.name not in {tool["name"] for tool in tools}:
         tools.insert(rng.randint(0, len(tools)), other.tool())
     at = rng.randrange(len(calls))
-    wrong = Call(other.name, sample_arguments(other, rng, held_out=False))
-    return _rewritten(row, [*calls[:at], wrong, *calls[at + 1 :]], rng, tools)
+    wrong = _changed(calls, at, name=other.name, arguments=sample_arguments(other, rng, held_out=False))
+    return _rewritten(row, wrong, rng, tools)
 
 
 def _wrong_value(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
@@ -146,8 +151,7 @@ def _with_wrong_value(row: Row, calls: list[Call], rng: random.Random) -> list[C
             break
     else:
         return None
-    wrong = Call(calls[at].name, calls[at].arguments | {parameter.name: value})
-    return [*calls[:at], wrong, *calls[at + 1 :]]
+    return _changed(calls, at, arguments=calls[at].arguments | {parameter.name: value})
 
 
 def _wrong_type(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
@@ -163,8 +167,7 @@ def _wrong_type(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
     at, name = rng.choice(places)
     value = calls[at].arguments[name]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    wrong = Call(calls[at].name, calls[at].arguments | {name: text})
-    return {"answers": dump_calls([*calls[:at], wrong, *calls[at + 1 :]])}
+    return {"answers": dump_calls(_changed(calls, at, arguments=calls[at].arguments | {name: text}))}
 
 
 def _broken_format(row: Row, calls: list[Call], rng: random.Random) -> Row:
