@@ -11,8 +11,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import PAPER
+from datamodules.chat.form import PAPER, ChatForm
 from datamodules.chat.templates import end_of_turn_id
 from datamodules.encoding import BAD, TABLE, BadRows, EncodedRows, EncodingSettings, write_rows
 from datamodules.readers import fingerprint, is_toolbox

@@ -10,15 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm
+from datamodules.chat.form import PAPER, ChatForm
 from datamodules.chat.templates import answer_by_template, end_of_turn_id, turns_text
 from datamodules.example import BadRow, Example, answers_tool, parse_column
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.sources.openai import chat_turns, said
 from datamodules.sources.tools import bfcl_tools, openai_tool, shown_tool
 from rewards import FRAMES, as_calls, write_calls
-
-PAPER = ChatForm()
 
 
 def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
