@@ -157,7 +157,7 @@ def read_chat(
     plain: dict[str, str],
     which: Turns,
     notes: Counter[str],
-    unanswered: bool = False,
+    unanswered: bool,
 ) -> list[Example]:
     """Reads a chat.
 

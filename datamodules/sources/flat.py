@@ -19,7 +19,7 @@ from rewards import as_calls, dump_calls
 
 
 def read_columns(
-    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool = False
+    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
 ) -> Example:
     """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
 
