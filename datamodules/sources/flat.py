@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datamodules.example import BadRow, Example, parse_column
@@ -15,7 +16,7 @@ from datamodules.sources.targets import content, dump
 from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
-from rewards import as_calls, dump_calls
+from rewards import Call, as_calls, dump_calls
 
 
 def read_columns(
@@ -92,30 +93,33 @@ def read_answers(
 ) -> tuple[str, str, str]:
     """The answers as JSON, and chain of thought and response with what their text says besides."""
     text = value if isinstance(value, str) else ""
-    offered, nested, calls = frozenset(tool["name"] for tool in tools), not text, None
+    offered, nested = frozenset(tool["name"] for tool in tools), not text
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         text = "\n".join(value)  # a call in each
-    try:
-        calls = as_calls(text) if text else calls_of(value, offered)
-    except ValueError as error:
-        if not text:
-            raise BadRow("answers", str(error)) from error
+    calls = _calls_in(text, offered) if text else parse_column("answers", calls_of, value, offered)
     if calls is None:
-        try:  # JSON whose calls are written otherwise
-            calls = calls_of(text, offered)
-        except ValueError:
-            said = parse_column("answers", read_said, text, tools)
-            calls, cot = said.calls, join_thoughts(cot, said.cot)
-            if calls is None and isinstance(value, list):
-                raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}") from None
-            if calls is None:
-                response = "\n\n".join(filter(None, (said.text, response)))
-            elif said.text:
-                notes["repair/words before the calls read as chain of thought"] += 1
-                cot = join_thoughts(cot, said.text)
+        said = parse_column("answers", read_said, text, tools)
+        calls, cot = said.calls, join_thoughts(cot, said.cot)
+        if calls is None and isinstance(value, list):
+            raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}")
+        if calls is None:
+            response = "\n\n".join(filter(None, (said.text, response)))
+        elif said.text:
+            notes["repair/words before the calls read as chain of thought"] += 1
+            cot = join_thoughts(cot, said.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
     same = text and calls is not None and cleaned == calls and _reads_as(calls, as_calls, text)
     return (text if same else dump_calls(cleaned)), cot, response
+
+
+def _calls_in(text: str, offered: frozenset[str]) -> list[Call] | None:
+    """The calls of a text that is JSON, however they are written in it; None for any other."""
+    for reader in (as_calls, partial(calls_of, offered=offered)):
+        try:
+            return reader(text)
+        except ValueError:
+            continue
+    return None
 
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
