@@ -108,7 +108,12 @@ def check_request(example: Example) -> list[dict[str, Any]]:
     return parse_column("tools", as_tools, example.tools)
 
 
-def _parse(raw: Any) -> dict[str, Any]:
+def parse_row(raw: Any) -> dict[str, Any]:
+    """A row, given as such or as its JSON text, after which a comma may stand.
+
+    Raises:
+        BadRow: It is no JSON object.
+    """
     try:
         row = json.loads(raw.rstrip().removesuffix(",")) if isinstance(raw, str) else raw
     except json.JSONDecodeError as error:
@@ -122,7 +127,7 @@ def _parse(raw: Any) -> dict[str, Any]:
 
 def _read(raw: Any, turns: Turns = "last", keep_answers: bool = False, unanswered: bool = False) -> Reading:
     try:
-        return read_row(_parse(raw), turns, keep_answers, unanswered)
+        return read_row(parse_row(raw), turns, keep_answers, unanswered)
     except BadRow:
         raise
     except (ValueError, RecursionError) as error:  # whatever it is, it is about this row

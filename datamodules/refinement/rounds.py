@@ -18,7 +18,7 @@ from typing import Any
 
 from datamodules.example import Example
 from datamodules.readers import fingerprint, read_rows
-from datamodules.rows import unchecked_example
+from datamodules.rows import parse_row, unchecked_example
 from datamodules.system import guard
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
@@ -183,7 +183,7 @@ class SelfRefinement:
 def pool_examples(path: str) -> Iterator[Example]:
     """The rows of a pool; of a refinement's rejected rows, the hard ones. Their answers may be wrong."""
     for number, raw in read_rows(path):
-        row = json.loads(raw) if isinstance(raw, str) else raw
+        row = parse_row(raw)
         if "stage" not in row or row["stage"] in HARD_STAGES:
             example = unchecked_example(row)
             yield replace(example, id=example.id or f"row-{number}")
