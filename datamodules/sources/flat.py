@@ -40,12 +40,7 @@ def read_columns(
         found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
     for column, name in found.items():
         if not name and not (unanswered and column == "answers"):
-            blank = next((other for other in ALIASES[column] if other in columns.given), "")
-            advice = {"tools": "; [] says that none is on offer", "answers": "; [] says that no tool fits"}.get(
-                column, ""
-            )
-            missing = f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
-            raise BadRow(blank or column, f"is empty{advice}" if blank else missing)
+            raise _lacking(column, columns)
     query = columns.text(found["query"])
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
     tools = parse_column("tools", read_tools, offered, notes)
@@ -71,6 +66,14 @@ def read_columns(
         category=plain["category"],
         source=plain["source"],
     )
+
+
+def _lacking(column: str, columns: Columns) -> BadRow:
+    """The error of a row in which none of the names of a column holds anything."""
+    if blank := next((name for name in ALIASES[column] if name in columns.given), ""):
+        advice = {"query": "", "tools": "; [] says that none is on offer", "answers": "; [] says that no tool fits"}
+        return BadRow(blank, f"is empty{advice[column]}")
+    return BadRow(column, f"is missing; the row has {', '.join(columns.given) or 'nothing'}")
 
 
 def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Columns) -> None:
