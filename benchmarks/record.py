@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from datamodules.system.escaping import markdown_table
 from datamodules.system.files import write_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -71,7 +72,7 @@ def page(known: dict[str, dict[str, Any]]) -> str:
         rows = [
             [f"`{key}`", f"`{name}`", _number(v)] for key, found in sorted(ratios.items()) for name, v in found.items()
         ]
-        text += f"\n## Ratios\n\n{_table(['benchmark', 'ratio', 'value'], rows)}\n"
+        text += f"\n## Ratios\n\n{markdown_table(['benchmark', 'ratio', 'value'], rows)}\n"
     return text + "".join(_section(title, found) for title, found in sorted(tables.items()))
 
 
@@ -91,10 +92,6 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if changed else "")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
-
-
 def _section(title: str, found: dict[str, Any]) -> str:
     made = f"`{found['command']}` at commit {found['commit']}, on {found['machine']}."
-    return f"\n## {title}\n\n{_table(found['columns'], found['rows'])}\n\n{found['note']}\n\n{made}\n"
+    return f"\n## {title}\n\n{markdown_table(found['columns'], found['rows'])}\n\n{found['note']}\n\n{made}\n"

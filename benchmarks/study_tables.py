@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datamodules.system.escaping import markdown_table
+
 FUNCTION_GEMMA = {
     "simple": 61.6,
     "multiple": 63.5,
@@ -86,11 +88,6 @@ leaderboard's, which they had not seen; irrelevance counts whatever is no call a
 """
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
-
-
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     """A line for each claim."""
     rows = [
@@ -104,7 +101,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
         ]
         for entry in claims
     ]
-    return markdown(["claim", "paper", "ours, 95 %", "new seed", "seeds x rows", "holds"], rows)
+    return markdown_table(["claim", "paper", "ours, 95 %", "new seed", "seeds x rows", "holds"], rows) + "\n"
 
 
 def arms_table(arms: Sequence[Mapping[str, Any]], scale: str) -> str:
@@ -114,7 +111,7 @@ def arms_table(arms: Sequence[Mapping[str, Any]], scale: str) -> str:
     cells = {(entry["arm"], entry["measure"]): f"{entry['mean']:.3g} {span(entry['interval'])}" for entry in chosen}
     seeds = {entry["arm"]: str(entry["seeds"]) for entry in chosen}
     rows = [[arm, seeds[arm], *(cells.get((arm, measure), "") for measure in measures)] for arm in seeds]
-    return markdown(["arm", "seeds", *(measure.replace("_", " ") for measure in measures)], rows)
+    return markdown_table(["arm", "seeds", *(measure.replace("_", " ") for measure in measures)], rows) + "\n"
 
 
 def bfcl_table(bfcl: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -128,7 +125,7 @@ def bfcl_table(bfcl: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         for arm, of in bfcl.items()
     ]
     published = ["FunctionGemma", *(f"{value:.1f}" for value in FUNCTION_GEMMA.values())]
-    return markdown(["arm", *(name.replace("_", " ") for name in FUNCTION_GEMMA)], [*rows, published])
+    return markdown_table(["arm", *(name.replace("_", " ") for name in FUNCTION_GEMMA)], [*rows, published]) + "\n"
 
 
 def span(ends: Sequence[float] | None) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -20,7 +20,7 @@ from datamodules.holdout import hold_out, opening, query_places
 from datamodules.loading import PromptLoader, resolve_seed
 from datamodules.packing import Packing
 from datamodules.reports import describe
-from datamodules.sources.targets import TURNS, Turns
+from datamodules.sources.targets import Turns
 from datamodules.system.errors import sentence
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
@@ -28,6 +28,16 @@ from datamodules.xlam import OnBadRow, complaint, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "packing": ("auto", "on", "off"),
+    "on_bad_row": get_args(OnBadRow),
+    "turns": get_args(Turns),
+    "prompt": (*get_args(Prompt), None),
+    "answer_form": (*get_args(AnswerForm), None),
+    "think": get_args(Think),
+    "tool_form": (*get_args(ToolForm), None),
+}
+"""What the arguments that are one of a few words may be."""
 
 
 class XLAMDataModule(LightningDataModule):
@@ -125,12 +135,10 @@ class XLAMDataModule(LightningDataModule):
                 f"data.val_fraction is {h.val_fraction}; give a fraction from 0 up to, but not including, 1"
             )
         h.packing = {True: "on", False: "off"}.get(h.packing, h.packing)
-        if h.packing not in ("auto", "on", "off"):
-            raise ValueError(f"data.packing is {h.packing!r}; give auto, on or off")
-        if h.on_bad_row not in ("raise", "skip"):
-            raise ValueError(f"data.on_bad_row is {h.on_bad_row!r}; give raise or skip")
-        if h.turns not in TURNS:
-            raise ValueError(f"data.turns is {h.turns!r}; give {' or '.join(TURNS)}")
+        for name, choices in CHOICES.items():
+            if h[name] not in choices:
+                *others, last = filter(None, choices)
+                raise ValueError(f"data.{name} is {h[name]!r}; give {', '.join(others)} or {last}")
         if h.prompt != "template" and h.answer_form == "template":
             ChatForm(answer_form="template").check()
 

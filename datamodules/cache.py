@@ -11,14 +11,13 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import PAPER
+from datamodules.chat.form import PAPER, ChatForm
 from datamodules.chat.templates import end_of_turn_id
 from datamodules.encoding import BAD, TABLE, BadRows, EncodedRows, EncodingSettings, write_rows
-from datamodules.readers import TOOLBOX, fingerprint
+from datamodules.readers import fingerprint, is_toolbox
 from datamodules.sources.targets import Turns
-from datamodules.system.files import atomic_write, remove
-from datamodules.system.imports import ROOT, sources_of
+from datamodules.system.files import ROOT, atomic_write, remove
+from datamodules.system.imports import sources_of
 from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow
 
@@ -121,7 +120,7 @@ def _bad_lines(file: Path, path: str) -> Iterator[dict[str, Any]]:
 
 def _key(path: str, source: str, settings: EncodingSettings) -> str:
     key = hashlib.blake2b(digest_size=16)
-    key.update(_code(__name__, *(["datamodules.toolbox.rows"] if path.split(":")[0] == TOOLBOX else [])))
+    key.update(_code(__name__, *(["datamodules.toolbox.rows"] if is_toolbox(path) else [])))
     template = json.dumps(settings.tokenizer.chat_template)
     for part in (
         source,

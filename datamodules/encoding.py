@@ -135,14 +135,12 @@ def write_rows(folder: Path, path: str, settings: EncodingSettings) -> dict[str,
         FileNotFoundError: There is nothing of that name.
         ValueError: The source cannot be read; with `raise`, also the first bad row.
     """
-    counts: Counter[str] = Counter()
-    bad = 0
+    counts = Counter(bad=0)
 
     def note(row: dict[str, Any]) -> None:
-        nonlocal bad
         raise_if_bad([row], settings.on_bad_row)
         write_row(bad_file, row)
-        bad += 1
+        counts["bad"] += 1
 
     with (
         open_jsonl(folder / BAD) as bad_file,
@@ -157,7 +155,7 @@ def write_rows(folder: Path, path: str, settings: EncodingSettings) -> dict[str,
                 chunk = []
         if chunk:
             writer.write_batch(_encode(settings.tokenizer, chunk))
-    return counts | {"bad": bad}
+    return counts
 
 
 def _texts(

@@ -1,7 +1,11 @@
 """`Example`, a row as the project passes it on, and `BadRow`, the error that refuses a row."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Read = TypeVar("_Read")
 
 
 class BadRow(ValueError):
@@ -11,6 +15,18 @@ class BadRow(ValueError):
         super().__init__(f"column '{column}': {reason}")
         self.column = column
         self.reason = reason
+
+
+def parse_column(column: str, reader: Callable[..., _Read], *arguments: Any) -> _Read:
+    """What a reader makes of its arguments, which are about one column of a row.
+
+    Raises:
+        BadRow: The reader raises ValueError.
+    """
+    try:
+        return reader(*arguments)
+    except ValueError as error:
+        raise BadRow(column, str(error)) from error
 
 
 @dataclass(frozen=True)

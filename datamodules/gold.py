@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm
-from datamodules.chat.segments import PAPER, target_text
+from datamodules.chat.form import PAPER, ChatForm
+from datamodules.chat.segments import target_text
 from datamodules.encoding import BadRows, EncodedRows
 from datamodules.example import BadRow, Example
 from datamodules.xlam import bad_row

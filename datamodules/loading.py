@@ -4,6 +4,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from datamodules.example import Example
@@ -15,8 +16,9 @@ def resolve_seed(seed: int | None) -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
+@lru_cache(maxsize=1)  # every batch of an epoch asks for the same one
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """The shuffled row numbers of an epoch; they depend on nothing but these three numbers."""
+    """The shuffled row numbers of an epoch, not to be changed; they depend on nothing but these three numbers."""
     order = list(range(rows))
     random.Random(f"{seed}-{epoch}").shuffle(order)
     return order
@@ -39,6 +41,7 @@ class ResumableLoader:
 
     SIZES: ClassVar = {"rows": "the number of training rows", "batch_size": "data.batch_size"}
     """What a position depends on, and what a user calls each."""
+    repeats = 1  # how often each batch is handed out, one time after the other
 
     def __init__(
         self, rows: int, batch_size: int, make_batch: Callable[[list[int]], Any], seed: int = 0, digest: str = ""
@@ -49,23 +52,23 @@ class ResumableLoader:
         self.seed = seed
         self.digest = digest
         self.epoch = 0
-        self.batch = 0  # batches handed out in this epoch
+        self.batch = 0  # batches handed out in this epoch, repeats included
 
     def __len__(self) -> int:
-        """Batches of an epoch, the last partial one included."""
-        return math.ceil(self.rows / self.batch_size)
+        """Batches of an epoch, the last partial one and repeats included."""
+        return math.ceil(self.rows / self.batch_size) * self.repeats
 
     def __iter__(self) -> Iterator[Any]:
         """As many batches as an epoch has, from the present position on."""
-        order, of_epoch = [], None
+        made, present = None, None
         for _ in range(len(self)):
             if self.batch == len(self):
                 self.epoch, self.batch = self.epoch + 1, 0
-            if of_epoch != self.epoch:
-                order, of_epoch = epoch_order(self.rows, self.seed, self.epoch), self.epoch
-            start = self.batch * self.batch_size
+            wanted = (self.epoch, self.batch // self.repeats)
+            if wanted != present:
+                made, present = self._make(*wanted), wanted
             self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
-            yield self.make_batch(order[start : start + self.batch_size])
+            yield made
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the seed, sizes and rows that it is a position in."""
@@ -90,6 +93,10 @@ class ResumableLoader:
                 "run from the weights, with --model.init_from RUN in place of --ckpt_path"
             )
         self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
+
+    def _make(self, epoch: int, batch: int) -> Any:
+        start = batch * self.batch_size
+        return self.make_batch(epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size])
 
 
 class RepeatingLoader(ResumableLoader):
@@ -122,30 +129,11 @@ class RepeatingLoader(ResumableLoader):
         super().__init__(rows, batch_size, make_batch, seed, digest)
         self.repeats = repeats
 
-    def __len__(self) -> int:
-        """Batches of an epoch, repeats included."""
-        return super().__len__() * self.repeats
-
-    def __iter__(self) -> Iterator[Any]:
-        """As many batches as an epoch has, from the present position on."""
-        made, present = None, None
-        for _ in range(len(self)):
-            if self.batch == len(self):
-                self.epoch, self.batch = self.epoch + 1, 0
-            wanted = (self.epoch, self.batch // self.repeats)
-            if wanted != present:
-                made, present = self._make(*wanted), wanted
-            self.batch += 1  # before the yield: a checkpoint written in this step counts its batch as done
-            yield made
-
     def following(self) -> Any:
         """The batch after the one that was handed out last; the position stays where it is."""
         batch = (self.batch - 1) // self.repeats + 1
-        return self._make(self.epoch, batch) if batch < super().__len__() else self._make(self.epoch + 1, 0)
-
-    def _make(self, epoch: int, batch: int) -> Any:
-        start = batch * self.batch_size
-        return self.make_batch(epoch_order(self.rows, self.seed, epoch)[start : start + self.batch_size])
+        last = batch * self.repeats == len(self)
+        return self._make(self.epoch + 1, 0) if last else self._make(self.epoch, batch)
 
 
 class PromptBatch:

@@ -20,9 +20,12 @@ _TITLES = {
 
 def count_example(example: Example, counts: Counter[str]) -> None:
     """Count an example by the number of its calls, and by whether it has a chain of thought."""
-    calls = len(as_calls(example.answers or "[]"))
-    kind = "of several calls" if calls > 1 else "of one call" if calls else "in words" if example.response else "[]"
-    kind = kind if example.answers else "not given"
+    if not example.answers:
+        kind = "not given"
+    elif calls := as_calls(example.answers):
+        kind = "of several calls" if len(calls) > 1 else "of one call"
+    else:
+        kind = "in words" if example.response else "[]"
     counts[f"answer/{kind}"] += 1
     counts[f"cot/{'with' if example.cot else 'without'}"] += 1
 

@@ -2,11 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from datamodules.example import BadRow, Example
+from datamodules.example import BadRow, Example, parse_column
 from datamodules.sources.forms import Reading, read_row
 from datamodules.sources.syntax import looks_like_calls
 from datamodules.sources.targets import Turns
@@ -73,20 +72,21 @@ def check_example(example: Example) -> None:
     """
     tools = check_request(example)
     offered = {tool["name"] for tool in tools}
-    calls = _json("answers", as_calls, example.answers)
+    calls = parse_column("answers", as_calls, example.answers)
     for call in calls:
         if call.name not in offered:
             raise BadRow("answers", f"calls {call.name!r}, which is not among the tools offered")
     says_text = not calls and bool(example.response)
+    column = "response" if says_text else "answers"
     if says_text and looks_like_calls(example.response, tools):
         raise BadRow("response", f"looks like a call, where no tool is called: {example.response[:80]!r}")
     reward = FunctionCallReward(no_call="text" if says_text else "empty")
-    answer = example.response if says_text else _json("answers", render_calls, calls)
+    answer = example.response if says_text else parse_column("answers", render_calls, calls)
     if len(answer) > MAX_ANSWER:
         reason = f"is {len(answer):,} characters long as a model writes it, and the parser reads {MAX_ANSWER:,} at most"
-        raise BadRow("response" if says_text else "answers", reason)
+        raise BadRow(column, reason)
     if reward(f"<think>{example.cot or '-'}</think>\n\n{answer}", example.tools, example.answers).score != 1:
-        raise BadRow("response" if says_text else "answers", f"as gold answer it earns no reward: {answer[:80]}")
+        raise BadRow(column, f"as gold answer it earns no reward: {answer[:80]}")
 
 
 def check_request(example: Example) -> list[dict[str, Any]]:
@@ -104,12 +104,16 @@ def check_request(example: Example) -> list[dict[str, Any]]:
     for tag in ("<think>", "</think>"):
         if tag in example.cot:
             raise BadRow("cot", f"holds {tag}, which only frames the chain of thought")
-    _json("history", _turns, example.history)
-    tools: list[dict[str, Any]] = _json("tools", as_tools, example.tools)
-    return tools
+    parse_column("history", _turns, example.history)
+    return parse_column("tools", as_tools, example.tools)
 
 
-def _parse(raw: Any) -> dict[str, Any]:
+def parse_row(raw: Any) -> dict[str, Any]:
+    """A row, given as such or as its JSON text, after which a comma may stand.
+
+    Raises:
+        BadRow: It is no JSON object.
+    """
     try:
         row = json.loads(raw.rstrip().removesuffix(",")) if isinstance(raw, str) else raw
     except json.JSONDecodeError as error:
@@ -123,7 +127,7 @@ def _parse(raw: Any) -> dict[str, Any]:
 
 def _read(raw: Any, turns: Turns = "last", keep_answers: bool = False, unanswered: bool = False) -> Reading:
     try:
-        return read_row(_parse(raw), turns, keep_answers, unanswered)
+        return read_row(parse_row(raw), turns, keep_answers, unanswered)
     except BadRow:
         raise
     except (ValueError, RecursionError) as error:  # whatever it is, it is about this row
@@ -136,13 +140,6 @@ def _check_text(example: Example) -> None:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BadRow(column, "holds a lone surrogate, which no tokenizer can read") from error
-
-
-def _json(column: str, reader: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return reader(value)
-    except ValueError as error:
-        raise BadRow(column, str(error)) from error
 
 
 def _turns(text: str) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TextIO
 
 from datamodules.example import BadRow, Example
 from datamodules.readers import read_rows
-from datamodules.rows import read_raw
+from datamodules.rows import parse_row, read_raw
 from datamodules.sources.columns import name_in
 from datamodules.sources.targets import Turns
 from datamodules.system.files import atomic_write
@@ -89,10 +89,9 @@ def _with_id(example: Example, number: int, seen: Mapping[str, int]) -> Example:
 def bad_row(path: str | Path, number: int, error: BadRow, raw: Any) -> dict[str, Any]:
     """One line of `bad_rows.jsonl`; the column is named as the row names it."""
     try:
-        row = json.loads(raw) if isinstance(raw, str) else raw
-    except (ValueError, RecursionError):
-        row = None
-    column = name_in(row, error.column) if isinstance(row, dict) else error.column
+        column = name_in(parse_row(raw), error.column)
+    except BadRow:  # it is no row
+        column = error.column
     return {"file": str(path), "row": number, "column": column, "reason": error.reason, "content": raw}
 
 

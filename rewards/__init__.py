@@ -2,7 +2,7 @@
 
 from rewards.bfcl.checker import match_bfcl
 from rewards.bfcl.decode import decode_bfcl
-from rewards.calls import Call, as_calls, as_tools, category_of
+from rewards.calls import Call, as_calls, as_tools, category_of, dump_calls
 from rewards.forms import FRAMES, CallFrame, write_calls
 from rewards.function_call import FunctionCallReward, RewardResult
 from rewards.matcher import MatchResult, differences, match_calls
@@ -22,6 +22,7 @@ __all__ = [
     "category_of",
     "decode_bfcl",
     "differences",
+    "dump_calls",
     "match_bfcl",
     "match_calls",
     "parse_calls",

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,11 @@ def as_calls(value: Any) -> list[Call]:
     if not isinstance(items, list | tuple):
         raise ValueError(f"calls must be a list of name/arguments objects, not {type(items).__name__}")
     return [call_from(item) for item in items]
+
+
+def dump_calls(calls: Iterable[Call]) -> str:
+    """The calls as the JSON string that `as_calls` reads."""
+    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
 
 
 def as_tools(value: Any) -> list[dict[str, Any]]:

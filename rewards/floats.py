@@ -7,7 +7,8 @@ from urllib.parse import unquote
 _FLOATS = {"float", "number", "double"}
 _SEQUENCES = {"list", "array", "set", "sequence", "iterable", "collection"}
 _MAPPINGS = {"dict", "object", "mapping"}
-_ALTERNATIVES = ("anyOf", "oneOf", "allOf")
+IN_PLACE = ("anyOf", "oneOf", "allOf")
+"""Keys of a JSON Schema whose members say something of the same value."""
 _MAX_TYPE_DEPTH = 16
 _MAX_NODES = 10_000  # of one parameter; schemas that refer to themselves have no end
 _MAX_REFERENCE = 1_000  # characters; what is longer names nothing
@@ -82,7 +83,7 @@ def is_json_schema(parameters: dict[str, Any]) -> bool:
     properties = parameters.get("properties")
     # A flat parameter that happens to be called "properties" describes itself with texts.
     is_flat = not isinstance(properties, dict) or any(isinstance(value, str) for value in properties.values())
-    return not is_flat or any(isinstance(parameters.get(key), list) for key in _ALTERNATIVES)
+    return not is_flat or any(isinstance(parameters.get(key), list) for key in IN_PLACE)
 
 
 def _arguments(tool: dict[str, Any], row: _Row) -> FloatPlaces:
@@ -115,7 +116,7 @@ def _declared(spec: Any, depth: int, document: _Document) -> FloatPlaces:
     def inner(node: Any) -> FloatPlaces:
         return _declared(node, depth + 1, document)
 
-    places = [inner(spec[key]) for key in ("type", *_ALTERNATIVES) if key in spec]
+    places = [inner(spec[key]) for key in ("type", *IN_PLACE) if key in spec]
     if "$ref" in spec:
         places.append(inner(find_reference(spec["$ref"], document.roots)))
     for key in ("items", "additionalProperties"):

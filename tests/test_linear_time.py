@@ -22,9 +22,8 @@ from datamodules.refinement.loose import read_loosely
 from datamodules.refinement.prompts import _between
 from datamodules.refinement.schema import cast_to_types, find_misfit
 from datamodules.rows import read_raw
-from datamodules.sources.declared import type_schema
+from datamodules.sources.declared import type_schema, type_words
 from datamodules.sources.messages import read_messages
-from datamodules.sources.nulls import types_of
 from datamodules.sources.parts import Message
 from datamodules.sources.prompts import glaive_chat, split_request, split_system
 from datamodules.sources.thoughts import read_said
@@ -59,7 +58,11 @@ READERS: dict[str, Callable[[str], Any]] = {
     "a value": read_whole,
     "a list of values": lambda text: read_whole(f"[{text}, '{text}"),
     "a column of tools": lambda text: read_tools(text, Counter()),
-    "a declared type": lambda text: (type_schema(text), types_of(text), float_places([_tool({"a": {"type": text}})])),
+    "a declared type": lambda text: (
+        type_schema(text),
+        type_words([{"type": text}]),
+        float_places([_tool({"a": {"type": text}})]),
+    ),
     "almost a call": lambda text: read_loosely(text, TOOLS),
     "a value to cast": lambda text: cast_to_types([Call("f", {"a": text, "b": text})], TOOLS),
     "a judge's reply": read_reply,

@@ -89,6 +89,10 @@ class ChatForm:
         return asdict(self)
 
 
+PAPER = ChatForm()
+"""The papers' form."""
+
+
 def recorded_form(tokenizer: PreTrainedTokenizerFast) -> ChatForm | None:
     """The form that the model of a tokenizer was trained in by this project; None if it does not say."""
     kept = tokenizer.init_kwargs.get(KEPT_IN)
@@ -115,7 +119,7 @@ def resolve_form(
         "system_prompt": system_prompt,
         "tool_form": tool_form,
     }
-    kept = recorded_form(tokenizer) or ChatForm()
+    kept = recorded_form(tokenizer) or PAPER
     form = replace(kept, **{name: value for name, value in given.items() if value is not None})
     form.check()
     if form.prompt == "template" and not takes_tools(tokenizer):

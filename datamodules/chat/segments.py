@@ -10,15 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm
+from datamodules.chat.form import PAPER, ChatForm
 from datamodules.chat.templates import answer_by_template, end_of_turn_id, turns_text
-from datamodules.example import BadRow, Example, answers_tool
+from datamodules.example import BadRow, Example, answers_tool, parse_column
 from datamodules.packing import CALL, COT, PROMPT, Encoded
 from datamodules.sources.openai import chat_turns, said
 from datamodules.sources.tools import bfcl_tools, openai_tool, shown_tool
 from rewards import FRAMES, as_calls, write_calls
-
-PAPER = ChatForm()
 
 
 def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
@@ -75,10 +73,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, example: Example, form: Chat
     texts = {"query": example.query, "tools": turns[0]["content"] + example.tools, "history": str(turns[1:])}
     _refuse_special_tokens(tokenizer, texts)
     tools = [openai_tool(tool) for tool in json.loads(example.tools)] if form.prompt == "template" else None
-    try:
-        return turns_text(tokenizer, turns, tools or None)
-    except ValueError as error:
-        raise BadRow("history" if len(turns) > 2 else "", str(error)) from error
+    return parse_column("history" if len(turns) > 2 else "", turns_text, tokenizer, turns, tools or None)
 
 
 def target_text(example: Example, form: ChatForm = PAPER, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
@@ -119,10 +114,7 @@ def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example, form: C
 
 def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:
     """`target_text`, once it is known to hold no special token of the tokenizer (BadRow otherwise)."""
-    try:
-        target = target_text(example, form, tokenizer)
-    except ValueError as error:
-        raise BadRow("answers", str(error)) from error
+    target = parse_column("answers", target_text, example, form, tokenizer)
     own = target_text(example, replace(form, answer_form="python"))  # a template's own marks may be special tokens
     _refuse_special_tokens(tokenizer, {"cot": example.cot, "answers": own})
     return target

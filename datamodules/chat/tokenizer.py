@@ -118,6 +118,12 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         raise ValueError(  # transformers makes an empty one where there is but a tokenizer_config.json
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
         )
+    _settle_template(tokenizer, folder, chat_template)
+    return tokenizer
+
+
+def _settle_template(tokenizer: PreTrainedTokenizerFast, folder: str, chat_template: str | None) -> None:
+    """Give a tokenizer the one template that renders prompts, and try it on a question; see `load_tokenizer`."""
     if chat_template is not None:
         chatml = chat_template == "chatml"
         begin = "{{ bos_token }}" if chatml and first_token(tokenizer) else ""
@@ -136,7 +142,6 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         )
     if question not in text:
         raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
-    return tokenizer
 
 
 def _read_tokenizer(folder: str) -> PreTrainedTokenizerFast:

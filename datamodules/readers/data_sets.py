@@ -1,7 +1,7 @@
 """Data sets of Hugging Face: folders of files, folders that `datasets` has saved, data sets of the hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
             raise FileNotFoundError(f"{name} is neither data here nor a data set the hub gives us: {error}") from error
     else:
         raise FileNotFoundError(f"there is no file, folder or data set {path}")
-    if isinstance(data, dict):
-        wanted = split or "train"
-        if wanted not in data:
-            raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(data))}")
-        data = data[wanted]
-    return data
+    return _one_split(name, data, split) if isinstance(data, dict) else data
 
 
 def data_files(path: str) -> list[Path]:
@@ -87,6 +82,16 @@ def data_files(path: str) -> list[Path]:
     found = {k: files for k, files in found.items() if files}
     if not found:
         raise ValueError(f"the folder {name} holds no file of rows; {READ}")
-    if (wanted := split or "train") not in found:
-        raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(found))}")
-    return found[wanted]
+    return _one_split(name, found, split)
+
+
+def _one_split(name: str, splits: Mapping[str, Any], wanted: str) -> Any:
+    """The split that is wanted of a data set; `train` if none is named.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    wanted = wanted or "train"
+    if wanted not in splits:
+        raise ValueError(f"{name} has no split '{wanted}'; name one of its splits, as {name}:{next(iter(splits))}")
+    return splits[wanted]

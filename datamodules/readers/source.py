@@ -11,7 +11,6 @@ from datamodules.readers.data_sets import data_files, data_set_rows, load_data_s
 from datamodules.readers.json_files import JSON, READ, json_rows
 from datamodules.readers.parquet import parquet_rows
 
-TOOLBOX = "toolbox"
 _TOOLBOX_FORM = re.compile(r"toolbox(?::([^:]*)(?::([0-9]{0,7})(?::([0-9]{0,18}))?)?)?")
 
 
@@ -38,6 +37,11 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{path} holds no rows")
 
 
+def is_toolbox(path: str) -> bool:
+    """Whether a path names the generated corpus."""
+    return path.split(":")[0] == "toolbox"
+
+
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
     """Say of a source what the system says of a file that it has and does not give."""
@@ -51,7 +55,7 @@ def _reading(path: str) -> Iterator[None]:
 
 def _rows_of(path: str) -> Iterator[tuple[int, Any]]:
     file = Path(path).expanduser()
-    if path.split(":")[0] == TOOLBOX:
+    if is_toolbox(path):
         yield from _toolbox_rows(path)
     elif file.is_file():
         yield from _file_rows(file)
@@ -73,7 +77,7 @@ def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 def fingerprint(path: str) -> str:
     """A digest that changes when the rows of a source do: of files' bytes, of a data set, or of the corpus' name."""
-    if path.split(":")[0] == TOOLBOX:
+    if is_toolbox(path):
         return path
     with _reading(path):
         file = Path(path).expanduser()

@@ -8,14 +8,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
 from datamodules.toolbox.catalogue import FUNCTIONS, Function, sample_arguments
 from datamodules.toolbox.rows import WORDINGS, cot_text, make_corpus, request_text
 from datamodules.toolbox.values import sample_value
-from rewards import Call, as_calls, as_tools, match_calls, parse_calls, render_calls
+from rewards import Call, as_calls, as_tools, dump_calls, match_calls, parse_calls, render_calls
 
 Row = dict[str, Any]
 _FUNCTIONS = {function.name: function for function in FUNCTIONS}
@@ -76,13 +76,14 @@ def _rewritten(row: Row, calls: list[Call], rng: random.Random, tools: list[Any]
     offered = [_FUNCTIONS[tool["name"]] for tool in tools]
     return {
         "tools": json.dumps(tools),
-        "answers": _dump(calls),
+        "answers": dump_calls(calls),
         "cot": cot_text(offered, [_FUNCTIONS[call.name] for call in calls], calls, rng),
     }
 
 
-def _dump(calls: list[Call]) -> str:
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
+def _changed(calls: list[Call], at: int, **changes: Any) -> list[Call]:
+    """The calls, with these changes of one of them."""
+    return [*calls[:at], replace(calls[at], **changes), *calls[at + 1 :]]
 
 
 def _other_function(row: Row, calls: list[Call], rng: random.Random) -> Function:
@@ -126,8 +127,8 @@ def _wrong_tool(row: Row, calls: list[Call], rng: random.Random) -> Row:
     if other.name not in {tool["name"] for tool in tools}:
         tools.insert(rng.randint(0, len(tools)), other.tool())
     at = rng.randrange(len(calls))
-    wrong = Call(other.name, sample_arguments(other, rng, held_out=False))
-    return _rewritten(row, [*calls[:at], wrong, *calls[at + 1 :]], rng, tools)
+    wrong = _changed(calls, at, name=other.name, arguments=sample_arguments(other, rng, held_out=False))
+    return _rewritten(row, wrong, rng, tools)
 
 
 def _wrong_value(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
@@ -150,8 +151,7 @@ def _with_wrong_value(row: Row, calls: list[Call], rng: random.Random) -> list[C
             break
     else:
         return None
-    wrong = Call(calls[at].name, calls[at].arguments | {parameter.name: value})
-    return [*calls[:at], wrong, *calls[at + 1 :]]
+    return _changed(calls, at, arguments=calls[at].arguments | {parameter.name: value})
 
 
 def _wrong_type(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
@@ -167,8 +167,7 @@ def _wrong_type(row: Row, calls: list[Call], rng: random.Random) -> Row | None:
     at, name = rng.choice(places)
     value = calls[at].arguments[name]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    wrong = Call(calls[at].name, calls[at].arguments | {name: text})
-    return {"answers": _dump([*calls[:at], wrong, *calls[at + 1 :]])}
+    return {"answers": dump_calls(_changed(calls, at, arguments=calls[at].arguments | {name: text}))}
 
 
 def _broken_format(row: Row, calls: list[Call], rng: random.Random) -> Row:
@@ -190,11 +189,11 @@ def _quoted_names(calls: list[Call]) -> str:
 _BREAKS: tuple[Callable[[list[Call]], str], ...] = (
     lambda calls: render_calls(calls)[:-1],  # the list is never closed
     lambda calls: render_calls(calls)[:-2],  # nor is the last call
-    lambda calls: f"```json\n{_dump(calls)}\n```",
+    lambda calls: f"```json\n{dump_calls(calls)}\n```",
     lambda calls: f"Here is the call: {render_calls(calls)}",
-    lambda calls: _dump(calls).replace('"arguments":', '"parameters":'),
-    lambda calls: str([{"name": c.name, "arguments": c.arguments} for c in calls]),  # Python's quotes in JSON's place
-    lambda calls: json.dumps(_dump(calls)),  # JSON inside a JSON string
+    lambda calls: dump_calls(calls).replace('"arguments":', '"parameters":'),
+    lambda calls: str(json.loads(dump_calls(calls))),  # Python's quotes in JSON's place
+    lambda calls: json.dumps(dump_calls(calls)),  # JSON inside a JSON string
     _unquoted,
     _quoted_names,
 )

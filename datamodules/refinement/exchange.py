@@ -62,7 +62,7 @@ class Answer:
 
 
 def server_at(url: str, key: str) -> Server:
-    """A server from its address, whose user and password go before a key.
+    """A server from its address, whose user and password go before a key; `redact` masks what is secret of them.
 
     Raises:
         ValueError: It is no address.
@@ -71,11 +71,14 @@ def server_at(url: str, key: str) -> Server:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or re.search(r"\s", url):
         raise ValueError("it must begin with http:// or https:// and name a host")
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    keep_secret(key)  # a server may say it back
     if "@" not in parts.netloc:
-        return Server(shown, f"Bearer {key}" if key else "", (key,) if key else ())
+        return Server(shown, f"Bearer {key}" if key else "")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     packed = b64encode(f"{user}:{password}".encode()).decode()
-    return Server(shown, f"Basic {packed}", (packed, password) if password else (packed,))
+    for secret in (packed, password):
+        keep_secret(secret)
+    return Server(shown, f"Basic {packed}")
 
 
 def check_addresses(urls: Sequence[str], like: str) -> None:
@@ -143,7 +146,7 @@ async def exchange(
     try:
         async with timeout(seconds), session.request(method, server.url + path, **options) as response:
             content = await _read(response)
-            words = _line(content.decode("utf-8", "replace"), server.secrets) if response.status >= 400 else ""
+            words = _line(content.decode("utf-8", "replace")) if response.status >= 400 else ""
             return Answer(response.status, response.headers.get("Retry-After", ""), content, words)
     except TimeoutError as error:
         raise Failed(f"no whole answer within {seconds:g} s") from error
@@ -152,7 +155,7 @@ async def exchange(
         cut = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
         never = isinstance(error, aiohttp.ClientConnectorError)
         kind = Dropped if isinstance(error, cut) and not never else Failed
-        raise kind(_line(text, server.secrets) or type(error).__name__) from error
+        raise kind(_line(text) or type(error).__name__) from error
 
 
 async def _read(response: "ClientResponse") -> bytes:
@@ -228,8 +231,6 @@ def waiting_time(header: str) -> float:
     return min(max(seconds, SHORTEST_PAUSE), LONGEST_PAUSE)
 
 
-def _line(text: str, secrets: Sequence[str] = ()) -> str:
+def _line(text: str) -> str:
     """The beginning of a text that came from elsewhere, in one line that can be written."""
-    for secret in secrets:
-        keep_secret(secret)
     return " ".join(redact(text[:10_000]).encode("utf-8", "replace").decode().split())[:500]

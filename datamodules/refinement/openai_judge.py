@@ -156,7 +156,6 @@ class OpenAIJudge:
         key = os.environ.get(self.api_key_env, "").strip()  # servers of one's own ask for none
         if not key.isascii() or not key.isprintable():
             raise JudgesLost(f"the environment variable {self.api_key_env} holds no key: no key has such characters")
-        keep_secret(key)  # of a process that was sent this judge
         self._session = open_session()
         servers = [server_at(url, key) for url in self.urls]
         self._finding_out = asyncio.Lock()

@@ -54,7 +54,7 @@ SHOWN = {
 }
 """What of the row each question shows, by tag."""
 
-read_answer = lru_cache(1024)(parse_calls)  # several stages and questions read the answer of a row
+parse_answer = lru_cache(1024)(parse_calls)  # several stages and questions read the answer of a row
 _UNSEEN = r"[\x00-\x08\x0e-\x1f\x7f]*"  # what may stand unseen between the letters of a name
 _OURS, _TEMPLATES = (
     "|".join(_UNSEEN.join(map(re.escape, name)) for name in names)
@@ -95,7 +95,7 @@ def messages(stage: str, example: Example, finding: str = "") -> list[dict[str, 
 
 def written_answer(example: Example) -> str:
     """The answer as a model would have to write it; as it stands where it cannot be read as calls."""
-    calls, _ = read_answer(example.answers)
+    calls, _ = parse_answer(example.answers)
     if not calls:
         return example.response or example.answers
     try:

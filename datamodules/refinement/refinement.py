@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from datamodules.example import Example
-from datamodules.readers import TOOLBOX, fingerprint, read_rows
+from datamodules.readers import fingerprint, is_toolbox, read_rows
 from datamodules.refinement.corruption import Corpus, corrupted_rows, planted_metrics
 from datamodules.refinement.journal import NAME, Journal
 from datamodules.refinement.judging import Judge, Outcome, Panel, Vote
@@ -152,7 +152,7 @@ class Refinement:
         if self._is_finished(settings) and not (self.folder / NAME).exists():  # which a kill at the very end leaves
             self._say_finished()
             return
-        ours = self.data is None or self.data.path.split(":")[0] == TOOLBOX
+        ours = self.data is None or is_toolbox(self.data.path)
         if not ours and any(isinstance(judge, RuleJudge) for judge in self.judge.judges):
             print(
                 "RuleJudge goes by the words of the shipped corpus and rejects many good rows of others: "

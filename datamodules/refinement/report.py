@@ -1,12 +1,12 @@
 """Counts of a refinement by stage and outcome, and its report as Markdown and JSON."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datamodules.refinement.judging import Outcome
-from datamodules.system.escaping import markdown_text
+from datamodules.system.escaping import markdown_table, markdown_text
 from datamodules.system.redaction import redact
 
 STAGES = ("response", "query", "cot", "call", "format", "evaluate", "ast", "write_cot", "row")
@@ -117,19 +117,19 @@ def markdown(counts: dict[str, Any], planted: dict[str, dict[str, float | None]]
     """The report to read: totals, stages, planted defects where there are some, examples."""
     totals = [[name, f"{counts[name]:,}"] for name in _TOTALS]
     stages = [[stage, *(f"{values[name]:,}" for name in _COUNTS)] for stage, values in counts["stages"].items()]
-    parts = ["# Refinement", _table(["", "rows"], totals), "## Stages", _table(["stage", *_COUNTS], stages)]
+    parts = [
+        "# Refinement",
+        markdown_table(["", "rows"], totals),
+        "## Stages",
+        markdown_table(["stage", *_COUNTS], stages),
+    ]
     if planted:
         head = ["defect", *next(iter(planted.values()))]
         rows = [[kind, *map(str, metrics.values())] for kind, metrics in planted.items()]
-        parts += ["## Planted defects", _table(head, rows)]
+        parts += ["## Planted defects", markdown_table(head, rows)]
     for stage, lines in sorted(examples.lines.items(), key=lambda item: STAGES.index(item[0])):
         parts += [f"## Refused by {stage}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cut(text: str) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 
 from datamodules.example import Example
 from datamodules.readers import fingerprint, read_rows
-from datamodules.rows import unchecked_example
+from datamodules.rows import parse_row, unchecked_example
 from datamodules.system import guard
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import one_sentence, run_folder
+from datamodules.system.escaping import markdown_table
 from datamodules.system.files import check_writable, write_text
 from datamodules.system.locks import sole_writer
 from datamodules.system.redaction import redact, redact_settings
@@ -182,7 +183,7 @@ class SelfRefinement:
 def pool_examples(path: str) -> Iterator[Example]:
     """The rows of a pool; of a refinement's rejected rows, the hard ones. Their answers may be wrong."""
     for number, raw in read_rows(path):
-        row = json.loads(raw) if isinstance(raw, str) else raw
+        row = parse_row(raw)
         if "stage" not in row or row["stage"] in HARD_STAGES:
             example = unchecked_example(row)
             yield replace(example, id=example.id or f"row-{number}")
@@ -211,7 +212,7 @@ def _askable(query: Example) -> Example:
 def markdown(table: Sequence[dict[str, Any]]) -> str:
     """The rounds as a Markdown table."""
     rows = [[str(row.get(column, "")) for column in COLUMNS] for row in table]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(COLUMNS), ["---"] * len(COLUMNS), *rows]) + "\n"
+    return markdown_table(COLUMNS, rows) + "\n"
 
 
 def funreason(*arguments: str) -> None:

@@ -17,14 +17,12 @@ class Server:
     Attributes:
         url: Its address, as it may be shown.
         authorization: The header of that name, "" for none.
-        secrets: What must not be shown of what it sends.
         next_at: When it may be sent the next request.
         out: Slots that come back when it is healthy.
     """
 
     url: str
     authorization: str = ""
-    secrets: tuple[str, ...] = ()
     next_at: float = 0.0
     out: int = 0
 

@@ -10,15 +10,14 @@ chain of thought of a kept row leads to the answer it is kept with. And an answe
 fits, counts as a statement.
 """
 
-import json
 from dataclasses import replace
 
 from datamodules.example import BadRow, Example
 from datamodules.refinement.judging import Outcome, Panel, Question, Verdict
-from datamodules.refinement.prompts import read_answer
+from datamodules.refinement.prompts import parse_answer
 from datamodules.refinement.schema import find_misfit
 from datamodules.rows import check_example
-from rewards import as_tools
+from rewards import as_tools, dump_calls
 
 
 async def fcdr(example: Example, judge: Panel, regenerations: int = 3) -> Outcome:
@@ -56,7 +55,7 @@ async def fcdr(example: Example, judge: Panel, regenerations: int = 3) -> Outcom
 
 async def response_stage(example: Example, judge: Panel) -> Verdict:
     """Stage 1, Response Identification: is the answer a function call? A statement is saved as it is."""
-    calls, _ = read_answer(example.answers)
+    calls, _ = parse_answer(example.answers)
     if calls is not None:
         return Verdict("response", bool(calls), reason="" if calls else "the answer holds no call")
     verdict = await judge.ask(Question("response", example))
@@ -77,7 +76,7 @@ async def cot_stage(example: Example, judge: Panel) -> Verdict:
 
 async def call_stage(example: Example, judge: Panel) -> Verdict:
     """Stage 4, Function and Parameter Identification: are functions and values right, and do they fit the schema?"""
-    calls, _ = read_answer(example.answers)
+    calls, _ = parse_answer(example.answers)
     misfit = find_misfit(calls or [], as_tools(example.tools))
     verdict = await judge.ask(Question("call", example, misfit.reason if misfit else ""))
     return replace(verdict, passed=False, fault=misfit.fault, reason=misfit.reason) if misfit else verdict
@@ -85,7 +84,7 @@ async def call_stage(example: Example, judge: Panel) -> Verdict:
 
 async def format_stage(example: Example, judge: Panel) -> Verdict:
     """Stage 5, Format Identification: can the answer be read? If not, a judge is asked to write it properly."""
-    calls, error = read_answer(example.answers)
+    calls, error = parse_answer(example.answers)
     if calls:
         return Verdict("format", True)
     verdict = await judge.ask(Question("format", example, error or "it holds no call"))
@@ -94,15 +93,14 @@ async def format_stage(example: Example, judge: Panel) -> Verdict:
 
 def as_statement(example: Example) -> Example:
     """A row whose answer is plain text, which is moved to where the schema has it."""
-    calls, _ = read_answer(example.answers)
+    calls, _ = parse_answer(example.answers)
     return example if calls is not None else replace(example, answers="[]", response=example.answers)
 
 
 def keep(example: Example, verdicts: list[Verdict]) -> Outcome:
     """The outcome of a row that has passed: its calls as JSON, and a last check that training will take it."""
-    calls, _ = read_answer(example.answers)
-    text = json.dumps([{"name": c.name, "arguments": c.arguments} for c in calls or []], ensure_ascii=False)
-    example = replace(example, answers=text)
+    calls, _ = parse_answer(example.answers)
+    example = replace(example, answers=dump_calls(calls or []))
     try:
         check_example(example)
     except BadRow as error:

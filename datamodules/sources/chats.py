@@ -16,7 +16,7 @@ from datamodules.sources.columns import (
     Columns,
     listed,
     messages_in,
-    pairs_in,
+    turns_of_pairs,
 )
 from datamodules.sources.flat import read_answers
 from datamodules.sources.messages import read_messages, read_system
@@ -32,21 +32,27 @@ _TEMPLATED = [("chat_template_kwargs", key) for key in ("custom_instructions", "
 """What SmolTalk2 hands to its chat template: texts, those about tools with words around them."""
 
 
-def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]] | None:
+_Chat = tuple[str, list[Message]]
+"""The column that a chat stands in, and its messages."""
+
+
+def find_chat(columns: Columns, notes: Counter[str]) -> _Chat | None:
     """The column that a chat stands in, and its messages; None for rows of other forms."""
+    forms = (_messages, _glaive, _instruction, _prompt)
+    return next(filter(None, (find(columns, notes) for find in forms)), None)
+
+
+def _messages(columns: Columns, notes: Counter[str]) -> _Chat | None:
+    """A list of messages, whose answer may stand in a column of its own."""
     requests = ("prompt", "input", *QUERIES)
-    if not columns.name(requests):
+    if not columns.name(*requests):
         requests = ("chosen",)  # of TRL: prompt and answer in one
-    alone = () if columns.name((*ALIASES["query"], *ALIASES["answers"])) else ("trajectory",)
+    alone = () if columns.name(*ALIASES["query"], *ALIASES["answers"]) else ("trajectory",)
     for name in (*CHATS, "contents", "chat", *requests, *alone):
         if name not in columns.row:
             continue
         value = columns.row[name]
-        if (
-            isinstance(value, list)
-            and len(value) > 1
-            and all(isinstance(part, list) and messages_in(part) for part in value)
-        ):
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(v, list) and messages_in(v) for v in value):
             raise BadRow(
                 name,
                 f"holds {len(value)} lists of messages, as BFCL's multi-turn rows do, whose answers a program checks: "
@@ -60,17 +66,39 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
             return name, messages + _completion(columns, name, messages)
         if name in CHATS and value != []:
             raise BadRow(name, f"must be a list of turns, objects that have a role, not {type(value).__name__}")
+    return None
+
+
+def _glaive(columns: Columns, notes: Counter[str]) -> _Chat | None:
+    """Glaive's text, `USER: ... ASSISTANT: ...`."""
     for name in GLAIVE:
         if isinstance(text := columns.row.get(name), str) and (items := glaive_chat(text)):
             columns.used.add(name)
             notes["form/Glaive's chat text"] += 1
             return name, read_messages(items, name)
-    if "instruction" in columns.row and "output" in columns.row:
-        return _instruction(columns, notes)
-    name, query = columns.name(("prompt", "input")), columns.name(QUERIES)
-    completion = columns.name(COMPLETIONS)
+    return None
+
+
+def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
+    """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
+    if not ("instruction" in columns.row and "output" in columns.row):
+        return None
+    notes["form/instruction and output"] += 1
+    instruction, given = columns.text("instruction"), columns.text("input")
+    if given and split_system(instruction, Counter())[0]:
+        messages = [Message("system", instruction), Message("user", given)]
+    else:
+        messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
+    earlier = [Message(turn["role"], turn["content"]) for turn in turns_of_pairs(columns.take("history"))]
+    messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
+    return "output", messages + _completion(columns, "instruction", messages)
+
+
+def _prompt(columns: Columns, notes: Counter[str]) -> _Chat | None:
+    """A text that is asked, and an answer that is no list of calls as xLAM's columns have it."""
+    name, query, completion = columns.name("prompt", "input"), columns.name(*QUERIES), columns.name(*COMPLETIONS)
     answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
-    if answer and not columns.name(ALIASES["query"]):
+    if answer and not columns.name(*ALIASES["query"]):
         raise BadRow(completion, ALONE)
     if query and answer:
         name = query
@@ -81,23 +109,6 @@ def find_chat(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]
     notes["form/prompt and completion"] += 1
     messages = _unwrapped([Message("user", columns.text(name))])
     return name, messages + _completion(columns, "prompt", messages)
-
-
-def _instruction(columns: Columns, notes: Counter[str]) -> tuple[str, list[Message]]:
-    """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
-    notes["form/instruction and output"] += 1
-    instruction, given = columns.text("instruction"), columns.text("input")
-    if given and split_system(instruction, Counter())[0]:
-        messages = [Message("system", instruction), Message("user", given)]
-    else:
-        messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
-    earlier = [
-        Message(role, text)
-        for pair in pairs_in(columns.take("history"))
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-    messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
-    return "output", messages + _completion(columns, "instruction", messages)
 
 
 def _unwrapped(messages: list[Message]) -> list[Message]:
@@ -118,7 +129,7 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     """The answer that stands in a column of its own, where the chat itself does not end with one."""
     if name != "prompt" and messages[-1].role in ("assistant", "call", "think"):
         return []
-    if not (column := columns.name(COMPLETIONS)):
+    if not (column := columns.name(*COMPLETIONS)):
         return []
     value = columns.take(column)
     if column == "reward_model":  # verl's
@@ -146,7 +157,7 @@ def read_chat(
     plain: dict[str, str],
     which: Turns,
     notes: Counter[str],
-    unanswered: bool = False,
+    unanswered: bool,
 ) -> list[Example]:
     """Reads a chat.
 
@@ -175,7 +186,7 @@ def read_chat(
     cot = columns.text(*columns.thoughts())
     examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
-        columns.used.discard(columns.name(columns.thoughts()))
+        columns.used.discard(columns.name(*columns.thoughts()))
     other = next(
         (c for c in ("answers", "completion", "chosen_response") if c in columns.row.keys() - columns.used), ""
     )

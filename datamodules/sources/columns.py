@@ -60,7 +60,7 @@ def name_in(row: Mapping[str, Any], column: str) -> str:
         return column
     aliases = ALIASES.get(column, ())
     whole: tuple[str, ...] = () if column in row else ("chat", "prompt", "instruction")  # which may hold everything
-    return columns.name((*aliases, *CHATS, *whole) if column == "tools" else (*CHATS, *aliases, *whole)) or column
+    return columns.name(*((*aliases, *CHATS) if column == "tools" else (*CHATS, *aliases)), *whole) or column
 
 
 class Columns:
@@ -83,13 +83,13 @@ class Columns:
         }
         self.used: set[str] = set()
 
-    def name(self, names: tuple[str, ...]) -> str:
+    def name(self, *names: str) -> str:
         """The first of these names that holds something; "" if none does."""
         return next((name for name in names if name in self.row), "")
 
     def take(self, *names: str) -> Any:
         """The value of the first of these columns that holds any, now marked as used; None if none does."""
-        name = self.name(names)
+        name = self.name(*names)
         if name:
             self.used.add(name)
         return self.row.get(name)
@@ -115,8 +115,24 @@ class Columns:
         """
         value = self.take(*names)
         if value is not None and not isinstance(value, str):
-            raise BadRow(self.name(names), f"must be a string, not {type(value).__name__}")
+            raise BadRow(self.name(*names), f"must be a string, not {type(value).__name__}")
         return value or ""
+
+    def label(self, name: str) -> str:
+        """A column that is carried through, now marked as used: a text, or a number as text; "" for anything else.
+
+        Raises:
+            BadRow: It is the id, and holds something else.
+        """
+        value = self.row.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) in (str, int) or (type(value) is float and name != "id"):
+            self.used.add(name)
+            return str(value)
+        if name == "id" and value is not None:
+            raise BadRow("id", f"must be a string or an integer, not {type(value).__name__}")
+        return ""
 
 
 def _is_setting(value: Any) -> bool:
@@ -131,19 +147,6 @@ def as_object(value: Any) -> dict[str, Any]:
         except ValueError:
             return {}
     return value if isinstance(value, dict) else {}
-
-
-def label(columns: Columns, name: str) -> str:
-    """A column that is carried through: a text, or a number as text."""
-    value = columns.row.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if type(value) in (str, int) or (type(value) is float and name != "id"):
-        columns.used.add(name)
-        return str(value)
-    if name == "id" and value is not None:
-        raise BadRow("id", f"must be a string or an integer, not {type(value).__name__}")
-    return ""
 
 
 def listed(value: Any) -> list[Any] | None:
@@ -177,8 +180,8 @@ def _is_message(item: dict[str, Any]) -> bool:
     return bool({"role", "from", "human", "user", "lc"} & item.keys()) or item.get("type") in _ITEMS
 
 
-def pairs_in(value: Any) -> list[Any]:
-    """Earlier requests and answers as pairs of texts; none for None.
+def turns_of_pairs(value: Any) -> list[dict[str, str]]:
+    """Earlier turns, of pairs of a request and an answer; none for None.
 
     Raises:
         BadRow: It is something else.
@@ -188,4 +191,5 @@ def pairs_in(value: Any) -> list[Any]:
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
     ):
         raise BadRow("history", "must be a list of pairs of a request and an answer")
-    return value
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair, strict=True)]

@@ -4,7 +4,7 @@ import re
 from collections import deque
 from typing import Any
 
-from rewards.floats import find_reference, is_json_schema
+from rewards.floats import IN_PLACE, find_reference, is_json_schema
 
 ANYTHING = {"additionalProperties": True}
 """What a node that makes no sense declares; with the keyword no name of an object counts as unknown."""
@@ -17,7 +17,6 @@ WORDS = ("string", "integer", "number", "boolean", "object", "array", "null")
 """JSON Schema's words for types."""
 _TYPES |= {name: name for name in WORDS}
 _ITEM = re.compile(r"[^,|\[\]]+(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])?")  # a type and what its brackets hold
-IN_PLACE = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH = 24  # of nodes within nodes; what is deeper declares nothing
 MAX_IN_PLACE = 1_000  # nodes that say something of one value; a reference to more of them declares nothing
 
@@ -33,11 +32,11 @@ def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if not is_json_schema(declared):
         return declared, [name for name, spec in declared.items() if not _is_optional(spec)]
     properties: dict[str, Any] = {}
-    required = [name for name in _list(tool.get("required")) if "required" not in declared]
+    required = [name for name in as_list(tool.get("required")) if "required" not in declared]
     for node in in_place(declared, tool, ("allOf",)):
         own = node.get("properties")
         own = own if isinstance(own, dict) else {}
-        required += [name for name in _list(node.get("required")) if isinstance(name, str)]
+        required += [name for name in as_list(node.get("required")) if isinstance(name, str)]
         required += [name for name, spec in own.items() if isinstance(spec, dict) and spec.get("required") is True]
         for name, spec in own.items():
             properties.setdefault(name, spec)
@@ -70,8 +69,14 @@ def _is_optional(spec: Any) -> bool:
     return "default" in spec or spec.get("required") is False or "optional" in str(spec.get("type", "")).lower()
 
 
-def _list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A list; an empty one for anything else."""
     return value if isinstance(value, list) else []
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts of a list, or the one that stands in its place, as `type` and `required` have them."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) -> list[dict[str, Any]]:
@@ -84,12 +89,19 @@ def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) 
         node = left.popleft()
         if isinstance(node, dict):
             found.append(node)
-            left += [member for key in keys for member in _list(node.get(key))]
+            left += [member for key in keys for member in as_list(node.get(key))]
             reference = node.get("$ref")
             if isinstance(reference, str) and reference not in followed:
                 followed.add(reference)
                 left.append(find_reference(reference, (tool.get("parameters"), tool)))
     return found
+
+
+def type_words(nodes: list[dict[str, Any]]) -> set[str]:
+    """The words, in lower case, that these nodes have for the type of the value of which they say something."""
+    texts = [text for node in nodes for text in texts_of(node.get("type"))]
+    words = {word for text in texts for word in re.findall(r"\w+", OPTIONAL.sub("", text).partition("[")[0].lower())}
+    return words | {"null" for node in nodes if node.get("nullable") is True}
 
 
 class _Reader:
@@ -111,7 +123,7 @@ class _Reader:
             return ANYTHING
         parts = [_of_types(node.get("type")), self.structure(node, depth + 1)]
         for key in IN_PLACE:
-            if members := [self.schema(member, depth + 1) for member in _list(node.get(key))]:
+            if members := [self.schema(member, depth + 1) for member in as_list(node.get(key))]:
                 # Without bounds and enumerations, of which nothing is left here, several of `oneOf` may fit.
                 parts.append({"allOf" if key == "allOf" else "anyOf": members})
         if "$ref" in node:
@@ -130,13 +142,13 @@ class _Reader:
         found: dict[str, Any] = {}
         if isinstance(properties := node.get("properties"), dict):
             found["properties"] = {name: self.schema(spec, depth) for name, spec in properties.items()}
-        if required := [name for name in _list(node.get("required")) if isinstance(name, str)]:
+        if required := [name for name in as_list(node.get("required")) if isinstance(name, str)]:
             found["required"] = required
         for key in ("items", "additionalProperties"):
             if key in node and not isinstance(node[key], list):
                 found[key] = self.schema(node[key], depth)
         for key in ("items", "prefixItems"):
-            if members := _list(node.get(key)):
+            if members := as_list(node.get(key)):
                 found["prefixItems"] = [self.schema(member, depth) for member in members]
         return found
 

@@ -2,23 +2,25 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from datamodules.example import BadRow, Example
+from datamodules.example import BadRow, Example, parse_column
 from datamodules.sources.calls import calls_of
-from datamodules.sources.columns import ALIASES, ANSWERS, Columns, pairs_in
+from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pairs
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
-from datamodules.sources.targets import content, dump, dump_calls
+from datamodules.sources.targets import content, dump
 from datamodules.sources.thoughts import join_thoughts, read_said
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
-from rewards import as_calls
+from rewards import Call, as_calls, dump_calls
 
 
 def read_columns(
-    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool = False
+    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
 ) -> Example:
     """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
 
@@ -33,21 +35,16 @@ def read_columns(
         BadRow: Something is missing or cannot be read.
     """
     notes["form/xLAM's columns"] += 1
-    found = {column: columns.name(ALIASES[column]) for column in ("query", "tools", "answers")}
+    found = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
     if keep_answers and isinstance(columns.given.get("answers"), str):
         found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
     for column, name in found.items():
         if not name and not (unanswered and column == "answers"):
-            blank = next((other for other in ALIASES[column] if other in columns.given), "")
-            advice = {"tools": "; [] says that none is on offer", "answers": "; [] says that no tool fits"}.get(
-                column, ""
-            )
-            missing = f"is missing; the row has {', '.join(columns.given) or 'nothing'}"
-            raise BadRow(blank or column, f"is empty{advice}" if blank else missing)
+            raise _lacking(column, columns)
     query = columns.text(found["query"])
     offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
-    tools = _read("tools", read_tools, offered, notes)
-    tools_text = offered if isinstance(offered, str) and _same(offered, tools) else dump(tools)
+    tools = parse_column("tools", read_tools, offered, notes)
+    tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
     cot = columns.text(*columns.thoughts())
     response = columns.text("response") if found["answers"] != "response" else ""
     if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
@@ -71,6 +68,14 @@ def read_columns(
     )
 
 
+def _lacking(column: str, columns: Columns) -> BadRow:
+    """The error of a row in which none of the names of a column holds anything."""
+    if blank := next((name for name in ALIASES[column] if name in columns.given), ""):
+        advice = {"query": "", "tools": "; [] says that none is on offer", "answers": "; [] says that no tool fits"}
+        return BadRow(blank, f"is empty{advice[column]}")
+    return BadRow(column, f"is missing; the row has {', '.join(columns.given) or 'nothing'}")
+
+
 def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Columns) -> None:
     """Refuse calls that stand beside an answer without any, as beside what is said once the tools have given something.
 
@@ -91,35 +96,38 @@ def read_answers(
 ) -> tuple[str, str, str]:
     """The answers as JSON, and chain of thought and response with what their text says besides."""
     text = value if isinstance(value, str) else ""
-    offered, nested, calls = frozenset(tool["name"] for tool in tools), not text, None
+    offered, nested = frozenset(tool["name"] for tool in tools), not text
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         text = "\n".join(value)  # a call in each
-    try:
-        calls = as_calls(text) if text else calls_of(value, offered)
-    except ValueError as error:
-        if not text:
-            raise BadRow("answers", str(error)) from error
+    calls = _calls_in(text, offered) if text else parse_column("answers", calls_of, value, offered)
     if calls is None:
-        try:  # JSON whose calls are written otherwise
-            calls = calls_of(text, offered)
-        except ValueError:
-            said = _read("answers", read_said, text, tools)
-            calls, cot = said.calls, join_thoughts(cot, said.cot)
-            if calls is None and isinstance(value, list):
-                raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}") from None
-            if calls is None:
-                response = "\n\n".join(filter(None, (said.text, response)))
-            elif said.text:
-                notes["repair/words before the calls read as chain of thought"] += 1
-                cot = join_thoughts(cot, said.text)
+        said = parse_column("answers", read_said, text, tools)
+        calls, cot = said.calls, join_thoughts(cot, said.cot)
+        if calls is None and isinstance(value, list):
+            raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}")
+        if calls is None:
+            response = "\n\n".join(filter(None, (said.text, response)))
+        elif said.text:
+            notes["repair/words before the calls read as chain of thought"] += 1
+            cot = join_thoughts(cot, said.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
-    same = text and calls is not None and cleaned == calls and _same_calls(text, calls)
+    same = text and calls is not None and cleaned == calls and _reads_as(calls, as_calls, text)
     return (text if same else dump_calls(cleaned)), cot, response
+
+
+def _calls_in(text: str, offered: frozenset[str]) -> list[Call] | None:
+    """The calls of a text that is JSON, however they are written in it; None for any other."""
+    for reader in (as_calls, partial(calls_of, offered=offered)):
+        try:
+            return reader(text)
+        except ValueError:
+            continue
+    return None
 
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), _read("tools", split_system, read_system(columns), notes, tools)[1]
+    value, system = columns.take("history"), parse_column("tools", split_system, read_system(columns), notes, tools)[1]
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)
@@ -132,16 +140,7 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         for item in items
     )
     if not ours:
-        pairs = all(isinstance(item, list) for item in items)
-        flat = (
-            [
-                message
-                for pair in pairs_in(items)
-                for message in ({"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]})
-            ]
-            if pairs
-            else items
-        )
+        flat = turns_of_pairs(items) if all(isinstance(item, list) for item in items) else items
         turns = read_turns(read_messages(flat, "history"), tools, "history", notes)
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
@@ -151,23 +150,9 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
     return dump(items) if system or not ours else text
 
 
-def _read(column: str, reader: Any, *arguments: Any) -> Any:
+def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:
+    """Whether a text is read as a value."""
     try:
-        return reader(*arguments)
-    except ValueError as error:
-        raise BadRow(column, str(error)) from error
-
-
-def _same(text: str, value: Any) -> bool:
-    """Whether a text is the JSON of a value."""
-    try:
-        return bool(json.loads(text) == value)
+        return bool(reader(text) == value)
     except (ValueError, RecursionError):
-        return False
-
-
-def _same_calls(text: str, calls: Any) -> bool:
-    try:
-        return bool(as_calls(text) == calls)
-    except ValueError:
         return False

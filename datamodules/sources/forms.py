@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
-from datamodules.sources.columns import REFUSED, Columns, label
+from datamodules.sources.columns import REFUSED, Columns
 from datamodules.sources.flat import read_columns
 from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
@@ -48,7 +48,7 @@ def read_row(
         raise BadRow(refused, "is not read by this project, which is about text alone")
     if not_to_give := next((name for name in ("label", "kto_tag") if columns.row.get(name) is False), ""):  # of KTO
         raise BadRow(not_to_give, "is false, which says that the answer is not to be given: leave such rows out")
-    plain = {name: label(columns, name) for name in ("id", "category", "source")}
+    plain = {name: columns.label(name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
         examples = read_chat(*chat, columns, plain, turns, notes, unanswered)
     else:

@@ -67,7 +67,7 @@ def read_messages(value: list[Any], column: str) -> list[Message]:
 
 def read_system(columns: Columns) -> str:
     """The text of a system's column, which may be in parts, as those of the APIs of Anthropic and Google are."""
-    name = columns.name(SYSTEMS)
+    name = columns.name(*SYSTEMS)
     value = columns.take(name)
     if isinstance(value, str):
         return value

@@ -1,11 +1,10 @@
 """Rows as they were before Arrow filled their nested columns with nulls and made floats of integers in them."""
 
-import re
 from collections import Counter
 from itertools import islice
 from typing import Any
 
-from datamodules.sources.declared import MAX_IN_PLACE, OPTIONAL, WORDS, in_place, parameters, type_schema
+from datamodules.sources.declared import MAX_IN_PLACE, WORDS, as_list, in_place, parameters, texts_of, type_schema
 from rewards import Call
 
 
@@ -32,32 +31,6 @@ def _cleaned(node: Any, keep: tuple[str, ...]) -> tuple[Any, int]:
         kept[key], inner = (value, 0) if key in ("default", "const", "enum", "examples") else _cleaned(value, keep)
         dropped += inner
     return (kept, dropped) if dropped else (node, 0)
-
-
-def declared(tool: dict[str, Any]) -> dict[str, Any]:
-    """The declaration of each parameter of a tool."""
-    return _properties(tool.get("parameters"))
-
-
-def _properties(schema: Any) -> dict[str, Any]:
-    schema = schema if isinstance(schema, dict) else {}
-    properties = schema.get("properties")
-    found: dict[str, Any] = properties if isinstance(properties, dict) else schema
-    return found
-
-
-def types_of(schema: Any) -> set[str]:
-    """The words that a schema has for the type of a value, in lower case; empty where it says nothing of it."""
-    if isinstance(schema, list):
-        return {word for item in schema for word in types_of(item)}
-    if not isinstance(schema, dict):
-        return (
-            set(re.findall(r"\w+", OPTIONAL.sub("", schema).partition("[")[0].lower()))
-            if isinstance(schema, str)
-            else set()
-        )
-    found = types_of(schema.get("type")) | ({"null"} if schema.get("nullable") is True else set())
-    return found | {word for key in ("anyOf", "oneOf") for word in types_of(schema.get(key))}
 
 
 def without_null_arguments(
@@ -97,7 +70,7 @@ class _Arguments:
         """The schema and all that say something of the same value, with what the texts of types say."""
         if id(schema) not in self.found:
             nodes = in_place(schema, self.tool)
-            texts = [text for node in nodes for text in _texts(node.get("type"))]
+            texts = [text for node in nodes for text in texts_of(node.get("type"))]
             self.found[id(schema)] = nodes + [part for text in texts for part in in_place(type_schema(text), self.tool)]
         return self.found[id(schema)]
 
@@ -117,7 +90,7 @@ class _Arguments:
             required: set[str] = set()
             for node in nodes:
                 properties = (node["properties"] if isinstance(node.get("properties"), dict) else {}) | properties
-                required |= set(_texts(node.get("required")))
+                required |= set(texts_of(node.get("required")))
             return self.fields(value, properties, required) if properties else value
         if isinstance(value, list):
             inner = (node for outer in nodes for node in self.nodes(outer.get("items")))
@@ -130,20 +103,11 @@ class _Arguments:
         return value
 
 
-def _texts(value: Any) -> list[str]:
-    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-
-
 def _words(nodes: list[dict[str, Any]]) -> set[str]:
     """JSON Schema's words for the types of a value about which these schemas are; empty where none says any."""
-    words = {word for node in nodes for word in _texts(node.get("type")) if word in WORDS}
-    null = any(node.get("nullable") is True or None in _values(node) for node in nodes)
+    words = {word for node in nodes for word in texts_of(node.get("type")) if word in WORDS}
+    null = any(node.get("nullable") is True or None in as_list(node.get("enum")) for node in nodes)
     return words | ({"null"} if null else set())
-
-
-def _values(node: dict[str, Any]) -> list[Any]:
-    enum = node.get("enum")
-    return enum if isinstance(enum, list) else []
 
 
 def _no_null(nodes: list[dict[str, Any]]) -> bool:

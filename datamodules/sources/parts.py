@@ -136,19 +136,24 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
             (texts if kind in _TEXTS else message.cot).append(said)
     elif kind in ("tool_call", "tool_calls", "function_call"):
         calls.append(said or {key: value for key, value in part.items() if key != "type"})
-        message.ids += [str(part["id"])] if part.get("id") else []
+        message.ids += _id(part, "id")
     elif kind == "tool_use":
         calls.append({"name": part.get("name"), "arguments": part.get("input")})
-        message.ids += [str(part["id"])] if part.get("id") else []
+        message.ids += _id(part, "id")
     elif kind == "tool_result":
-        result = Message("tool", ids=[str(part["tool_use_id"])] if part.get("tool_use_id") else [])
+        result = Message("tool", ids=_id(part, "tool_use_id"))
         results += add_content(result, part.get("content") or "") or [result]
     elif kind == "tool_call_response":  # OpenTelemetry's
         given = next((part[key] for key in ("response", "result", "content") if part.get(key) is not None), "")
-        result = Message("tool", ids=[str(part["id"])] if part.get("id") else [])
+        result = Message("tool", ids=_id(part, "id"))
         results += add_content(result, given) or [result]
     else:
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
+
+
+def _id(part: dict[str, Any], key: str) -> list[str]:
+    """The id that a part has under a key; none if it has none."""
+    return [str(part[key])] if part.get(key) else []
 
 
 def _results(message: Message) -> list[Message]:

@@ -7,7 +7,7 @@ from datamodules.example import BadRow
 from datamodules.sources.columns import ANSWERS, CHATS, QUERIES, as_object, listed, messages_in
 from datamodules.sources.messages import cut_off
 
-REQUESTS, _TRACED = ("request", "body", "input"), ("request_body", "inputs")
+_REQUESTS, _TRACED = ("request", "body", "input"), ("request_body", "inputs")
 """What the object that was sent to a server may be called, and is called by traces; its keys are those of a row."""
 _ASKED = (*CHATS, *QUERIES, "instruction", "prompt")
 """Columns beside which a text, and what only traces call so, is no request."""
@@ -28,7 +28,7 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
         BadRow: A key stands in the request and beside it, and says something else there.
     """
     asked = any(row.get(name) for name in _ASKED)
-    for name in (*REQUESTS, *_TRACED):
+    for name in (*_REQUESTS, *_TRACED):
         if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
             continue
         request = as_object(row.get(name))

@@ -10,7 +10,7 @@ from typing import Any
 
 from datamodules.sources import marks
 from datamodules.sources.calls import calls_of, resolved
-from datamodules.sources.nulls import declared, types_of
+from datamodules.sources.declared import as_list, in_place, parameters, type_words
 from datamodules.sources.values import read_value, read_whole, shown, skip_space
 from rewards import Call, parse_calls
 from rewards.calls import call_from
@@ -72,6 +72,7 @@ class _Reader:
         self.offered = frozenset(self.tools)
         self.names = sorted((name for name in self.offered if name), key=len, reverse=True)
         self.items: dict[int, tuple[list[Call], int] | str] = {}  # by place, or what is wrong there
+        self.declared: dict[str, dict[str, Any]] = {}  # parameters of the tools that are called in XML
 
     def candidates(self) -> Iterator[int]:
         """Places where calls may begin: the text's beginning, marks, and lines that begin like calls."""
@@ -208,8 +209,12 @@ class _Reader:
 
     def typed(self, name: str, key: str, text: str) -> Any:
         """The value that XML writes as a text, of the type that the tool declares."""
-        schema = declared(self.tools.get(name, {})).get(key)
-        words = types_of(schema)
+        tool = self.tools.get(name, {})
+        if name not in self.declared:
+            self.declared[name], _ = parameters(tool)
+        spec = self.declared[name].get(key)
+        nodes = in_place({"type": spec} if isinstance(spec, str | list) else spec, tool)
+        words = type_words(nodes)
         null = words & {"null", "none"}
         if words - null and words - null <= {"str", "string"} and not (null and text.strip() in ("null", "None")):
             return text
@@ -219,7 +224,7 @@ class _Reader:
             value = text
         if isinstance(value, str) and (not words or words & {"str", "string", "any", "union", "optional"}):
             return text
-        if isinstance(schema, dict) and isinstance(schema.get("enum"), list) and text in schema["enum"]:
+        if any(text in as_list(node.get("enum")) for node in nodes):
             return text
         if isinstance(value, str) or not words or words & {"str", "string", "any"}:
             declares = (

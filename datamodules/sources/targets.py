@@ -3,15 +3,14 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from datamodules.example import BadRow, Example, answers_tool
 from datamodules.sources.thoughts import join_thoughts
 from datamodules.sources.turns import Turn
-from rewards import Call, render_calls
+from rewards import dump_calls, render_calls
 
 Turns = Literal["last", "every"]
-TURNS = get_args(Turns)
 
 
 def examples_of(
@@ -19,9 +18,9 @@ def examples_of(
     tools: str,
     which: Turns,
     column: str,
-    columns: dict[str, str],
+    plain: dict[str, str],
     notes: Counter[str],
-    unanswered: bool = False,
+    unanswered: bool,
 ) -> list[Example]:
     """Makes the examples of a chat.
 
@@ -31,7 +30,7 @@ def examples_of(
         which: `last` makes one example, of the last assistant turn that answers a user (of the last that answers a
             tool, where none answers a user); `every` makes one of each that answers either.
         column: The column the turns come from.
-        columns: What else the examples are given: `id`, `category`, `source`; `cot` is the last one's, if it has none.
+        plain: What else the examples are given: `id`, `category`, `source`; `cot` is the last one's, if it has none.
         notes: Counts what was read in another sense than the obvious, and what was left out.
         unanswered: Whether turns that end with a request, or with what a tool gave back, make one example of that, of
             which nobody has said the answer.
@@ -40,7 +39,7 @@ def examples_of(
         BadRow: There is no such turn, or calls cannot be written.
     """
     if unanswered and _answered(turns):
-        asked = _example([*turns, Turn("assistant")], len(turns), tools, column, columns, False, notes)
+        asked = _example([*turns, Turn("assistant")], len(turns), tools, column, plain, False, notes)
         return [replace(asked, answers="")]
     answered = {i: _answered(turns[:i]) for i, turn in enumerate(turns) if turn.role == "assistant"}
     asked = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
@@ -56,8 +55,8 @@ def examples_of(
         notes["left out/assistant turns that are no target"] += left
     if turns[-1].role == "user":
         notes["left out/requests at the end that nobody answers"] += 1
-    examples = [_example(turns, place, tools, column, columns, len(chosen) > 1, notes) for place in chosen]
-    if not turns[chosen[-1]].cot and (cot := columns.get("cot", "")):
+    examples = [_example(turns, place, tools, column, plain, len(chosen) > 1, notes) for place in chosen]
+    if not turns[chosen[-1]].cot and (cot := plain["cot"]):
         examples[-1] = replace(examples[-1], cot=join_thoughts(cot, examples[-1].cot))
     return examples
 
@@ -69,7 +68,7 @@ def _answered(before: list[Turn]) -> str:
 
 
 def _example(
-    turns: list[Turn], place: int, tools: str, column: str, columns: dict[str, str], several: bool, notes: Counter[str]
+    turns: list[Turn], place: int, tools: str, column: str, plain: dict[str, str], several: bool, notes: Counter[str]
 ) -> Example:
     target, before = turns[place], turns[:place]
     asked = max(i for i, turn in enumerate(before) if turn.role == "user")
@@ -83,7 +82,7 @@ def _example(
     if target.calls and target.text:
         notes["repair/words before the calls read as chain of thought"] += 1
         cot, response = join_thoughts(cot, target.text), ""
-    row_id = columns.get("id", "")
+    row_id = plain["id"]
     example = Example(
         id=f"{row_id}-{place}" if row_id and several else row_id,
         query=before[asked].text,
@@ -92,8 +91,8 @@ def _example(
         cot=cot,
         response="" if target.calls is not None else response,
         history=json.dumps(history, ensure_ascii=False),
-        category=columns.get("category", ""),
-        source=columns.get("source", ""),
+        category=plain["category"],
+        source=plain["source"],
     )
     to_tool = _answered(before) == "tool"
     if answers_tool(example) and not to_tool:
@@ -114,11 +113,6 @@ def content(turn: Turn, column: str) -> str:
     except ValueError as error:
         raise BadRow(column, f"calls of an earlier turn cannot be written: {error}") from error
     return "\n\n".join(filter(None, (turn.text, written)))
-
-
-def dump_calls(calls: list[Call]) -> str:
-    """Calls as the JSON of an example."""
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
 
 
 def dump(value: Any) -> str:

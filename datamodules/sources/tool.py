@@ -18,6 +18,7 @@ DECLARING = {key for column, others in _RENAMED.items() for key in (column, *oth
 _HALVES = ("required_parameters", "optional_parameters")  # ToolBench's
 _MEANINGLESS = {"type": ("function", "custom"), "cache_control": ()}
 """Keys of a tool that are for a server, by the values that they have then; any where none is given."""
+_NEEDED = "every tool must be an object with a string 'name'"
 MAX_NAME = 1_024  # characters; every text is searched for every name
 
 
@@ -29,19 +30,12 @@ def read_tool(item: Any) -> dict[str, Any]:
     """
     if isinstance(item, str) and item.lstrip()[:1] == "{":
         item = read_whole(item)
-    if isinstance(item, dict) and isinstance(text := item.get("function"), str) and text.lstrip()[:1] == "{":
-        item = item | {"function": read_whole(text)}
-    if isinstance(item, dict) and isinstance(spec := item.get("toolSpec"), dict):  # Bedrock's
-        schema = spec.get("inputSchema")
-        item = spec | ({"inputSchema": schema.get("json")} if isinstance(schema, dict) else {})
-    if isinstance(item, dict) and isinstance(item.get("function"), dict):  # OpenAI's wrapper
-        item = item["function"] | {k: v for k, v in item.items() if k not in ("function", "type", *item["function"])}
-    name = (
-        next((item[key] for key in NAMES if isinstance(item.get(key), str)), None) if isinstance(item, dict) else None
-    )
+    if not isinstance(item, dict):
+        raise ValueError(f"{_NEEDED}, not {repr(item)[:120]}")
+    item = _unwrapped(item)
+    name = next((item[key] for key in NAMES if isinstance(item.get(key), str)), None)
     if name is None:
-        shown = repr(sorted(map(str, item)) if isinstance(item, dict) else item)
-        raise ValueError(f"every tool must be an object with a string 'name', not {shown[:120]}")
+        raise ValueError(f"{_NEEDED}, not {repr(sorted(map(str, item)))[:120]}")
     if len(name) > MAX_NAME:
         raise ValueError(f"the name of a tool has {len(name):,} characters: {name[:40]!r}")
     tool = item if "name" in item else {"name": name} | {k: v for k, v in item.items() if k not in NAMES}
@@ -55,6 +49,18 @@ def read_tool(item: Any) -> dict[str, Any]:
         tool = {key: value for key, value in tool.items() if key not in _HALVES}
         tool["parameters"] = {"type": "object", "properties": required | optional, "required": list(required)}
     return tool | {"parameters": _parameters(name, tool["parameters"])} if "parameters" in tool else tool
+
+
+def _unwrapped(item: dict[str, Any]) -> dict[str, Any]:
+    """A tool without what OpenAI and Bedrock put around it."""
+    if isinstance(text := item.get("function"), str) and text.lstrip()[:1] == "{":
+        item = item | {"function": read_whole(text)}
+    if isinstance(spec := item.get("toolSpec"), dict):  # Bedrock's
+        schema = spec.get("inputSchema")
+        item = spec | ({"inputSchema": schema.get("json")} if isinstance(schema, dict) else {})
+    if isinstance(own := item.get("function"), dict):  # OpenAI's
+        item = own | {key: value for key, value in item.items() if key not in ("function", "type", *own)}
+    return item
 
 
 def _parameters(name: str, declared: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import NoReturn
 import jsonargparse
 
 from datamodules.system.escaping import visible
+from datamodules.system.files import ROOT
 from datamodules.system.redaction import redact
 
 SAYS_NOTHING = re.compile(
@@ -50,8 +51,7 @@ NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error
 """What torch, safetensors, Arrow and Python say of a full disk."""
 NEARLY_NOTHING = 1 << 16  # bytes
 LONGEST = 900  # characters of a sentence
-HERE = Path(__file__).resolve().parents[2]
-OURS = (HERE / "lightning_modules", HERE / "datamodules", HERE / "rewards")
+OURS = (ROOT / "lightning_modules", ROOT / "datamodules", ROOT / "rewards")
 SPEAK = (*OURS, Path(jsonargparse.__file__).parent)
 """Code whose ValueErrors, OSErrors and RuntimeErrors are sentences for the user."""
 MAY_END = (*SPEAK, Path(argparse.__file__), *map(Path, find_spec("lightning").submodule_search_locations))
@@ -180,7 +180,7 @@ def _explained(error: Exception) -> str:
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [file for file in frames if any(folder in file.parents for folder in OURS) and file.name not in HULLS]
     if ours and not getattr(error, "filename", None):
-        said += f" (in {ours[-1].relative_to(HERE)})"
+        said += f" (in {ours[-1].relative_to(ROOT)})"
     if folder and folder.is_dir() and (NO_SPACE.search(said) or shutil.disk_usage(folder).free < NEARLY_NOTHING):
         said = f"{folder}: its disk is full, or another that is written ({said})"
     return f"{said}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) else said

@@ -1,7 +1,8 @@
-"""Escaping of text from rows and models for a terminal and for Markdown."""
+"""Text from rows and models, escaped for a terminal and for Markdown; tables of it."""
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and line feed; ESC and CSI begin a terminal's commands
@@ -28,3 +29,8 @@ def markdown_text(text: str, max_chars: int) -> str:
     """
     cut = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
     return _LINKED.sub("&#46;", html.escape(visible(cut), quote=False).translate(_ENTITIES))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are Markdown already, without a line feed at its end."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])

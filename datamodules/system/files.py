@@ -18,12 +18,14 @@ LOCK = re.compile(r"\.(.+)\.[0-9a-f]{32}\.lock")
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """How a system says that a folder is to replace, or to be replaced by, what cannot be replaced in one step."""
 
-SHIPPED = ("assets", "configs")  # folders of the checkout that shipped YAMLs name
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+SHIPPED = ("assets", "configs")  # folders of it that shipped YAMLs name
 
 
 def shipped(path: str) -> str:
     """A path as it is or, where there is nothing, what this checkout ships under that name (`configs/rl.yaml`)."""
-    here = Path(__file__).resolve().parents[2] / path
+    here = ROOT / path
     ours = Path(path).parts[:1] in [(folder,) for folder in SHIPPED]
     return str(here) if ours and not os.path.lexists(path) and here.exists() else path
 

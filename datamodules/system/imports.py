@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from datamodules.system.files import ROOT
+
 PACKAGES = ("rewards", "datamodules", "lightning_modules")
 
 

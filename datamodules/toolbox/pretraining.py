@@ -30,24 +30,8 @@ Message = dict[str, str]
 SEEN = [function for function in FUNCTIONS if not function.unseen and function.parameters]
 NAMES = {function.name for function in FUNCTIONS}
 WORDS = sorted(set(re.findall("[a-z]{2,}", CATALOGUE.lower())) - set(keyword.kwlist))
-KINDS = (
-    "city",
-    "person",
-    "title",
-    "date",
-    "time",
-    "code",
-    "topic",
-    "product",
-    "file",
-    "email",
-    "street",
-    "colour",
-    "int",
-    "float",
-    "flag",
-    "list",
-)
+TEXTS = "city person title date time code topic product file email street colour".split()
+KINDS = [*TEXTS, "int", "float", "flag", "list"]
 SYSTEM_LINES = (
     "Tools:",
     "# Tools",
@@ -81,7 +65,7 @@ def invented_function(rng: random.Random) -> Function:
     parameters = []
     for name in sorted({_name_word(rng) for _ in range(rng.randint(1, 4))}):
         kind = rng.choice(KINDS)
-        options = {"int": "1,999", "float": "1,99", "list": rng.choice(KINDS[:6])}.get(kind, "")
+        options = {"int": "1,999", "float": "1,99", "list": rng.choice(TEXTS[:6])}.get(kind, "")
         phrase = f"with {name}" if kind == "flag" else f"{rng.choice(['with', 'for', 'at', 'by', 'using'])} {name} {{}}"
         parameters.append(Parameter(name, kind, options, rng.choice([None, None, "none"]), phrase))
     action = f"{verb} the {noun.replace('_', ' ')}"
@@ -187,7 +171,7 @@ def tools_document(rng: random.Random) -> list[Message]:
 
 def _value(rng: random.Random) -> Any:
     """Something to say again: a value, a number, a made-up word, or any word of the word lists."""
-    value = sample_value(rng.choice(KINDS[:12]), "", rng, held_out=False)
+    value = sample_value(rng.choice(TEXTS), "", rng, held_out=False)
     return rng.choice([value, rng.randint(1, 9999), _any_word(rng), _any_word(rng)])
 
 

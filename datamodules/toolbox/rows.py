@@ -20,7 +20,7 @@ from itertools import accumulate
 from typing import Any
 
 from datamodules.toolbox.catalogue import FUNCTIONS, Function, sample_arguments
-from rewards import Call
+from rewards import Call, dump_calls
 
 TRAINING = {"simple": 0.25, "multiple": 0.28, "parallel": 0.18, "parallel_multiple": 0.15, "irrelevance": 0.14}
 TEST = {"simple": 0.34, "multiple": 0.34, "parallel": 0.11, "parallel_multiple": 0.08, "irrelevance": 0.13}
@@ -125,7 +125,7 @@ def make_row(row_id: str, category: str, pool: list[Function], rng: random.Rando
         "id": row_id,
         "query": query[0].upper() + query[1:],
         "tools": json.dumps([tool.tool() for tool in tools]),
-        "answers": json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls]),
+        "answers": dump_calls(calls),
         "cot": cot_text(tools, wanted, calls, rng),
         "category": category,
         "source": "toolbox",

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.packing import CALL, COT, PROMPT, Encoded
-from datamodules.readers import TOOLBOX
+from datamodules.readers import is_toolbox
 from lightning_modules.commands.answers import ScoredAnswer
 from lightning_modules.commands.page import Line, Span, plain
 
@@ -119,7 +119,7 @@ def demo_values(settings: Mapping[str, Any], parameters: int) -> dict[str, str]:
         settings: Values by their keys.
         parameters: Of the model.
     """
-    path, val_path = (str(settings[key]).split(":")[0] == TOOLBOX for key in ("data.path", "data.val_path"))
+    path, val_path = (is_toolbox(str(settings[key])) for key in ("data.path", "data.val_path"))
     found = {}
     if path:
         found["data.path"] = "is the shipped corpus: give rows of your own"

@@ -11,7 +11,9 @@ def loader(rows=10, batch_size=3, seed=0, digest="ab"):
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
     assert sorted(epoch_order(50, 1, 2)) == list(range(50))
-    assert epoch_order(50, 1, 2) == epoch_order(50, 1, 2)
+    first = epoch_order(50, 1, 2)
+    assert epoch_order(50, 1, 3) != first  # and is kept in its place
+    assert epoch_order(50, 1, 2) == first
     assert len({tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 

@@ -198,7 +198,12 @@ def test_rows_to_predict_need_no_answer(make_prompts, write_rows, make_row, caps
         ({"max_prompt_length": 0}, r"data\.max_prompt_length is 0"),
         ({"limit_val": 0}, r"data\.limit_val is 0"),
         ({"val_fraction": 1.0}, r"data\.val_fraction is 1"),
-        ({"on_bad_row": "drop"}, r"data\.on_bad_row is 'drop'"),
+        ({"on_bad_row": "drop"}, r"data\.on_bad_row is 'drop'; give raise or skip"),
+        ({"packing": None}, r"data\.packing is None; give auto, on or off"),
+        ({"prompt": "papers"}, r"data\.prompt is 'papers'; give paper or template"),
+        ({"answer_form": "xml"}, r"data\.answer_form is 'xml'; give python, json, hermes or template"),
+        ({"think": True}, r"data\.think is True; give auto, require or none"),
+        ({"tool_form": "yaml"}, r"data\.tool_form is 'yaml'; give json or bfcl"),
     ],
 )
 def test_impossible_settings_fail_when_the_module_is_made(make_prompts, options, words):

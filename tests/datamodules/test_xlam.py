@@ -97,6 +97,14 @@ def test_a_column_is_named_as_the_row_names_it(write_rows, row, column, reason):
     assert reason in str(error.value)
 
 
+def test_a_column_is_named_so_in_lines_that_end_in_commas(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({"question": "Q", "functions": TOOLS, "ground_truth": "[g()]"})
+    path.write_text(f"{line},\n{line},\n")
+    with pytest.raises(ValueError, match=r"row 1, column 'ground_truth': calls 'g'"):
+        read_examples(path)
+
+
 def test_texts_of_nothing_are_nothing(make_row):
     """A frame written as texts (`astype(str)`) says nan and None; neither is a thought, an id or a category."""
     example = to_example(make_row(1, cot="nan", id="None", category="NaN", response="null"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rewards import Call, as_calls, parse_calls, render_calls
+from rewards import Call, as_calls, dump_calls, parse_calls, render_calls
 
 OBJECT = '{"name": "f", "arguments": {"a": 1}}'
 BLOCK = f"<tool_call>{OBJECT}</tool_call>"
@@ -216,6 +216,12 @@ def test_json_and_python_read_the_same():
     calls, _ = parse_calls("[f(a=[1, 2.0, True, None, {'x': 'é'}])]")
     text = json.dumps([{"name": "f", "arguments": {"a": [1, 2.0, True, None, {"x": "é"}]}}])
     assert repr(parse_calls(text)[0]) == repr(calls)
+
+
+def test_calls_are_dumped_as_the_json_that_is_read():
+    calls = [Call("f", {"city": "Örebro", "days": [1, None]}), Call("g", {})]
+    text = '[{"name": "f", "arguments": {"city": "Örebro", "days": [1, null]}}, {"name": "g", "arguments": {}}]'
+    assert dump_calls(calls) == text and as_calls(text) == calls
 
 
 def test_as_calls_copies_and_turns_tuples_into_lists():

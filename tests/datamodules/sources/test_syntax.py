@@ -373,6 +373,26 @@ def test_a_nullable_string_of_xml_stays_a_text():
         read_answer(call.format("null"), [tool])
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {
+            "$ref": "#/$defs/Stay",
+            "$defs": {"Stay": {"properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}},
+        },
+        {"allOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"n": {"type": "integer"}}}]},
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/A"}, "n": {"allOf": [{"type": "integer"}]}},
+            "$defs": {"A": {"type": "string"}},  # as pydantic writes fields of a class
+        },
+    ],
+)
+def test_values_of_xml_have_types_that_a_schema_refers_to(parameters):
+    call = "<function=f>\n<parameter=a>\n12\n</parameter>\n<parameter=n>\n3\n</parameter>\n</function>"
+    assert read_answer(call, [{"name": "f", "parameters": parameters}]) == ("", [Call("f", {"a": "12", "n": 3})])
+
+
 def test_calls_of_json_values():
     assert (
         calls_of([{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}])
