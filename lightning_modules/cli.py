@@ -32,10 +32,10 @@ from datamodules.system.errors import OF_PYTHON, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted
-from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter
 from lightning_modules.callbacks.progress import Progress
+from lightning_modules.callbacks.samples import RolloutTable, SampleTable
 from lightning_modules.callbacks.summary import RunSummary
-from lightning_modules.callbacks.tables import RolloutTable
 from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.commands.checks import (
