@@ -12,8 +12,10 @@ from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
-from lightning_modules.callbacks.fits import check_evaluation, check_fits, plan_ahead
-from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
+from lightning_modules.callbacks.cheaper import cheaper
+from lightning_modules.callbacks.fits import check_evaluation, check_fits
+from lightning_modules.callbacks.memory_text import memory_rows
+from lightning_modules.callbacks.plan import device_memory, parameter_counts, plan_ahead, plan_of
 from lightning_modules.callbacks.progress import say, time_left
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
 from lightning_modules.grpo import GRPOModule

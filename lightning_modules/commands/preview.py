@@ -16,16 +16,10 @@ from datamodules.encoding import segment_tokens
 from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.memory import estimate
-from lightning_modules.callbacks.plan import (
-    build_empty,
-    cheaper,
-    device_memory,
-    memory_rows,
-    parameter_counts,
-    plan_of,
-    shown,
-)
+from lightning_modules.callbacks.memory_text import memory_rows, shown
+from lightning_modules.callbacks.plan import build_empty, device_memory, parameter_counts, plan_of
 from lightning_modules.callbacks.summary import check_monitors, check_validates, rate_of, tokens_of_step
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig
 
-from lightning_modules.callbacks.fits import refusal
 from lightning_modules.callbacks.memory import Plan, estimate
-from lightning_modules.callbacks.plan import shown
+from lightning_modules.callbacks.memory_text import refusal, shown
 from lightning_modules.callbacks.summary import cheaper, memory_rows
 from lightning_modules.cli import main
 from lightning_modules.strategies import FSDP1
