@@ -27,8 +27,8 @@ from lightning_modules.commands.checks import check_attention
 from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.policy.generation_config import check_vocabulary
 from lightning_modules.policy.reference import frozen_copy
+from lightning_modules.policy.row_checks import check_vocabulary
 from lightning_modules.policy.weight_files import has_weights
 from lightning_modules.policy.weights import check_model
 from lightning_modules.rollout.scoring import same_reward
