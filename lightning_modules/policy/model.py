@@ -17,11 +17,12 @@ from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options, flash_options
+from lightning_modules.policy.freed_memory import return_freed_before_embedding
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
 from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
-from lightning_modules.policy.recompute import keep_inputs_alone, return_freed_before_embedding
+from lightning_modules.policy.recompute import keep_inputs_alone
 from lightning_modules.policy.weights import load_weights
 
 if TYPE_CHECKING:
