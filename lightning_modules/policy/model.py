@@ -23,7 +23,7 @@ from lightning_modules.policy.gradient_checkpointing import GradientCheckpointin
 from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.recompute import keep_inputs_alone
-from lightning_modules.policy.weights import load_weights
+from lightning_modules.policy.weights import kernel_of, load_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -166,8 +166,7 @@ def build_policy(
             linear layers, or transformers knows no such settings of gradient checkpointing.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
-        # To transformers, None is sdpa where it can be and else eager; a name is a demand.
-        kernel = None if attn_implementation == "sdpa" else attn_implementation
+        kernel = kernel_of(attn_implementation)
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
         options = {"dtype": dtype, "attn_implementation": kernel, "experts_implementation": experts}
         model = load_weights(init_from, empty, in_files, **options)
