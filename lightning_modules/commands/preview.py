@@ -20,7 +20,8 @@ from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.memory import estimate
 from lightning_modules.callbacks.memory_text import memory_rows, shown
 from lightning_modules.callbacks.plan import build_empty, device_memory, parameter_counts, plan_of
-from lightning_modules.callbacks.summary import check_monitors, check_validates, rate_of, tokens_of_step
+from lightning_modules.callbacks.summary import rate_of, tokens_of_step
+from lightning_modules.callbacks.validations import check_monitors, check_validates
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.checks import check_attention
