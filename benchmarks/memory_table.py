@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, Qwen3Config
 
 from benchmarks.sharded_step import Case
 from lightning_modules.callbacks import plan as planning
-from lightning_modules.callbacks.fits import plan_ahead, with_engine
+from lightning_modules.callbacks.cheaper import with_engine
 from lightning_modules.callbacks.memory import Plan, estimate, has_room
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.policy.lora import LoRA
@@ -102,7 +102,7 @@ def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int)
             patch.object(planning, "device_memory", lambda *_: memory),
             patch.object(planning, "build_policy", partial(built, config)),
         ):
-            return plan_ahead(trainer, module)
+            return planning.plan_ahead(trainer, module)
 
 
 def cell(plan: Plan, memory: int) -> str:

@@ -21,11 +21,11 @@ from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
 from lightning_modules.policy.end_token import unlearnt_end
+from lightning_modules.policy.freed_memory import is_large, return_freed
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, settings_of
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
-from lightning_modules.policy.recompute import is_large, return_freed
 from lightning_modules.policy.torch_compile import check_compiles, compile_layers
 from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2

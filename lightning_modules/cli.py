@@ -32,10 +32,10 @@ from datamodules.system.errors import OF_PYTHON, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted
-from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter, SampleTable
+from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWriter
 from lightning_modules.callbacks.progress import Progress
+from lightning_modules.callbacks.samples import RolloutTable, SampleTable
 from lightning_modules.callbacks.summary import RunSummary
-from lightning_modules.callbacks.tables import RolloutTable
 from lightning_modules.checkpointing.formats import AnyCheckpointIO
 from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
 from lightning_modules.commands.checks import (
@@ -65,9 +65,15 @@ set_parsing_settings(subclasses_enabled=[PolicyLoss])  # jsonargparse takes a da
 
 
 RESTORES = "checkpoint_connector.py"  # of Lightning
-ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, "samples": SampleTable}
-ROOTS |= {"last_checkpoint": LastCheckpoint, "best_checkpoint": ModelCheckpoint, "rollouts": RolloutTable}
-ROOTS |= {"progress": Progress}
+CALLBACKS = {
+    "last_checkpoint": LastCheckpoint,
+    "best_checkpoint": ModelCheckpoint,
+    "progress": Progress,
+    "samples": SampleTable,
+    "rollouts": RolloutTable,
+}
+"""Callbacks that a YAML may set and no overlay can drop, by their groups of settings."""
+ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, **CALLBACKS}
 """The groups of settings, and their classes for help."""
 
 
@@ -147,12 +153,9 @@ class FunReasonCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that a YAML may set but no overlay can drop, and give the data the model's tokenizer."""
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(Progress, "progress")
-        parser.add_lightning_class_args(SampleTable, "samples")
-        parser.add_lightning_class_args(RolloutTable, "rollouts")
+        """Add the callbacks, and give the data the model's tokenizer."""
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
         best = {"filename": "best-{step:06d}", "auto_insert_metric_name": False, "enable_version_counter": False}
         best |= {"monitor": "tool/exact_match", "mode": "max"}
         parser.set_defaults({f"best_checkpoint.{key}": value for key, value in best.items()})

@@ -23,14 +23,8 @@ HELD_OUT = {"heldout": "toolbox:heldout:240:1", "unseen": "toolbox:unseen:120:1"
 """Rows to test on: functions of the training rows with other values and wordings, and functions never trained on."""
 SPOILED = {"split": "habits", "rows": 4400, "share": 0.15}
 """Rows with planted defects; about 4,000 are left of them."""
-SEEDS = (
-    "--data.seed",
-    "0",
-    "--model.generator",
-    "lightning_modules.generators.HFGenerator",
-    "--model.generator.seed",
-    "0",
-)
+GENERATOR = "lightning_modules.generators.HFGenerator"
+SEEDS = ("--data.seed", "0", "--model.generator", GENERATOR, "--model.generator.seed", "0")
 """Of the order of the rows and of the sampler, whatever the seed of the run, so that its metrics stay comparable."""
 
 

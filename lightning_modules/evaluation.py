@@ -22,11 +22,12 @@ from lightning_modules.generators import Completion, Generator, HFGenerator, VLL
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
 from lightning_modules.policy.documents import score_documents
-from lightning_modules.policy.generation_config import check_rows_fit, check_vocabulary, stop_ids
+from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.probe import probe_everywhere
+from lightning_modules.policy.row_checks import check_rows_fit, check_vocabulary
 from lightning_modules.policy.unshard import is_sharded, unsharded_copy
 from lightning_modules.ranks import failing_together
 from lightning_modules.rollout.rollout import Rollout, score_completion
@@ -115,7 +116,7 @@ class EvaluationModule(LightningModule):
         """Raise if rows of the run, or completions of them, have tokens or positions that the model lacks.
 
         Raises:
-            ValueError: See `policy.generation_config.check_rows_fit`.
+            ValueError: See `policy.row_checks.check_rows_fit`.
         """
         cut = isinstance(self.generator, HoldsWeights)  # vLLM ends completions at the last position
         check_rows_fit(tokenizer, policy.causal_lm, self.data, 0 if cut else self.generator.max_new_tokens)

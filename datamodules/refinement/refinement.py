@@ -119,8 +119,7 @@ class Refinement:
             raise ValueError(f"processes and block_rows must be at least 1, not {processes} and {block_rows}")
         if engine == "ray" and importlib.util.find_spec("ray") is None:
             raise ValueError("engine ray needs Ray: pip install -e '.[ray]'")
-        check_writable("output_dir", output_dir)
-        self.folder = Path(output_dir)
+        self.folder = check_writable("output_dir", output_dir)
         self.recipe = partial(recipe, regenerations=regenerations)
         self.judge = Panel(judges, vote, tau)
         self.data, self.corpus, self.limit = data, corpus, limit

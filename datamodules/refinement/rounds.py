@@ -74,8 +74,8 @@ class SelfRefinement:
     ) -> None:
         if rounds < 1 or samples < 1:
             raise ValueError(f"rounds and samples must be at least 1, not {rounds} and {samples}")
-        check_writable("output_dir", output_dir)
-        self.init_from, self.pool, self.val_path, self.folder = init_from, pool, val_path, Path(output_dir)
+        self.folder = check_writable("output_dir", output_dir)
+        self.init_from, self.pool, self.val_path = init_from, pool, val_path
         self.sample, self.refine, self.fit = sample, refine, fit
         self.rounds, self.samples, self.hard = rounds, samples, hard
 

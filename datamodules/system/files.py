@@ -30,12 +30,15 @@ def shipped(path: str) -> str:
     return str(here) if ours and not os.path.lexists(path) and here.exists() else path
 
 
-def check_writable(key: str, folder: str | Path) -> None:
+def check_writable(key: str, folder: str | Path) -> Path:
     """Refuse a folder that could not be made or written; nothing is left of the attempt.
 
     Args:
         key: The setting that names it.
         folder: The folder, there or not.
+
+    Returns:
+        The folder, with `~` spelt out.
 
     Raises:
         ValueError: Naming the setting, the folder and the reason.
@@ -55,6 +58,7 @@ def check_writable(key: str, folder: str | Path) -> None:
             pass
     except OSError as error:
         raise _cannot_write(key, folder, error) from error
+    return Path(folder).expanduser()
 
 
 def _cannot_write(key: str, folder: str | Path, error: Exception) -> ValueError:

@@ -1,4 +1,4 @@
-"""TensorBoard of a run: its charts, the two segments in colours of their own, settings, samples.
+"""TensorBoard of a run: its charts, the two segments in colours of their own, and its settings.
 
 TensorBoard colours a line by its run, never by its tag, and that in custom charts, too. What is to be told apart within
 one chart therefore has to be a run: `cot` and `call`, folders within that of the run, hold the segments' curves under
@@ -6,8 +6,7 @@ the tags of the whole (`train/loss_cot` is `train/loss` there).
 """
 
 import os
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from datamodules.system.escaping import markdown_text
 from datamodules.system.redaction import redact
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
-from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.srml import SRMLModule
-from rewards import differences, render_calls
 
 SEGMENTS = ("cot", "call")
 
@@ -152,69 +148,3 @@ def settings_of(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
             found |= {"group_size": module.sampling.group_size, "kl_coef": module.loss.kl_coef}
             found |= {"entropy_scale": module.entropy_bonus.scale}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def sample_block(rollout: Rollout, max_chars: int, remarks: str = "") -> str:
-    """One completion as Markdown without HTML, in lines that wrap; nothing in its text acts as Markdown.
-
-    Args:
-        rollout: The completion, and what it was asked.
-        max_chars: Longest text of each part; a longer one is cut and ends in an ellipsis.
-        remarks: What else the heading is to say.
-
-    Returns:
-        A heading with ✓ or ✗, what is wrong, and the parts as quotations.
-    """
-    example, right = rollout.example, bool(rollout.result.parts["exact_match"])
-    cot, closing, call = rollout.text.partition("</think>")
-    heading = f"{'✓' if right else '✗'} {markdown_text(example.id, 80)}: score {rollout.result.score:g}{remarks}"
-    parts = {
-        "Query": example.query,
-        **({"Chain of thought": cot + closing, "Call": call.strip()} if closing else {"Completion": rollout.text}),
-        "Reference": reference_text(example.answers),
-    }
-    lines = [f"### {heading}"]
-    if not right:
-        lines.append(f"**Wrong:** {markdown_text('; '.join(what_is_wrong(rollout)), max_chars)}")
-    for title, text in parts.items():
-        if text:
-            lines += [f"**{title}**", quotation(text, max_chars)]
-    return "\n\n".join(lines)
-
-
-def what_is_wrong(rollout: Rollout) -> Sequence[str]:
-    """The error in a completion: why it cannot be parsed, or where its calls differ from the reference."""
-    if rollout.finish_reason == "length":
-        return ["cut at the length limit"]
-    if rollout.parsed.calls is None:
-        return [rollout.parsed.error or "no calls can be read"]
-    found = differences(rollout.parsed.calls, rollout.example.answers, rollout.example.tools)
-    return found or ["the reward says so"]
-
-
-def reference_text(answers: str) -> str:
-    """Reference calls as the model would write them; as they are where they cannot be read."""
-    try:
-        return render_calls(answers)
-    except ValueError:
-        return answers
-
-
-def quotation(text: str, max_chars: int) -> str:
-    """A text as a Markdown quotation, line by line as it is.
-
-    Args:
-        text: Any text.
-        max_chars: A longer text is cut and ends in an ellipsis.
-    """
-    # TensorBoard keeps line feeds within a paragraph, so that two spaces before them would make them two.
-    lines = markdown_text(text.replace("\r\n", "\n"), max_chars).split("\n")
-    return "\n".join(f"> {_literal(line)}" for line in lines)
-
-
-def _literal(line: str) -> str:
-    """A line that begins no list, heading or block of code; what ends in spaces breaks no line."""
-    bare = line.strip(" \t")
-    indent = "&nbsp;" * len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))
-    bare = re.sub(r"^[-+=]", lambda found: f"&#{ord(found[0])};", bare)
-    return indent + re.sub(r"^(\d+)\.", r"\1&#46;", bare) or "&nbsp;"

@@ -1,4 +1,4 @@
-"""Files in the folder of a run besides events and checkpoints: metrics, samples, rollouts, weights."""
+"""Files in the folder of a run besides events, checkpoints and samples: metrics, rollouts, weights."""
 
 import csv
 import os
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.system.files import append_jsonl
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.board import sample_block
 from lightning_modules.callbacks.progress import say
 from lightning_modules.checkpointing.export import export_hf, rehearse_export
 from lightning_modules.evaluation import EvaluationModule
@@ -47,43 +45,6 @@ class MetricsCSV(Callback):
             if new:
                 writer.writerow(["step", "name", "value"])
             writer.writerows([trainer.global_step, name, float(v)] for name, v in pl_module.logged.items())
-
-
-class SampleTable(Callback):
-    """Shows the first completions of every validation and test in TensorBoard, and appends them to `samples.jsonl`.
-
-    Args:
-        rows: Completions per validation; 0 shows none.
-        max_chars: Longest text of a part in TensorBoard; `samples.jsonl` holds the whole text.
-    """
-
-    def __init__(self, rows: int = 8, max_chars: int = 600) -> None:
-        self.rows = rows
-        self.max_chars = max_chars
-        self.samples: list[Rollout] = []
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
-    ) -> None:
-        """Collect rollouts until there are enough of them."""
-        self.samples += outputs[: self.rows - len(self.samples)]
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the rollouts that were collected."""
-        samples, self.samples = self.samples, []
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if not samples or not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
-            return
-        step = trainer.global_step
-        append_jsonl(Path(log_dir) / "samples.jsonl", [{"step": step} | s.as_row() for s in samples])
-        if isinstance(trainer.logger, TensorBoardLogger):
-            stage = "test" if trainer.testing else "val"
-            blocks = "\n\n".join(sample_block(sample, self.max_chars) for sample in samples)
-            trainer.logger.experiment.add_text(f"samples/{stage}", blocks, step)
-
-    on_test_end = on_validation_end
 
 
 class RolloutWriter(Callback):

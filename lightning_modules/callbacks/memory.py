@@ -264,32 +264,6 @@ def embedding_bytes(plan: Plan) -> int:
     return (c + 4) * plan.root if plan.fsdp else w * plan.root // 2  # as in `layer_bytes`; or one gradient to be added
 
 
-def derived(plan: Plan) -> dict[str, str]:
-    """The computation of each part of an estimate, in words."""
-    w, c, _ = plan.widths
-    shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
-    some = f" in {plan.again} of {plan.config.num_hidden_layers} layers" if plan.every_n_layers > 1 else ""
-    activations = f"computed again layer by layer{some}" if plan.checkpointing else "all kept"
-    cast = "of a layer" if plan.checkpointing else "of all layers"
-    learn = f"{plan.trained:,} that learn x {plan.learnt} bytes{shards}"
-    return {
-        "weights": f"{plan.trained + plan.frozen:,} x {w} bytes{shards}",
-        "AdamW": f"twice {learn}",
-        "reference": "a frozen copy of the weights",
-        "casts": f"weights in the {c} bytes of matrix products, {cast}",
-        "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
-        "gathered": "embedding and head of all shards",
-        "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
-        "head": f"the logits of {tile(not plan.cuda)[0]:,} tokens and some thousands of ids at a time, its gradient",
-        "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
-        "embedding": "gradients of embedding and head",
-        "reduced": "gradients that are averaged over replicas of the shards, of all layers by the end",
-        "copy": "weights to generate with, besides those that learn",
-        "cache": "keys and values of the rows that are generated together, at their longest",
-        "rollouts": "the rollout engine",
-    }
-
-
 def heads_of(config: Any) -> tuple[int, int]:
     """Attention heads of a layer and the width of one; of a model without attention those of its states, or one."""
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 1

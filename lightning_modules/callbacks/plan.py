@@ -1,4 +1,4 @@
-"""The memory that a run is going to need, from its settings: the plan of its steps, and what would need less."""
+"""The `Plan` of a run, on which the memory depends that it is going to need: from its settings, data and model."""
 
 import os
 from dataclasses import replace
@@ -12,57 +12,45 @@ from datamodules.base import XLAMDataModule
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, adapters, cache_bytes, derived, estimate, has_room, room
+from lightning_modules.callbacks.memory import Plan, cache_bytes
+from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.ipc_transfer import PACK
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.gradient_checkpointing import settings_of
-from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import known_leak, may_attend_by_document
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.unshard import FSDP1_PREFIX
 from lightning_modules.strategies import FSDP1, FSDP2
 
-MOST_RANKS = 1024  # that are thought of
+PRESUMED = ("policy", "packed", "why_not_packed", "shares_prefixes", "sizes_of_weights")
+"""What `build_empty` sets."""
 
 
 def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     """The `Plan` of this run's steps for the estimate of memory; None for data that are not cut by a token budget."""
-    data, strategy, ranks = trainer.datamodule, trainer.strategy, trainer.world_size
-    if isinstance(module, GRPOModule) and isinstance(data, XLAMPromptDataModule):
-        budget, longest = module.micro_batch_tokens, module.generator.max_new_tokens
-        documents = -(-data.hparams.prompts_per_step * module.sampling.group_size // ranks)
-    elif isinstance(data, XLAMSFTDataModule):
-        budget, longest, documents = data.hparams.micro_batch_tokens, 0, -(-data.hparams.batch_size // ranks)
-    else:
+    if (micro_batch := micro_batch_of(trainer, module)) is None:
         return None
-    longest += int(data.lengths[data.train_indices].max())
-    # Rollouts are packed in rows as long as the longest of them, or in a single row that they share prompts in;
-    # documents in rows of `max_length`.
-    if module.shares_prefixes and isinstance(module, GRPOModule):
-        length = max(longest, min(budget, documents * longest))
-    else:
-        alone = isinstance(module, GRPOModule) or not module.packed
-        length = longest if alone else min(data.hparams.max_length, documents * longest)
+    rows, length = micro_batch
+    strategy, config = trainer.strategy, module.policy.causal_lm.config.get_text_config()
     trained, frozen = parameter_counts(module)
-    config, precision = module.policy.causal_lm.config.get_text_config(), str(trainer.precision)
     fsdp, shards = isinstance(strategy, FSDP1 | FSDP2), shards_of(trainer)
     recomputed = settings_of(module.gradient_checkpointing)
     plan = Plan(
         config=config,
         trained=trained,
         frozen=frozen,
-        precision=precision,
-        rows=max(1, min(budget, documents * longest) // length),
+        precision=str(trainer.precision),
+        rows=rows,
         length=length,
         checkpointing=recomputed is not None,
         every_n_layers=recomputed.every_n_layers if recomputed else 1,
         offload_activations=recomputed is not None and recomputed.offload,
         fsdp=fsdp,
         shards=shards,
-        hybrid=isinstance(strategy, FSDP2) and shards < ranks,
+        hybrid=isinstance(strategy, FSDP2) and shards < trainer.world_size,
         unsharded=fsdp and strategy.accumulate_unsharded,
         offload=fsdp and offloads(strategy),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
@@ -72,6 +60,73 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         compiled=module.torch_compile,
     )
     return replace(plan, **generation(trainer, module, plan))
+
+
+def micro_batch_of(trainer: Trainer, module: FunctionCallingModule) -> tuple[int, int] | None:
+    """Rows and tokens of a row of the largest micro-batch; None for data that are not cut by a token budget."""
+    data, ranks, samples = trainer.datamodule, trainer.world_size, isinstance(module, GRPOModule)
+    if samples and isinstance(data, XLAMPromptDataModule):
+        budget, longest = module.micro_batch_tokens, _longest_row(data) + module.generator.max_new_tokens
+        documents = -(-data.hparams.prompts_per_step * module.sampling.group_size // ranks)
+    elif isinstance(data, XLAMSFTDataModule):
+        budget, longest = data.hparams.micro_batch_tokens, _longest_row(data)
+        documents = -(-data.hparams.batch_size // ranks)
+    else:
+        return None
+    # Rollouts are packed in rows as long as the longest of them, or in a single row that they share prompts in;
+    # documents in rows of `max_length`.
+    if samples and module.shares_prefixes:
+        length = max(longest, min(budget, documents * longest))
+    else:
+        length = longest if samples or not module.packed else min(data.hparams.max_length, documents * longest)
+    return max(1, min(budget, documents * longest) // length), length
+
+
+def plan_ahead(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
+    """The `Plan` of a run whose weights are not loaded yet; the module is left as it was."""
+    data = trainer.datamodule
+    if not isinstance(module, FunctionCallingModule) or not isinstance(data, XLAMPromptDataModule | XLAMSFTDataModule):
+        return None
+    if module.policy is not None:
+        return plan_of(trainer, module)
+    before = {name: getattr(module, name) for name in PRESUMED}
+    build_empty(module)
+    try:
+        return plan_of(trainer, module)
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def plan_of_evaluation(trainer: Trainer, module: EvaluationModule, copies: bool, available: int) -> Plan:
+    """The `Plan` of a run in which nothing is learnt, its weights not loaded yet.
+
+    Args:
+        trainer: The run's.
+        module: The run's.
+        copies: Whether each GPU makes a whole copy of the weights.
+        available: Bytes of a GPU.
+    """
+    strategy, generator = trainer.strategy, module.generator
+    model, fsdp = build_policy(module.init_from, empty=True).causal_lm, isinstance(strategy, FSDP1 | FSDP2)
+    plan = Plan(
+        config=model.config.get_text_config(),
+        trained=0,
+        frozen=sum(weight.numel() for weight in model.parameters()),
+        precision=str(trainer.precision),
+        rows=0,
+        length=0,
+        checkpointing=False,
+        fsdp=fsdp,
+        shards=shards_of(trainer),
+        offload=fsdp and offloads(strategy),
+        cuda=module.device.type == "cuda",
+    )
+    engine = 0
+    if isinstance(generator, VLLMGenerator):
+        prompt = getattr(trainer.datamodule, "longest_prompt", 0)  # of data that say so; else a completion alone counts
+        engine = engine_bytes(plan, generator, prompt, generator.tensor_parallel_size, available)
+    return replace(plan, copy=whole(plan) if copies else 0, engine=engine)
 
 
 def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> dict[str, Any]:
@@ -84,8 +139,8 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
         copy = streamed(plan)  # shards are gathered one after the other
     if isinstance(generator, VLLMGenerator):
-        share = int(generator.options["gpu_memory_utilization"] * device_memory(trainer, module.device))
-        engine = engine_bytes(plan, generator, longest_prompt(data), generator.tensor_parallel_size, share)
+        available = device_memory(trainer, module.device)
+        engine = engine_bytes(plan, generator, longest_prompt(data), generator.tensor_parallel_size, available)
         copy += PACK if generator.transfer == "ipc" else 0
         return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
     if not isinstance(generator, HFGenerator):
@@ -112,7 +167,12 @@ def _longest_row(data: XLAMDataModule) -> int:
     return int(data.lengths[data.train_indices].max())
 
 
-def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, share: int) -> int:
+def share_of(generator: VLLMGenerator, available: int) -> int:
+    """Bytes of a GPU of so many that an engine has by `gpu_memory_utilization`."""
+    return int(generator.options["gpu_memory_utilization"] * available)
+
+
+def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, available: int) -> int:
     """Bytes that an engine takes of each of its GPUs: its share, or more where it needs more to start.
 
     vLLM loads the weights whatever its share is, and then wants room for keys and values of its longest row. A cache of
@@ -123,7 +183,7 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, s
         generator: The engine's settings.
         prompt: Tokens of the longest prompt.
         gpus: That one engine is spread over.
-        share: Bytes by `gpu_memory_utilization`.
+        available: Bytes of a GPU.
     """
     width = getattr(torch, generator.dtype).itemsize if generator.dtype else plan.widths[1]
     head = plan.root if plan.config.tie_word_embeddings else 0  # the engine has one of its own: `untied_config`
@@ -131,7 +191,7 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, s
     if (cache := generator.options["kv_cache_memory_bytes"]) is not None:
         return int(weights + cache)
     tokens = generator.options["max_model_len"] or prompt + generator.max_new_tokens
-    return max(share, weights + cache_bytes(plan.config, 1, tokens) * width // gpus)
+    return max(share_of(generator, available), weights + cache_bytes(plan.config, 1, tokens) * width // gpus)
 
 
 def whole(plan: Plan) -> int:
@@ -199,92 +259,3 @@ def device_memory(trainer: Trainer, device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.num_devices
-
-
-def cheaper(
-    trainer: Trainer, module: FunctionCallingModule, plan: Plan, available: int | None = None
-) -> dict[str, Plan]:
-    """Plans that need less memory, by the setting that makes each.
-
-    Args:
-        trainer: The run's.
-        module: The run's.
-        plan: What it does.
-        available: Bytes of a device; the weights are spread over as many as it takes then.
-    """
-    found = {}
-    if not plan.checkpointing:
-        found["model.gradient_checkpointing true"] = replace(plan, checkpointing=True)
-    elif plan.every_n_layers > 1:
-        found["model.gradient_checkpointing true"] = replace(plan, every_n_layers=1)
-    # What learns has to be float32 (`check_precision`).
-    if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
-        half = replace(plan, precision="bf16-true")
-        found["trainer.precision bf16-true"] = half if plan.fsdp else replace(half, copy=min(plan.copy, cast(half)))
-    key = "model" if isinstance(module, GRPOModule) else "data"
-    least = max(plan.length, 0 if key == "model" else trainer.datamodule.hparams.max_length)  # it takes no less
-    if plan.rows > least // plan.length:
-        found[f"{key}.micro_batch_tokens {least}"] = replace(plan, rows=least // plan.length)
-    if module.lora is None:
-        rank = LoRA().r
-        found[f"model.lora.r {rank}"] = replace(
-            plan, trained=adapters(plan.config, rank), frozen=plan.trained, reference=False
-        )
-    if plan.cuda:
-        ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
-        most = trainer.world_size if plan.hybrid else MOST_RANKS
-        generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
-        held = isinstance(getattr(module, "generator", None), HoldsWeights)  # is given shards as they come
-        copy = (streamed(plan) if held else whole(plan)) if generates else plan.copy
-        spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
-        if available:
-            learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole
-            ranks = enough(spread, available, most) or enough(learning, available, most) or ranks
-            spread = replace(spread, shards=ranks)
-        if plan.hybrid:
-            name = f"trainer.strategy.init_args.shard_size {ranks}"
-            spread = replace(spread, hybrid=ranks < trainer.world_size)
-        else:
-            name = f"{'' if plan.fsdp else '--config configs/trainer/fsdp2.yaml on '}{ranks} devices"
-        found[name] = spread
-    return found
-
-
-def enough(plan: Plan, available: int, most: int) -> int | None:
-    """The fewest ranks, by doubling those that share the weights, with which a plan fits; None up to the most."""
-    while not has_room(plan, available) and 2 * plan.shards <= most:
-        plan = replace(plan, shards=2 * plan.shards)
-    return plan.shards if has_room(plan, available) else None
-
-
-def memory_rows(plan: Plan, available: int, changes: dict[str, Plan]) -> dict[str, str]:
-    """The estimate as rows of the table; if it is more than there is, also what would need less.
-
-    Args:
-        plan: What the run does.
-        available: Bytes of the device.
-        changes: Other plans by the settings that make them.
-    """
-    memory, words = estimate(plan), derived(plan)
-    most = f"about {shown(memory.peak)} of {size_of(plan, available)} a device, most at {memory.moment}"
-    rows = {"memory": f"{most} ({plan.counted})"}
-    rows |= {f"  {name}": f"{shown(size)}: {words[name]}" for name, size in memory.parts.items()}
-    if not has_room(plan, available):
-        less = {setting: estimate(change).peak for setting, change in changes.items()}
-        better = [
-            f"{key} ({shown(peak)})" for key, peak in sorted(less.items(), key=lambda x: x[1]) if peak < memory.peak
-        ]
-        rows["TOO MUCH"] = "it is likely to run out of memory; less need " + ", ".join(better)
-    return rows
-
-
-def size_of(plan: Plan, available: int) -> str:
-    """Bytes of a device in words, and how many of them are left for what the estimate does not count."""
-    kept = available - room(plan, available)
-    rest = f", {shown(kept)} of them left for CUDA's context, buffers of NCCL and fragments" if kept else ""
-    return f"{shown(available)}{rest}"
-
-
-def shown(size: int) -> str:
-    """Bytes in MiB or GiB."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -167,18 +166,3 @@ def clock(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def time_left(seconds: float, taken: int, remaining: int) -> str:
-    """Estimated duration of a run by its first batch of rollouts, without validation, in words.
-
-    Args:
-        seconds: That it took, its updates included.
-        taken: Its optimizer steps.
-        remaining: Optimizer steps to come.
-    """
-    rest = timedelta(seconds=round(seconds / taken * remaining))
-    return (
-        f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step; at that speed "
-        f"the {remaining:,} steps to come take {rest}, and validation comes on top."
-    )

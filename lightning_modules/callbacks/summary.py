@@ -1,31 +1,24 @@
 """Tables at the start and end of a run: its size, its settings, its metrics."""
 
-import difflib
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.base import XLAMDataModule
 from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
-from lightning_modules.callbacks.fits import check_evaluation, check_fits, plan_ahead
-from lightning_modules.callbacks.plan import cheaper, device_memory, memory_rows, parameter_counts, plan_of
-from lightning_modules.callbacks.progress import say, time_left
+from lightning_modules.callbacks.cheaper import cheaper
+from lightning_modules.callbacks.fits import check_evaluation, check_fits
+from lightning_modules.callbacks.memory_text import memory_rows
+from lightning_modules.callbacks.plan import device_memory, parameter_counts, plan_ahead, plan_of
+from lightning_modules.callbacks.progress import say
+from lightning_modules.callbacks.validations import check_monitors, check_validates, never_validates
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.metrics import CATEGORIES, RATES
-
-BETTER = {f"tool/{part}{rate}": "max" for part in ("", *(f"{name}/" for name in CATEGORIES)) for rate in RATES.values()}
-BETTER |= {"tool/irrelevance_acc": "max", "val/loss_cot": "min", "val/loss_call": "min", "train/loss": "min"}
-"""Metrics that tell how good a model is, and whether they are so where they are greatest or least."""
-OURS = ("lightning_modules.", "lightning.")
-KNOWN = {*BETTER, "tool/n_calls", "val/reward/errors", "val/completion/truncated_frac", "val/completion/mean_length"}
-KNOWN |= {"epoch", "step"}
-"""All metrics whose names begin with `tool/` or `val/` or have no slash; the last two are Lightning's."""
 
 
 class RunSummary(Callback):
@@ -36,7 +29,7 @@ class RunSummary(Callback):
         self.begun = False  # whether the size was printed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot fit into the GPU's memory, or an epoch, before the weights are loaded."""
+        """Refuse validations, monitors and sizes that the run or its GPU has no room for, before weights are loaded."""
         if stage == TrainerFn.FITTING:
             check_validates(trainer)
             check_monitors(trainer, pl_module)
@@ -114,57 +107,26 @@ class RunSummary(Callback):
     on_test_end = on_validation_end
 
 
-def check_validates(trainer: Trainer) -> None:
-    """Refuse a validation every so many steps of an epoch that has fewer.
-
-    Raises:
-        ValueError: Naming both numbers.
-    """
-    every, data = trainer.val_check_interval, trainer.datamodule
-    if isinstance(every, int) and trainer.check_val_every_n_epoch is not None and isinstance(data, XLAMDataModule):
-        steps = len(data.train_dataloader())
-        if every > steps:
-            raise ValueError(
-                f"trainer.val_check_interval is {every}, and an epoch has {steps} steps: give at most as many, or set "
-                "trainer.check_val_every_n_epoch to null, by which steps are counted over epochs"
-            )
-
-
-def check_monitors(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse a checkpoint or an early stop by a metric that no validation logs, or by the wrong end of one.
-
-    A module or a callback of the user's may log others.
-
-    Raises:
-        ValueError: Naming the metric and what may be meant, or the mode that fits.
-    """
-    ours = all(type(one).__module__.startswith(OURS) for one in (module, *trainer.callbacks))
-    for callback in trainer.callbacks:
-        name, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
-        if not isinstance(name, str):
-            continue
-        of = "best_checkpoint" if isinstance(callback, ModelCheckpoint) else type(callback).__name__
-        if ours and name not in KNOWN and name.partition("/")[0] in ("tool", "val", name):
-            near = difflib.get_close_matches(name, BETTER, 1)
-            meant = f"is {near[0]} meant? " if near else ""
-            raise ValueError(f"{of}.monitor: no metric is called {name}: {meant}docs/metrics.md has all of them")
-        if name in BETTER and mode in ("min", "max") and mode != BETTER[name]:
-            raise ValueError(
-                f"{of}.mode is {mode}, and {name} is best where it is {BETTER[name]}imal: set mode to {BETTER[name]}"
-            )
-
-
-def never_validates(trainer: Trainer) -> bool:
-    """Whether the run ends before the first validation that its settings ask for."""
-    every, counts_on = trainer.val_check_interval, trainer.check_val_every_n_epoch is None
-    return counts_on and isinstance(every, int) and every > trainer.estimated_stepping_batches
-
-
 def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:
     """The learning-rate schedule in words."""
     warmup = module.warmup_steps(trainer.estimated_stepping_batches)
     then = {"cosine": "falls as a cosine to 0", "constant": "stays"}[module.schedule]
     return f"{module.learning_rate:g} after {warmup:,} steps of warm-up, then it {then}"
+
+
+def time_left(seconds: float, taken: int, remaining: int) -> str:
+    """Estimated duration of a run by its first batch of rollouts, without validation, in words.
+
+    Args:
+        seconds: That it took, its updates included.
+        taken: Its optimizer steps.
+        remaining: Optimizer steps to come.
+    """
+    rest = timedelta(seconds=round(seconds / taken * remaining))
+    return (
+        f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step; at that speed "
+        f"the {remaining:,} steps to come take {rest}, and validation comes on top."
+    )
 
 
 def tokens_of_step(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Export to a Hugging Face folder: at the end of a run, or of any checkpoint by `funreason export`."""
 
+import os
 import tempfile
 from collections import deque
 from copy import deepcopy
@@ -167,8 +168,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
         raise FileNotFoundError(
             f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."
         )
-    if output_dir is not None:
-        check_writable("--output_dir", output_dir)
+    folder = run / f"hf-{checkpoint.stem}" if output_dir is None else check_writable("--output_dir", output_dir)
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         model, dtype = config["model"]["init_args"], DTYPES.get(str(config["trainer"]["precision"]), torch.float32)
@@ -179,7 +179,6 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
             f"{run / 'config.yaml'} does not say what model the checkpoint is of ({type(error).__name__}: {error}): "
             "put back the config.yaml that the run has written."
         ) from error
-    folder = Path(output_dir) if output_dir else run / f"hf-{checkpoint.stem}"
     check_replaceable(folder, source)
     saved = load(checkpoint)
     state, form = saved["state_dict"], form_of(saved, checkpoint)
@@ -220,7 +219,7 @@ def check_replaceable(folder: Path, source: str) -> None:
     Raises:
         ValueError: If there is something else.
     """
-    if folder.resolve() == Path(source).resolve():
+    if folder.resolve() == Path(os.path.expanduser(source)).resolve():
         raise ValueError(f"--output_dir {folder} is the model that the run started from: give another folder.")
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
     if files and "config.json" not in files:

@@ -1,5 +1,6 @@
 """Resuming a run: find the checkpoint, and restore what Lightning leaves out or restores too late."""
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -32,11 +33,11 @@ def resolve_checkpoint(path: str) -> str:
     """
     if path in ("last", "best", "hpc"):
         raise ValueError(f"--ckpt_path {path}: give a path, to a .ckpt or to the folder of the run to resume.")
-    found = Path(path)
+    found = Path(os.path.expanduser(path))
     for folder in (found.parent, found, found / "checkpoints"):
         clear_unfinished(folder)
     if found.is_file() or (found / ".metadata").is_file():
-        return path
+        return str(found)
     checkpoints = [*found.glob("checkpoints/*.ckpt"), *found.glob("*.ckpt")]
     if not checkpoints:
         raise FileNotFoundError(f"--ckpt_path {path}: no such checkpoint, and no run folder with checkpoints in it.")
@@ -53,7 +54,7 @@ def step_of(model: str) -> int:
     Returns:
         The step of the checkpoint, or of the run's newest; 0 where no name tells.
     """
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     run = path.parent if path.name == "hf" else path
     alone = path.suffix == ".ckpt" or (path.name.startswith("hf-") and path.is_dir())
     named = [path] if alone else run.glob("checkpoints/*.ckpt")

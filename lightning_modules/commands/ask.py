@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from datamodules.chat.form import ChatForm
-    from lightning_modules.generators import Completion
     from lightning_modules.policy.model import ScoredCausalLM
+    from lightning_modules.rollout.rollout import Rollout
     from rewards import Call
 
 
@@ -109,85 +109,41 @@ def ask(
         ValueError: The tools cannot be read, the request is empty or holds a special token of the tokenizer, or a
             setting is out of its range.
     """
-    from datamodules.chat.segments import encode_prompt
-    from datamodules.example import Example
-    from datamodules.rows import check_request
-    from datamodules.sources.tools import read_tools
-    from lightning_modules.generators import HFGenerator
-    from lightning_modules.policy.generation_config import stop_ids
+    from lightning_modules.commands.request import draw, entropies, request
 
     if samples < 1:
         raise ValueError(f"samples is {samples}; give at least 1")
-    offered = read_tools(tools if isinstance(tools, str | dict) else list(tools), Counter())
-    example = Example(id="", query=query, tools=json.dumps(offered, ensure_ascii=False), answers="[]")
-    check_request(example)
-    prompt = encode_prompt(tokenizer, example, form)
-    generator = HFGenerator(max_new_tokens, temperature, seed=seed)
-    stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
-    (completions,) = generator(policy, [prompt], n=samples, stop_ids=stops)
-    return [as_answer(policy, tokenizer, form, offered, prompt, completion, temperature) for completion in completions]
+    example = request(query, tools if isinstance(tools, str | dict) else list(tools))
+    prompt, rollouts = draw(policy, tokenizer, form, example, samples, temperature, max_new_tokens, seed)
+    buffer, _, level = entropies(policy, tokenizer, example, prompt, rollouts, temperature)
+    thoughts = zip(map(sum, buffer.cot), level.tolist(), strict=True)
+    return [as_answer(rollout, *thought) for rollout, thought in zip(rollouts, thoughts, strict=True)]
 
 
-def as_answer(
-    policy: "ScoredCausalLM",
-    tokenizer: "PreTrainedTokenizerFast",
-    form: "ChatForm",
-    offered: list[dict[str, Any]],
-    prompt: list[int],
-    completion: "Completion",
-    temperature: float,
-) -> Answer:
-    """A completion as an answer; see `ask`.
+def as_answer(rollout: "Rollout", cot_tokens: int, cot_entropy: float) -> Answer:
+    """A completion of a request as an answer.
 
     Args:
-        policy: The model.
-        tokenizer: Its tokenizer.
-        form: How the answer is read.
-        offered: The tools on offer.
-        prompt: Token ids of the prompt.
-        completion: What was written.
-        temperature: It was sampled at.
+        rollout: The completion.
+        cot_tokens: See `Answer`.
+        cot_entropy: Likewise; of no meaning without a chain of thought.
     """
-    from datamodules.chat.form import reads
-    from datamodules.refinement.schema import find_misfit
-    from lightning_modules.rollout.batching import cot_mask
-    from rewards import parse_completion
+    from lightning_modules.commands.request import misfit_of
 
-    ids, text = completion.token_ids, completion.text(tokenizer)
-    parsed = parse_completion(text, form=reads(form, tokenizer), think=form.think)
-    thought = cot_mask(tokenizer, ids, bool(parsed.cot))
-    misfit = find_misfit(parsed.calls or [], offered)
+    parsed = rollout.parsed
     return Answer(
-        completion=text,
+        completion=rollout.text,
         cot=parsed.cot,
         answer=parsed.answer,
         calls=parsed.calls,
         error=parsed.error,
-        misfit=misfit.reason if misfit else None,
-        cot_entropy=mean_entropy(policy, prompt, ids, thought, temperature or 1.0) if any(thought) else None,
-        cot_tokens=sum(thought),
-        prompt_tokens=len(prompt),
-        completion_tokens=len(ids),
-        finish_reason=completion.finish_reason,
+        misfit=misfit_of(rollout),
+        cot_entropy=cot_entropy if cot_tokens else None,
+        cot_tokens=cot_tokens,
+        prompt_tokens=rollout.prompt_tokens,
+        completion_tokens=rollout.completion_tokens,
+        finish_reason=rollout.finish_reason,
     )
-
-
-def mean_entropy(
-    policy: "ScoredCausalLM", prompt: list[int], completion: list[int], chosen: list[bool], temperature: float
-) -> float:
-    """Mean entropy in nats of the distributions that the chosen tokens of a completion were drawn from."""
-    import torch
-
-    from datamodules.packing import IGNORED
-
-    ids = torch.tensor([prompt + completion], device=policy.causal_lm.device)
-    scored = torch.tensor([[False] * (len(prompt) - 1) + chosen], device=ids.device)  # of what is predicted next
-    targets = ids[:, 1:].where(scored, IGNORED)
-    with torch.no_grad():
-        scores = policy(
-            ids[:, :-1], torch.arange(ids.shape[1] - 1, device=ids.device)[None], targets, temperature, True
-        )
-    return float(scores.entropy.mean())
 
 
 def described(answer: Answer) -> str:

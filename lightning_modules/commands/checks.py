@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lightning.pytorch.trainer import Trainer
 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
+from lightning_modules.commands.options import parameters
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
 LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
@@ -157,9 +158,7 @@ def refuse_nulls(key: str, kind: Any, settings: Any) -> None:
         kind, settings = pkgutil.resolve_name(settings["class_path"]), settings.get("init_args")
     if not isinstance(settings, Namespace) or not isinstance(kind, type):
         return
-    wanted: dict[str, Any] = {}
-    for parent in reversed(kind.__mro__):
-        wanted |= getattr(vars(parent).get("__init__"), "__annotations__", {})
+    wanted = parameters(kind)
     for name, value in vars(settings).items():
         kinds = get_args(wanted.get(name)) or (wanted.get(name, Any),)
         if value is None and not {None, type(None), Any} & {*kinds} and not any(isinstance(k, str) for k in kinds):

@@ -20,8 +20,13 @@ def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     rest = list(reversed(words))
     while rest:
         option, equals, value = rest.pop().partition("=")
-        takes = option.startswith("-") and not equals and bool(rest) and not rest[-1].startswith("--")
+        takes = option.startswith("-") and not equals and bool(rest) and not rest[-1].startswith(("--", "-c"))
         yield option, rest.pop() if takes else value if equals else None
+
+
+def as_word(option: str, value: str | None) -> str:
+    """An option and its value as one word of a command line."""
+    return option if value is None else f"{option}={value}"
 
 
 def settings_in(file: str) -> yaml.Node | None:
@@ -54,7 +59,4 @@ def nested_nulls(words: Sequence[str]) -> list[str]:
     options = [(*option, option[1] in ("null", "~") and IN_GROUP.fullmatch(option[0])) for option in options_in(words)]
     if not any(key for *_, key in options):
         return list(words)
-    return [
-        f"{key[1]}={{{key[2]}: null}}" if key else option if value is None else f"{option}={value}"
-        for option, value, key in options
-    ]
+    return [as_word(key[1], f"{{{key[2]}: null}}") if key else as_word(option, value) for option, value, key in options]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_modules.commands.given import CLASSES, CONFIGS, class_named, options_in, settings_in
+from lightning_modules.commands.given import CLASSES, CONFIGS, as_word, class_named, options_in, settings_in
 from lightning_modules.commands.options import classes, named, parameters
 from lightning_modules.commands.yaml_nodes import MAP, NULL, entries, nodes_in, put, scalar, scalar_in, written_out
 from lightning_modules.grpo import GRPOModule
@@ -82,7 +82,7 @@ def read_old_keys(words: Sequence[str]) -> list[str]:
             told[f"model.{key[2]}"] = f"model.{name}"
         if option in CLASSES and not way:
             kind = value or ""
-        new.append(option if value is None else f"{option}={value}")
+        new.append(as_word(option, value))
     tell(told)
     return new if told else list(words)
 

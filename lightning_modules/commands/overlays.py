@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.commands.given import CLASSES, CONFIGS, class_named, options_in, settings_in
+from lightning_modules.commands.given import CLASSES, CONFIGS, as_word, class_named, options_in, settings_in
 from lightning_modules.commands.options import named, parameters
 from lightning_modules.commands.yaml_nodes import entries
 from lightning_modules.evaluation import EvaluationModule
@@ -28,7 +28,7 @@ def without_training(words: Sequence[str]) -> list[str]:
     for (option, value), root in zip(options, roots, strict=True):
         if root and not class_named(root) and drop(root, idle):
             value = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
-        changed.append(option if value is None else f"{option}={value}")
+        changed.append(as_word(option, value))
     return changed if idle else list(words)
 
 

@@ -16,25 +16,20 @@ from datamodules.encoding import segment_tokens
 from datamodules.system.errors import sentence
 from datamodules.xlam import complaint
 from lightning_modules.base import FunctionCallingModule
+from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.memory import estimate
-from lightning_modules.callbacks.plan import (
-    build_empty,
-    cheaper,
-    device_memory,
-    memory_rows,
-    parameter_counts,
-    plan_of,
-    shown,
-)
-from lightning_modules.callbacks.summary import check_monitors, check_validates, rate_of, tokens_of_step
+from lightning_modules.callbacks.memory_text import memory_rows, shown
+from lightning_modules.callbacks.plan import build_empty, device_memory, parameter_counts, plan_of
+from lightning_modules.callbacks.summary import rate_of, tokens_of_step
+from lightning_modules.callbacks.validations import check_monitors, check_validates
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.answers import ScoredAnswer, score_answers
 from lightning_modules.commands.checks import check_attention
 from lightning_modules.commands.page import Line, Section, plain
 from lightning_modules.commands.sections import answer_lines, decoded, demo_values, histogram, table
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.policy.generation_config import check_vocabulary
 from lightning_modules.policy.reference import frozen_copy
+from lightning_modules.policy.row_checks import check_vocabulary
 from lightning_modules.policy.weight_files import has_weights
 from lightning_modules.policy.weights import check_model
 from lightning_modules.rollout.scoring import same_reward

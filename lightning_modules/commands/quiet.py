@@ -21,8 +21,9 @@ CHATTER = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.fabric.accelerators.cuda",
 )
-CHATTER += ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerators.cuda")
 """Loggers of Lightning that tell of devices, seeds and other products; the table says what of it matters."""
 
 

@@ -9,9 +9,10 @@ import streamlit as st
 from datamodules.system.escaping import markdown_text, visible
 from lightning_modules.commands.ask import load_model
 from lightning_modules.commands.play import DEMO_QUERY, DEMO_TOOLS, page_options
+from lightning_modules.commands.request import request
 from lightning_modules.objectives import EntropyBonus
 from lightning_modules.play.opened import OpenedRow, indented, open_rows, reference_of
-from lightning_modules.play.sampled import SampledGroup, request, sample_group
+from lightning_modules.play.sampled import SampledGroup, sample_group
 from lightning_modules.play.shading import STYLE, answer_html, legend_html
 
 models = st.cache_resource(show_spinner="Loading the model…")(load_model)

@@ -1,36 +1,20 @@
 """A group of answers to one request, with rewards, advantages and entropy bonus as GRPO and EGPO compute them."""
 
-import json
-import threading
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.chat.form import ChatForm, reads
-from datamodules.chat.segments import encode_prompt, prompt_text, target_segments
+from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import prompt_text, target_segments
 from datamodules.example import Example
-from datamodules.loading import PromptBatch
-from datamodules.refinement.schema import find_misfit
-from datamodules.rows import check_example, check_request
-from datamodules.sources.tools import read_tools
-from lightning_modules.generators import HFGenerator
-from lightning_modules.objectives import EntropyBonus, group_advantages, mean_cot_entropy
-from lightning_modules.policy.generation_config import stop_ids
+from lightning_modules.commands.request import draw, entropies, misfit_of
+from lightning_modules.objectives import EntropyBonus, group_advantages
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.batching import CLOSE
-from lightning_modules.rollout.collect import make_buffer, score_tokens
-from lightning_modules.rollout.dynamic import Drawn
-from lightning_modules.rollout.groups import Overlong
-from lightning_modules.rollout.rollout import Rollout, score_completion
-from rewards import FunctionCallReward, parse_calls, write_calls
-from rewards.forms import FRAMES
-
-SCORED_TOGETHER = 8192  # tokens of a forward that scores answers
-_one_at_a_time = threading.Lock()  # a model that generates has its own settings put away meanwhile
+from lightning_modules.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -88,36 +72,6 @@ class SampledGroup:
     answers: list[SampledAnswer]
 
 
-def request(query: str, tools: str, reference: str = "", history: str = "") -> Example:
-    """A request as a row.
-
-    Args:
-        query: What is asked.
-        tools: The tools on offer as JSON, in any form that `read_tools` takes; "" for none.
-        reference: The right calls, in any form that the reward reads; "" where nobody knows them.
-        history: Earlier turns as JSON; "" for none.
-
-    Returns:
-        The row.
-
-    Raises:
-        ValueError: One of them cannot be read, or the calls are of tools that are not offered.
-    """
-    try:
-        offered = read_tools(tools, Counter()) if tools.strip() else []
-    except ValueError as error:
-        raise ValueError(f"the tools cannot be read: {error}") from error
-    answers = ""
-    if reference.strip():
-        calls, fault = parse_calls(reference)
-        if calls is None:
-            raise ValueError(f"the reference cannot be read as calls: {fault}")
-        answers = write_calls(calls, FRAMES["json"])
-    example = Example("", query, json.dumps(offered, ensure_ascii=False), answers, history=history.strip() or "[]")
-    (check_example if answers else check_request)(example)
-    return example
-
-
 def sample_group(
     policy: ScoredCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -150,34 +104,17 @@ def sample_group(
     Raises:
         ValueError: A setting is out of its range, or the request holds a special token of the tokenizer.
     """
-    prompt = encode_prompt(tokenizer, example, form)
-    generator = HFGenerator(max_new_tokens, temperature, seed=seed)
-    stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
-    with _one_at_a_time:
-        completions = generator(policy, [prompt], n=samples, stop_ids=stops)[0]
-    reward = FunctionCallReward()
-    reward.form, reward.think = reads(form, tokenizer), form.think
-    rollouts = [
-        replace(score_completion(tokenizer, reward, example, prompt, completion), token_ids=completion.token_ids)
-        for completion in completions
-    ]
-    batch, drawn = PromptBatch([example], [prompt]), Drawn([prompt], [rollouts], [0], {}, 0)
-    buffer = make_buffer(batch, drawn, tokenizer, Overlong())
-    micros = buffer.pack(SCORED_TOGETHER, packed=False)
-    with _one_at_a_time:
-        _, entropy = score_tokens(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
-    inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-    level = mean_cot_entropy(entropy, inside, buffer.doc_ids, samples)
+    prompt, rollouts = draw(policy, tokenizer, form, example, samples, temperature, max_new_tokens, seed)
+    buffer, entropy, level = entropies(policy, tokenizer, example, prompt, rollouts, temperature)
     compared = {}
     if example.answers:
         scores = [rollout.result.score for rollout in rollouts]
         compared = compare(scores, level, advantage_scale, entropy_bonus)
-    offered = json.loads(example.tools)
     answers = [
         SampledAnswer(
             rollout=rollout,
             tokens=shown_tokens(tokenizer, rollout.token_ids, entropy[buffer.doc_ids == i], buffer.cot[i]),
-            misfit=misfit.reason if (misfit := find_misfit(rollout.parsed.calls or [], offered)) else None,
+            misfit=misfit_of(rollout),
             cot_entropy=level[i].item(),
             **{name: column[i].item() for name, column in compared.items()},
         )

@@ -29,11 +29,10 @@ def tokens_html(tokens: list[ShownToken]) -> str:
     for token in tokens:
         if not token.text:
             continue
-        colour = COLOURS["cot" if token.segment == COT else "call"]
-        depth = 0.05 + 0.75 * min(1.0, max(0.0, token.entropy) / FULL)
-        style = f"background:rgba({colour},{depth:.2f});border-color:rgba({colour},.8)"
-        text = html.escape(visible(token.text)).replace("\n", "<span class='fr-dim'>↵</span>\n")
         kind = "cot" if token.segment == COT else "call"
+        depth = 0.05 + 0.75 * min(1.0, max(0.0, token.entropy) / FULL)
+        style = f"background:rgba({COLOURS[kind]},{depth:.2f});border-color:rgba({COLOURS[kind]},.8)"
+        text = html.escape(visible(token.text)).replace("\n", "<span class='fr-dim'>↵</span>\n")
         counted = ", in the mean of the CoT" if token.reasoned else ""
         title = f"{token.entropy:.3f} nats{counted}"
         spans.append(f'<span class="fr-t fr-{kind}" style="{style}" title="{title}">{text}</span>')

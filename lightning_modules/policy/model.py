@@ -6,7 +6,7 @@ batch never exist. It is one module, so that a sharding strategy that wraps it g
 
 import logging
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -17,12 +17,13 @@ from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.packing import IGNORED
 from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options, flash_options
+from lightning_modules.policy.freed_memory import return_freed_before_embedding
 from lightning_modules.policy.generation_config import generation_config
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
 from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
-from lightning_modules.policy.recompute import keep_inputs_alone, return_freed_before_embedding
-from lightning_modules.policy.weights import load_weights
+from lightning_modules.policy.recompute import keep_inputs_alone
+from lightning_modules.policy.weights import kernel_of, load_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,13 +100,11 @@ class ScoredCausalLM(nn.Module):
         targets: Tensor,
         temperature: float = 1.0,
         entropy: bool = False,
-        attention_mask: Tensor | None = None,
     ) -> ScoredTokens:
         """Log-probabilities, entropies and hits of the targets in rows of documents.
 
         Positions that restart at 0 begin a new document, and attention stays inside documents, in models that `packed`
-        may be true of. That holds only without cache and without a 2-D mask, so there is never a cache and a 2-D mask
-        is refused.
+        may be true of. transformers keeps to that only without a cache and without a 2-D mask, so there is neither.
 
         Args:
             input_ids: [R, T], long.
@@ -113,27 +112,17 @@ class ScoredCausalLM(nn.Module):
             targets: The id that follows each position, -100 where none is scored, [R, T], long.
             temperature: Divides the logits.
             entropy: Whether to return entropies as well.
-            attention_mask: None, or which keys [.., k] each query [.., q, .] sees, [R, 1, T, T], bool.
 
         Returns:
             Scores of the N targets that are not -100; N = 0 gives empty tensors that are still in the graph.
-
-        Raises:
-            ValueError: If the attention mask is not 4-D bool.
         """
-        if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.dtype != torch.bool):
-            raise ValueError(
-                f"attention_mask must be None or 4-D bool, got {attention_mask.ndim}-D {attention_mask.dtype}: "
-                "a 2-D mask would let packed documents see each other."
-            )
-        decoder, options = decoder_of(self.causal_lm), {"attention_mask": attention_mask}
-        apart = self.by_document and attention_mask is None
-        flash = self.packed and "flash" in self.causal_lm.config._attn_implementation and attention_mask is None
-        if apart:
+        decoder, options = decoder_of(self.causal_lm), dict[str, Any]()
+        flash = self.packed and "flash" in self.causal_lm.config._attn_implementation
+        if self.by_document:
             options = decoder_options(position_ids)
         elif flash and takes_keywords(decoder):
             options = flash_options(position_ids)
-        if apart or flash:
+        if self.by_document or flash:
             # Flash's variable-length kernel recognises restarting positions in a single row only, and silently not in
             # more. And what is compiled would be compiled anew for one row, and for a view of one.
             input_ids, position_ids, targets = (x.reshape(1, -1).clone() for x in (input_ids, position_ids, targets))
@@ -177,8 +166,7 @@ def build_policy(
             linear layers, or transformers knows no such settings of gradient checkpointing.
     """
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
-        # To transformers, None is sdpa where it can be and else eager; a name is a demand.
-        kernel = None if attn_implementation == "sdpa" else attn_implementation
+        kernel = kernel_of(attn_implementation)
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
         options = {"dtype": dtype, "attn_implementation": kernel, "experts_implementation": experts}
         model = load_weights(init_from, empty, in_files, **options)

@@ -180,8 +180,8 @@ def _leak(policy: ScoredCausalLM, documents: list[Encoded], other: Encoded, alon
     rows = [[0, 1, 2], [0, 1, 2]]  # the second row shows what rounding does to the first
     together = _scores(policy, changed, rows)[:tokens]
     moved = (_scores(policy, changed, [[3, 1, 2], [0, 1, 2]])[:tokens] - together)[later:].abs().max()
-    rounding = (_scores(policy, changed, [[0, 1, 2], [3, 1, 2]])[:tokens] - together)[later:].abs().max()
-    if not moved <= ROUNDING * rounding + EXACT:
+    noise = (_scores(policy, changed, [[0, 1, 2], [3, 1, 2]])[:tokens] - together)[later:].abs().max()
+    if not moved <= ROUNDING * noise + EXACT:
         return f"in one row a document's tokens move the log-probabilities of those after it, by {moved:.2g} nats"
     apart = (together - alone).abs()
     if not apart.mean() <= allowed:

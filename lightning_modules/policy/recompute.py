@@ -7,7 +7,6 @@ memory and less time. On GPUs, where kernels are bound by other things, the modu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from ctypes import CDLL
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 
 BLOCK = 2**18
 """Numbers of a block: 1 MiB in float32, so that it and its temporaries are in the caches of a core."""
-LARGE = 2**27
-"""Bytes of an embedding, 128 MiB, from which on freed memory is returned: small models would fault pages in again."""
 
 
 def keep_inputs_alone(model: nn.Module) -> None:
@@ -34,27 +31,6 @@ def keep_inputs_alone(model: nn.Module) -> None:
             module.__class__ = _derived(kind, _Norm)
         elif _is_gated(kind):
             module.__class__ = _derived(kind, _GatedMLP)
-
-
-def return_freed_before_embedding(embedding: nn.Module) -> None:
-    """Let the system have what a backward pass on a CPU has freed when the embedding's gradient, of all ids, is due."""
-    embedding.register_forward_hook(_hook_result)
-
-
-def _hook_result(embedding: nn.Module, given: Any, embedded: Tensor) -> None:
-    if embedded.requires_grad and embedded.device.type == "cpu" and is_large(embedding):
-        embedded.register_hook(lambda _: return_freed())
-
-
-def is_large(embedding: nn.Module) -> bool:
-    """Whether it takes `LARGE` bytes or more."""
-    return sum(weight.numel() * weight.element_size() for weight in embedding.parameters()) >= LARGE
-
-
-def return_freed() -> None:
-    """Let the system have the pages of memory that was freed; nothing where the C library is not glibc."""
-    if trim := getattr(CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def by_blocks(function: Callable[..., Tensor], states: Sequence[Tensor], weights: Sequence[Tensor] = ()) -> Tensor:

@@ -113,9 +113,7 @@ def unshard(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def unsharded_copy(
-    policy: ScoredCausalLM, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> ScoredCausalLM:
+def unsharded_copy(policy: ScoredCausalLM, dtype: torch.dtype | None, device: torch.device) -> ScoredCausalLM:
     """An unsharded copy of a sharded policy, to generate with; a collective.
 
     Adapters stay apart and in the dtype that they learn in: added into bfloat16 weights, most of what they have learnt
@@ -124,13 +122,12 @@ def unsharded_copy(
     Args:
         policy: The sharded policy.
         dtype: Of the copy's weights, without adapters and buffers; the policy's when None.
-        device: Of the copy; that of the policy's shards when None, which wait on the CPU where they are offloaded.
+        device: Of the copy; shards that are offloaded wait on the CPU.
 
     Returns:
         The copy, in eval mode.
     """
     model, first = policy.causal_lm, next(policy.parameters())
-    device = device or first.device
     with init_empty_weights(include_buffers=False):
         empty = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype or first.dtype)
         if policy.has_adapters:

@@ -91,14 +91,18 @@ def check_model(init_from: str, attn_implementation: str = "sdpa") -> None:
     source = resolve_model_folder(init_from)
     if not Path(source).is_dir():
         refuse_unreachable(source)
-    kernel = None if attn_implementation == "sdpa" else attn_implementation  # see `build_policy`
-    options = {"device_map": "meta", "attn_implementation": kernel}
+    options = {"device_map": "meta", "attn_implementation": kernel_of(attn_implementation)}
     refuse_quantized(source, options)
     if not (Path(source).is_dir() and has_weights(Path(source))):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if all(file.stat().st_size < memory for file in files_of(source)):
         check_ties(source, _fitting(source, source, options))
+
+
+def kernel_of(attn_implementation: str) -> str | None:
+    """An attention kernel as transformers is asked for it: a name is a demand, None is sdpa where it can be."""
+    return None if attn_implementation == "sdpa" else attn_implementation
 
 
 def refuse_quantized(source: str, options: dict[str, Any]) -> None:

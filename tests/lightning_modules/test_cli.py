@@ -19,7 +19,7 @@ from training_runs import assert_same, metrics, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules import SRMLModule
-from lightning_modules.callbacks.summary import check_monitors
+from lightning_modules.callbacks.validations import check_monitors
 from lightning_modules.checkpointing.resume import LastCheckpoint
 from lightning_modules.cli import FunReasonCLI, main
 from lightning_modules.policy.lora import LoRA

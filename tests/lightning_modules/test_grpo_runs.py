@@ -16,7 +16,7 @@ from training_runs import assert_same, command_on_ranks, metrics, rewards_module
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, evaluation
-from lightning_modules.callbacks.summary import KNOWN
+from lightning_modules.callbacks.validations import KNOWN
 from lightning_modules.cli import FunReasonCLI, main
 
 CONFIG = ["fit", "--config", "configs/grpo.yaml"]

@@ -41,6 +41,13 @@ def test_the_demo_finds_what_was_planted(tmp_path, capsys):
         assert board.Scalars(tag)[-1].value == value and board.Scalars(tag)[-1].step == 700
 
 
+def test_what_is_written_to_a_folder_at_home_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    main([*DEMO, "--corpus.rows=20", "--output_dir=~/refined"])
+    assert [path.name for path in tmp_path.iterdir()] == ["refined"] and (tmp_path / "refined" / "report.md").is_file()
+
+
 def test_a_dry_run_shows_prompts_and_cost_and_writes_nothing(tmp_path, capsys, make_row, write_rows):
     rows = write_rows([make_row(1), make_row(2, query=None), make_row(3), make_row(4), make_row(5, tools="[{")])
     main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'run'}", "--dry-run"])

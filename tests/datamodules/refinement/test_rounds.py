@@ -161,6 +161,11 @@ def test_a_folder_that_does_not_say_its_settings_is_refused(loop, tmp_path):
         loop(Commands(lambda row_id: True), rounds=1).run()
 
 
+def test_a_loop_may_lie_at_home(loop, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert loop(None, output_dir="~/loop").folder == tmp_path / "loop"
+
+
 def test_answered_queries_leave_the_pool_of_hard_ones(loop, tmp_path):
     commands = Commands(lambda row_id: not row_id.endswith("#0") and int(row_id.split("#")[0].split("-")[-1]) % 2 == 0)
     loop(commands, samples=3, hard=True, rounds=10).run()

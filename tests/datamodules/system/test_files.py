@@ -116,8 +116,9 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_old_o
     assert done == [("part", False), ("name", False)]
 
 
-def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_nothing(tmp_path):
-    check_writable("key", tmp_path / "a" / "b")
+def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_writable("key", tmp_path / "a" / "b") == check_writable("key", "~/a/b") == tmp_path / "a" / "b"
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

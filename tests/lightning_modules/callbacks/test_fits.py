@@ -14,9 +14,11 @@ from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
 from lightning_modules.callbacks import plan as planning
-from lightning_modules.callbacks.fits import changes, check_fits, refusal, ways
+from lightning_modules.callbacks.cheaper import changes, ways
+from lightning_modules.callbacks.fits import check_fits
 from lightning_modules.callbacks.memory import Plan, estimate, has_room
-from lightning_modules.callbacks.plan import generation, shown, streamed
+from lightning_modules.callbacks.memory_text import refusal, shown
+from lightning_modules.callbacks.plan import generation, streamed
 from lightning_modules.callbacks.summary import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.evaluation import EvaluationModule

@@ -11,12 +11,12 @@ from lightning_modules.callbacks.memory import (
     Plan,
     adapters,
     cache_bytes,
-    derived,
     estimate,
     head_bytes,
     heads_of,
     layer_bytes,
 )
+from lightning_modules.callbacks.memory_text import derived
 
 SIZES = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}

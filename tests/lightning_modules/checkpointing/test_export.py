@@ -181,7 +181,8 @@ def test_adapters_of_gpt2_whose_matrices_lie_the_other_way_are_merged(tiny_token
         torch.testing.assert_close(merged, policy.causal_lm(ids).logits, rtol=0, atol=1e-10)
 
 
-def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path):
+def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     export.check_replaceable(tmp_path / "new", "hub/model")
     export.check_replaceable(tmp_path, "hub/model")
     (tmp_path / "notes.txt").touch()
@@ -192,6 +193,8 @@ def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path):
     export.check_replaceable(tmp_path, "hub/model")
     with pytest.raises(ValueError, match=f"--output_dir {tmp_path} is the model that the run started from"):
         export.check_replaceable(tmp_path, str(tmp_path / "." / "new" / ".."))
+    with pytest.raises(ValueError, match="is the model that the run started from"):
+        export.check_replaceable(tmp_path, "~")
 
 
 @pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError("no room")])

@@ -39,6 +39,16 @@ def test_the_step_of_a_model_is_that_of_its_checkpoints_name(tmp_path):
     assert [step_of(str(model)) for model in (exported, exported / "", "someone/hf-model-7")] == [10, 10, 0]
 
 
+def test_a_run_is_found_in_the_home_of_who_asks(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last-000100.ckpt").touch()
+    newest = str(checkpoints / "last-000100.ckpt")
+    assert resolve_checkpoint("~/run") == resolve_checkpoint("~/run/checkpoints/last-000100.ckpt") == newest
+    assert step_of("~/run") == step_of("~/run/hf") == 100
+
+
 def test_sharded_folder_is_taken_as_it_is(tmp_path):
     (tmp_path / ".metadata").write_bytes(b"")
     assert resolve_checkpoint(str(tmp_path)) == str(tmp_path)

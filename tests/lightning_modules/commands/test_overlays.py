@@ -24,6 +24,14 @@ def test_an_overlay_after_bfcl_keeps_all_but_what_is_of_training(overlay):
     assert (kept.get("model") or {}).get("init_args", {}).keys() <= parameters(BFCLModule).keys()
 
 
+def test_a_yaml_may_follow_a_flag_by_its_short_option():
+    overlay = str(ROOT / "configs" / "trainer" / "fsdp2.yaml")
+    *_, flag, first, changed = without_training(["test", "--fit_anyway", "-c", BFCL, "-c", overlay])
+    assert (flag, first) == ("--fit_anyway", f"-c={BFCL}")
+    assert "gradient_checkpointing" in Path(overlay).read_text()
+    assert not yaml.safe_load(changed.removeprefix("-c="))["model"]["init_args"]
+
+
 @pytest.mark.parametrize("named", [["--config", SRML], ["--model=SRMLModule"], []])
 def test_nothing_is_left_out_for_a_model_that_trains(named):
     words = ["fit", *named, *(word for overlay in OVERLAYS for word in ("--config", overlay))]

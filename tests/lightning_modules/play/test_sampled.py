@@ -6,11 +6,12 @@ import torch
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import encode_prompt
+from lightning_modules.commands import request as requests
 from lightning_modules.commands.ask import ask, load_model
+from lightning_modules.commands.request import request
 from lightning_modules.generators.base import Completion
 from lightning_modules.objectives import EntropyBonus
-from lightning_modules.play import sampled
-from lightning_modules.play.sampled import request, sample_group, shown_tokens
+from lightning_modules.play.sampled import sample_group, shown_tokens
 
 TOOLS = json.dumps([{"name": "f", "description": "", "parameters": {"a": {"type": "int", "required": True}}}])
 RIGHT, WRONG = "<think>One fits.</think>\n\n[f(a=1)]", "<think>Two, é.</think>\n\n[f(a=2)]"
@@ -28,7 +29,7 @@ def answers(monkeypatch, tiny_tokenizer):
     def write(*texts):
         ids = [tiny_tokenizer(text)["input_ids"] for text in texts]
         drawn = [Completion([*some, tiny_tokenizer.eos_token_id], "stop") for some in ids]
-        monkeypatch.setattr(sampled, "HFGenerator", lambda *_, **__: lambda *_, **__: [drawn])
+        monkeypatch.setattr(requests, "HFGenerator", lambda *_, **__: lambda *_, **__: [drawn])
 
     return write
 
@@ -114,25 +115,3 @@ def test_segments_are_those_of_the_targets_and_characters_stay_whole(tiny_tokeni
     assert shown_tokens(tiny_tokenizer, [], torch.zeros(0), []) == []
     half = tiny_tokenizer("é")["input_ids"][:1]  # an answer that was cut inside a character
     assert [token.text for token in shown_tokens(tiny_tokenizer, half, torch.zeros(1), [False])] == ["\ufffd"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (("", TOOLS), "'query': is empty"),
-        (("q", "{"), "the tools cannot be read"),
-        (("q", TOOLS, "f("), "the reference cannot be read as calls"),
-        (("q", TOOLS, "[g()]"), "calls 'g', which is not among the tools"),
-        (("q", TOOLS, "", "{}"), "must be a list of turns"),
-    ],
-)
-def test_what_cannot_be_asked_is_a_sentence(fields, message):
-    with pytest.raises(ValueError, match=message):
-        request(*fields)
-
-
-def test_a_reference_is_read_as_python_and_as_json():
-    calls = [{"name": "f", "arguments": {"a": 1}}]
-    assert json.loads(request("q", TOOLS, "[f(a=1)]").answers) == calls
-    assert json.loads(request("q", TOOLS, json.dumps(calls)).answers) == calls
-    assert request("q", "", " []").answers == "[]" and request("q", "").answers == ""

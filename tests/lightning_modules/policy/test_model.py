@@ -104,16 +104,17 @@ def test_gradient_of_packed_micro_batches_equals_one_document_training(tiny_mode
     assert want["alpha"].abs() > 1e-3 and want["model.model.embed_tokens.weight"].abs().max() > 1e-3
 
 
-def test_an_explicit_block_mask_equals_restarting_positions_and_a_2d_mask_is_refused(tiny_model_dir):
+def test_restarting_positions_are_what_an_explicit_block_mask_is_to_transformers(tiny_model_dir):
     policy, docs = policy_in("eval", tiny_model_dir), documents()
     ids, positions, targets, _, samples = packed(ROWS, docs)
     same = samples[:, None, :, None] == samples[:, None, None, :]
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     with torch.no_grad():
-        masked = policy(ids, positions, targets, attention_mask=same & causal).logprobs
-        torch.testing.assert_close(masked, policy(ids, positions, targets).logprobs, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"4-D bool, got 2-D torch\.int64"):
-        policy(ids, positions, targets, attention_mask=torch.ones_like(ids))
+        logits = policy.causal_lm(ids, attention_mask=same & causal, position_ids=positions, use_cache=False).logits
+        got = policy(ids, positions, targets).logprobs
+    scored = targets != -100
+    masked = logits[scored].log_softmax(-1).gather(1, targets[scored, None]).squeeze(1)
+    torch.testing.assert_close(got, masked, rtol=0, atol=1e-5)
 
 
 def test_temperature_divides_the_logits(tiny_model_dir):

@@ -33,7 +33,7 @@ def logits(policy):
 def test_a_copy_is_the_policy_to_the_bit_and_shares_nothing_with_it(tiny_model_dir, lora, dtype):
     policy = learnt(tiny_model_dir, dtype) if lora else build_policy(str(tiny_model_dir), dtype=dtype).eval()
     random = torch.get_rng_state()
-    copy = unsharded_copy(policy)
+    copy = unsharded_copy(policy, None, torch.device("cpu"))
     assert torch.equal(logits(copy), logits(policy))
     assert {n: w.dtype for n, w in copy.state_dict().items()} == {n: w.dtype for n, w in policy.state_dict().items()}
     assert not {w.data_ptr() for w in copy.parameters()} & {w.data_ptr() for w in policy.parameters()}
@@ -43,7 +43,7 @@ def test_a_copy_is_the_policy_to_the_bit_and_shares_nothing_with_it(tiny_model_d
 
 def test_a_copy_in_bfloat16_keeps_what_adapters_have_learnt(tiny_model_dir):
     policy, oracle = (learnt(tiny_model_dir, dtype) for dtype in (torch.float32, torch.bfloat16))
-    copy = unsharded_copy(policy, torch.bfloat16)
+    copy = unsharded_copy(policy, torch.bfloat16, torch.device("cpu"))
     assert torch.equal(logits(copy), logits(oracle))
     assert policy.causal_lm.config.dtype == torch.float32  # which the export names
     for name, weight in policy.named_parameters():
