@@ -179,20 +179,19 @@ class ExactResume(Callback):
         Lightning would take a validation that is due for over, and one that was broken off would leave out as many rows
         at its end as it has had, of which nothing is known any more.
         """
-        loop = trainer.fit_loop.epoch_loop
-        if (
-            trainer.state.fn != TrainerFn.FITTING
-            or self.validated == trainer.global_step
-            or trainer.global_step >= trainer.estimated_stepping_batches  # nothing goes on from there
-            or not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        ):
-            return
-        loops = checkpoint["loops"]["fit_loop"]
+        loops, loop = checkpoint["loops"]["fit_loop"], trainer.fit_loop.epoch_loop
         steps, rows = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
-        for counts in (steps["total"], steps["current"]):
-            counts["completed"] = counts["processed"]
-        rows["current"] = dict.fromkeys(rows["current"], 0)
-        rows["total"] = rows["current"] | {"ready": 1, "started": 1}  # as of a validation in its first batch
+        due = (
+            trainer.state.fn == TrainerFn.FITTING
+            and self.validated != trainer.global_step < trainer.estimated_stepping_batches
+            and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        )
+        rows["total"] = dict.fromkeys(rows["total"], 0)  # after one that was broken off it would stay uneven
+        if due:
+            for counts in (steps["total"], steps["current"]):
+                counts["completed"] = counts["processed"]
+            rows["current"] = dict.fromkeys(rows["current"], 0)
+            rows["total"] |= {"ready": 1, "started": 1}  # as of a validation in its first batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that a validation is over."""

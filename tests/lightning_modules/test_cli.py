@@ -232,6 +232,9 @@ def test_a_validation_that_is_broken_off_is_done_again_as_a_whole(
         main(CONFIG + args)
     main([*CONFIG, *args, "--ckpt_path", str(tmp_path / "srml-fit-0")])
     assert metrics(tmp_path / "srml-fit-1", VALIDATION) == whole
+    best = tmp_path / "srml-fit-1" / "checkpoints" / f"best-{step:06d}.ckpt"  # of the validation's end
+    main([*CONFIG, *args, "--ckpt_path", str(best)])
+    assert metrics(tmp_path / "srml-fit-2", VALIDATION) == {key: n for key, n in whole.items() if key[0] > step}
 
 
 def test_more_epochs_after_the_end(run, base_args, tmp_path, capsys):
