@@ -20,6 +20,7 @@ from datamodules.loading import PromptBatch
 from datamodules.packing import PackedBatch
 from datamodules.prompts import XLAMPromptDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
+from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.generators import Completion
 from lightning_modules.metrics import CallAccuracy
 from lightning_modules.objectives import EntropyBonus, ImportanceSampling, PolicyLoss, PolicyTotals
@@ -294,10 +295,11 @@ class GRPOModule(FunctionCallingModule):
             metrics["train/grad_norm"] = self.clip_gradients()
         else:
             optimizer.zero_grad()  # nothing to learn from: parameters without a gradient stay as they are
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        buffer.updates_done += 1
+        with unbroken():
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            buffer.updates_done += 1
         return metrics | {"time/update": time.perf_counter() - start}
 
     def on_validation_epoch_end(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules.packing import CALL, COT, IGNORED, PROMPT, PackedBatch
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule, check_numbers
+from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_metrics
 from lightning_modules.objectives import Totals, multiscale_loss
 
@@ -107,12 +108,13 @@ class SRMLModule(FunctionCallingModule):
         metrics = {"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         metrics |= segment_metrics(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        if self.balance == "learnable":
-            with torch.no_grad():
-                self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
+        with unbroken():
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            if self.balance == "learnable":
+                with torch.no_grad():
+                    self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
         metrics |= self.speed(start, sums[SEGMENT_SUMS.index("tokens")], totals.samples)
         self.log_metrics(metrics, shown="train/loss")
 

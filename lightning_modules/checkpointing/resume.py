@@ -3,6 +3,9 @@
 import os
 import random
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -159,6 +163,8 @@ class ExactResume(Callback):
         self.states: list[dict[str, Any]] = []  # of every rank of the saved run; empty once restored
         self.position: dict[str, Any] | None = None  # of the training loader; None once restored
         self.begun: tuple[int, dict[str, Any]] | None = None  # the step under way and the random states at its start
+        self.reached: tuple[int, int] | None = None  # epoch and batch of the training loader after the last whole step
+        self.validated = -1  # step of the last validation of this run that was not broken off
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the states of all ranks, each of which calls this when a checkpoint is made."""
@@ -167,6 +173,31 @@ class ExactResume(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the states until training starts: set-up draws random numbers too."""
         self.states = state_dict["ranks"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have a run that goes on from here validate first, on all rows, where that is due and not over.
+
+        Lightning would take a validation that is due for over, and one that was broken off would leave out as many rows
+        at its end as it has had, of which nothing is known any more.
+        """
+        loops, loop = checkpoint["loops"]["fit_loop"], trainer.fit_loop.epoch_loop
+        steps, rows = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+        due = (
+            trainer.state.fn == TrainerFn.FITTING
+            and self.validated != trainer.global_step < trainer.estimated_stepping_batches
+            and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        )
+        rows["total"] = dict.fromkeys(rows["total"], 0)  # after one that was broken off it would stay uneven
+        if due:
+            for counts in (steps["total"], steps["current"]):
+                counts["completed"] = counts["processed"]
+            rows["current"] = dict.fromkeys(rows["current"], 0)
+            rows["total"] |= {"ready": 1, "started": 1}  # as of a validation in its first batch
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that a validation is over."""
+        if not trainer.sanity_checking:
+            self.validated = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the data position that Lightning has saved, and let checkpoint callbacks keep what was best so far.
@@ -192,32 +223,53 @@ class ExactResume(Callback):
         if trainer.global_rank < len(self.states):
             set_random_states(self.states[trainer.global_rank])
         self.states, self.position = [], None
+        self._end_step(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Note what `on_exception` goes back to."""
         self.begun = trainer.global_step, random_states()
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Note that the step is over."""
-        self.begun = None
+        self._end_step(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo the step that an error or Ctrl-C has broken off, so that the checkpoint is one of the step's start.
 
-        Where the weights have taken it, as when its metrics cannot be written, the checkpoint is one of its end.
+        Where the weights have taken it, as when its metrics cannot be written, the checkpoint is one of its end. It may
+        also be broken off before it begins, while its batch is made.
         """
-        if self.begun is None:
-            return
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if self.begun[0] != trainer.global_step:
+        if self.begun is not None:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            if self.begun[0] != trainer.global_step:
+                for counts in (progress.total, progress.current):
+                    counts.processed = counts.started  # Lightning counts such a batch as completed when it goes on
+                return
+            set_random_states(self.begun[1])
             for counts in (progress.total, progress.current):
-                counts.processed = counts.started  # Lightning counts such a batch as completed when it goes on
-            return
-        set_random_states(self.begun[1])
-        for counts in (progress.total, progress.current):
-            counts.ready = counts.started = counts.completed
-        if isinstance(trainer.train_dataloader, ResumableLoader):
-            trainer.train_dataloader.batch -= 1
+                counts.ready = counts.started = counts.completed
+        if self.reached is not None:
+            trainer.train_dataloader.epoch, trainer.train_dataloader.batch = self.reached
+
+    def _end_step(self, trainer: Trainer) -> None:
+        loader, self.begun = trainer.train_dataloader, None
+        self.reached = (loader.epoch, loader.batch) if isinstance(loader, ResumableLoader) else None
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Context that Ctrl-C does not break off, but follows: what an optimizer step changes is changed as a whole."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that it interrupts
+        yield
+        return
+    pressed: list[int] = []
+    own = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 def random_states() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -31,6 +32,11 @@ from lightning_modules.ranks import failing_together, of_every_rank
 
 CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
+MERGED = (
+    "model.generator merges what model.lora learns into weights in {}, where a change of less than half their step is "
+    "lost: at first the engine samples almost from the model without adapters. Better set model.generator.enable_lora "
+    "to true, which has the engine apply them."
+)
 
 
 class VLLMGenerator:
@@ -188,6 +194,8 @@ class VLLMGenerator:
     def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
         """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
 
+        Warns where they are merged into weights that are too coarse for what they learn at first.
+
         Raises:
             ValueError: See `gpus_of_engine` and `check_lora`; or there is no GPU whose memory `transfer` could go by.
         """
@@ -199,9 +207,11 @@ class VLLMGenerator:
         if device.type == "cuda":
             shared = self.tensor_parallel_size
             gpus_of_engine((device.index or 0) // shared * shared, shared)  # from the rank's on that runs it
+        dtype = self.dtype or ("bfloat16" if "16" in precision else "float32")
         if self.enable_lora:
-            dtype = torch.bfloat16 if "16" in precision else torch.float32
-            check_lora(lora, getattr(torch, self.dtype) if self.dtype else dtype, device)
+            check_lora(lora, getattr(torch, dtype), device)
+        elif lora is not None and dtype != "float32":
+            rank_zero_warn(MERGED.format(dtype))
 
     def prepare(self, precision: str, longest_prompt: int | None) -> None:
         """Take from the run what the settings leave open; see `HoldsWeights`."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,10 @@ from huggingface_hub import constants
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, metrics, saved_state
+from training_runs import assert_same, metrics, press_ctrl_c_in_step, saved_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from datamodules.sft import XLAMSFTDataModule
 from lightning_modules import SRMLModule
 from lightning_modules.callbacks.validations import check_monitors
 from lightning_modules.checkpointing.resume import LastCheckpoint
@@ -161,6 +163,78 @@ def test_sigterm_saves_and_exits_143(run, base_args, tmp_path, monkeypatch):
     assert not (tmp_path / "srml-fit-0" / "hf").exists()
     main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(tmp_path / "srml-fit-0")])
     assert_same(saved_state(tmp_path / "srml-fit-1", 6)["state_dict"], saved_state(run, 6)["state_dict"])
+
+
+def no_row_to_be_had(patch):
+    """The disk fails while the batch after step 2 is made."""
+    make = XLAMSFTDataModule._packed_batches
+
+    def fail(data, chosen):
+        if data.trainer.global_step == 2:
+            raise OSError("The disk is gone.")
+        return make(data, chosen)
+
+    patch.setattr(XLAMSFTDataModule, "_packed_batches", fail)
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize(("event", "saved"), [(no_row_to_be_had, 2), (partial(press_ctrl_c_in_step, 3), 3)])
+def test_what_ends_a_run_between_two_whole_steps_costs_none(run, base_args, tmp_path, monkeypatch, event, saved):
+    args = base_args(tmp_path, **RUN | {"last_checkpoint.every_n_train_steps": 50})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        event(patch)
+        main(CONFIG + args)
+    ended = tmp_path / "srml-fit-0"
+    assert [path.name for path in (ended / "checkpoints").iterdir()] == [f"last-{saved:06d}.ckpt"]
+    main([*CONFIG, *args, "--ckpt_path", str(ended)])
+    got, expected = (saved_state(which, 6) for which in (tmp_path / "srml-fit-1", run))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(got[key], expected[key])
+    assert_same(got["callbacks"]["ExactResume"], expected["callbacks"]["ExactResume"])
+
+
+VALIDATION = ("tool/", "val/", "completion/")
+
+
+@pytest.fixture(scope="module", params=[(2, {2, 5}), (1.0, {3, 6})], ids=["within", "at_the_end"])
+def validated(request, tmp_path_factory, base_args):
+    """Options of a run that validates within its two epochs or at their ends, row by row, and what that logged."""
+    interval, steps = request.param
+    root = tmp_path_factory.mktemp("validated")
+    options = RUN | {"data.init_args.val_fraction": 0.3, "data.init_args.eval_batch_size": 1}
+    options |= {"data.init_args.batch_size": 6, "trainer.val_check_interval": interval}
+    main(CONFIG + base_args(root, **options))
+    logged = metrics(root / "srml-fit-0", VALIDATION)
+    assert {step for step, _ in logged} == steps
+    return options, min(steps), logged
+
+
+# Saved when the validation is broken off, or before it.
+BROKEN_OFF = [("on_validation_start", 50), ("validation_step", 50), ("validation_step", 1), ("evaluated", 50)]
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize(("method", "every"), BROKEN_OFF)
+def test_a_validation_that_is_broken_off_is_done_again_as_a_whole(
+    validated, base_args, tmp_path, monkeypatch, method, every
+):
+    options, step, whole = validated
+    original = getattr(SRMLModule, method)
+
+    def press_ctrl_c(module, *args):
+        if module.global_step == step and (method != "validation_step" or args[1] == 2):
+            raise KeyboardInterrupt
+        return original(module, *args)
+
+    args = base_args(tmp_path, **options | {"last_checkpoint.every_n_train_steps": every})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(SRMLModule, method, press_ctrl_c)
+        main(CONFIG + args)
+    main([*CONFIG, *args, "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    assert metrics(tmp_path / "srml-fit-1", VALIDATION) == whole
+    best = tmp_path / "srml-fit-1" / "checkpoints" / f"best-{step:06d}.ckpt"  # of the validation's end
+    main([*CONFIG, *args, "--ckpt_path", str(best)])
+    assert metrics(tmp_path / "srml-fit-2", VALIDATION) == {key: n for key, n in whole.items() if key[0] > step}
 
 
 def test_more_epochs_after_the_end(run, base_args, tmp_path, capsys):

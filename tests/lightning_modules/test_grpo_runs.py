@@ -12,7 +12,14 @@ import torch
 import yaml
 from killed import kill_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import assert_same, command_on_ranks, metrics, rewards_module, saved_state
+from training_runs import (
+    assert_same,
+    command_on_ranks,
+    metrics,
+    press_ctrl_c_in_step,
+    rewards_module,
+    saved_state,
+)
 from transformers import AutoModelForCausalLM
 
 from lightning_modules import GRPOModule, evaluation
@@ -265,6 +272,18 @@ def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
     assert not (ended / "hf").exists()
     main([*CONFIG, *args, "--ckpt_path", str(ended)])
     assert_went_on(run, tmp_path / "egpo-fit-1", saved)
+
+
+@pytest.mark.kills
+def test_ctrl_c_that_meets_the_optimizer_waits_until_the_step_is_whole(run, base_args, tmp_path, monkeypatch):
+    args = base_args(tmp_path, **RUN | LORA | {"last_checkpoint.every_n_train_steps": 50})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        press_ctrl_c_in_step(6, patch)  # the second of four on the second batch
+        main(CONFIG + args)
+    ended = tmp_path / "egpo-fit-0"
+    assert error.value.code == 130 and (ended / "checkpoints" / "last-000006.ckpt").exists()
+    main([*CONFIG, *args, "--ckpt_path", str(ended)])
+    assert_went_on(run, tmp_path / "egpo-fit-1", 6)
 
 
 class Killed(BaseException):

@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -195,3 +196,16 @@ def _command(before):
     if before:
         before()
     main()
+
+
+def press_ctrl_c_in_step(number, patch):
+    """Have Ctrl-C pressed while the optimizer takes its step of this number, as soon as it has moved the weights."""
+    steps, original = [], torch.optim.AdamW.step
+
+    def step(optimizer, *args, **named):
+        original(optimizer, *args, **named)
+        steps.append(optimizer)
+        if len(steps) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(torch.optim.AdamW, "step", step)

@@ -4,6 +4,7 @@ A stand-in for the engine computes with transformers and peft what it was given;
 """
 
 import sys
+import warnings
 from copy import deepcopy
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_what_the_engine_cannot_apply_is_refused(generator, lora, precision, dev
 def test_what_the_engine_can_apply_is_not(generator, precision, device, dtype):
     generator.dtype = dtype
     generator.check(LoRA(r=512), precision, device)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "coarse"), [("bf16-mixed", None, "bfloat16"), ("32-true", "float16", "float16")]
+)
+def test_adapters_merged_into_coarse_weights_are_warned_of(generator, precision, dtype, coarse):
+    generator.enable_lora, generator.dtype = False, dtype
+    with pytest.warns(UserWarning, match=f"into weights in {coarse}.*enable_lora to true"):
+        generator.check(LoRA(), precision, CPU)
+    with warnings.catch_warnings(action="error"):
+        generator.check(None, precision, CPU)
+        generator.dtype = "float32"
+        generator.check(LoRA(), precision, CPU)
 
 
 @pytest.mark.parametrize("module", [SRMLModule, EvaluationModule])
