@@ -27,7 +27,7 @@ from lightning_modules.bfcl.table import bfcl_table
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Completion, Generator
 from lightning_modules.policy.weights import weight_folder
-from lightning_modules.ranks import of_every_rank
+from lightning_modules.ranks import failing_together, of_every_rank
 from rewards.parser import split_completion
 
 
@@ -103,14 +103,15 @@ class BFCLModule(EvaluationModule):
         data = self.data
         self.run = Path(self.trainer.log_dir)  # a collective: every rank asks
         self.answers: list[Results] = []
-        if self.trainer.is_global_zero:
-            root, settings = self.run.parent, self.settings(data)
-            self.answers = earlier_results(root, settings, data.package, self.registered_name, data.ids)
-            known = sum(map(self.answered, data.rows))
-            if known:
-                print(f"{known:,} of {len(data.rows):,} rows were answered by earlier runs in {root}.")
-            write_text(self.run / SETTINGS, json.dumps(settings, indent=2) + "\n")
-            self.save(data.ids)
+        with failing_together():
+            if self.trainer.is_global_zero:
+                root, settings = self.run.parent, self.settings(data)
+                self.answers = earlier_results(root, settings, data.package, self.registered_name, data.ids)
+                known = sum(map(self.answered, data.rows))
+                if known:
+                    print(f"{known:,} of {len(data.rows):,} rows were answered by earlier runs in {root}.")
+                write_text(self.run / SETTINGS, json.dumps(settings, indent=2) + "\n")
+                self.save(data.ids)
         self.answers = self.trainer.strategy.broadcast(self.answers)
 
     def settings(self, data: BFCLDataModule) -> dict[str, Any]:

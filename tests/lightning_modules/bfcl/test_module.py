@@ -254,6 +254,11 @@ def test_two_ranks_share_the_rows_and_the_answers(tiny_model_dir, tmp_path):
     ]
     wrong = [json.loads(line)["id"] for line in (tmp_path / "bfcl-test-0" / "wrong.jsonl").read_text().splitlines()]
     assert sorted(wrong) == ["live_relevance_0-0-0", "live_relevance_1-1-0", "live_relevance_2-2-0"]
+    file = next((tmp_path / "bfcl-test-0").rglob("*_irrelevance_result.json"))
+    file.write_text(file.read_text()[:-20])
+    done = command_on_ranks("test", "--config", "configs/bfcl.yaml", *arguments)
+    assert all(done.returncodes) and "line 3 is not a whole result" in done.stderr
+    assert "Connection closed" not in done.stderr  # no rank waits for one that has ended
 
 
 @pytest.mark.ranks
