@@ -98,10 +98,22 @@ def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) 
 
 
 def type_words(nodes: list[dict[str, Any]]) -> set[str]:
-    """The words, in lower case, that these nodes have for the type of the value of which they say something."""
-    texts = [text for node in nodes for text in texts_of(node.get("type"))]
-    words = {word for text in texts for word in re.findall(r"\w+", OPTIONAL.sub("", text).partition("[")[0].lower())}
-    return words | {"null" for node in nodes if node.get("nullable") is True}
+    """The words, in lower case, that these nodes have for the type of the value of which they say something.
+
+    A text may stand in the place of a schema (`"anyOf": ["integer", "null"]`), and a schema in that of a type.
+    """
+    words, seen, left = set[str](), set[int](), [*nodes]
+    while left:
+        item: Any = left.pop()
+        if isinstance(item, str):
+            words.update(re.findall(r"\w+", OPTIONAL.sub("", item).partition("[")[0].lower()))
+        elif isinstance(item, list):
+            left += item
+        elif isinstance(item, dict) and id(item) not in seen:
+            seen.add(id(item))
+            words |= {"null"} if item.get("nullable") is True else set()
+            left += [item.get(key) for key in ("type", *IN_PLACE)]
+    return words
 
 
 class _Reader:
