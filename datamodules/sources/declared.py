@@ -32,7 +32,8 @@ def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if not is_json_schema(declared):
         return declared, [name for name, spec in declared.items() if not _is_optional(spec)]
     properties: dict[str, Any] = {}
-    required = [name for name in as_list(tool.get("required")) if "required" not in declared]
+    beside = as_list(tool.get("required")) if "required" not in declared else []
+    required = [name for name in beside if isinstance(name, str)]
     for node in in_place(declared, tool, ("allOf",)):
         own = node.get("properties")
         own = own if isinstance(own, dict) else {}
