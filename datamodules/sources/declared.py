@@ -32,7 +32,8 @@ def parameters(tool: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if not is_json_schema(declared):
         return declared, [name for name, spec in declared.items() if not _is_optional(spec)]
     properties: dict[str, Any] = {}
-    required = [name for name in as_list(tool.get("required")) if "required" not in declared]
+    beside = as_list(tool.get("required")) if "required" not in declared else []
+    required = [name for name in beside if isinstance(name, str)]
     for node in in_place(declared, tool, ("allOf",)):
         own = node.get("properties")
         own = own if isinstance(own, dict) else {}
@@ -98,10 +99,22 @@ def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) 
 
 
 def type_words(nodes: list[dict[str, Any]]) -> set[str]:
-    """The words, in lower case, that these nodes have for the type of the value of which they say something."""
-    texts = [text for node in nodes for text in texts_of(node.get("type"))]
-    words = {word for text in texts for word in re.findall(r"\w+", OPTIONAL.sub("", text).partition("[")[0].lower())}
-    return words | {"null" for node in nodes if node.get("nullable") is True}
+    """The words, in lower case, that these nodes have for the type of the value of which they say something.
+
+    A text may stand in the place of a schema (`"anyOf": ["integer", "null"]`), and a schema in that of a type.
+    """
+    words, seen, left = set[str](), set[int](), [*nodes]
+    while left:
+        item: Any = left.pop()
+        if isinstance(item, str):
+            words.update(re.findall(r"\w+", OPTIONAL.sub("", item).partition("[")[0].lower()))
+        elif isinstance(item, list):
+            left += item
+        elif isinstance(item, dict) and id(item) not in seen:
+            seen.add(id(item))
+            words |= {"null"} if item.get("nullable") is True else set()
+            left += [item.get(key) for key in ("type", *IN_PLACE)]
+    return words
 
 
 class _Reader:

@@ -211,7 +211,9 @@ class _Reader:
         """The value that XML writes as a text, of the type that the tool declares."""
         tool = self.tools.get(name, {})
         if name not in self.declared:
-            self.declared[name], _ = parameters(tool)
+            declared, _ = parameters(tool)
+            texts = declared.get("properties")  # {"properties": {"days": "integer"}} is taken for a flat parameter
+            self.declared[name] = (texts if isinstance(texts, dict) else {}) | declared
         spec = self.declared[name].get(key)
         nodes = in_place({"type": spec} if isinstance(spec, str | list) else spec, tool)
         words = type_words(nodes)

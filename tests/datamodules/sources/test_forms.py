@@ -285,6 +285,15 @@ def test_a_schema_whose_parts_are_none_is_refused():
             to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": {"type": "object"} | part}]))
 
 
+def test_required_names_beside_the_parameters_that_are_no_texts_say_nothing():
+    """As within the parameters; a run ended with a TypeError, whatever `on_bad_row`."""
+    tool = {"name": "f", "required": [["a"]], "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+    answers = '[{"name": "f", "arguments": {"a": "x"}}]'
+    assert to_example({"query": "q", "tools": json.dumps([tool]), "answers": answers}).answers == answers
+    assert find_misfit([Call("f", {})], [tool]) is None
+    assert find_misfit([Call("f", {})], [tool | {"required": [["a"], "a"]}]) is not None
+
+
 def test_types_in_capitals_are_those_of_json_schema_and_values_stay():
     """Gemini's types; a parameter called `type`, and values, are none."""
     google = {

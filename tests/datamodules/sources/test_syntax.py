@@ -393,6 +393,20 @@ def test_values_of_xml_have_types_that_a_schema_refers_to(parameters):
     assert read_answer(call, [{"name": "f", "parameters": parameters}]) == ("", [Call("f", {"a": "12", "n": 3})])
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"a": "string", "n": {"type": "integer"}}},  # a text without an object's type above it
+        {"a": {"anyOf": ["string", "null"]}, "n": {"oneOf": ["integer", "null"]}},
+        {"a": {"type": {"type": "string"}}, "n": {"anyOf": {"type": "integer"}}},
+        {"a": [{"type": "string"}], "n": {"type": [{"type": "integer"}]}},
+    ],
+)
+def test_values_of_xml_have_types_that_are_declared_loosely(parameters):
+    call = "<function=f>\n<parameter=a>\n12\n</parameter>\n<parameter=n>\n3\n</parameter>\n</function>"
+    assert read_answer(call, [{"name": "f", "parameters": parameters}]) == ("", [Call("f", {"a": "12", "n": 3})])
+
+
 def test_calls_of_json_values():
     assert (
         calls_of([{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": ""}])
