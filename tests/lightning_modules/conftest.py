@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 
 import pytest
 
@@ -61,3 +62,11 @@ def base_args(tmp_path_factory, tiny_model_dir, rows_file):
         return [f"--{key}={value}" for key, value in options.items()]
 
     return args
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it."""
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, own)

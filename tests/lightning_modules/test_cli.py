@@ -178,6 +178,7 @@ def no_row_to_be_had(patch):
 
 
 @pytest.mark.kills
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("event", "saved"), [(no_row_to_be_had, 2), (partial(press_ctrl_c_in_step, 3), 3)])
 def test_what_ends_a_run_between_two_whole_steps_costs_none(run, base_args, tmp_path, monkeypatch, event, saved):
     args = base_args(tmp_path, **RUN | {"last_checkpoint.every_n_train_steps": 50})

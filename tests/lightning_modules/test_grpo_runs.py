@@ -275,6 +275,7 @@ def test_what_ends_a_run_leaves_a_checkpoint_to_go_on_from(
 
 
 @pytest.mark.kills
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_that_meets_the_optimizer_waits_until_the_step_is_whole(run, base_args, tmp_path, monkeypatch):
     args = base_args(tmp_path, **RUN | LORA | {"last_checkpoint.every_n_train_steps": 50})
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
