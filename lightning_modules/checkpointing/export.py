@@ -219,7 +219,8 @@ def check_replaceable(folder: Path, source: str) -> None:
     Raises:
         ValueError: If there is something else.
     """
-    if folder.resolve() == Path(os.path.expanduser(source)).resolve():
+    start = Path(os.path.expanduser(source)).resolve()
+    if folder.resolve() in (start, start / "hf"):  # of a run its `hf/` is meant
         raise ValueError(f"--output_dir {folder} is the model that the run started from: give another folder.")
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
     if files and "config.json" not in files:

@@ -115,9 +115,10 @@ def ask(
         raise ValueError(f"samples is {samples}; give at least 1")
     example = request(query, tools if isinstance(tools, str | dict) else list(tools))
     prompt, rollouts = draw(policy, tokenizer, form, example, samples, temperature, max_new_tokens, seed)
-    buffer, _, level = entropies(policy, tokenizer, example, prompt, rollouts, temperature)
+    thinking = [rollout for rollout in rollouts if rollout.parsed.cot]  # others are spared the pass over their tokens
+    buffer, _, level = entropies(policy, tokenizer, example, prompt, thinking, temperature)
     thoughts = zip(map(sum, buffer.cot), level.tolist(), strict=True)
-    return [as_answer(rollout, *thought) for rollout, thought in zip(rollouts, thoughts, strict=True)]
+    return [as_answer(rollout, *(next(thoughts) if rollout.parsed.cot else (0, 0.0))) for rollout in rollouts]
 
 
 def as_answer(rollout: "Rollout", cot_tokens: int, cot_entropy: float) -> Answer:

@@ -195,6 +195,10 @@ def test_an_export_takes_the_place_of_nothing_but_an_export(tmp_path, monkeypatc
         export.check_replaceable(tmp_path, str(tmp_path / "." / "new" / ".."))
     with pytest.raises(ValueError, match="is the model that the run started from"):
         export.check_replaceable(tmp_path, "~")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
+    with pytest.raises(ValueError, match=f"--output_dir {tmp_path / 'hf'} is the model that the run started from"):
+        export.check_replaceable(tmp_path / "hf", str(tmp_path))  # a run
 
 
 @pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError("no room")])

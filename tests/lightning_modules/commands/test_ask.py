@@ -8,7 +8,9 @@ import torch
 from datamodules.chat.form import ChatForm
 from datamodules.example import Example
 from lightning_modules.cli import main
+from lightning_modules.commands import request
 from lightning_modules.commands.ask import ask, load_model
+from lightning_modules.generators.base import Completion
 
 TOOL = {
     "name": "get_weather",
@@ -76,6 +78,23 @@ def test_samples_are_those_of_their_seed(tiny_model_dir):
         return [answer.completion for answer in drawn]
 
     assert len(set(texts(0))) == 3 and texts(0, 2) == texts(0)[:2] and texts(1) != texts(0)
+
+
+def test_answers_without_a_thought_are_spared_the_pass_for_entropies(tiny_model_dir, monkeypatch):
+    policy, tokenizer, form = load_model(str(tiny_model_dir))
+    texts = ["[]", "<think>One fits.</think>\n\n[]", "<think>", "<think>Two or three.</think>\n\n[]"]
+    drawn = [Completion([*tokenizer(text)["input_ids"], tokenizer.eos_token_id], "stop") for text in texts]
+    scored = []
+    policy.register_forward_hook(lambda _, given, __: scored.append(len(given[0])))  # rows; no tokens are drawn by it
+
+    def entropies(*written):
+        monkeypatch.setattr(request, "HFGenerator", lambda *_, **__: lambda *_, **__: [list(written)])
+        return [answer.cot_entropy for answer in ask(policy, tokenizer, form, QUERY, [TOOL], len(written))]
+
+    assert entropies(drawn[0], drawn[2]) == [None, None] and not scored
+    found = entropies(*drawn)
+    assert sum(scored) == 2 and found[0] is found[2] is None
+    assert found[1::2] == pytest.approx(entropies(drawn[1]) + entropies(drawn[3])) and found[1] != found[3]
 
 
 def test_calls_that_contradict_the_tools_are_told(taught):
