@@ -78,15 +78,19 @@ def of_seeds(lines: Mapping[int, Mapping[str, Any]], curve: str) -> np.ndarray:
     return np.array([values[:steps] for values in curves])
 
 
-def plot_bfcl(bfcl: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> None:
-    """Percent right by category of BFCL with intervals, beside FunctionGemma's published row."""
+def plot_bfcl(runs: Runs, bfcl: Mapping[str, Mapping[str, Sequence[float]]], file: Path) -> None:
+    """Percent right by category of BFCL with intervals, beside FunctionGemma's published row.
+
+    The interval of one seed is over rows alone, and so looks narrower than it is: the legend tells how many there are.
+    """
     arms = [arm for arm in BARS if arm in bfcl]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     width, places = 0.8 / (len(arms) + 1), np.arange(len(FUNCTION_GEMMA))
     for at, arm in enumerate(arms):
         mean, low, high = 100 * np.array([bfcl[arm][category] for category in FUNCTION_GEMMA]).T
-        ends = np.clip([mean - low, high - mean], 0, None)
-        axes.bar(places + at * width, mean, width, yerr=ends, label=BARS[arm], error_kw={"linewidth": 0.8})
+        ends, seeds = np.clip([mean - low, high - mean], 0, None), len(runs["real", arm])
+        label = f"{BARS[arm]}, {seeds} seeds" if seeds > 1 else f"{BARS[arm]}, 1 seed (interval over rows alone)"
+        axes.bar(places + at * width, mean, width, yerr=ends, label=label, error_kw={"linewidth": 0.8})
     axes.bar(places + len(arms) * width, list(FUNCTION_GEMMA.values()), width, color="lightgrey", label="FunctionGemma")
     names = [name.replace("_", "\n") for name in FUNCTION_GEMMA]
     axes.set_xticks(places + 0.4 - width / 2, names, fontsize=7)
@@ -114,7 +118,7 @@ def pictures(runs: Runs, folder: Path) -> Iterator[Path]:
                 yield folder / f"study_{name}_{scale}.png"
     bfcl = bfcl_entries(runs)
     if any(arm in bfcl for arm in BARS):
-        plot_bfcl(bfcl, folder / "study_bfcl.png")
+        plot_bfcl(runs, bfcl, folder / "study_bfcl.png")
         yield folder / "study_bfcl.png"
 
 
