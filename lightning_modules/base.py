@@ -17,6 +17,7 @@ from datamodules.chat.form import recorded_form
 from datamodules.packing import PackedBatch, idle_batch
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
 from lightning_modules.checkpointing.identity import check_settings
+from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
@@ -198,6 +199,14 @@ class FunctionCallingModule(EvaluationModule):
     def warmup_steps(self, steps: float) -> int:
         """Number of warm-up steps of a run of so many optimizer steps."""
         return math.ceil(self.warmup_ratio * steps)
+
+    def step_optimizer(self) -> None:
+        """Take the optimizer's step and that of the learning rate, which Ctrl-C does not break off."""
+        optimizer = self.optimizers()
+        with unbroken():
+            optimizer.step()
+            optimizer.zero_grad()
+            self.lr_schedulers().step()
 
     def clip_gradients(self) -> float:
         """Clip the policy's gradients to norm `max_grad_norm`, and return their norm before that.

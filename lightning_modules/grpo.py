@@ -272,8 +272,7 @@ class GRPOModule(FunctionCallingModule):
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Take one optimizer step on the next mini-batch of rollouts."""
-        start = time.perf_counter()
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        start, optimizer = time.perf_counter(), self.optimizers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
         chosen, rows = buffer.chosen(self.mini_batches), (self.micro_batch_tokens, self.packed, self.shares_prefixes)
         micros, still = micro_batches_of(buffer, chosen, self.loss, self.device, *rows)
@@ -296,9 +295,7 @@ class GRPOModule(FunctionCallingModule):
         else:
             optimizer.zero_grad()  # nothing to learn from: parameters without a gradient stay as they are
         with unbroken():
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
+            self.step_optimizer()
             buffer.updates_done += 1
         return metrics | {"time/update": time.perf_counter() - start}
 

@@ -96,7 +96,6 @@ class SRMLModule(FunctionCallingModule):
     def training_step(self, batch: list[PackedBatch], batch_idx: int) -> None:
         """Take one optimizer step over this rank's micro-batches of a global batch, and log its metrics."""
         start = time.perf_counter()
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha(), dtype=torch.float64).detach())
         totals, rounds = self.count(batch)
         parts = self.accumulate(batch, rounds, lambda micro: self.loss(micro, totals))
@@ -105,13 +104,11 @@ class SRMLModule(FunctionCallingModule):
             gradient = self.trainer.strategy.reduce(self.alpha_logit.grad, reduce_op="sum")
             self.alpha_logit.grad = gradient / self.trainer.world_size
         norm = self.clip_gradients()
-        metrics = {"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}
+        metrics = {"train/grad_norm": norm, "train/lr": self.optimizers().param_groups[0]["lr"]}
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         metrics |= segment_metrics(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
         with unbroken():
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
+            self.step_optimizer()
             if self.balance == "learnable":
                 with torch.no_grad():
                     self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
