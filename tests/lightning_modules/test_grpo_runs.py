@@ -197,6 +197,28 @@ def test_the_order_of_the_prompts_and_the_sampler_take_the_seed_of_the_run_unles
         assert_same(states[2], states[0])
 
 
+@pytest.mark.slow
+def test_at_a_rate_of_0_a_run_samples_its_start_for_the_prompts_that_it_would_have_learnt_from(
+    base_args, tmp_path, tiny_model_dir
+):
+    one_each = {f"model.init_args.{key}": 1 for key in ("mini_batches", "inner_epochs")}
+    options = RUN | one_each | {"model.init_args.dynamic_sampling.max_draws": 0, "trainer.max_steps": 3}
+    options |= {"trainer.limit_val_batches": 0, "rollouts.every_n_steps": 1, "rollouts.rows": 16}
+    sampled = []
+    for rate in (0.01, 0):
+        root = tmp_path / str(rate)
+        main(CONFIG + base_args(root, **options | {"model.init_args.learning_rate": rate}))
+        lines = map(json.loads, (root / "egpo-fit-0/train_samples.jsonl").open())
+        sampled.append([(line["step"], line["id"], line["completion"]) for line in lines])
+    learnt, still = sampled
+    assert len(learnt) == 3 * 16 and [row[:2] for row in learnt] == [row[:2] for row in still]
+    assert learnt[:16] == still[:16] and learnt[16:] != still[16:]
+    ours, start = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (root / "egpo-fit-0/hf", tiny_model_dir)
+    )
+    assert_same(ours, start)
+
+
 def assert_went_on(run, resumed, step):
     """That a run resumed at a step did the same as the one that was not interrupted, bit for bit."""
     whole, again = metrics(run), metrics(resumed)
