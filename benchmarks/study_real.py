@@ -26,6 +26,7 @@ from lightning_modules.commands.main import run as command
 
 ROOT = Path(__file__).resolve().parents[1]
 BEST = "srml_0.7"  # what reinforcement learning starts from: the papers' alpha, chosen before any result
+STILL = "rate_0"  # learns nothing: samples its start for the prompts and with the random numbers of those that do
 LEARNING_RATE, RL_LEARNING_RATE = 3e-4, 1e-4
 BATCH, LONGEST, ROOM = 8, 640, 448  # rows of a step, tokens of a row, and how many more text and tools of BFCL take
 RL_STEPS, PROMPTS, GROUP, RL_TOKENS = 25, 8, 8, 128
@@ -54,6 +55,7 @@ RL_ARMS: dict[str, list[str]] = {
         *("--model.entropy_bonus.scale=1e-9", "--model.reward=rewards.FunctionCallReward"),
         "--model.reward.format_bonus=0.5",
     ],
+    STILL: ["--model.entropy_bonus.scale=1e-9", "--model.learning_rate=0"],
 }
 RL_ARMS |= {f"{arm}_11": RL_ARMS[arm] for arm in ("grpo", "egpo")}
 """Arms that start from `BEST`, likewise."""
@@ -98,7 +100,7 @@ def steps_of(arm: str) -> dict[str, int]:
 
 
 def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train, if the arm trains, and evaluate; leaves the weights of `BEST` alone in the work folder.
+    """Train, if the arm trains, and evaluate what has learnt; leaves the weights of `BEST` alone in the work folder.
 
     Returns:
         The metrics, and what is to be added to the settings of the line.
@@ -106,12 +108,13 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     folder, facts = place.folder(run.arm, run.seed), facts_of(place)
     metrics, model = train(run, place)
     limit = 16 if place.quick else ANSWER_TOKENS.get(run.arm, SHORT_ANSWER)
-    metrics |= held_out(model, place, folder, limit) | bfcl(model, place, folder, limit, facts["bfcl_sizes"])
-    metrics["text_loss"] = text_loss(model, place)
+    if run.arm != STILL:
+        metrics |= held_out(model, place, folder, limit) | bfcl(model, place, folder, limit, facts["bfcl_sizes"])
+        metrics["text_loss"] = text_loss(model, place)
     if run.arm not in ("base", BEST):
         remove(folder)
-    sizes = {"held_out_rows": len(metrics["heldout_rows"]), "train_rows": facts["rows"].get(run.settings.get("file"))}
-    return metrics, sizes | {"data": facts["hashes"], "max_new_tokens": limit}
+    sizes = {"train_rows": facts["rows"].get(run.settings.get("file")), "data": facts["hashes"]}
+    return metrics, sizes | {"held_out_rows": len(metrics.get("heldout_rows", [])), "max_new_tokens": limit}
 
 
 def train(run: Run, place: Place) -> tuple[dict[str, Any], str]:

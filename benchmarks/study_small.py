@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from benchmarks.study import Place, Run
-from benchmarks.study_real import read_metrics, rl_metrics, sft_metrics, weights
+from benchmarks.study_real import STILL, read_metrics, rl_metrics, sft_metrics, weights
 from benchmarks.study_small_rows import ROWS, made_rows, spoiled
 from datamodules.packing import CALL
 from datamodules.refinement import cli as refinement
@@ -70,6 +70,7 @@ REINFORCED: dict[str, list[str]] = {
     # the cap seldom binds where the scale is 0.4
     "egpo_1.6_divisor_1.25": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=1.25"],
     "egpo_1.6_divisor_4": ["--model.entropy_bonus.scale=1.6", "--model.entropy_bonus.divisor=4"],
+    STILL: [NO_BONUS, "--model.learning_rate=0"],
 }
 """Arms of reinforcement learning, by what differs from `configs/grpo.yaml`; they start from `practised`."""
 CONTINUED = {"start_25": ("start", "habits", ROUND_STEPS), "refined_50": ("refined", "refined", 2 * ROUND_STEPS)}
@@ -99,7 +100,7 @@ def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
 
 
 def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train as the arm says, and test; the folders of `KEPT` stay, because other arms start from them.
+    """Train as the arm says, and test what has learnt; the folders of `KEPT` stay, because other arms start from them.
 
     Returns:
         The metrics, and what is to be added to the settings of the line.
@@ -107,9 +108,10 @@ def execute(run: Run, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = place.folder(run.arm, run.seed)
     metrics, model = train(run, place)
     limit = LONG_ANSWER_TOKENS if run.settings.get("rows") == "long" else ANSWER_TOKENS
-    for split, count in TEST_ROWS.items():
-        metrics |= tested(model, folder / split, split, 16 if place.quick else count, limit)
-    metrics["text_loss"] = {"pretraining": text_loss(model)}
+    if run.arm != STILL:
+        for split, count in TEST_ROWS.items():
+            metrics |= tested(model, folder / split, split, 16 if place.quick else count, limit)
+        metrics["text_loss"] = {"pretraining": text_loss(model)}
     if run.arm not in KEPT:
         remove(folder)
     return metrics, {"max_new_tokens": limit}
