@@ -23,10 +23,10 @@ from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.weight_folder import untied_config, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import untied_config, write_weights
 from lightning_modules.policy.unshard import computing_device, is_sharded
 from lightning_modules.ranks import failing_together, of_every_rank
 

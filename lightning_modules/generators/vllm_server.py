@@ -22,9 +22,9 @@ from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.weight_folder import write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import write_weights
 from lightning_modules.policy.unshard import is_sharded
 from lightning_modules.ranks import of_every_rank
 
