@@ -19,10 +19,10 @@ from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 from lightning_modules.generators.ipc_transfer import send_over_ipc
-from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import untied_config, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.lora import LoRA
@@ -173,20 +173,8 @@ class VLLMGenerator:
         if self._rests:  # the engine wakes up, on the GPUs of all ranks that share it
             torch.cuda.empty_cache()
             self._rests = False
-        settings = [
-            SamplingParams(
-                max_tokens=self.max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=row_key(self.seed, name, sample) % 2**63,
-                stop_token_ids=stop,
-                ignore_eos=True,  # what ends a completion are the ids above
-                detokenize=False,
-                logprobs=0,  # of the sampled id alone
-            )
-            for name in names
-            for sample in range(n)
-        ]
+        params = sampling_params(names, n, self.seed, self.max_new_tokens, stop, temperature, top_p)
+        settings = [SamplingParams(**each) for each in params]
         rows = [prompt for prompt in prompts for _ in range(n)]
         completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]

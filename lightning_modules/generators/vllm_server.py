@@ -18,10 +18,10 @@ from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import check_addresses
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
-from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.model import ScoredCausalLM
@@ -166,20 +166,9 @@ class VLLMServerGenerator:
                 f"{self.synced.max_model_len}: start it with a larger --max-model-len, or lower max_new_tokens or the "
                 "length of prompts."
             )
-        settings = {
-            "max_tokens": self.max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop_token_ids": list(stop_ids),
-            "ignore_eos": True,  # what ends a completion are the ids above
-            "detokenize": False,
-            "logprobs": 0,  # of the sampled id alone
-        }
-        bodies = [
-            {"token_ids": list(prompt), "sampling_params": settings | {"seed": row_key(self.seed, name, i) % 2**63}}
-            for name, prompt in zip(names, prompts, strict=True)
-            for i in range(n)
-        ]
+        rows = [list(prompt) for prompt in prompts for _ in range(n)]
+        params = sampling_params(names, n, self.seed, self.max_new_tokens, stop_ids, temperature, top_p)
+        bodies = [{"token_ids": ids, "sampling_params": each} for ids, each in zip(rows, params, strict=True)]
         read = partial(read_completion, version=self.synced.version)
         completions = self.servers.answer(GENERATE, bodies, read, _rank())
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
