@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import islice
@@ -23,7 +22,7 @@ from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
-from lightning_modules.generators.weight_folder import untied_config, write_weights
+from lightning_modules.generators.weight_folder import temporary_folder, untied_config, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
@@ -286,7 +285,7 @@ class VLLMGenerator:
         lacks = any(of_every_rank(lacks))
         with ExitStack() as stack:
             with failing_together():
-                folder = stack.enter_context(self._folder()) if self.node.leads else ""
+                folder = stack.enter_context(temporary_folder(self.weights_dir)) if self.node.leads else ""
             with failing_together():
                 given = self._write(policy, folder, lacks) if self.node.leads or is_sharded(policy) else ()
             given = of_every_rank(given)[self.node.first]
@@ -305,9 +304,6 @@ class VLLMGenerator:
             return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
         write_weights(policy, folder, dtype, write)
         return folder, None
-
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
 
     def _engine_dtype(self, policy: ScoredCausalLM) -> torch.dtype:
         if self.dtype is not None:

@@ -1,7 +1,6 @@
 """Generation by vLLM servers of one's own, on any nodes, which are given the policy's weights."""
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -22,7 +21,7 @@ from lightning_modules.generators.server_protocol import GENERATE, describe, is_
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
-from lightning_modules.generators.weight_folder import write_weights
+from lightning_modules.generators.weight_folder import temporary_folder, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.unshard import is_sharded
@@ -203,8 +202,7 @@ class VLLMServerGenerator:
     def _write(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
         """Have the first rank write the weights to a folder, and the servers load it."""
         with ExitStack() as stack:
-            place = tempfile.TemporaryDirectory
-            folder = self._first(lambda: stack.enter_context(place(prefix="funreason-weights-", dir=self.weights_dir)))
+            folder = self._first(lambda: stack.enter_context(temporary_folder(self.weights_dir)))
             if is_sharded(policy):  # all ranks gather
                 write_weights(policy, folder, dtype, write=_rank() == 0)
             else:

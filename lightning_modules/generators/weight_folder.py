@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,11 @@ from lightning_modules.policy.unshard import is_sharded, merged_on_meta, merged_
 from lightning_modules.policy.weight_blocks import by_blocks
 from lightning_modules.policy.weight_files import is_finite
 from lightning_modules.ranks import failing_together
+
+
+def temporary_folder(place: str | None) -> TemporaryDirectory[str]:
+    """A folder for weights until they are loaded, in this place or, when None, where Python makes such folders."""
+    return TemporaryDirectory(prefix="funreason-weights-", dir=place)
 
 
 def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
