@@ -178,6 +178,33 @@ class VLLMGenerator:
         completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Give the engine the policy's weights, starting it where there is none, and check that it has them.
+
+        Every rank calls it. The first one of each node writes the weights. Those that share an engine with another that
+        runs it help to gather a sharded policy, make room for the engine, and wait until it is done.
+
+        Raises:
+            OSError: If there is no room for the weights; a ValueError on ranks that do not write them.
+            ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
+                it was.
+            TimeoutError: If the engine hangs.
+            RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
+        """
+        self._share()
+        takes_part = self.group.leads or is_sharded(policy)
+        want = probe_scores(policy) if takes_part else torch.empty(0)
+        if self.transfer == "ipc":
+            self._send(policy)
+        else:
+            self._load(policy, takes_part)
+        self._rests = False
+        if self.group.leads:
+            self._check(policy, want)
+        else:
+            self._probed = want, want
+        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
+
     def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
         """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
 
@@ -240,33 +267,6 @@ class VLLMGenerator:
             )
         completions = iter([_completion(row.outputs[0]) for row in self.engine.generate(rows, settings, self.progress)])
         return [list(islice(completions, len(request[0]))) for request in requests]
-
-    def sync(self, policy: ScoredCausalLM) -> None:
-        """Give the engine the policy's weights, starting it where there is none, and check that it has them.
-
-        Every rank calls it. The first one of each node writes the weights. Those that share an engine with another that
-        runs it help to gather a sharded policy, make room for the engine, and wait until it is done.
-
-        Raises:
-            OSError: If there is no room for the weights; a ValueError on ranks that do not write them.
-            ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
-                it was.
-            TimeoutError: If the engine hangs.
-            RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
-        """
-        self._share()
-        takes_part = self.group.leads or is_sharded(policy)
-        want = probe_scores(policy) if takes_part else torch.empty(0)
-        if self.transfer == "ipc":
-            self._send(policy)
-        else:
-            self._load(policy, takes_part)
-        self._rests = False
-        if self.group.leads:
-            self._check(policy, want)
-        else:
-            self._probed = want, want
-        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
 
     def _send(self, policy: ScoredCausalLM) -> None:
         """Give the engine weights through the memory of the GPUs."""
