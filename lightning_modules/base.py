@@ -23,7 +23,7 @@ from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
 from lightning_modules.policy.end_token import unlearnt_end
 from lightning_modules.policy.freed_memory import is_large, return_freed
-from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, settings_of
+from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, resolve_gradient_checkpointing
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
@@ -127,7 +127,7 @@ class FunctionCallingModule(EvaluationModule):
                 f"{type(self).__name__} learns from the rows of {self.LEARNS_FROM.__name__}, and data is "
                 f"{type(self.data).__name__}: set data.class_path to {self.LEARNS_FROM.__name__}."
             )
-        recomputed = settings_of(self.gradient_checkpointing)
+        recomputed = resolve_gradient_checkpointing(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":
             raise ValueError(
                 "model.gradient_checkpointing: offload keeps activations in the memory of the host, and a run on the "

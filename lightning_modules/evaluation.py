@@ -80,6 +80,21 @@ class EvaluationModule(LightningModule):
         """Whether the trainer is in `fit`."""
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
+    @property
+    def strategy(self) -> Strategy | None:
+        """The trainer's strategy; None in a notebook without a trainer."""
+        return self._trainer.strategy if self._trainer else None
+
+    @property
+    def data(self) -> LightningDataModule | None:
+        """The run's data; None in a notebook without a trainer, or with loaders alone."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def form(self) -> ChatForm | None:
+        """Chat form of the run's data, for requests and answers; None for data without one."""
+        return getattr(self.data, "form", None)
+
     def setup(self, stage: str) -> None:
         """Validate the settings before any weight is loaded.
 
@@ -141,21 +156,6 @@ class EvaluationModule(LightningModule):
         """The tokenizer of the model, with the chat template of the run's data."""
         own = getattr(self.data, "chat_template", None)  # of data that save no hyperparameters
         return load_tokenizer(self.init_from, getattr(self.data, "hparams", {}).get("chat_template", own))
-
-    @property
-    def strategy(self) -> Strategy | None:
-        """The trainer's strategy; None in a notebook without a trainer."""
-        return self._trainer.strategy if self._trainer else None
-
-    @property
-    def data(self) -> LightningDataModule | None:
-        """The run's data; None in a notebook without a trainer, or with loaders alone."""
-        return getattr(self._trainer, "datamodule", None)
-
-    @property
-    def form(self) -> ChatForm | None:
-        """Chat form of the run's data, for requests and answers; None for data without one."""
-        return getattr(self.data, "form", None)
 
     def choose_packing(self, policy: ScoredCausalLM) -> None:
         """Let documents share rows, as `data.packing` says and the loaded model allows.

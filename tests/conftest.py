@@ -97,7 +97,7 @@ def tiny_model_dir(make_model_dir: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def teach(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a run folder, exported as a run exports it, of a model that knows the answers of a few rows by heart."""
-    from datamodules.chat.segments import encode_example
+    from datamodules.chat.segments import encode_texts, prompt_text, target_text
     from datamodules.chat.tokenizer import load_tokenizer
     from lightning_modules.checkpointing.export import export_hf
     from lightning_modules.policy.model import build_policy
@@ -105,7 +105,8 @@ def teach(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def learn(model_dir: Path, form: ChatForm, rows: list[Example], steps: int = 60) -> Path:
         policy, tokenizer = build_policy(str(model_dir)), load_tokenizer(str(model_dir))
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-        documents = [encode_example(tokenizer, row, form) for row in rows]
+        prompts = [prompt_text(tokenizer, row, form) for row in rows]
+        documents = encode_texts(tokenizer, prompts, [target_text(row, form, tokenizer) for row in rows])
         for _ in range(steps):
             for row in documents:
                 ids, segments = torch.tensor([row.input_ids]), torch.tensor([row.segments])

@@ -98,18 +98,8 @@ def target_text(example: Example, form: ChatForm = PAPER, tokenizer: PreTrainedT
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> list[int]:
-    """Token ids of `prompt_text`: what generation starts from, and the prefix of `encode_example`."""
+    """Token ids of `prompt_text`: what generation starts from, and what `encode_texts` begins with."""
     return tokenizer(prompt_text(tokenizer, example, form), add_special_tokens=False)["input_ids"]
-
-
-def encode_example(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> Encoded:
-    """Encode prompt and target of a row: `encode_texts` of `prompt_text` and `checked_target`.
-
-    Raises:
-        BadRow: The row holds a special token of this tokenizer.
-    """
-    prompt, target = prompt_text(tokenizer, example, form), checked_target(tokenizer, example, form)
-    return encode_texts(tokenizer, [prompt], [target])[0]
 
 
 def checked_target(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> str:

@@ -133,7 +133,7 @@ class RunLogger(TensorBoardLogger):
             writer.close()
 
 
-def settings_of(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
+def listed_settings(trainer: Trainer, module: EvaluationModule) -> dict[str, Any]:
     """The settings of a run by their names in `SETTINGS`; of a test those of model and data alone."""
     data = getattr(trainer.datamodule, "hparams", {})
     found = {"method": module.method, "model": redact(module.init_from), "data": redact(str(data.get("path", "")))}

@@ -51,23 +51,35 @@ def cheaper(
             plan, trained=adapters(plan.config, rank), frozen=plan.trained, reference=False
         )
     if plan.cuda:
-        ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
-        most = trainer.world_size if plan.hybrid else MOST_RANKS
-        generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
-        held = isinstance(getattr(module, "generator", None), HoldsWeights)  # is given shards as they come
-        copy = (streamed(plan) if held else whole(plan)) if generates else plan.copy
-        spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
-        if available:
-            learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole
-            ranks = enough(spread, available, most) or enough(learning, available, most) or ranks
-            spread = replace(spread, shards=ranks)
-        if plan.hybrid:
-            name = f"trainer.strategy.init_args.shard_size {ranks}"
-            spread = replace(spread, hybrid=ranks < trainer.world_size)
-        else:
-            name = f"{'' if plan.fsdp else '--config configs/trainer/fsdp2.yaml on '}{ranks} devices"
-        found[name] = spread
+        found |= over_more_ranks(trainer, module, plan, available)
     return found
+
+
+def over_more_ranks(
+    trainer: Trainer, module: FunctionCallingModule, plan: Plan, available: int | None
+) -> dict[str, Plan]:
+    """The plan with the weights over more ranks, by the setting; over as many as it takes where that is known.
+
+    Args:
+        trainer: The run's.
+        module: The run's.
+        plan: What it does.
+        available: Bytes of a device; None where nobody asks whether it fits.
+    """
+    ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
+    most = trainer.world_size if plan.hybrid else MOST_RANKS
+    generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
+    held = isinstance(getattr(module, "generator", None), HoldsWeights)  # is given shards as they come
+    copy = (streamed(plan) if held else whole(plan)) if generates else plan.copy
+    spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
+    if available:
+        learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole
+        ranks = enough(spread, available, most) or enough(learning, available, most) or ranks
+        spread = replace(spread, shards=ranks)
+    if plan.hybrid:
+        spread = replace(spread, hybrid=ranks < trainer.world_size)
+        return {f"trainer.strategy.init_args.shard_size {ranks}": spread}
+    return {f"{'' if plan.fsdp else '--config configs/trainer/fsdp2.yaml on '}{ranks} devices": spread}
 
 
 def enough(plan: Plan, available: int, most: int) -> int | None:

@@ -18,7 +18,7 @@ from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.ipc_transfer import PACK
 from lightning_modules.grpo import GRPOModule
-from lightning_modules.policy.gradient_checkpointing import settings_of
+from lightning_modules.policy.gradient_checkpointing import resolve_gradient_checkpointing
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.probe import known_leak, may_attend_by_document
 from lightning_modules.policy.reference import PREFIX
@@ -37,7 +37,7 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     strategy, config = trainer.strategy, module.policy.causal_lm.config.get_text_config()
     trained, frozen = parameter_counts(module)
     fsdp, shards = isinstance(strategy, FSDP1 | FSDP2), shards_of(trainer)
-    recomputed = settings_of(module.gradient_checkpointing)
+    recomputed = resolve_gradient_checkpointing(module.gradient_checkpointing)
     plan = Plan(
         config=config,
         trained=trained,

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from datamodules.chat.templates import DATE_FIXED, PROMPT_DATE
 from datamodules.system.escaping import visible
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, settings_of
+from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, listed_settings
 from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.fits import check_evaluation, check_fits
 from lightning_modules.callbacks.memory_text import memory_rows
@@ -79,12 +79,12 @@ class RunSummary(Callback):
         check_fits(trainer, pl_module, plan_of)  # the model may have turned out to be one that takes more
         if isinstance(trainer.logger, RunLogger):
             hidden = ("Loss",) if isinstance(pl_module, GRPOModule) else ROLLOUTS
-            trainer.logger.begin(settings_of(trainer, pl_module), hidden)
+            trainer.logger.begin(listed_settings(trainer, pl_module), hidden)
 
     def on_test_start(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Name the settings beside the scores."""
         if isinstance(trainer.logger, RunLogger):
-            trainer.logger.begin(settings_of(trainer, pl_module), LAYOUT)
+            trainer.logger.begin(listed_settings(trainer, pl_module), LAYOUT)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Print how long the run will take, once all updates on the first batch of rollouts are done."""

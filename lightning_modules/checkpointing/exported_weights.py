@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import by_blocks
 from lightning_modules.policy.unshard import is_sharded, merged_on_meta, tied_head
+from lightning_modules.policy.weight_blocks import by_blocks
 
 LARGEST = "5GB"
 """Of a file, unless a single weight is larger."""

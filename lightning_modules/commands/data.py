@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,34 @@ from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_jsonl, write_row
 
 CHUNK = 1000  # rows of a row group
+
+
+@dataclass
+class LeftOut:
+    """Bad rows, written to a file as they come, unless the first is to stop the command.
+
+    Attributes:
+        file: The file.
+        on_bad_row: See `convert`.
+        count: How many there are.
+        first: What is wrong with the first; empty where there is none.
+    """
+
+    file: TextIO
+    on_bad_row: OnBadRow
+    count: int = 0
+    first: str = ""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one, as `xlam.bad_row` gives it.
+
+        Raises:
+            ValueError: See `raise_if_bad`.
+        """
+        raise_if_bad([row], self.on_bad_row)
+        write_row(self.file, row)
+        self.first = self.first or complaint(row)
+        self.count += 1
 
 
 def convert(
@@ -52,43 +80,51 @@ def convert(
     """
     if not path:
         raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
-    file = file_to_write(out)
-    counts: Counter[str] = Counter()
+    file, counts = file_to_write(out), Counter[str]()
     beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
-    first, bad, written = "", 0, 0
-
-    def rows() -> Iterator[dict[str, str]]:
-        nonlocal first, bad, written
-        bad_file = None
-        for number, outcome, raw in check_rows(read_rows(path), turns, counts):
-            if isinstance(outcome, BadRow):
-                row = bad_row(path, number, outcome, raw)
-                raise_if_bad([row], on_bad_row)
-                bad_file = bad_file or stack.enter_context(open_jsonl(stack.enter_context(atomic_write(beside))))
-                write_row(bad_file, row)
-                first, bad = first or complaint(row), bad + 1
-                continue
-            count_example(outcome, counts)
-            written += 1
-            yield openai_row(outcome) if form == "openai" else asdict(outcome)
-        if not written:
-            raise ValueError(f"none of the {bad} rows of {path} can be used; the first: {first}")
-
     write = write_jsonl if file.suffix == ".jsonl" else write_parquet
     try:
-        with sole_writer(file), ExitStack() as stack:
-            write(file, rows())
+        with sole_writer(file), atomic_write(beside) as unfinished, open_jsonl(unfinished) as bad_file:
+            bad = LeftOut(bad_file, on_bad_row)
+            write(file, good_rows(path, form, turns, counts, bad))
     except OSError as error:
         if not error.strerror:  # not the system's: nothing at `path`, or another run writes to `out`
             raise
         raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
-    lines = [f"{path}: {written:,} rows written to {file}, {bad:,} bad rows left out"]
+    lines = [f"{path}: {counts['written']:,} rows written to {file}, {bad.count:,} bad rows left out"]
     lines += [f"  {line}" for line in describe(counts)]
-    if bad:
-        lines.append(f"  the bad rows are in {beside}; the first: {first}")
+    if bad.count:
+        lines.append(f"  the bad rows are in {beside}; the first: {bad.first}")
     else:
-        remove(beside)  # of the file that was there before
+        remove(beside)  # which is empty
     return "\n".join(lines)
+
+
+def good_rows(
+    path: str, form: Literal["xlam", "openai"], turns: Turns, counts: Counter[str], bad: LeftOut
+) -> Iterator[dict[str, Any]]:
+    """Yield the good rows of a source as they are to be written.
+
+    Args:
+        path: See `convert`, as for the next two.
+        form: Form of the rows yielded.
+        turns: Which turns of a chat become rows.
+        counts: Is added what the rows were read as, and how many are `written`.
+        bad: Is added the bad rows.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: The source cannot be read or holds no good row; also see `LeftOut.add`.
+    """
+    for number, outcome, raw in check_rows(read_rows(path), turns, counts):
+        if isinstance(outcome, BadRow):
+            bad.add(bad_row(path, number, outcome, raw))
+            continue
+        count_example(outcome, counts)
+        counts["written"] += 1
+        yield openai_row(outcome) if form == "openai" else asdict(outcome)
+    if not counts["written"]:
+        raise ValueError(f"none of the {bad.count} rows of {path} can be used; the first: {bad.first}")
 
 
 def file_to_write(out: str) -> Path:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import islice
@@ -19,14 +18,14 @@ from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 from lightning_modules.generators.ipc_transfer import send_over_ipc
-from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
 from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.vllm_sampling import sampling_params
+from lightning_modules.generators.weight_folder import temporary_folder, untied_config, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import untied_config, write_weights
 from lightning_modules.policy.unshard import computing_device, is_sharded
 from lightning_modules.ranks import failing_together, of_every_rank
 
@@ -173,23 +172,38 @@ class VLLMGenerator:
         if self._rests:  # the engine wakes up, on the GPUs of all ranks that share it
             torch.cuda.empty_cache()
             self._rests = False
-        settings = [
-            SamplingParams(
-                max_tokens=self.max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=row_key(self.seed, name, sample) % 2**63,
-                stop_token_ids=stop,
-                ignore_eos=True,  # what ends a completion are the ids above
-                detokenize=False,
-                logprobs=0,  # of the sampled id alone
-            )
-            for name in names
-            for sample in range(n)
-        ]
+        params = sampling_params(names, n, self.seed, self.max_new_tokens, stop, temperature, top_p)
+        settings = [SamplingParams(**each) for each in params]
         rows = [prompt for prompt in prompts for _ in range(n)]
         completions = self.group.ask((rows, settings), self._answer)
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def sync(self, policy: ScoredCausalLM) -> None:
+        """Give the engine the policy's weights, starting it where there is none, and check that it has them.
+
+        Every rank calls it. The first one of each node writes the weights. Those that share an engine with another that
+        runs it help to gather a sharded policy, make room for the engine, and wait until it is done.
+
+        Raises:
+            OSError: If there is no room for the weights; a ValueError on ranks that do not write them.
+            ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
+                it was.
+            TimeoutError: If the engine hangs.
+            RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
+        """
+        self._share()
+        takes_part = self.group.leads or is_sharded(policy)
+        want = probe_scores(policy) if takes_part else torch.empty(0)
+        if self.transfer == "ipc":
+            self._send(policy)
+        else:
+            self._load(policy, takes_part)
+        self._rests = False
+        if self.group.leads:
+            self._check(policy, want)
+        else:
+            self._probed = want, want
+        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
 
     def check(self, lora: LoRA | None, precision: str, device: torch.device) -> None:
         """Raise where the engine has too few GPUs or cannot apply the adapters, before any weight is loaded.
@@ -254,33 +268,6 @@ class VLLMGenerator:
         completions = iter([_completion(row.outputs[0]) for row in self.engine.generate(rows, settings, self.progress)])
         return [list(islice(completions, len(request[0]))) for request in requests]
 
-    def sync(self, policy: ScoredCausalLM) -> None:
-        """Give the engine the policy's weights, starting it where there is none, and check that it has them.
-
-        Every rank calls it. The first one of each node writes the weights. Those that share an engine with another that
-        runs it help to gather a sharded policy, make room for the engine, and wait until it is done.
-
-        Raises:
-            OSError: If there is no room for the weights; a ValueError on ranks that do not write them.
-            ValueError: If a weight is not finite, or there are no adapters to `enable_lora` for; the engine is left as
-                it was.
-            TimeoutError: If the engine hangs.
-            RuntimeError: If the engine fails or dies, or does not score ids as the policy does.
-        """
-        self._share()
-        takes_part = self.group.leads or is_sharded(policy)
-        want = probe_scores(policy) if takes_part else torch.empty(0)
-        if self.transfer == "ipc":
-            self._send(policy)
-        else:
-            self._load(policy, takes_part)
-        self._rests = False
-        if self.group.leads:
-            self._check(policy, want)
-        else:
-            self._probed = want, want
-        self._wait()  # their GPUs are the engine's as it starts, loads and scores: what they compute next comes after
-
     def _send(self, policy: ScoredCausalLM) -> None:
         """Give the engine weights through the memory of the GPUs."""
         weights = PolicyWeights(policy, self._engine_dtype(policy))
@@ -298,7 +285,7 @@ class VLLMGenerator:
         lacks = any(of_every_rank(lacks))
         with ExitStack() as stack:
             with failing_together():
-                folder = stack.enter_context(self._folder()) if self.node.leads else ""
+                folder = stack.enter_context(temporary_folder(self.weights_dir)) if self.node.leads else ""
             with failing_together():
                 given = self._write(policy, folder, lacks) if self.node.leads or is_sharded(policy) else ()
             given = of_every_rank(given)[self.node.first]
@@ -317,9 +304,6 @@ class VLLMGenerator:
             return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
         write_weights(policy, folder, dtype, write)
         return folder, None
-
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="funreason-weights-", dir=self.weights_dir)
 
     def _engine_dtype(self, policy: ScoredCausalLM) -> torch.dtype:
         if self.dtype is not None:

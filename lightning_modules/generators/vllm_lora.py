@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_modules.generators.vllm_probe import probe_scores
+from lightning_modules.generators.weight_folder import write_adapters, write_weights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import write_adapters, write_weights
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM keeps room for; an adapter of a lower one is padded with zeros."""

@@ -1,7 +1,6 @@
 """Generation by vLLM servers of one's own, on any nodes, which are given the policy's weights."""
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -18,13 +17,13 @@ from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import check_addresses
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
-from lightning_modules.generators.sampling import row_key
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
+from lightning_modules.generators.vllm_sampling import sampling_params
+from lightning_modules.generators.weight_folder import temporary_folder, write_weights
 from lightning_modules.generators.weight_source import PolicyWeights
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import write_weights
 from lightning_modules.policy.unshard import is_sharded
 from lightning_modules.ranks import of_every_rank
 
@@ -166,20 +165,9 @@ class VLLMServerGenerator:
                 f"{self.synced.max_model_len}: start it with a larger --max-model-len, or lower max_new_tokens or the "
                 "length of prompts."
             )
-        settings = {
-            "max_tokens": self.max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop_token_ids": list(stop_ids),
-            "ignore_eos": True,  # what ends a completion are the ids above
-            "detokenize": False,
-            "logprobs": 0,  # of the sampled id alone
-        }
-        bodies = [
-            {"token_ids": list(prompt), "sampling_params": settings | {"seed": row_key(self.seed, name, i) % 2**63}}
-            for name, prompt in zip(names, prompts, strict=True)
-            for i in range(n)
-        ]
+        rows = [list(prompt) for prompt in prompts for _ in range(n)]
+        params = sampling_params(names, n, self.seed, self.max_new_tokens, stop_ids, temperature, top_p)
+        bodies = [{"token_ids": ids, "sampling_params": each} for ids, each in zip(rows, params, strict=True)]
         read = partial(read_completion, version=self.synced.version)
         completions = self.servers.answer(GENERATE, bodies, read, _rank())
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
@@ -214,8 +202,7 @@ class VLLMServerGenerator:
     def _write(self, policy: ScoredCausalLM, dtype: torch.dtype) -> None:
         """Have the first rank write the weights to a folder, and the servers load it."""
         with ExitStack() as stack:
-            place = tempfile.TemporaryDirectory
-            folder = self._first(lambda: stack.enter_context(place(prefix="funreason-weights-", dir=self.weights_dir)))
+            folder = self._first(lambda: stack.enter_context(temporary_folder(self.weights_dir)))
             if is_sharded(policy):  # all ranks gather
                 write_weights(policy, folder, dtype, write=_rank() == 0)
             else:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_modules.generators.weight_folder import finite
 from lightning_modules.policy.model import ScoredCausalLM
-from lightning_modules.policy.streaming import by_blocks, finite
 from lightning_modules.policy.unshard import computing_device, is_sharded, merged_on_meta, merged_weights
+from lightning_modules.policy.weight_blocks import by_blocks
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import ParamMeta

@@ -34,22 +34,8 @@ def page(runs: list[str], data: str | None) -> None:
     sources |= {f"samples of {run}": str(Path(run) / "samples.jsonl") for run in runs if has_samples(run)}
     if sources:
         opener(sources)
-    st.session_state.setdefault("query", DEMO_QUERY)
-    st.session_state.setdefault("tools", DEMO_TOOLS)
-    left, right = st.columns([2, 3])
-    with left:
-        query = st.text_area("Query", key="query", height=80)
-        reference = st.text_area(
-            "Reference (optional)",
-            key="reference",
-            height=80,
-            help="The right calls, as JSON or as Python writes them. With one there are rewards and advantages.",
-        )
-    tools = right.text_area("Tools (JSON)", key="tools", height=206)
-    with st.expander("Earlier turns (JSON)", expanded=bool(st.session_state.get("history"))):
-        history = st.text_area("Earlier turns", key="history", label_visibility="collapsed", height=110)
+    asked = fields()
     if st.button("Sample a group", type="primary"):
-        asked = (query, tools, reference, history)
         st.session_state["groups"] = [(run, group) for run in chosen if (group := sampled(run, asked, settings))]
         st.session_state["settings"] = settings
     groups = st.session_state.get("groups", [])
@@ -104,6 +90,25 @@ def opener(sources: dict[str, str]) -> None:
             said = f"It answered at step {recorded.get('step', '?')}, score {recorded.get('score', '?')}:"
             st.caption(markdown_text(said, 200))
             st.code(visible(str(recorded.get("completion", ""))), language=None, wrap_lines=True)
+
+
+def fields() -> tuple[str, str, str, str]:
+    """The fields of a request, and what stands in them: query, tools, reference, earlier turns."""
+    st.session_state.setdefault("query", DEMO_QUERY)
+    st.session_state.setdefault("tools", DEMO_TOOLS)
+    left, right = st.columns([2, 3])
+    with left:
+        query = st.text_area("Query", key="query", height=80)
+        reference = st.text_area(
+            "Reference (optional)",
+            key="reference",
+            height=80,
+            help="The right calls, as JSON or as Python writes them. With one there are rewards and advantages.",
+        )
+    tools = right.text_area("Tools (JSON)", key="tools", height=206)
+    with st.expander("Earlier turns (JSON)", expanded=bool(st.session_state.get("history"))):
+        history = st.text_area("Earlier turns", key="history", label_visibility="collapsed", height=110)
+    return query, tools, reference, history
 
 
 def label(row: OpenedRow) -> str:

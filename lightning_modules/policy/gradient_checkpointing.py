@@ -44,6 +44,6 @@ def enable(model: PreTrainedModel, settings: GradientCheckpointing) -> None:
     model.gradient_checkpointing_enable(kwargs, every_n_layers=settings.every_n_layers, **offload)
 
 
-def settings_of(given: bool | GradientCheckpointing) -> GradientCheckpointing | None:
+def resolve_gradient_checkpointing(given: bool | GradientCheckpointing) -> GradientCheckpointing | None:
     """The settings that `model.gradient_checkpointing` stands for; None where nothing is computed again."""
     return given if isinstance(given, GradientCheckpointing) else GradientCheckpointing() if given else None

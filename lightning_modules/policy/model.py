@@ -19,7 +19,11 @@ from lightning_modules.objectives import linear_scores
 from lightning_modules.policy.attention import BY_DOCUMENT, decoder_options, flash_options
 from lightning_modules.policy.freed_memory import return_freed_before_embedding
 from lightning_modules.policy.generation_config import generation_config
-from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
+from lightning_modules.policy.gradient_checkpointing import (
+    GradientCheckpointing,
+    enable,
+    resolve_gradient_checkpointing,
+)
 from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.recompute import keep_inputs_alone
@@ -177,7 +181,7 @@ def build_policy(
             log.warning(mended)
         if (used := model.config._attn_implementation) != attn_implementation and not empty:
             log.warning("%s has no attention of the kind %s: taking %s.", init_from, attn_implementation, used)
-        if settings := settings_of(gradient_checkpointing):
+        if settings := resolve_gradient_checkpointing(gradient_checkpointing):
             enable(model, settings)
         if lora is not None:
             model = add_adapters(model, lora)

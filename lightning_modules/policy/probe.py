@@ -103,16 +103,7 @@ def probe(policy: ScoredCausalLM) -> str:
     policy.packed = False
     alone = _scores(policy, documents, [[0], [1], [2]])
     policy.packed = True
-    if not own.isfinite().all():
-        raise ValueError(
-            f"{_family(policy)} gives log-probabilities that are not finite in {dtype}: set another trainer.precision."
-        )
-    if not (alone - own).abs().mean() <= allowed:
-        raise ValueError(
-            f"{_family(policy)} does something to its logits that this project does not know of: scores differ from "
-            f"the model's own by {(alone - own).abs().max():.2g} nats; train another model, or add what it does to "
-            "lightning_modules/policy/head.py."
-        )
+    _check_own(policy, alone, own, allowed, dtype)
     if _can_attend_by_document(policy):
         policy.by_document = True
     leak = _leak(policy, documents, other, alone, allowed)
@@ -168,6 +159,24 @@ def _check_causal(policy: ScoredCausalLM, document: Encoded, own: Tensor, allowe
         raise ValueError(
             f"{_family(policy)} is no causal language model: each of its tokens sees those after it, which move its "
             f"scores by {moved.max():.2g} nats; give a model that writes text."
+        )
+
+
+def _check_own(policy: ScoredCausalLM, alone: Tensor, own: Tensor, allowed: float, dtype: torch.dtype) -> None:
+    """Raise if the scores of documents alone are not those of the model's own logits.
+
+    Raises:
+        ValueError: They are others, or not finite.
+    """
+    if not own.isfinite().all():
+        raise ValueError(
+            f"{_family(policy)} gives log-probabilities that are not finite in {dtype}: set another trainer.precision."
+        )
+    if not (alone - own).abs().mean() <= allowed:
+        raise ValueError(
+            f"{_family(policy)} does something to its logits that this project does not know of: scores differ from "
+            f"the model's own by {(alone - own).abs().max():.2g} nats; train another model, or add what it does to "
+            "lightning_modules/policy/head.py."
         )
 
 

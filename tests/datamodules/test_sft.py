@@ -9,7 +9,7 @@ from recorder import Recorder
 from transformers import AutoTokenizer
 
 from datamodules import PromptBatch, XLAMSFTDataModule, cache
-from datamodules.chat.segments import encode_example, encode_prompt, messages
+from datamodules.chat.segments import encode_prompt, encode_texts, messages, prompt_text, target_text
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.encoding import encoded_prompts
 from datamodules.rows import to_example
@@ -18,6 +18,12 @@ from datamodules.rows import to_example
 @pytest.fixture
 def rows_file(write_rows, make_row):
     return write_rows([make_row(i, cot="because " * (1 + i % 7)) for i in range(40)])
+
+
+def encode(tokenizer, row):
+    """A row by itself, without the data module."""
+    example = to_example(row)
+    return encode_texts(tokenizer, [prompt_text(tokenizer, example)], [target_text(example)])[0]
 
 
 def documents(batches):
@@ -42,8 +48,8 @@ def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_fil
     module.setup("fit")
     steps = list(module.train_dataloader())
     held = [e.query for batch in module.val_dataloader() for e in batch.examples]
-    examples = [to_example(make_row(i, cot="because " * (1 + i % 7))) for i in range(40)]
-    expected = [tuple(encode_example(tiny_tokenizer, e).input_ids) for e in examples if e.query not in held]
+    rows = [make_row(i, cot="because " * (1 + i % 7)) for i in range(40)]
+    expected = [tuple(encode(tiny_tokenizer, row).input_ids) for row in rows if row["query"] not in held]
     assert 0 < len(held) < 20
     assert sorted(d for batches in steps for d in documents(batches)) == sorted(expected)
     assert len(steps) == -(-len(expected) // 8)
@@ -92,7 +98,7 @@ def test_packed_segments_are_those_of_the_rows(make_module, rows_file, tiny_toke
     module.setup("fit")
     (batches,) = module.train_dataloader()
     for i in range(40):
-        encoded = encode_example(tiny_tokenizer, to_example(make_row(i, cot="because " * (1 + i % 7))))
+        encoded = encode(tiny_tokenizer, make_row(i, cot="because " * (1 + i % 7)))
         for batch in batches:
             for r in range(len(batch["doc_ids"])):
                 for sample in batch["doc_ids"][r].unique().tolist():
@@ -169,7 +175,7 @@ def test_rows_too_long_are_left_out_and_counted(make_module, write_rows, make_ro
     module.setup("fit")
     assert len(module.train_indices) == 2
     assert "1 rows are longer than max_length 1024" in capsys.readouterr().out
-    shortest = min(len(encode_example(tiny_tokenizer, to_example(row)).input_ids) for row in rows)
+    shortest = min(len(encode(tiny_tokenizer, row).input_ids) for row in rows)
     module = make_module(write_rows(rows), val_fraction=0, max_length=100)
     with pytest.raises(ValueError, match=rf"every row .* data\.max_length 100, the shortest has {shortest} tokens"):
         module.prepare_data()

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import (
-    encode_example,
+    checked_target,
     encode_prompt,
+    encode_texts,
     messages,
     prompt_text,
     target_text,
@@ -19,13 +20,18 @@ from datamodules.packing import Encoded
 from datamodules.rows import to_example
 
 
+def encode(tokenizer, example):
+    """A row as `encoding.write_rows` encodes it."""
+    return encode_texts(tokenizer, [prompt_text(tokenizer, example)], [checked_target(tokenizer, example)])[0]
+
+
 def decode(tokenizer, encoded, segment):
     return tokenizer.decode([i for i, s in zip(encoded.input_ids, encoded.segments, strict=True) if s == segment])
 
 
 def test_segments_decode_to_their_texts(tiny_tokenizer, make_row):
     example = to_example(make_row(2))
-    encoded = encode_example(tiny_tokenizer, example)
+    encoded = encode(tiny_tokenizer, example)
     cot, call = decode(tiny_tokenizer, encoded, 1), decode(tiny_tokenizer, encoded, 2)
     assert decode(tiny_tokenizer, encoded, 0) == prompt_text(tiny_tokenizer, example)
     # The line feeds may be in the token that closes the tag, and then belong to the chain of thought.
@@ -40,7 +46,7 @@ def test_segments_decode_to_their_texts(tiny_tokenizer, make_row):
 def test_boundary_agrees_with_characters_counted_token_by_token(tiny_tokenizer, make_row):
     """Oracle: the text before a token, decoded (all is ASCII here), is shorter than the text up to `</think>`."""
     example = to_example(make_row(5))
-    encoded = encode_example(tiny_tokenizer, example)
+    encoded = encode(tiny_tokenizer, example)
     prompt = encoded.segments.count(0)
     target = encoded.input_ids[prompt:-1]
     boundary = len("<think>They ask for City 5 and 5 days.</think>")
@@ -58,7 +64,7 @@ def test_any_text_survives(tiny_tokenizer, query, cot, city):
     answers = json.dumps([{"name": "f", "arguments": {"city": city}}])
     example = Example("1", query, tools, answers, cot=cot)
     try:
-        encoded = encode_example(tiny_tokenizer, example)
+        encoded = encode(tiny_tokenizer, example)
     except BadRow:
         assert "<|" in query + cot + city
         return
@@ -93,7 +99,7 @@ def test_targets_without_thought_and_without_call(make_row):
 
 
 def test_row_without_thought_has_no_cot_token(tiny_tokenizer, make_row):
-    encoded = encode_example(tiny_tokenizer, to_example(make_row(1, cot=None)))
+    encoded = encode(tiny_tokenizer, to_example(make_row(1, cot=None)))
     assert set(encoded.segments) == {0, 2}
 
 
@@ -109,7 +115,7 @@ def test_row_without_thought_has_no_cot_token(tiny_tokenizer, make_row):
 )
 def test_special_tokens_as_text_are_refused(tiny_tokenizer, make_row, changes, column):
     with pytest.raises(BadRow, match="special token") as error:
-        encode_example(tiny_tokenizer, to_example(make_row(0, **changes)))
+        encode(tiny_tokenizer, to_example(make_row(0, **changes)))
     assert error.value.column == column
 
 
@@ -134,7 +140,7 @@ def test_end_of_turn_is_the_templates_not_the_tokenizers(tiny_tokenizer):
 
 
 def test_encoded_is_plain_lists(tiny_tokenizer, make_row):
-    encoded = encode_example(tiny_tokenizer, to_example(make_row(1)))
+    encoded = encode(tiny_tokenizer, to_example(make_row(1)))
     assert isinstance(encoded, Encoded)
     assert {type(i) for i in encoded.input_ids + encoded.segments} == {int}
 

@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.program import TensorBoard
 
-from lightning_modules.callbacks.board import SETTINGS, settings_of
+from lightning_modules.callbacks.board import SETTINGS, listed_settings
 from lightning_modules.cli import main
 from lightning_modules.srml import SRMLModule
 
@@ -98,7 +98,7 @@ def test_a_weight_that_nothing_uses_is_not_listed(balance, listed):
     state = SimpleNamespace(fn=TrainerFn.FITTING)
     trainer = SimpleNamespace(datamodule=None, precision="32-true", world_size=1, state=state)
     trainer.estimated_stepping_batches = 2
-    settings = settings_of(trainer, SRMLModule(init_from="x", balance=balance, cot_weight=0.4))
+    settings = listed_settings(trainer, SRMLModule(init_from="x", balance=balance, cot_weight=0.4))
     assert {name: value for name, value in settings.items() if name == "cot_weight"} == listed
 
 

@@ -12,7 +12,7 @@ from lightning_modules.checkpointing import exported_weights
 from lightning_modules.checkpointing.export import export_hf
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.streaming import block_of
+from lightning_modules.policy.weight_blocks import block_of
 
 LARGEST = 10_000  # bytes of a file: less than a layer of the tiny model
 RANKS = (

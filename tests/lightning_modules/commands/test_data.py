@@ -76,6 +76,14 @@ def test_a_bad_row_ends_the_command_and_leaves_the_file(source, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
+def test_a_source_without_a_good_row_leaves_nothing(source, tmp_path):
+    source.write_text(json.dumps(BAD))
+    words = r"none of the 1 rows of .*in\.jsonl can be used; the first: .*, row 1, column 'answers'"
+    with pytest.raises(SystemExit, match=words):
+        convert(source, tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl"}
+
+
 def test_a_file_that_another_run_is_writing(source, tmp_path):
     out = tmp_path / "out.jsonl"
     with (

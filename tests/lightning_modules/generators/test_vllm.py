@@ -24,8 +24,8 @@ from lightning_modules.generators import VLLMGenerator
 from lightning_modules.generators.ipc_transfer import EngineClient
 from lightning_modules.generators.vllm import _config_folder
 from lightning_modules.generators.vllm_engine import Engine
+from lightning_modules.generators.weight_folder import untied_config
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.streaming import untied_config
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)

@@ -26,8 +26,8 @@ vllm.SamplingParams = lambda **settings: settings
 
 from datamodules.packing import Encoded
 from lightning_modules import SRMLModule
-from lightning_modules.generators import VLLMGenerator, engine_group, vllm as module
-from lightning_modules.policy import documents, streaming
+from lightning_modules.generators import VLLMGenerator, engine_group, vllm as module, weight_folder
+from lightning_modules.policy import documents
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 from lightning_modules.policy.shard import blocks_of
@@ -148,7 +148,7 @@ for behind in (None, 0, 1):
     found["left"] += os.listdir(place)
 found["seen"] = seen
 
-disk_usage, streaming.shutil.disk_usage = streaming.shutil.disk_usage, lambda place: type("", (), {"free": 5})
+disk_usage, weight_folder.shutil.disk_usage = weight_folder.shutil.disk_usage, lambda place: type("", (), {"free": 5})
 generator._base = None
 try:
     generator.sync(policy)
@@ -158,7 +158,7 @@ dist.barrier()
 found["left"] += os.listdir(place)
 (folder / f"{rank}.json").write_text(json.dumps(found))
 
-streaming.shutil.disk_usage = disk_usage
+weight_folder.shutil.disk_usage = disk_usage
 Engine.load = lambda *given: os.kill(os.getpid(), 9) if rank else load(*given)
 try:
     generator.sync(policy)

@@ -9,7 +9,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, modeling_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_modules.cli import main
-from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, enable, settings_of
+from lightning_modules.policy.gradient_checkpointing import (
+    GradientCheckpointing,
+    enable,
+    resolve_gradient_checkpointing,
+)
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 
@@ -73,8 +77,9 @@ def test_what_is_offloaded_comes_back(folder, monkeypatch):
 
 
 def test_settings_of_a_switch():
-    assert settings_of(False) is None and settings_of(True) == GradientCheckpointing()
-    assert settings_of(GradientCheckpointing(3)).every_n_layers == 3
+    assert resolve_gradient_checkpointing(False) is None
+    assert resolve_gradient_checkpointing(True) == GradientCheckpointing()
+    assert resolve_gradient_checkpointing(GradientCheckpointing(3)).every_n_layers == 3
 
 
 def test_an_older_transformers_is_named_in_one_sentence():

@@ -1,28 +1,30 @@
-"""Write a policy's weights as a folder that vLLM loads, layer by layer: nobody ever holds the whole model."""
+"""Folders of a policy's weights, or adapters, for vLLM, written layer by layer: nobody ever holds the whole model."""
 
 import json
 import os
-import re
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.core_model_loading import revert_weight_conversion
 
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.unshard import is_sharded, merged_on_meta, merged_weights, named_state, unshard
+from lightning_modules.policy.weight_blocks import by_blocks
 from lightning_modules.policy.weight_files import is_finite
 from lightning_modules.ranks import failing_together
 
-BLOCK = re.compile(r".+?\.\d+(?=\.)")  # `model.layers.7`, whose weights have to be together where names are converted
+
+def temporary_folder(place: str | None) -> TemporaryDirectory[str]:
+    """A folder for weights until they are loaded, in this place or, when None, where Python makes such folders."""
+    return TemporaryDirectory(prefix="funreason-weights-", dir=place)
 
 
 def write_weights(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
@@ -72,29 +74,6 @@ def on_host(policy: ScoredCausalLM, dtype: torch.dtype, write: bool) -> Iterator
         if write:
             yield name, weight.to("cpu").contiguous()
         del weight  # before the next one is gathered
-
-
-def by_blocks(
-    policy: ScoredCausalLM, names: Iterable[str], weights: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Weights of a decoder layer at a time, once all of it are there, under the names that files of the family have.
-
-    Args:
-        policy: Whose weights.
-        names: Of all that are to come.
-        weights: Name and tensor of each.
-
-    Yields:
-        The layer, see `block_of`, and its weights.
-    """
-    waiting, held = Counter(map(block_of, names)), defaultdict[str, dict[str, Tensor]](dict)
-    for name, weight in weights:
-        block = block_of(name)
-        held[block][name] = weight
-        del weight  # what becomes of it is up to those who take the layer
-        waiting[block] -= 1
-        if not waiting[block]:
-            yield block, revert_weight_conversion(policy.causal_lm, held.pop(block))
 
 
 def write_adapters(policy: ScoredCausalLM, folder: str | Path, dtype: torch.dtype, write: bool = True) -> None:
@@ -156,11 +135,6 @@ def untied_config(policy: ScoredCausalLM, dtype: torch.dtype) -> PreTrainedConfi
     config.tie_word_embeddings, config.dtype = False, dtype
     config.architectures = [type(policy.causal_lm).__name__]
     return config
-
-
-def block_of(name: str) -> str:
-    """The decoder layer of a weight, such as `model.layers.7`; its own name if it is in none."""
-    return found[0] if (found := BLOCK.match(name)) else name
 
 
 def check_room(folder: Path, size: int) -> None:

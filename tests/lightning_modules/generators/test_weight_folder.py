@@ -12,17 +12,18 @@ from safetensors.torch import load_file
 from training_runs import SHARDED, script_on_ranks
 from transformers import AutoModelForCausalLM
 
+from lightning_modules.generators.weight_folder import write_adapters, write_weights
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.streaming import block_of, write_adapters, write_weights
 from lightning_modules.policy.unshard import merged_weights
+from lightning_modules.policy.weight_blocks import block_of
 
 MIXTURE = next(family for family in FAMILIES if family.kind == "qwen3_moe")
 RANKS = (
     SHARDED
     + """
 import json, os, pathlib, sys
-from lightning_modules.policy import streaming
+from lightning_modules.generators import weight_folder
 
 folder, model, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 for kind, lora in {"adapters": LoRA(r=4), "weights": None}.items():
@@ -30,19 +31,19 @@ for kind, lora in {"adapters": LoRA(r=4), "weights": None}.items():
     torch.save(whole, folder / f"{kind}-{rank}.pt")
     (folder / kind).mkdir(exist_ok=True)
     unshard.unshard, most[0] = counted, 0
-    streaming.write_weights(policy, folder / kind, torch.float32, write=rank == 0)
+    weight_folder.write_weights(policy, folder / kind, torch.float32, write=rank == 0)
     unshard.unshard = gather
     if lora:
-        streaming.write_adapters(policy, folder / "apart", torch.float32, write=rank == 0)
+        weight_folder.write_adapters(policy, folder / "apart", torch.float32, write=rank == 0)
 found = {"most": most[0], "left": len(held)}
 policy.causal_lm.model.norm.weight.to_local().data.fill_(torch.nan)
 try:
-    streaming.write_weights(policy, folder / "weights", torch.float32, write=False)
+    weight_folder.write_weights(policy, folder / "weights", torch.float32, write=False)
 except ValueError as error:
     found["refused"] = str(error)
-streaming.shutil.disk_usage = lambda place: type("", (), {"free": 5})
+weight_folder.shutil.disk_usage = lambda place: type("", (), {"free": 5})
 try:
-    streaming.write_weights(policy, folder / "weights", torch.float32, write=rank == 0)
+    weight_folder.write_weights(policy, folder / "weights", torch.float32, write=rank == 0)
 except (OSError, ValueError) as error:
     found["room"] = str(error)
 (folder / f"{rank}.json").write_text(json.dumps(found))
@@ -168,6 +169,6 @@ def test_a_disk_that_fills_up_meanwhile_is_said_in_the_same_words(tiny_model_dir
     def full(tensors, file, metadata):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightning_modules.policy.streaming.save_file", full)
+    monkeypatch.setattr("lightning_modules.generators.weight_folder.save_file", full)
     with pytest.raises(OSError, match=r"weights_dir .*No space left on device"):
         write_weights(build_policy(str(tiny_model_dir)), tmp_path, torch.float32)
