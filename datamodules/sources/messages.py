@@ -30,6 +30,7 @@ _THOUGHT_KEYS = (
 )
 _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
 _TRAINED = ("weight", "loss", "train", "training")  # whether a turn is a target
+_MARKS = {"true": True, "false": False, "1": True, "0": False}  # as a table of texts has them
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
@@ -186,6 +187,8 @@ def _add_key(message: Message, key: str, value: Any) -> None:
     elif key in _TRAINED:
         if value != value:  # what is missing in a table
             return
+        if isinstance(value, str):
+            value = _MARKS.get(value.strip().lower(), value)
         if value not in (0, 1) and message.role in ("assistant", "call", "think"):
             raise ValueError(f"has the {key} {value!r}: give 0 or 1, or false or true, whether it is trained on")
         message.trained = bool(value)
