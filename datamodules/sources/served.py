@@ -35,9 +35,10 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
         if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
             continue
         request = as_object(row.get(name))
-        request = next(filter(None, (as_object(request.get(key)) for key in ("body", "params"))), request)
-        chats = [request[key] for key in (*CHATS, "contents", "input") if key in request]
-        if any(isinstance(row[name], dict) or messages_in(chat) for chat in chats):  # a text may be the user's own JSON
+        inner = (as_object(request.get("body")), request, as_object(request.get("params")))  # beside address and id
+        request = next((one for one in inner if _chats_in(one)), {})
+        # A text may be the user's own JSON.
+        if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
             if name == _GYM:
                 _refuse_end(row)
             rest = {key: value for key, value in row.items() if key != name}
@@ -45,6 +46,10 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
                 raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
             return rest | request
     return row
+
+
+def _chats_in(request: Mapping[str, Any]) -> list[Any]:
+    return [request[key] for key in (*CHATS, "contents", "input") if key in request]
 
 
 def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:

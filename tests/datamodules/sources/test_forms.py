@@ -596,6 +596,7 @@ VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule"
             ({name: {"messages": ASK_TIME, "tools": [NOW], "max_tokens": 9}, **SERVED[-1]}, "Hm.")
             for name in ("params", "body")
         ),
+        ({"request": {"messages": ASK_TIME, "tools": [NOW], "params": {"top_p": 1}}, **SERVED[2]}, "Hm."),
         ({"request": {"custom_id": "r", "params": {"messages": ASK_TIME, "tools": [NOW]}}, **SERVED[-1]}, "Hm."),
         ({"instruction": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
         ({"instruction": "Now.", "query": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
