@@ -11,9 +11,9 @@ Step = tuple[list[Any], list[Any]]
 """The parts that an assistant says in a step, and those with what its calls gave back."""
 _NAMED = ("dynamic-tool", "tool-invocation")
 """Parts of a call, and of what it gave back, that name the tool; others have its name in their type (`tool-NAME`)."""
-_CALLED = (None, "input-available", "approval-requested", "approval-responded", "call")
+_CALLED = (None, "input-available", "approval-requested", "call")
 _ANSWERED = ("output-available", "output-error", "result")
-"""States of such a part, the last of each in older ones; others are of calls that are not whole, or were not let be."""
+"""States of such a part, the last of each in older ones; others are of calls that are not whole or not allowed."""
 
 
 def steps_of(parts: list[Any]) -> list[Step]:

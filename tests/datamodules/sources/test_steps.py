@@ -79,9 +79,9 @@ def test_a_call_what_the_tool_gave_back_and_an_answer(messages):
     ]
 
 
-@pytest.mark.parametrize("state", ["input-available", "approval-requested", "approval-responded", "call"])
+@pytest.mark.parametrize("state", ["input-available", "approval-requested", "call", None])
 def test_a_call_that_no_tool_has_answered_yet(state):
-    part = {"type": "tool-get_weather", "toolCallId": "c", "state": state, "input": OSLO}
+    part = {"type": "dynamic-tool", "toolName": "get_weather", "toolCallId": "c", "state": state, "input": OSLO}
     thought = {"type": "reasoning", "text": "Oslo.", "state": "done"}
     (example,) = read(ASKED, ui(STEP, thought, part))
     assert (example.cot, json.loads(example.answers)) == ("Oslo.", [{"name": "get_weather", "arguments": OSLO}])
@@ -123,6 +123,10 @@ def test_steps_that_are_not_trained_on():
     [
         (ui({**PART, "state": "input-streaming"}), "turn 2 has a call in the state 'input-streaming'"),
         (ui({**DONE, "type": "tool-invocation", "state": "partial-call"}), "a call in the state 'partial-call'"),
+        (
+            ui({**PART, "state": "approval-responded", "approval": {"approved": False}}),
+            "in the state 'approval-responded'",
+        ),
         (ui({**PART, "state": "output-denied"}, RAIN), "a call in the state 'output-denied'"),
         (ui({**PART, "input": None, "rawInput": "{", "state": "output-error"}), "a call whose arguments could not be"),
         (ui(PART, RAIN, content="Sun."), "turn 2 has the key 'parts', which is not known"),
