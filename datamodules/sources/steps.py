@@ -17,7 +17,7 @@ _ANSWERED = ("output-available", "output-error", "result")
 
 
 def steps_of(parts: list[Any]) -> list[Step]:
-    """The steps of an assistant's parts: another one begins where it goes on after a result, or says so itself.
+    """The steps of an assistant's parts: another one begins where it goes on after a result.
 
     Raises:
         ValueError: A call is not whole.
@@ -28,7 +28,7 @@ def steps_of(parts: list[Any]) -> list[Step]:
         if isinstance(part.get("text"), str) and not part["text"].strip():
             continue
         call, result = _invoked(part)
-        if part["type"] == "step-start" or (steps[-1][1] and not call and not is_result(part)):
+        if steps[-1][1] and not call and not is_result(part):
             steps.append(([], []))
         said, results = steps[-1]
         if is_result(part) or result:

@@ -608,6 +608,11 @@ def test_forms_of_known_sources(row, cot):
     assert [turn for turn in json.loads(example.history) if turn != KIND] == []
 
 
+def test_an_answer_in_a_list_of_its_own():
+    assert read(chat(ASK, answers=["It is noon."])) == ([], "", "It is noon.")
+    assert read(chat(ASK, answers=[TEXT, "now()"])) == ([OSLO, TIME], "", "")
+
+
 def test_answer_to_a_tool_where_the_chat_waits_for_it():
     """`input_messages` and `ground_truth`: the call in the prompt is not the target."""
     system = f"SYSTEM: You have access to the following functions -\n{json.dumps(WEATHER)}"
@@ -1237,6 +1242,7 @@ HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
         ({"instruction": "Do this.", "input": HEARD, "output": TEXT}, f"Do this.\n\n{HEARD}", [OSLO]),
         ({"messages": [ASK, said(TEXT)], "request_body": {"messages": [ASK]}}, ASK["content"], [OSLO]),
         ({"query": "Hi", "answers": [TIME], "trajectory": "up"}, "Hi", [TIME]),
+        ({"query": "Hi", "answers": [TIME], "result": {"type": "expired"}}, "Hi", [TIME]),
         ({"query": "Hi", "answers": [TIME], "trajectory": [ASK, said("no")]}, "Hi", [TIME]),
         ({"instruction": "Hi", "tool_calls": [TIME | {"type": "function_call"}]}, "Hi", [TIME]),
         *(

@@ -43,7 +43,6 @@ def read(*messages, turns="every"):
     "messages",
     [
         [ASKED, ui(STEP, PART, STEP, RAIN)],
-        [ASKED, ui(STEP, PART, {"type": "text", "text": "", "state": "done"}, STEP, RAIN)],
         [ASKED, ui(PART, RAIN)],  # kept without the marks of steps
         [ASKED, ui(PART), ui(RAIN)],
         [ASKED, ui({**PART, "type": "dynamic-tool", "toolName": "get_weather"}, RAIN)],
@@ -106,11 +105,18 @@ def test_calls_of_one_step_are_one_answer_and_results_keep_the_order_of_the_call
         ({"type": "json", "value": ["rain", "wind"]}, '["rain", "wind"]'),
         ({"type": "rain", "mm": 3}, '{"type": "rain", "mm": 3}'),  # the tool's own object
         ("rain", "rain"),
+        (None, '{"type": "rain"}'),
     ],
 )
 def test_what_a_tool_gave_back(output, text):
-    _, answer = read(ASK, said(CALL), {"role": "tool", "content": [GIVEN | {"output": output}]}, said(RAIN))
+    given = GIVEN | {"output": output} if output else {**GIVEN, "output": None, "result": {"type": "rain"}}
+    _, answer = read(ASK, said(CALL), {"role": "tool", "content": [given]}, said(RAIN))
     assert json.loads(answer.history)[-1] == {"role": "tool", "content": text}
+
+
+def test_a_message_that_ends_with_a_result_and_an_empty_text():
+    (call,) = read(ASKED, ui(STEP, PART, {"type": "text", "text": "", "state": "done"}))
+    assert json.loads(call.answers) == [{"name": "get_weather", "arguments": OSLO}]
 
 
 def test_steps_that_are_not_trained_on():
@@ -136,12 +142,13 @@ def test_steps_that_are_not_trained_on():
         (ui({"type": "source-url", "url": "a"}, RAIN), "a part of the type 'source-url', which is not read"),
         (ui({"type": "tool-get_weather", "text": "x"}), "a part of the type 'tool-get_weather', which is not read"),
         (
-            said(CALL, {"type": "tool-approval-request", "toolCallId": "c"}),
+            said(CALL, {"type": "tool-approval-request", "toolCallId": "c", "state": None}),
             "of the type 'tool-approval-request', which",
         ),
         (ui({"type": "dynamic-tool", "state": "call"}), "a call needs a name"),
         (ui({"type": "tool-invocation", "tool": "now", "state": {"status": "completed"}}), "a call in the state"),
         (ui({"type": ["text"]}), "which is not read"),
+        (ui(STEP, {**PART, "state": "input-available"}, STEP, RAIN), "turn 2 says something after its calls"),
         (said(CALL, RAIN), "turn 2 says something after its calls"),
         (said(CALL, GIVEN | {"output": {"type": "execution-denied"}}), "turn 2 has the output of a tool of the type"),
         (
