@@ -242,11 +242,8 @@ def _offered(
 def _without_tools(name: str, columns: Columns) -> BadRow:
     """The error of a row that does not say what is on offer, not even that nothing is."""
     if columns.row.get("tools_kwargs") or columns.within("extra_info", "tools_kwargs"):
-        return BadRow(
-            "tools",
-            "is missing: the row names its tools in 'tools_kwargs' and lacks their schemas, which verl has in a file "
-            "of its own; write these into such a column",
-        )
+        advice = "which verl has in a file of its own: write these into a column 'tools'"
+        return BadRow(name, f"the row names its tools in 'tools_kwargs' and lacks their schemas, {advice}")
     advice = "write [] into such a column where no tool is on offer"
     return BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
 
