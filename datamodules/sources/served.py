@@ -59,6 +59,8 @@ def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:
         raise BadRow("result", f"is {result['type']!r} and no answer: leave such rows out")
     if result.get("type") != "succeeded":
         return row
+    if not any(row.get(name) for name in (*_REQUESTS, *_TRACED, *_ASKED)):
+        raise BadRow("result", ALONE)
     return {key: value for key, value in row.items() if key != "result"} | {"response": result}
 
 

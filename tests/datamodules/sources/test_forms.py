@@ -623,6 +623,11 @@ def test_answer_to_a_tool_where_the_chat_waits_for_it():
     assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
 
 
+def test_a_result_of_a_batch_without_its_request_is_called_by_its_name():
+    with pytest.raises(BadRow, match="column 'result': is an answer without its request"):
+        read_raw(SERVED[-1])
+
+
 def test_a_message_that_nemo_gym_expects():
     for action in (
         {"type": "message", "content": "Which day?", "name": None},
