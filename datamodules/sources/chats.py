@@ -21,7 +21,7 @@ from datamodules.sources.columns import (
 from datamodules.sources.flat import read_answers
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.parts import Message
-from datamodules.sources.prompts import GLAIVE, NO_TOOLS, glaive_chat, split_request, split_system
+from datamodules.sources.prompts import API_BANK, GLAIVE, NO_TOOLS, glaive_chat, split_request, split_system
 from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
 from datamodules.sources.tools import each_once, read_tools, refuse_others
@@ -81,17 +81,24 @@ def _glaive(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
     """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
-    if not ("instruction" in columns.row and "output" in columns.row):
+    answer = columns.name("output", *(() if columns.name(*QUERIES) else ("expected_output",)))
+    if not ("instruction" in columns.row and answer):
         return None
     notes["form/instruction and output"] += 1
     instruction, given = columns.text("instruction"), columns.text("input")
+    if all(mark in instruction for mark in API_BANK):
+        raise BadRow(
+            "instruction",
+            "is API-Bank's, with the tools in it or in 'input' and the dialogue in one text: give the dialogue as "
+            "'messages', API-Requests as calls, what follows -> as their results, and the API descriptions as 'tools'",
+        )
     if given and split_system(instruction, Counter())[0]:
         messages = [Message("system", instruction), Message("user", given)]
     else:
         messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
     earlier = [Message(turn["role"], turn["content"]) for turn in turns_of_pairs(columns.take("history"))]
     messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
-    return "output", messages + _completion(columns, "instruction", messages)
+    return answer, messages + _completion(columns, "instruction", messages)
 
 
 def _prompt(columns: Columns, notes: Counter[str]) -> _Chat | None:
@@ -135,8 +142,8 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     if column == "reward_model":  # verl's
         value = value.get("ground_truth") if isinstance(value, dict) else value
     if (items := answer_items(value, column)) is None:
-        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        value = "\n".join(value) if texts else value
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            value = value[0]  # several are calls, or answers of which each would do
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         items = [{"role": "assistant"} | structured]
     for message in messages:
@@ -215,7 +222,10 @@ def _offered(
         if tools:
             refuse_others(more, tools, "a message brings")
         tools = tools or each_once(more, notes)
-        split = [split_system(text, notes, tools or None) for text in dict.fromkeys(texts)]
+        once = dict[str, str]()
+        for text in texts:
+            once.setdefault("".join(text.split()), text)  # it may be there again in other white space
+        split = [split_system(text, notes, tools or None) for text in once.values()]
         found = [tool for held, _ in split for tool in held]
         tools = tools or read_tools(found, notes)
         if column is None and not brought and not found:
@@ -225,9 +235,17 @@ def _offered(
     except ValueError as error:
         raise BadRow("tools", str(error)) from error
     if not (column is not None or brought or found or name in GLAIVE or _says_none(texts, columns)):
-        advice = "write [] into such a column where no tool is on offer"
-        raise BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
+        raise _without_tools(name, columns)
     return tools, "\n\n".join(filter(None, (text for _, text in split)))
+
+
+def _without_tools(name: str, columns: Columns) -> BadRow:
+    """The error of a row that does not say what is on offer, not even that nothing is."""
+    if columns.row.get("tools_kwargs") or columns.within("extra_info", "tools_kwargs"):
+        advice = "which verl has in a file of its own: write these into a column 'tools'"
+        return BadRow(name, f"the row names its tools in 'tools_kwargs' and lacks their schemas, {advice}")
+    advice = "write [] into such a column where no tool is on offer"
+    return BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
 
 
 def _says_none(texts: list[str], columns: Columns) -> bool:

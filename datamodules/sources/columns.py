@@ -21,7 +21,11 @@ ANSWERS = (
     "calls",
     "model_answer",
 )
-LOGGED = ("response_body", "expectedOutput", "expected_output", "outputs")
+EXPECTED = ("expectedOutput", "expected_output", "expected_action")
+"""What a model should have written, in data sets of experiments and in NeMo Gym's."""
+WRITTEN = ("response", "choices", "output", "output_messages", "response_body")
+"""What a model wrote, which beside one of these may be wrong."""
+LOGGED = ("response_body", *EXPECTED, "expected_answers", "expected_answer", "outputs")
 """Where logs and traces have an answer, which beside one of the names above may be any model's."""
 COMPLETIONS = (
     *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
@@ -40,6 +44,7 @@ _ITEMS = ("function_call", "function_call_output", "reasoning", "human", "ai")
 TOOLS_WITHIN = (
     *(("toolConfig", "tools"), ("metadata", "tools"), ("chat_template_kwargs", "tools")),  # of Bedrock, Nemotron, TRL
     *(("optional_params", "tools"), ("extra", "invocation_params", "tools")),  # of LiteLLM, LangSmith
+    ("extra_info", "tools"),  # of verl
 )
 """Where rows without a column of tools may have them: a column that is about more, and keys in it."""
 REFUSED = ("images", "image", "audios", "audio", "videos", "video", "objects")

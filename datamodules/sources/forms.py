@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
-from datamodules.sources.columns import REFUSED, Columns
+from datamodules.sources.columns import EXPECTED, REFUSED, WRITTEN, Columns
 from datamodules.sources.flat import read_columns
 from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
@@ -53,5 +53,18 @@ def read_row(
         examples = read_chat(*chat, columns, plain, turns, notes, unanswered)
     else:
         examples = [read_columns(columns, plain, keep_answers, notes, unanswered)]
+    _refuse_others_expected(columns)
     notes.update({f"unused/{name}": 1 for name in columns.row if name not in columns.used})
     return Reading(examples, notes)
+
+
+def _refuse_others_expected(columns: Columns) -> None:
+    """Refuse what a model wrote where the row says beside it that something else was expected.
+
+    Raises:
+        BadRow: It does.
+    """
+    written = next((name for name in WRITTEN if name in columns.used), "")
+    for expected in (name for name in EXPECTED if written and name in columns.row and name not in columns.used):
+        if columns.take(expected) != columns.row[written]:
+            raise BadRow(expected, f"says something else than '{written}', which may be any model's: keep one of them")

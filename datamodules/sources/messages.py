@@ -7,6 +7,7 @@ from typing import Any
 from datamodules.example import BadRow
 from datamodules.sources.columns import SYSTEMS, Columns
 from datamodules.sources.parts import Message, add_content, is_text, typed
+from datamodules.sources.steps import Step, steps_of, without_repeats
 
 _CALLING = dict.fromkeys(("function_call", "tool_call", "tool_calls", "function_calls"), "call")
 ROLES = (
@@ -29,11 +30,12 @@ _THOUGHT_KEYS = (
 )
 _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
 _TRAINED = ("weight", "loss", "train", "training")  # whether a turn is a target
+_MARKS = {"true": True, "false": False, "1": True, "0": False}  # as a table of texts has them
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),
     *("response_metadata", "usage_metadata", "stop_sequence", "example", "extra"),  # the last is Qwen-Agent's
-    *("citations", "content_type"),  # Cohere's; of gpt-oss
+    *("citations", "content_type", "createdAt", "providerOptions"),  # Cohere's; of gpt-oss; of Vercel's AI SDK
 }
 _CHANNELS = {"analysis": "think", "commentary": "assistant", "final": "assistant"}
 """Channels of gpt-oss, and what a message on one is."""
@@ -82,11 +84,7 @@ def read_system(columns: Columns) -> str:
 def _messages(item: Any) -> Iterator[Message]:
     if not isinstance(item, dict):
         raise ValueError(f"is no object but {type(item).__name__}")
-    if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
-        item = item["data"] | {"type": item["type"]}
-    if "lc" in item and isinstance(item.get("kwargs"), dict):  # and its `dumpd`
-        item = {"type": item["id"][-1] if isinstance(item.get("id"), list) and item["id"] else ""} | item["kwargs"]
-    item = {key: value for key, value in item.items() if value is not None and value not in ("", [], {})}
+    item = _plain(item)
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
         for role, text in item.items():
@@ -98,12 +96,18 @@ def _messages(item: Any) -> Iterator[Message]:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
     if role in ("assistant", "call", "think") and (reason := cut_off(item)):
         raise ValueError(reason)
+    text_key = next((key for key in _TEXT_KEYS if key in item), None)
+    if text_key and role == "assistant" and isinstance(item[text_key], list):
+        steps = steps_of(item[text_key])
+        if len(steps) > 1 or any(results for _, results in steps):
+            yield from _step_by_step(item, text_key, steps)
+            return
+        item[text_key] = steps[0][0] if steps else []
     role, called = _addressed(item, role)
     message = Message(role)
     if role in ("tool", "call"):
         keys = ("tool_call_id", "call_id", *(("name", "tool_name") if role == "tool" else ()))
         message.ids += [str(item[key]) for key in keys if key in item][:1]
-    text_key = next((key for key in _TEXT_KEYS if key in item), None)
     if role == "call" and not text_key and "name" in item:  # the message itself is the call
         message.calls.append([{"name": item["name"], "arguments": item.pop("arguments", {})}])
     results = add_content(message, item[text_key]) if text_key else []
@@ -116,6 +120,26 @@ def _messages(item: Any) -> Iterator[Message]:
     yield from results
     if message.text or message.cot or message.calls or message.tools or not results:
         yield message
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    """A message without LangChain's wrapping, without keys that hold nothing, and without what its parts repeat."""
+    if isinstance(item.get("data"), dict) and "type" in item:  # LangChain's `message_to_dict`
+        item = item["data"] | {"type": item["type"]}
+    if "lc" in item and isinstance(item.get("kwargs"), dict):  # and its `dumpd`
+        item = {"type": item["id"][-1] if isinstance(item.get("id"), list) and item["id"] else ""} | item["kwargs"]
+    return without_repeats({k: v for k, v in item.items() if v is not None and v not in ("", [], {})})
+
+
+def _step_by_step(item: dict[str, Any], text_key: str, steps: list[Step]) -> Iterator[Message]:
+    """The messages of one that holds several steps, or what tools gave back besides the calls of it."""
+    if beside := next((key for key in item if key in (*_CALL_KEYS, *_THOUGHT_KEYS, "additional_kwargs")), ""):
+        raise ValueError(f"has {beside!r} beside parts with what tools gave back, so that it is not known when")
+    for said, results in steps:
+        if said:
+            yield from _messages(item | {text_key: said})
+        if results:
+            yield from _messages({"role": "tool", "content": results})
 
 
 def _addressed(item: dict[str, Any], role: str) -> tuple[str, str]:
@@ -163,6 +187,8 @@ def _add_key(message: Message, key: str, value: Any) -> None:
     elif key in _TRAINED:
         if value != value:  # what is missing in a table
             return
+        if isinstance(value, str):
+            value = _MARKS.get(value.strip().lower(), value)
         if value not in (0, 1) and message.role in ("assistant", "call", "think"):
             raise ValueError(f"has the {key} {value!r}: give 0 or 1, or false or true, whether it is trained on")
         message.trained = bool(value)

@@ -8,6 +8,10 @@ from typing import Any
 from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
+_RESULTS = {"tool_result": "tool_use_id", "tool_call_response": "id", "tool-result": "toolCallId"}
+"""Parts with what a tool gave back, of Anthropic, OpenTelemetry and Vercel, and their key for the id of the call."""
+_OUTPUTS = ("text", "json", "content", "error-text", "error-json")
+"""What Vercel's AI SDK says of an output that it has wrapped."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ def add_content(message: Message, content: Any) -> list[Message]:
         message.text = content
         return _results(message)
     parts = content if isinstance(content, list) else []
-    if message.role == "tool" and not any(map(_is_result, parts)) and not (parts and all(map(is_text, parts))):
+    if message.role == "tool" and not any(map(is_result, parts)) and not (parts and all(map(is_text, parts))):
         message.text = json.dumps(content, ensure_ascii=False)
         return []
     if message.role in ("assistant", "call") and isinstance(content, dict):
@@ -72,8 +76,9 @@ def is_text(part: Any) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and typed(part)["type"] in _TEXTS)
 
 
-def _is_result(part: Any) -> bool:
-    return isinstance(part, dict) and typed(part)["type"] in ("tool_result", "tool_call_response")
+def is_result(part: Any) -> bool:
+    """Whether a part holds what a tool gave back."""
+    return isinstance(part, dict) and str(typed(part)["type"]) in _RESULTS
 
 
 def _in_camel_case(part: dict[str, Any]) -> dict[str, Any]:
@@ -140,15 +145,28 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
     elif kind == "tool_use":
         calls.append({"name": part.get("name"), "arguments": part.get("input")})
         message.ids += _id(part, "id")
-    elif kind == "tool_result":
-        result = Message("tool", ids=_id(part, "tool_use_id"))
-        results += add_content(result, part.get("content") or "") or [result]
-    elif kind == "tool_call_response":  # OpenTelemetry's
-        given = next((part[key] for key in ("response", "result", "content") if part.get(key) is not None), "")
-        result = Message("tool", ids=_id(part, "id"))
-        results += add_content(result, given) or [result]
+    elif kind == "tool-call":  # of Vercel's AI SDK
+        calls.append({"name": part.get("toolName"), "arguments": part.get("input", part.get("args"))})
+        message.ids += _id(part, "toolCallId")
+    elif is_result(part):
+        result = Message("tool", ids=_id(part, _RESULTS[kind]))
+        results += add_content(result, _given(part)) or [result]
     else:
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
+
+
+def _given(part: dict[str, Any]) -> Any:
+    """What a tool gave back, of a part that says so: a text, or parts."""
+    given = next((part[key] for key in ("response", "result", "content", "output") if part.get(key) is not None), "")
+    if part["type"] != "tool-result":
+        return given
+    if part.get("result") is None and isinstance(given, dict) and given.keys() <= {"type", "value", "reason"}:
+        kind, given = given.get("type"), given.get("value")
+        if kind not in _OUTPUTS or (kind == "content" and not all(map(is_text, given or [None]))):
+            raise ValueError(f"has the output of a tool of the type {str(kind)[:40]!r}, which is not read")
+        if kind == "content":
+            return given
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 
 def _id(part: dict[str, Any], key: str) -> list[str]:

@@ -14,6 +14,8 @@ _GLAIVE = re.compile(r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(SYSTEM|USER|ASSISTANT|F
 _GLAIVE_ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 NO_TOOLS = re.compile(r"\bwith no access to (?:any |external )*(?:functions|tools)\b", re.IGNORECASE)
 """What Glaive's system texts say where no tool is on offer."""
+API_BANK = ("API-Request: [ApiName(", "API descriptions:")
+"""What API-Bank's prompts say, which are not read: their dialogues go on after what the assistant says last."""
 _DIALOGUE = tags("user", "obs")
 _SEAL_TOOLS, _SEAL_QUERY = re.compile(r"\bapi_list\s*+=\s*+(?=\[)"), re.compile(r"task_instruction\s*+=\s*+\"")
 _FORMAT = re.compile(

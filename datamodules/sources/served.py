@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from datamodules.example import BadRow
-from datamodules.sources.columns import ANSWERS, CHATS, QUERIES, as_object, listed, messages_in
+from datamodules.sources.columns import ANSWERS, CHATS, EXPECTED, QUERIES, as_object, listed, messages_in
 from datamodules.sources.messages import cut_off
 
-_REQUESTS, _TRACED = ("request", "body", "input"), ("request_body", "inputs")
+_GYM = "responses_create_params"  # NeMo Gym's
+_REQUESTS, _TRACED = ("request", "body", "input", "params", _GYM), ("request_body", "inputs")
 """What the object that was sent to a server may be called, and is called by traces; its keys are those of a row."""
 _ASKED = (*CHATS, *QUERIES, "instruction", "prompt")
 """Columns beside which a text, and what only traces call so, is no request."""
@@ -25,21 +26,58 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with the keys of a request that it holds whole, as logs and OpenAI's files of batches and preferences do.
 
     Raises:
-        BadRow: A key stands in the request and beside it, and says something else there.
+        BadRow: A key stands in the request and beside it, and says something else there; or what the row has for an
+            answer is none.
     """
+    row = _with_result(row)
     asked = any(row.get(name) for name in _ASKED)
     for name in (*_REQUESTS, *_TRACED):
         if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
             continue
         request = as_object(row.get(name))
-        request = as_object(request.get("body")) or request  # beside the address and the headers
-        chats = [request[key] for key in (*CHATS, "contents", "input") if key in request]
-        if any(isinstance(row[name], dict) or messages_in(chat) for chat in chats):  # a text may be the user's own JSON
+        inner = (as_object(request.get("body")), request, as_object(request.get("params")))  # beside address and id
+        request = next((one for one in inner if _chats_in(one)), {})
+        # A text may be the user's own JSON.
+        if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
+            if name == _GYM:
+                _refuse_end(row)
             rest = {key: value for key, value in row.items() if key != name}
             if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
                 raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
             return rest | request
     return row
+
+
+def _chats_in(request: Mapping[str, Any]) -> list[Any]:
+    return [request[key] for key in (*CHATS, "contents", "input") if key in request]
+
+
+def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the result of one of Anthropic's batches as its response."""
+    result = as_object(row.get("result")) if "custom_id" in row and not row.get("response") else {}
+    if result.get("type") in ("canceled", "expired", "errored"):
+        raise BadRow("result", f"is {result['type']!r} and no answer: leave such rows out")
+    if result.get("type") != "succeeded":
+        return row
+    if not any(row.get(name) for name in (*_REQUESTS, *_TRACED, *_ASKED)):
+        raise BadRow("result", ALONE)
+    return {key: value for key, value in row.items() if key != "result"} | {"response": result}
+
+
+def _refuse_end(row: Mapping[str, Any]) -> None:
+    """Refuse a row of NeMo Gym that says what is to be there in the end, not what is to be said or called next.
+
+    Raises:
+        BadRow: It is one: its environment compares states, or its answer is a text that calls lead to.
+    """
+    names = ("ground_truth", "expected_answer", "expected_answers")
+    name = "" if row.get("response") else next((name for name in names if row.get(name)), "")
+    if name and (row.get("environment_name") or not (listed(row[name]) or as_object(row[name]))):
+        raise BadRow(
+            name,
+            "is what an environment of NeMo Gym is to come to in the end, and the calls that lead to it are not in the "
+            "row: give the next answer as 'expected_action', or all that a model did as 'response'",
+        )
 
 
 def answer_items(value: Any, column: str = "response") -> list[Any] | None:
@@ -53,6 +91,8 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
         if {"role", "from", "lc"} & value.keys():
             return [value]
         own = text and not _SENT & value.keys()
+        if value.get("type") == "message" and "content" in value and (not own or column in EXPECTED):  # of NeMo Gym
+            return [{"role": "assistant"} | value]
         if value.get("error") and not own and column not in ANSWERS:  # where it may be the name of a tool
             raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")
         if reason := cut_off(value):

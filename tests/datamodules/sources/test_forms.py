@@ -426,6 +426,13 @@ def test_the_same_system_text_in_two_places_is_there_once():
     assert (json.loads(example.tools), json.loads(example.history)) == ([WEATHER, NOW], [KIND])
 
 
+def test_a_system_text_that_is_there_again_in_other_white_space_is_there_once():
+    given = TEMPLATED | {"custom_instructions": "Be kind.\n\nBe  brief. "}
+    system = {"role": "system", "content": "Be kind.\nBe brief."}
+    example = to_example({"messages": [system, ASK, said("I cannot know.")], "chat_template_kwargs": given})
+    assert json.loads(example.history) == [{"role": "system", "content": "Be kind.\n\nBe  brief."}]
+
+
 def test_objects_with_a_name_are_no_tools():
     """A customer, and an example beside a schema of answers in JSON."""
     schema = 'Answer by {"properties": {}, "examples": [{"name": "Bo", "age": 3}]}.'
@@ -501,8 +508,15 @@ SERVED = [
     {"expectedOutput": CALLED},
     {"response": {"statusCode": 200, "body": json.dumps({"choices": [{"message": CALLED}]})}},
     {"response": {"output": {"message": {"role": "assistant", "content": BEDROCK}}, "stopReason": "tool_use"}},
+    {
+        "custom_id": "r",
+        "result": {"type": "succeeded", "message": {"type": "message", "role": "assistant", "content": BLOCKS}},
+    },
 ]
 """What servers of OpenAI, Anthropic and Google send, and how files of batches, LangSmith and Langfuse keep it."""
+TIME_CALL = {"type": "function_call", "name": "now", "arguments": "{}"}
+GYM = {"responses_create_params": {"input": ASK_TIME, "tools": [{"type": "function", "strict": False, **NOW}]}}
+VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule", "ground_truth": json.dumps([TIME])}}
 
 
 @pytest.mark.parametrize(
@@ -556,12 +570,47 @@ SERVED = [
         ({"messages": [{"type": "human", "content": "What time is it?"}, AI], "tools": [NOW]}, ""),
         ({"conversation": [{"human": "What time is it?", "assistant": "[now()]"}], "tools": [NOW]}, ""),
         ({"trajectory": [*ASK_TIME, said("[now()]")], "tools": [NOW]}, ""),
+        *(
+            (GYM | {"agent_ref": {"name": "a"}, "pass_rate": 0.5} | answer, "")
+            for answer in (
+                {"expected_action": TIME_CALL},
+                {"expected_action": json.dumps(TIME_CALL)},
+                {"expected_action": TIME_CALL | {"content": None}},
+                {"expected_action": {"type": "function_call_batch", "calls": [TIME_CALL]}},
+                {"expected_action": json.dumps({"type": "function_call_batch", "calls": [TIME_CALL]})},
+                {"expected_answers": [TIME], "id": 3},
+                {"expected_answer": [TIME]},
+                {"ground_truth": [{"name": "now", "arguments": "{}"}], "category": "c"},
+                {"ground_truth": json.dumps([TIME])},
+                {"question": "What time is it?", "ground_truth": [TIME]},
+            )
+        ),
+        (GYM | {"response": {"object": "response", "output": ITEMS}, "ground_truth": "12", "reward": 1.0}, "Hm."),
+        (
+            {"responses_create_params": {"input": "What time is it?", "tools": [NOW]}, "expected_action": TIME_CALL},
+            "",
+        ),
+        (VERL | {"extra_info": {"index": 0, "tools": json.dumps([NOW]), "tools_kwargs": {"now": None}}}, ""),
+        (VERL | {"extra_info": {"tools": [{"type": "function", "function": NOW}]}}, ""),
+        *(
+            ({name: {"messages": ASK_TIME, "tools": [NOW], "max_tokens": 9}, **SERVED[-1]}, "Hm.")
+            for name in ("params", "body")
+        ),
+        ({"request": {"messages": ASK_TIME, "tools": [NOW], "params": {"top_p": 1}}, **SERVED[2]}, "Hm."),
+        ({"request": {"custom_id": "r", "params": {"messages": ASK_TIME, "tools": [NOW]}}, **SERVED[-1]}, "Hm."),
+        ({"instruction": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
+        ({"instruction": "Now.", "query": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
     ],
 )
 def test_forms_of_known_sources(row, cot):
     example = to_example(row)
     assert (example.query, json.loads(example.answers), example.cot) == ("What time is it?", [TIME], cot)
     assert [turn for turn in json.loads(example.history) if turn != KIND] == []
+
+
+def test_an_answer_in_a_list_of_its_own():
+    assert read(chat(ASK, answers=["It is noon."])) == ([], "", "It is noon.")
+    assert read(chat(ASK, answers=[TEXT, "now()"])) == ([OSLO, TIME], "", "")
 
 
 def test_answer_to_a_tool_where_the_chat_waits_for_it():
@@ -572,6 +621,35 @@ def test_answer_to_a_tool_where_the_chat_waits_for_it():
     example = to_example({"system": system, "input_messages": messages, "ground_truth": "It rains."})
     assert (example.query, example.response) == ("Weather in Oslo?", "It rains.")
     assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
+
+
+def test_a_result_of_a_batch_without_its_request_is_called_by_its_name():
+    with pytest.raises(BadRow, match="column 'result': is an answer without its request"):
+        read_raw(SERVED[-1])
+
+
+def test_a_message_that_nemo_gym_expects():
+    for action in (
+        {"type": "message", "content": "Which day?", "name": None},
+        '{"type": "message", "content": "Which day?"}',
+    ):
+        example = to_example(
+            {"responses_create_params": {"input": [KIND, ASK], "tools": WRAPPED}, "expected_action": action}
+        )
+        assert (example.query, example.answers, example.response) == ("Weather in Oslo?", "[]", "Which day?")
+        assert json.loads(example.history) == [KIND]
+
+
+@pytest.mark.parametrize("name", ["output", "response", "choices"])
+@pytest.mark.parametrize("expected", ["expected_output", "expectedOutput", "expected_action"])
+def test_an_output_beside_the_one_that_was_expected_is_refused(name, expected):
+    """An experiment's row: what a model wrote, and what it should have written."""
+    for asked in ({"input": "Weather?"}, {"messages": [ASK]}, {"query": "Weather?"}, {"instruction": "Weather?"}):
+        row = asked | {"tools": WRAPPED, name: "[now()]"}
+        with pytest.raises(BadRow, match=f"'{expected}': says something else than '{name}', which may be any model's"):
+            to_example(row | {expected: TEXT})
+        reading = read_raw(row | {expected: "[now()]"})
+        assert (reading.examples[0].answers, reading.notes[f"unused/{expected}"]) == (json.dumps([TIME]), 0)
 
 
 def test_traces_of_opentelemetry():
@@ -721,7 +799,12 @@ def test_turns_with_weight_0_are_no_targets():
 
 
 @pytest.mark.parametrize(
-    ("mark", "targets"), [({"weight": 0.0}, 1), ({"train": 0}, 1), ({"loss": 1}, 2), ({"weight": 1}, 2)]
+    ("mark", "targets"),
+    [
+        *(({"weight": 0.0}, 1), ({"train": 0}, 1), ({"loss": 1}, 2), ({"weight": 1}, 2)),
+        # Of a table of texts.
+        *(({"train": "false"}, 1), ({"loss": "True"}, 2), ({"weight": "0"}, 1), ({"weight": "1"}, 2)),
+    ],
 )
 def test_a_mark_of_training_is_a_number_or_a_truth_value(mark, targets):
     row = chat(ASK, said(tool_calls=[CALL], **mark), {"role": "tool", "content": "rain"}, said("Rain."))
@@ -729,7 +812,7 @@ def test_a_mark_of_training_is_a_number_or_a_truth_value(mark, targets):
 
 
 @pytest.mark.parametrize(
-    "mark", [{"weight": "0"}, {"weight": 0.5}, {"weight": [0]}, {"train": "false"}, {"loss": "True"}]
+    "mark", [{"weight": "half"}, {"weight": 0.5}, {"weight": [0]}, {"train": "no"}, {"loss": "0.5"}]
 )
 def test_a_mark_of_training_that_is_neither_is_refused(mark):
     (name, value), *_ = mark.items()
@@ -839,6 +922,39 @@ def test_ids_of_the_rows_of_one_chat():
         (
             {"query": "Hi", "tools": [NOW], "answer": "It is noon.", "tool_calls": [TIME]},
             "holds calls, and 'answer' an answer without any: keep one of them",
+        ),
+        (
+            GYM | {"ground_truth": [TIME], "environment_name": "office"},
+            "is what an environment of NeMo Gym is to come to",
+        ),
+        (GYM | {"ground_truth": "It is 12."}, "is what an environment of NeMo Gym is to come to in the end"),
+        (GYM | {"expected_answer": "12"}, "is what an environment of NeMo Gym is to come to in the end"),
+        (
+            VERL | {"extra_info": {"need_tools_kwargs": True, "tools_kwargs": {"now": {"create_kwargs": {"x": 1}}}}},
+            "names its tools in 'tools_kwargs' and lacks their schemas, which verl has in a file of its own",
+        ),
+        (VERL | {"tools_kwargs": {"now": {}}}, "names its tools in 'tools_kwargs' and lacks their schemas"),
+        (SERVED[-1], "is an answer without its request, as in the output file of a batch"),
+        *(
+            (
+                {"params": chat(ASK), "custom_id": "r", "result": {"type": kind, "error": {"type": "overloaded"}}},
+                f"is {kind!r} and no answer: leave such rows out",
+            )
+            for kind in ("errored", "canceled", "expired")
+        ),
+        (
+            {"params": chat(ASK), "custom_id": "r"}
+            | {"result": {"type": "succeeded", "message": said("It is", stop_reason="max_tokens")}},
+            "was cut off, as its stop_reason 'max_tokens' says",
+        ),
+        (chat(ASK, answers=["It is 12", "It is noon"]), "the calls cannot be read: 'It is 12'"),
+        *(
+            (
+                {"instruction": "Give API-Request: [ApiName(key1='v')]\nAPI descriptions:\n{}", "input": "User: Hi\n"}
+                | {name: "API-Request: [now()]"},
+                "is API-Bank's, with the tools in it or in 'input' and the dialogue in one text: give the dialogue as",
+            )
+            for name in ("output", "expected_output")
         ),
         ({"a": 1, "b": 2}, "is missing; the row has a, b"),
         ({"query": "Hi", "tools": [NOW], "answers": "[now("}, "the calls cannot be read"),
@@ -1131,6 +1247,7 @@ HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
         ({"instruction": "Do this.", "input": HEARD, "output": TEXT}, f"Do this.\n\n{HEARD}", [OSLO]),
         ({"messages": [ASK, said(TEXT)], "request_body": {"messages": [ASK]}}, ASK["content"], [OSLO]),
         ({"query": "Hi", "answers": [TIME], "trajectory": "up"}, "Hi", [TIME]),
+        ({"query": "Hi", "answers": [TIME], "result": {"type": "expired"}}, "Hi", [TIME]),
         ({"query": "Hi", "answers": [TIME], "trajectory": [ASK, said("no")]}, "Hi", [TIME]),
         ({"instruction": "Hi", "tool_calls": [TIME | {"type": "function_call"}]}, "Hi", [TIME]),
         *(

@@ -1,0 +1,71 @@
+"""An assistant's message that holds several steps: what it calls, what the tools give back, and what it does then.
+
+Vercel's AI SDK keeps messages so, a call and its result in one part; so do providers that run tools themselves.
+"""
+
+from typing import Any
+
+from datamodules.sources.parts import is_result, typed
+
+Step = tuple[list[Any], list[Any]]
+"""The parts that an assistant says in a step, and those with what its calls gave back."""
+_NAMED = ("dynamic-tool", "tool-invocation")
+"""Parts of a call, and of what it gave back, that name the tool; others have its name in their type (`tool-NAME`)."""
+_CALLED = (None, "input-available", "approval-requested", "call")
+_ANSWERED = ("output-available", "output-error", "result")
+"""States of such a part, the last of each in older ones; others are of calls that are not whole or not allowed."""
+
+
+def steps_of(parts: list[Any]) -> list[Step]:
+    """The steps of an assistant's parts: another one begins where it goes on after a result.
+
+    Raises:
+        ValueError: A call is not whole.
+    """
+    steps: list[Step] = [([], [])]
+    for part in map(typed, parts):
+        part = {key: value for key, value in part.items() if value is not None}  # of other parts, in a table
+        if isinstance(part.get("text"), str) and not part["text"].strip():
+            continue
+        call, result = _invoked(part)
+        if steps[-1][1] and not call and not is_result(part):
+            steps.append(([], []))
+        said, results = steps[-1]
+        if is_result(part) or result:
+            results.append(result or part)
+        if call or not (is_result(part) or part["type"] == "step-start"):
+            said.append(call or part)
+    return [step for step in steps if any(step)]
+
+
+def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The call and the result of a part that is both, as parts of their own; None for what it lacks."""
+    kind = str(part["type"])
+    if is_result(part) or not (kind in _NAMED or (kind.startswith("tool-") and "state" in part)):
+        return None, None
+    part = part["toolInvocation"] if isinstance(part.get("toolInvocation"), dict) else part
+    name = part.get("toolName") or (None if kind in _NAMED else kind.removeprefix("tool-"))
+    state, arguments = part.get("state"), part.get("input", part.get("args"))
+    if state not in (*_CALLED, *_ANSWERED):
+        raise ValueError(f"has a call in the state {str(state)[:40]!r}, which is not read: leave such rows out")
+    if arguments is None and part.get("rawInput") is not None:
+        raise ValueError(f"has a call whose arguments could not be read: {str(part['rawInput'])[:80]!r}; leave it out")
+    of_call = {"toolCallId": part.get("toolCallId")}
+    call = of_call | {"type": "tool-call", "toolName": name, "input": arguments}
+    given = [part[key] for key in ("errorText", "output", "result") if part.get(key) is not None]
+    if state in _CALLED and not (state is None and given):
+        return call, None
+    return call, of_call | {"type": "tool-result", "result": given[0] if given else ""}
+
+
+def without_repeats(item: dict[str, Any]) -> dict[str, Any]:
+    """A message without what Vercel's older ones have a second time beside their parts: the text, and the calls."""
+    parts = item.get("parts")
+    if not isinstance(parts, list) or not {"content", "toolInvocations"} & item.keys():
+        return item
+    parts = [part for part in parts if isinstance(part, dict)]
+    text = "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
+    calls = [part["toolInvocation"] for part in parts if "toolInvocation" in part]
+    again = {"toolInvocations"} if item.get("toolInvocations") == calls else set()
+    again |= {"content"} if "".join(str(item.get("content")).split()) == "".join(text.split()) else set()
+    return {key: value for key, value in item.items() if key not in again}
