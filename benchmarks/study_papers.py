@@ -76,6 +76,7 @@ def of_both_scales(scale: str, measure: str) -> tuple[Claim, ...]:
         claim("EGPO writes longer completions than GRPO", CURVES, "egpo", "grpo", "curves.completion_length"),
         claim("The binary reward is better than one with a format bonus", BINARY, "grpo", "grpo_format"),
         Claim("EGPO's mean reward rises", REWARD, scale, "curves.reward:rise", {"egpo": 1}),
+        claim("EGPO earns more than its start for the same prompts", REWARD, "egpo", "rate_0", "curves.reward"),
     )
 
 

@@ -19,8 +19,8 @@ from benchmarks.study_tables import FUNCTION_GEMMA
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-COLOURS = {"grpo": "tab:blue", "egpo": "tab:orange"}
-NAMES = {"grpo": "GRPO", "egpo": "EGPO"}
+COLOURS = {"grpo": "tab:blue", "egpo": "tab:orange", "rate_0": "tab:grey"}
+NAMES = {"grpo": "GRPO", "egpo": "EGPO", "rate_0": "their start"}
 SUFFIXES = {"real": "_11", "small": ""}  # of the arms whose curves are drawn
 LEARNING = {"kl": "KL to the reference, nats a token", "reward": "mean reward"}
 REASONING = {"cot_entropy": "entropy of chains of thought, nats", "completion_length": "tokens of a completion"}
@@ -56,11 +56,12 @@ def plot_alpha(runs: Runs, file: Path) -> None:
 
 
 def plot_curves(runs: Runs, scale: str, curves: Mapping[str, str], file: Path) -> None:
-    """Curves of GRPO and EGPO over the steps: mean over seeds, and Student's interval of it as a band."""
+    """Curves of GRPO, EGPO and their start over the steps: mean over seeds, and Student's interval of it as a band."""
     figure, many = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2))
+    arms = {arm: lines for arm in COLOURS if (lines := runs.get((scale, arm + SUFFIXES[scale])))}
     for axes, (curve, label) in zip(many, curves.items(), strict=True):
-        for arm, colour in COLOURS.items():
-            values = of_seeds(runs[scale, arm + SUFFIXES[scale]], curve)
+        for arm, lines in arms.items():
+            values, colour = of_seeds(lines, curve), COLOURS[arm]
             steps, mean = range(1, values.shape[1] + 1), values.mean(axis=0)
             axes.plot(steps, mean, color=colour, label=f"{NAMES[arm]}, {len(values)} seeds, 95 %")
             if len(values) > 1:
@@ -112,7 +113,7 @@ def pictures(runs: Runs, folder: Path) -> Iterator[Path]:
         plot_alpha(runs, folder / "study_alpha.png")
         yield folder / "study_alpha.png"
     for scale in ("real", "small"):
-        if all((scale, arm + SUFFIXES[scale]) in runs for arm in COLOURS):
+        if all((scale, arm + SUFFIXES[scale]) in runs for arm in ("grpo", "egpo")):
             for name, curves in {"learning": LEARNING, "reasoning": REASONING}.items():
                 plot_curves(runs, scale, curves, folder / f"study_{name}_{scale}.png")
                 yield folder / f"study_{name}_{scale}.png"

@@ -83,7 +83,7 @@ def runs(quick: bool, seeds: Sequence[int]) -> list[Run]:
     seeds = seeds[:1] if quick else seeds
     common = {"learning_rate": LEARNING_RATE, "batch_size": BATCH, "lora_r": 16}
     rl = {"learning_rate": RL_LEARNING_RATE, "prompts": PROMPTS, "group": GROUP, "steps": RL_STEPS, "lora_r": 16}
-    rl |= {"max_new_tokens": RL_TOKENS, "temperature": 1.0, "file": RL_ROWS}
+    rl |= {"rollout_max_new_tokens": RL_TOKENS, "temperature": 1.0, "file": RL_ROWS}
     planned = [Run("real", "base", seeds[0])]
     for seed in seeds:
         for arm, words in ARMS.items():

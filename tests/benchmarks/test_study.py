@@ -83,15 +83,19 @@ def test_srml_and_egpo_from_it_leave_a_line_each_and_a_lost_start_is_only_traine
     log = work / f"{study_real.BEST}-3.log"
     assert "BFCL v3" in log.read_text()  # it was tested
     shutil.rmtree(work / f"{study_real.BEST}-3")
-    assert study.main([*words, f"--arms={study_real.BEST},egpo"]) == 0
+    assert study.main([*words, f"--arms={study_real.BEST},egpo,rate_0"]) == 0
     assert "BFCL v3" not in log.read_text()
-    srml, egpo = study_rows.lines(file)
+    srml, egpo, still = study_rows.lines(file)
     for line in (srml, egpo):
         assert line["metrics"]["train_steps"] == 2
         assert len(line["metrics"]["bfcl_rows"]) == line["rows"] == study_rows.BFCL_QUICK
         assert len(line["metrics"]["heldout_rows"]) == line["settings"]["held_out_rows"] > 0
-    assert (srml["arm"], egpo["arm"]) == (study_real.BEST, "egpo")
+    assert (srml["arm"], egpo["arm"], still["arm"]) == (study_real.BEST, "egpo", "rate_0")
     assert len(egpo["metrics"]["curves"]["kl"]) == 2
+    curves, of_start = egpo["metrics"]["curves"], still["metrics"]["curves"]
+    assert of_start["entropy"][0] == curves["entropy"][0] > 0  # of the same completions for the same prompts
+    assert of_start["kl"] == [0, 0]
+    assert "heldout_rows" not in still["metrics"] and still["rows"] == 0  # it is its start, which was tested
     assert [path.name for path in work.iterdir() if path.is_dir()] == [f"{study_real.BEST}-3"]  # what others start from
 
 
