@@ -127,7 +127,7 @@ def main() -> None:
             ["now", f"{median(now for _, now in speeds):.1f}", f"{faster.value:.2f}"],
         ],
         f"{len(lengths)} prompts of {sum(lengths) / len(lengths):.0f} tokens, at most {new} new ones, greedy, "
-        f"bf16-mixed; medians of {repeats} runs by turns, ratio {faster}. "
+        f"bf16-mixed; medians of each side's runs by turns ({repeats} each), ratio {faster}. "
         f"{same} of {len(now)} completions are the same; the others part after "
         f"{median(firsts) if firsts else 0:.0f} tokens (median).",
         key="generate_gemma" if options.model else "generate",

@@ -72,7 +72,7 @@ def note(case: str, given: argparse.Namespace, job: dict[str, Any], repeats: int
     trained = CASES[case][0].format(model=Path(given.model or "").name)
     lengths = sorted(map(len, job["prompts"]))
     return (
-        f"{trained}. Medians of {repeats} runs of each side by turns, of one step after one of few tokens. "
+        f"{trained}. Medians of each side's runs by turns ({repeats} each), of one step after one of few tokens. "
         f"{len(lengths)} prompts of {Path(given.rows).name} ({lengths[0]} to {lengths[-1]} tokens), the same ids on "
         f"both sides, {job['group_size']} completions each of exactly {job['tokens']} tokens at temperature 1: none "
         f"may end early. KL with a frozen reference ({job['kl_coef']}), one update per batch: both take the policy's "

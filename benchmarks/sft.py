@@ -177,13 +177,13 @@ def note(case: str, given: argparse.Namespace, job: dict[str, Any], repeats: int
     trained = CASES[case][0].format(model=Path(given.model or "").name)
     tokens = sum(job["tokens"]) / len(job["tokens"])
     return (
-        f"{trained}. Medians of {repeats} runs of each side by turns, {len(job['steps']) - 1} steps each after one not "
-        f"counted. A step is {len(job['steps'][0])} rows of {Path(given.rows).name} in {ROWS_A_STEP} packed rows of "
-        f"{job['max_length']:,} tokens, {given.rows_together} in a forward pass; {tokens:,.0f} tokens are no padding, "
-        f"{job['targets']:,.0f} of them targets, the same ones on both sides. {same[0].upper()}{same[1:]}. {THREADS} "
-        f"threads, no gradient checkpointing, AdamW at a constant rate; {TRL} with its default loss, which is computed "
-        "in chunks, and SDPA under transformers' mask of packed rows. Memory is the largest resident set of the whole "
-        "process."
+        f"{trained}. Medians of each side's runs by turns ({repeats} each), {len(job['steps']) - 1} steps each after "
+        f"one not counted. A step is {len(job['steps'][0])} rows of {Path(given.rows).name} in {ROWS_A_STEP} packed "
+        f"rows of {job['max_length']:,} tokens, {given.rows_together} in a forward pass; {tokens:,.0f} tokens are no "
+        f"padding, {job['targets']:,.0f} of them targets, the same ones on both sides. {same[0].upper()}{same[1:]}. "
+        f"{THREADS} threads, no gradient checkpointing, AdamW at a constant rate; {TRL} with its default loss, which "
+        "is computed in chunks, and SDPA under transformers' mask of packed rows. Memory is the largest resident set "
+        "of the whole process."
     )
 
 

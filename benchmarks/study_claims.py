@@ -194,12 +194,19 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
 def of_hits(hits: np.ndarray) -> list[float]:
     """Mean of hits [seeds, rows] and both ends of its interval, as far as shares go.
 
-    Where all hits are equal they say nothing of how rows vary: then the end is as far off as 3 / rows, which leaves a
-    share beyond it a chance of 5 % to have shown nothing in as many rows.
+    Of one seed it is Wilson's over the rows: of few hits a bootstrap ends too early. So it is where all hits are equal,
+    which say nothing of how rows vary.
     """
-    mean, room = hits.mean(), 3 / hits.shape[1]
-    low, high = interval(hits) if 0 < mean < 1 else (mean - room, mean + room)
+    mean = hits.mean()
+    low, high = interval(hits) if len(hits) > 1 and 0 < mean < 1 else wilson(mean, hits.shape[1])
     return [_short(value) for value in (mean, max(0.0, low), min(1.0, high))]
+
+
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of rows."""
+    part = Z975**2 / rows
+    middle, half = share + part / 2, math.sqrt(part * share * (1 - share) + part**2 / 4)
+    return (middle - half) / (1 + part), (middle + half) / (1 + part)
 
 
 def _ends_of(metrics: Mapping[str, Any]) -> np.ndarray:

@@ -22,29 +22,30 @@ SCALES = ("real", "small")
 HELD = {True: "yes", False: "no, the opposite", "undecided": "undecided"}
 HEAD = """# The papers' claims, tried
 
-What `python -m benchmarks.study_claims` made of the runs in `benchmarks/study_runs.jsonl`; all numbers are in
-`benchmarks/study.json`. A claim is a difference of arms that is above 0 if the claim is right: it holds if the whole
-95 % interval of its mean lies above 0, the opposite holds if the whole interval lies below, and it is undecided
-otherwise. "New seed" is where 95 % of further seeds should land on the same rows to test on. Intervals are bootstraps
-over seeds and rows, and no narrower than Student's over the seeds and the normal one over the rows together; the one
-run of the base model counts as a constant. Of shares that are 0 or 1 the other end is 3 / rows away. Of an arm with
-one seed the interval is over rows alone and says nothing of other seeds; of a loss or a curve it is over seeds alone,
-on the one text, the rows or the prompts that there are.
+`python -m benchmarks.study_claims` makes this page of the runs in `benchmarks/study_runs.jsonl`; all numbers are in
+`benchmarks/study.json`. A claim is a difference of arms that is above 0 if the claim is right. It holds if the whole
+95 % interval of the mean lies above 0, the opposite holds if the whole interval lies below, and otherwise it is
+undecided. Verdicts are not corrected for the number of claims. "New seed" is where 95 % of further seeds should land
+on the same rows to test on. Intervals are bootstraps over seeds and rows, widened to Student's over the seeds and the
+normal one over the rows together where that is wider. The one run of the base model counts as a constant. The share of
+an arm with one seed has Wilson's interval over the rows, which says nothing of other seeds; so has a share of 0 or 1.
+The interval of a loss or a curve is over seeds alone, on the one text, the rows or the prompts that there are.
 
-In simulations with the variances of these runs, intervals over seeds and rows held the mean in 96 to 100 of 100 cases
-(a bootstrap alone in 85 to 100 where there are three seeds), and a seed of a claim that is left out lands where the
-others say in 95 of 100 cases.
+In simulations with the variances of these runs, intervals over seeds and rows held the true mean in 96 to 100 of 100
+cases (a bootstrap alone in 85 to 100 where there are three seeds). A seed that is left out of a claim lands where the
+others predict it in 95 of 100 cases.
 
-**Real**: Gemma 3 270M with LoRA of rank 16, trained on 2,000 real rows in 250 steps of 8 at 3e-4. Tested on 200 rows
-that call tools which no training row offers, beside others that some may offer, and on 650 rows of BFCL v3. Arms that
-end in `_own` are trained under this project's system text, and asked under it on held-out rows ("by our text"); the
-others under the leaderboard's ("by BFCL's text", also where a claim names none). BFCL's own rows are asked under the
-leaderboard's alone. `srml_0.7_60` stops after 60 steps. A row is right by an exact match of all calls, or by BFCL's
-rules, and where no tool fits by calling none; "call rows" are those that want calls: of BFCL all but those of
-irrelevance. Plain text, of which forgetting is measured, is this repository's own documents and code; for
-`srml_0.7_60` as they were later than for the others, with which it does not compare in it. Reinforcement starts from
+**Real**: Gemma 3 270M with LoRA of rank 16, trained on 2,000 real rows in 250 steps of 8 at 3e-4. Tested on 200
+held-out rows and on 650 rows of BFCL v3. What a held-out row calls, no training row offers; what else it offers, some
+may. Arms that end in `_own` are trained under this project's system text, and asked under it on held-out rows ("by our
+text"). The others are trained and asked under the leaderboard's ("by BFCL's text", also where a claim names none).
+BFCL's rows are always asked under the leaderboard's. `srml_0.7_60` stops after 60 steps. A held-out row is right if
+all calls match exactly, a row of BFCL by BFCL's rules; where no tool fits, calling none is right. "Call rows" are
+those that want calls: of BFCL all but the two categories of irrelevance, for which alone a model that never calls gets
+18.5 % of all rows. Forgetting is measured on plain text, this repository's own documents and code; `srml_0.7_60` was
+measured on a later state of them, so that its loss there does not compare with the others'. Reinforcement starts from
 `srml_0.7` and takes 25 steps of 8 prompts x 8 completions at 1e-4; `grpo_11` and `egpo_11` were stopped by the clock
-in the 11th to 13th and not tested.
+in the 11th to 13th, count by the first 11, and were not tested.
 
 `egpo` (one seed, on two CPU cores) takes all 25 steps, from a `srml_0.7` of seed 0 that was trained anew there and gets
 49 % of held-out rows. Its mean reward is 0.42 in the first five steps and 0.44 in the last five: with 8 prompts a step
@@ -55,44 +56,44 @@ where nothing fits; 33 of the 240 rows that it learns from want no call. Its los
 model's. Claims about it wait for three seeds, and for GRPO.
 
 `srml_fcdr` (one seed, on two CPU cores) takes its 250 steps on the 589 of the 2,000 rows that FCDR keeps, at an alpha
-of 0.5. The judge is that of rules, which go by the words of the shipped corpus: 1,316 of these rows they reject for
-the query alone, and half of what they keep are the 296 rows where no tool fits. The model declines accordingly: that
-is no test of FCDR, which wants a model as its judge, but of what the rules are worth on rows of others. `srml_0.5`, of
-one seed on the same cores, takes as many steps on all 2,000 at the same alpha: it makes 13.0 % of BFCL's calls right,
-`srml_fcdr` 2.8, and declines less (47 and 88 % of irrelevance right); of all rows of BFCL the two get 19.4 and 18.5 %,
-of held-out ones 44 and 38. Claims about them wait for three seeds.
+of 0.5. Its judge is made of rules that go by the words of the shipped corpus. They reject 1,316 of these rows for the
+query alone, and half of what they keep are the 296 rows where no tool fits. The model declines accordingly: that is no
+test of FCDR, which wants a model as its judge, but of what the rules are worth on rows of others. `srml_0.5`, of one
+seed on the same cores, takes as many steps on all 2,000 at the same alpha. It makes 13.0 % of BFCL's calls right,
+`srml_fcdr` 2.8; it gets 47 % of irrelevance right, `srml_fcdr` 88. Of all rows of BFCL the two get 19.4 and 18.5 %, of
+held-out ones 44 and 38. Claims about them wait for three seeds.
 
 **Small**: the tiny base model (1.15 million parameters), 50 steps of 8 at 2e-3 on 400 rows of the shipped corpus,
-half of them about functions with made-up names, drawn anew by each seed. Reinforcement takes 48 steps of 4 prompts x
-8 completions at 3e-4, about the corpus' own functions, and starts from `practised`, a model with a bad habit that has
-trained for 150 steps. Tested on 120 held-out rows (the same functions, other values and wordings) and 60 about
-functions that no training row has. No arm was tuned against another: the rate of reinforcement was raised for all,
-from 1e-4, at which one seed's arms did not differ; its start and its steps were chosen on seeds that are not counted
-here, when from `start` only one completion in eight was right.
+drawn anew by each seed. Half of them are about functions with made-up names, but for `corrupted`, `clean`, `refined`
+and what starts from it. Reinforcement takes 48 steps of 4 prompts x 8 completions at 3e-4, about the corpus' own
+functions, and starts from `practised`, a model with a bad habit that has trained for 150 steps on 1,200 rows. Tested
+on 120 held-out rows (the same functions, other values and wordings) and 60 about functions that no training row has.
+No arm was tuned against another. The rate of reinforcement was raised for all arms from 1e-4, at which those of one
+seed did not differ. Its start and its steps were chosen on seeds that are not counted here, because only one
+completion in eight from `start` was right.
 
 SRML against plain SFT is a small step here. Plain SFT averages over tokens, so its chains of thought weigh as much as
-their share of the tokens: the column `train.weight cot`. That share is 0.92 in the papers' rows; where it is near 0.7
-here, SFT and SRML at 0.7 weigh chains of thought alike, and differ in that SRML averages within rows first, so that a
-short answer weighs as much as a long one (`srml_0.7_token` does without). `long` rows, whose chains of thought first
-go through every tool and each parameter, are nearer to the papers'.
+their share of the tokens: the column `train.weight cot`, of the last 20 steps. That share is 0.92 in the papers' rows.
+Where it is near 0.7, SFT and SRML at 0.7 weigh chains of thought alike. They differ in that SRML averages within rows
+first, so that a short answer weighs as much as a long one (`srml_0.7_token` does without). `long` rows, whose chains
+of thought first go through every tool and each parameter, are nearer to the papers'.
 
-Most contrasts were written down before the runs that they count. Not so, by our text: alpha of 0.5, alone or beside
-0.7, and the base model, which were chosen with the results in sight (at an alpha of 0.7 the mean loss on held-out
-calls is above that of plain SFT). Those on BFCL's call rows had been written for runs of 60 steps, and those of the
-first 11 steps for 25.
+Most contrasts were written down before the runs that they count. Four by our text were chosen with the results in
+sight: the three with an alpha of 0.5, and that over the base model (at an alpha of 0.7 the mean loss on held-out calls
+is above that of plain SFT). Those on BFCL's call rows had been written for runs of 60 steps, and those of the first 11
+steps for 25.
 
 Self-refinement takes 25 steps a round at the same rate, on the samples alone that the round has accepted. `hard` is
-that on the 44 to 50 rows that FCDR rejected for their calls: the 3 to 29 samples of a round are passed over seven
-times and more, after which the model has forgotten the rest, beside `refined_50`, which takes as many steps on all
-refined rows.
+that on the 44 to 50 rows that FCDR rejected for their calls. A round passes over its 3 to 29 samples seven times and
+more, after which the model has forgotten the rest. `refined_50`, beside it, takes as many steps on all refined rows.
 
-What defects FCDR removes from `corrupted` rows are planted ones, which its judge of rules knows, so `refined` stands
-for a judge that makes no mistake.
+The defects that FCDR removes from `corrupted` rows are planted, and its judge of rules knows them: `refined` stands for
+a judge that makes no mistake.
 """
 NOT_ALIKE = """FunctionGemma was tuned on Google's own data and is scored on all rows of a category with its own chat
-form; ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows
+form. Ours saw only the study's rows, answers the leaderboard's official prompt, and is scored on the rows
 that were drawn. Arms that end in `_own` were trained under this project's system text and write no call under the
-leaderboard's, which they had not seen; irrelevance counts whatever is no call as right.
+leaderboard's, which they had not seen. Irrelevance counts whatever is no call as right.
 """
 
 
@@ -147,7 +148,7 @@ def page(study: Mapping[str, Any]) -> str:
     for scale in SCALES:
         if claims := [entry for entry in study["claims"] if entry["scale"] == scale]:
             chance = f"By chance alone at most about {0.05 * len(claims):.1f} of these {len(claims)}"
-            parts += [f"## Claims, {scale} scale\n", claims_table(claims), f"{chance} would look decided.\n"]
+            parts += [f"## Claims, {scale} scale\n", claims_table(claims), f"{chance} would look decided on average.\n"]
     if study["bfcl"]:
         parts += ["## BFCL v3, percent right\n", NOT_ALIKE, bfcl_table(study["bfcl"])]
     for scale in SCALES:

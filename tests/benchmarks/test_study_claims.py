@@ -139,8 +139,18 @@ def test_a_category_of_bfcl_is_its_part_of_the_rows_and_zeros_alone_do_not_prove
     hits = {"bfcl_rows": [1, 0, 1, 1, 0, 0, 0], "bfcl_sizes": {"simple": 4, "java": 3}}
     entry = study_claims.bfcl_entries({("real", "sft"): {0: line("sft", 0, hits, "real")}})["sft"]
     assert entry["simple"][0] == 0.75 and 0 < entry["simple"][1] < 0.75 < entry["simple"][2] <= 1
-    assert entry["java"] == [0, 0, 1]  # 3 / 3 rows
-    assert study_claims.of_hits(np.ones((2, 60))) == [1, 0.95, 1]  # 1 - 3 / 60
+    assert entry["java"] == pytest.approx([0, 0, 0.5615], abs=1e-4)  # 1.96^2 / (3 + 1.96^2)
+    # of either seed 60 rows, all right: 60 / (60 + 1.96^2)
+    assert study_claims.of_hits(np.ones((2, 60))) == pytest.approx([1, 0.9398, 1], abs=1e-4)
+
+
+def test_one_hit_of_60_rows_leaves_room_for_a_share_of_8_percent():
+    hits = np.array([[1.0] + [0.0] * 59])  # of which a bootstrap says 0 to 5 %
+    # where (1/60 - p)^2 = 1.96^2 p (1 - p) / 60, the ends of Wilson's interval
+    low, high = study_claims.of_hits(hits)[1:]
+    for end in (low, high):
+        assert (1 / 60 - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / 60, rel=0.01)
+    assert low < 0.01 and 0.08 < high < 0.09
 
 
 def test_a_table_has_a_line_for_each_claim():
