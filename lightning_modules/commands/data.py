@@ -84,9 +84,12 @@ def convert(
     beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
     write = write_jsonl if file.suffix == ".jsonl" else write_parquet
     try:
-        with sole_writer(file), atomic_write(beside) as unfinished, open_jsonl(unfinished) as bad_file:
-            bad = LeftOut(bad_file, on_bad_row)
-            write(file, good_rows(path, form, turns, counts, bad))
+        with sole_writer(file):
+            with atomic_write(beside) as unfinished, open_jsonl(unfinished) as bad_file:
+                bad = LeftOut(bad_file, on_bad_row)
+                write(file, good_rows(path, form, turns, counts, bad))
+            if not bad.count:
+                remove(beside)  # which is empty; here, for another run may write its own next
     except OSError as error:
         if not error.strerror:  # not the system's: nothing at `path`, or another run writes to `out`
             raise
@@ -95,8 +98,6 @@ def convert(
     lines += [f"  {line}" for line in describe(counts)]
     if bad.count:
         lines.append(f"  the bad rows are in {beside}; the first: {bad.first}")
-    else:
-        remove(beside)  # which is empty
     return "\n".join(lines)
 
 
