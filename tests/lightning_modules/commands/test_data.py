@@ -121,6 +121,16 @@ def test_bad_rows_of_a_run_that_begins_meanwhile_are_not_removed(source, tmp_pat
     assert removed == ["out.bad_rows.jsonl"]
 
 
+def test_rows_are_not_read_from_the_file_that_bad_rows_replace(source, tmp_path):
+    mended = source.rename(tmp_path / "out.bad_rows.jsonl")
+    rows = mended.read_text()
+    (tmp_path / "link.jsonl").symlink_to(mended)
+    for path in (mended, tmp_path / "link.jsonl"):
+        with pytest.raises(SystemExit, match=r"--path .* is the file that the bad rows of --out .*out\.jsonl replace"):
+            convert(path, tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    assert mended.read_text() == rows and not (tmp_path / "out.jsonl").exists()
+
+
 def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").mkdir()
     with pytest.raises(SystemExit, match=r"error: --out .*out\.jsonl is a folder: name a file"):
