@@ -98,7 +98,7 @@ def target_text(example: Example, form: ChatForm = PAPER, tokenizer: PreTrainedT
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, example: Example, form: ChatForm = PAPER) -> list[int]:
-    """Token ids of `prompt_text`: what generation starts from, and what `encode_texts` begins with."""
+    """Token ids of `prompt_text`: what generation starts from, and what documents of `encode_texts` begin with."""
     return tokenizer(prompt_text(tokenizer, example, form), add_special_tokens=False)["input_ids"]
 
 

@@ -1,6 +1,7 @@
 """`funreason data`: converts rows of any form to the project's schema or chat rows, and reports what was read."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -75,18 +76,24 @@ def convert(
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
-        ValueError: The source cannot be read or holds no good row; with `raise`, also the first bad row.
+        ValueError: The source cannot be read, holds no good row or is the file that bad rows go to; with `raise`, also
+            the first bad row.
         BlockingIOError: Another run is writing `out`.
     """
     if not path:
         raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
     file, counts = file_to_write(out), Counter[str]()
     beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
+    if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(beside):
+        raise ValueError(f"--path {path} is the file that the bad rows of --out {out} replace: rename one of them")
     write = write_jsonl if file.suffix == ".jsonl" else write_parquet
     try:
-        with sole_writer(file), atomic_write(beside) as unfinished, open_jsonl(unfinished) as bad_file:
-            bad = LeftOut(bad_file, on_bad_row)
-            write(file, good_rows(path, form, turns, counts, bad))
+        with sole_writer(file):
+            with atomic_write(beside) as unfinished, open_jsonl(unfinished) as bad_file:
+                bad = LeftOut(bad_file, on_bad_row)
+                write(file, good_rows(path, form, turns, counts, bad))
+            if not bad.count:
+                remove(beside)  # which is empty; here, for another run may write its own next
     except OSError as error:
         if not error.strerror:  # not the system's: nothing at `path`, or another run writes to `out`
             raise
@@ -95,8 +102,6 @@ def convert(
     lines += [f"  {line}" for line in describe(counts)]
     if bad.count:
         lines.append(f"  the bad rows are in {beside}; the first: {bad.first}")
-    else:
-        remove(beside)  # which is empty
     return "\n".join(lines)
 
 

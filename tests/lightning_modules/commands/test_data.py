@@ -76,12 +76,15 @@ def test_a_bad_row_ends_the_command_and_leaves_the_file(source, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
-def test_a_source_without_a_good_row_leaves_nothing(source, tmp_path):
+@pytest.mark.parametrize("before", [{}, {"out.jsonl": "good", "out.bad_rows.jsonl": "bad"}])
+def test_a_source_without_a_good_row_leaves_what_was_there(source, tmp_path, before):
     source.write_text(json.dumps(BAD))
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
     words = r"none of the 1 rows of .*in\.jsonl can be used; the first: .*, row 1, column 'answers'"
     with pytest.raises(SystemExit, match=words):
         convert(source, tmp_path / "out.jsonl", "--on_bad_row", "skip")
-    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl"}
+    assert {file.name: file.read_text() for file in tmp_path.iterdir() if file != source} == before
 
 
 def test_a_file_that_another_run_is_writing(source, tmp_path):
@@ -101,6 +104,31 @@ def test_bad_rows_of_the_run_before_do_not_stay(source, tmp_path):
     source.write_text(json.dumps(CHAT))
     convert(source, tmp_path / "out.jsonl")
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_bad_rows_of_a_run_that_begins_meanwhile_are_not_removed(source, tmp_path, monkeypatch):
+    source.write_text(json.dumps(CHAT))
+    removed = []
+
+    def remove_while_another_run_begins(path):
+        with pytest.raises(BlockingIOError), sole_writer(tmp_path / "out.jsonl"):
+            pass
+        removed.append(path.name)
+        path.unlink()
+
+    monkeypatch.setattr("lightning_modules.commands.data.remove", remove_while_another_run_begins)
+    convert(source, tmp_path / "out.jsonl")
+    assert removed == ["out.bad_rows.jsonl"]
+
+
+def test_rows_are_not_read_from_the_file_that_bad_rows_replace(source, tmp_path):
+    mended = source.rename(tmp_path / "out.bad_rows.jsonl")
+    rows = mended.read_text()
+    (tmp_path / "link.jsonl").symlink_to(mended)
+    for path in (mended, tmp_path / "link.jsonl"):
+        with pytest.raises(SystemExit, match=r"--path .* is the file that the bad rows of --out .*out\.jsonl replace"):
+            convert(path, tmp_path / "out.jsonl", "--on_bad_row", "skip")
+    assert mended.read_text() == rows and not (tmp_path / "out.jsonl").exists()
 
 
 def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypatch):
