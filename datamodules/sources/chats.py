@@ -10,6 +10,7 @@ from datamodules.sources.columns import (
     ANSWERS,
     CHATS,
     COMPLETIONS,
+    EXPECTED,
     QUERIES,
     TOOLS,
     TOOLS_WITHIN,
@@ -81,8 +82,8 @@ def _glaive(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
     """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
-    answer = columns.name("output", *(() if columns.name(*QUERIES) else ("expected_output",)))
-    if not ("instruction" in columns.row and answer):
+    answer = columns.name("output") or ("" if columns.name(*QUERIES) else columns.name(*COMPLETIONS))
+    if "instruction" not in columns.row or answer not in ("output", *EXPECTED):
         return None
     notes["form/instruction and output"] += 1
     instruction, given = columns.text("instruction"), columns.text("input")
@@ -96,7 +97,7 @@ def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
         messages = [Message("system", instruction), Message("user", given)]
     else:
         messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
-    earlier = [Message(turn["role"], turn["content"]) for turn in turns_of_pairs(columns.take("history"))]
+    earlier = read_messages(turns_of_pairs(columns.take("history")), "history")
     messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
     return answer, messages + _completion(columns, "instruction", messages)
 
@@ -142,10 +143,11 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     if column == "reward_model":  # verl's
         value = value.get("ground_truth") if isinstance(value, dict) else value
     if (items := answer_items(value, column)) is None:
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-            value = value[0]  # several are calls, or answers of which each would do
+        texts = value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+        value = "\n".join(texts) if texts else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
-        items = [{"role": "assistant"} | structured]
+        # Several texts hold calls, or are answers of which each would do.
+        items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]
     for message in messages:
         message.trained = False
     answer = read_messages(items, column)
