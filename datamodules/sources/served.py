@@ -35,12 +35,14 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in (*_REQUESTS, *_TRACED):
         if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
             continue
-        given = as_object(row.get(name))
-        params = given if name == "params" else as_object(given.get("params"))
-        inner = (as_object(given.get("body")), given, params)  # beside address and id
+        if name == "params" and not row.get("custom_id"):  # they may be anything's
+            continue
+        request = as_object(row.get(name))
+        params = as_object(request.get("params")) if request.get("custom_id") else {}
+        inner = (as_object(request.get("body")), request, params)  # beside address and id
         request = next((one for one in inner if _chats_in(one)), {})
-        # A text may be the user's own JSON, and parameters anything's.
-        if any((isinstance(row[name], dict) and request is not params) or messages_in(c) for c in _chats_in(request)):
+        # A text may be the user's own JSON.
+        if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
             request = {key: value for key, value in request.items() if value is not None}
             rest = {key: value for key, value in (_of_gym(row) if name == _GYM else row).items() if key != name}
             if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
@@ -57,11 +59,12 @@ def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with the result of one of Anthropic's batches as its response."""
     answered = any(row.get(name) for name in COMPLETIONS)
     result = as_object(row.get("result")) if row.get("custom_id") and not answered else {}
-    if result.get("type") in ("canceled", "expired", "errored"):
+    asked = any(row.get(name) for name in _ASKED)
+    if result.get("type") in ("canceled", "expired", "errored") and not asked:  # else it may be of anything
         raise BadRow("result", f"is {result['type']!r} and no answer: leave such rows out")
     if result.get("type") != "succeeded":
         return row
-    if not any(row.get(name) for name in (*_REQUESTS, *_TRACED, *_ASKED)):
+    if not asked and not any(row.get(name) for name in (*_REQUESTS, *_TRACED)):
         raise BadRow("result", ALONE)
     return {key: value for key, value in row.items() if key != "result"} | {"response": result}
 

@@ -1283,7 +1283,11 @@ HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
             ({"custom_id": "r", "query": "Hi", "answers": [TIME], "result": result}, "Hi", [TIME])
             for result in ({"type": "expired"}, {"type": "succeeded", "message": said("No.")})
         ),
-        (chat(ASK, said(TEXT)) | {"custom_id": None, "result": {"type": "errored"}}, ASK["content"], [OSLO]),
+        *(
+            (chat(ASK, said(TEXT)) | {"custom_id": given, "result": {"type": "errored"}}, ASK["content"], [OSLO])
+            for given in ("r", None)
+        ),
+        ({"input": "Hi", "output": TEXT, "params": {"messages": [ASK]}}, "Hi", [OSLO]),
         *(
             ({"instruction": "Hi", "output": TEXT, "expected_action": "call"} | held, "Hi", [OSLO])
             for params in ({"input": "x", "tools": ["a"]}, {"messages": "x"}, {"messages": [ASK]}, {"dialog": "x"})
