@@ -2,7 +2,6 @@
 
 from collections import Counter
 from itertools import takewhile
-from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.columns import (
@@ -10,27 +9,22 @@ from datamodules.sources.columns import (
     ANSWERS,
     CHATS,
     COMPLETIONS,
+    EXPECTED,
     QUERIES,
-    TOOLS,
-    TOOLS_WITHIN,
     Columns,
     listed,
     messages_in,
     turns_of_pairs,
 )
 from datamodules.sources.flat import read_answers
-from datamodules.sources.messages import read_messages, read_system
+from datamodules.sources.messages import read_messages
+from datamodules.sources.offered import read_offered
 from datamodules.sources.parts import Message
-from datamodules.sources.prompts import API_BANK, GLAIVE, NO_TOOLS, glaive_chat, split_request, split_system
+from datamodules.sources.prompts import API_BANK, GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
-from datamodules.sources.tools import each_once, read_tools, refuse_others
 from datamodules.sources.turns import Turn, read_turns
 from rewards import as_calls
-
-_TEMPLATED = [("chat_template_kwargs", key) for key in ("custom_instructions", "xml_tools", "python_tools")]
-"""What SmolTalk2 hands to its chat template: texts, those about tools with words around them."""
-
 
 _Chat = tuple[str, list[Message]]
 """The column that a chat stands in, and its messages."""
@@ -81,8 +75,8 @@ def _glaive(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
     """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
-    answer = columns.name("output", *(() if columns.name(*QUERIES) else ("expected_output",)))
-    if not ("instruction" in columns.row and answer):
+    answer = columns.name("output") or ("" if columns.name(*QUERIES) else columns.name(*COMPLETIONS))
+    if "instruction" not in columns.row or answer not in ("output", *EXPECTED):
         return None
     notes["form/instruction and output"] += 1
     instruction, given = columns.text("instruction"), columns.text("input")
@@ -96,7 +90,7 @@ def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
         messages = [Message("system", instruction), Message("user", given)]
     else:
         messages = [Message("user", "\n\n".join(filter(None, (instruction, given))))]
-    earlier = [Message(turn["role"], turn["content"]) for turn in turns_of_pairs(columns.take("history"))]
+    earlier = read_messages(turns_of_pairs(columns.take("history")), "history")
     messages = _unwrapped([*messages[:-1], *earlier, messages[-1]])
     return answer, messages + _completion(columns, "instruction", messages)
 
@@ -142,10 +136,11 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     if column == "reward_model":  # verl's
         value = value.get("ground_truth") if isinstance(value, dict) else value
     if (items := answer_items(value, column)) is None:
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-            value = value[0]  # several are calls, or answers of which each would do
+        texts = value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+        value = "\n".join(texts) if texts else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
-        items = [{"role": "assistant"} | structured]
+        # Several texts hold calls, or are answers of which each would do.
+        items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]
     for message in messages:
         message.trained = False
     answer = read_messages(items, column)
@@ -183,11 +178,8 @@ def read_chat(
     Raises:
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
-    system = read_system(columns)
     told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
-    texts = [system, *(_written(columns.within(*path)) for path in _TEMPLATED)]
-    texts += [message.text for message in told if message.role == "system"]
-    tools, rest = _offered(name, list(filter(None, texts)), messages, columns, notes)
+    tools, rest = read_offered(name, told, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*columns.thoughts())
@@ -202,53 +194,3 @@ def read_chat(
         if as_calls(answers) != as_calls(examples[-1].answers):
             raise BadRow(other, f"is another answer than that in '{name}': keep one of them")
     return examples
-
-
-def _written(value: Any) -> str:
-    """A value, or one a line, as a system's text has them."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return "\n".join(part if isinstance(part, str) else dump(part) for part in values)
-
-
-def _offered(
-    name: str, texts: list[str], messages: list[Message], columns: Columns, notes: Counter[str]
-) -> tuple[list[dict[str, Any]], str]:
-    """The tools on offer, of the column, the messages or the system's texts, and what else these texts say."""
-    brought = [value for message in messages for value in message.tools]
-    column = columns.take(*TOOLS)
-    try:
-        tools = read_tools(column, notes) if column is not None else []
-        more = [tool for value in brought for tool in read_tools(value, notes)]
-        if tools:
-            refuse_others(more, tools, "a message brings")
-        tools = tools or each_once(more, notes)
-        once = dict[str, str]()
-        for text in texts:
-            once.setdefault("".join(text.split()), text)  # it may be there again in other white space
-        split = [split_system(text, notes, tools or None) for text in once.values()]
-        found = [tool for held, _ in split for tool in held]
-        tools = tools or read_tools(found, notes)
-        if column is None and not brought and not found:
-            within = (columns.within(*path) for path in TOOLS_WITHIN)
-            column = next((value for value in within if value == [] or listed(value)), None)
-            tools = read_tools(column or [], notes)
-    except ValueError as error:
-        raise BadRow("tools", str(error)) from error
-    if not (column is not None or brought or found or name in GLAIVE or _says_none(texts, columns)):
-        raise _without_tools(name, columns)
-    return tools, "\n\n".join(filter(None, (text for _, text in split)))
-
-
-def _without_tools(name: str, columns: Columns) -> BadRow:
-    """The error of a row that does not say what is on offer, not even that nothing is."""
-    if columns.row.get("tools_kwargs") or columns.within("extra_info", "tools_kwargs"):
-        advice = "which verl has in a file of its own: write these into a column 'tools'"
-        return BadRow(name, f"the row names its tools in 'tools_kwargs' and lacks their schemas, {advice}")
-    advice = "write [] into such a column where no tool is on offer"
-    return BadRow(name, f"there is neither a tools column nor a JSON list of tools in the system turn; {advice}")
-
-
-def _says_none(texts: list[str], columns: Columns) -> bool:
-    """Whether a row without tools says so: in a system's text, as Glaive's do, or by SmolTalk2's empty lists."""
-    templated = [columns.within(*path) for path in _TEMPLATED[1:]]
-    return any(map(NO_TOOLS.search, texts)) or ([] in templated and not any(templated))

@@ -21,11 +21,11 @@ ANSWERS = (
     "calls",
     "model_answer",
 )
-EXPECTED = ("expectedOutput", "expected_output", "expected_action")
-"""What a model should have written, in data sets of experiments and in NeMo Gym's."""
+EXPECTED = ("expectedOutput", "expected_output")
+"""What a model should have written, in data sets of experiments."""
 WRITTEN = ("response", "choices", "output", "output_messages", "response_body")
 """What a model wrote, which beside one of these may be wrong."""
-LOGGED = ("response_body", *EXPECTED, "expected_answers", "expected_answer", "outputs")
+LOGGED = ("response_body", *EXPECTED, "outputs")
 """Where logs and traces have an answer, which beside one of the names above may be any model's."""
 COMPLETIONS = (
     *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
@@ -185,13 +185,15 @@ def _is_message(item: dict[str, Any]) -> bool:
     return bool({"role", "from", "human", "user", "lc"} & item.keys()) or item.get("type") in _ITEMS
 
 
-def turns_of_pairs(value: Any) -> list[dict[str, str]]:
-    """Earlier turns, of pairs of a request and an answer; none for None.
+def turns_of_pairs(value: Any) -> list[dict[str, Any]]:
+    """Earlier turns, of pairs of a request and an answer, or as they are; none for None.
 
     Raises:
         BadRow: It is something else.
     """
     value = read_whole(value) if isinstance(value, str) else value or []
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return value
     if not isinstance(value, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
     ):

@@ -140,8 +140,7 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         for item in items
     )
     if not ours:
-        flat = turns_of_pairs(items) if all(isinstance(item, list) for item in items) else items
-        turns = read_turns(read_messages(flat, "history"), tools, "history", notes)
+        turns = read_turns(read_messages(turns_of_pairs(items), "history"), tools, "history", notes)
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
         if items and items[0]["role"] == "system":

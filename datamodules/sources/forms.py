@@ -7,10 +7,11 @@ from typing import Any
 
 from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
-from datamodules.sources.columns import EXPECTED, REFUSED, WRITTEN, Columns
+from datamodules.sources.columns import ANSWERS, EXPECTED, REFUSED, WRITTEN, Columns
 from datamodules.sources.flat import read_columns
 from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
+from rewards import Call, as_calls
 
 
 @dataclass
@@ -65,6 +66,19 @@ def _refuse_others_expected(columns: Columns) -> None:
         BadRow: It does.
     """
     written = next((name for name in WRITTEN if name in columns.used), "")
-    for expected in (name for name in EXPECTED if written and name in columns.row and name not in columns.used):
-        if columns.take(expected) != columns.row[written]:
-            raise BadRow(expected, f"says something else than '{written}', which may be any model's: keep one of them")
+    expected = next((name for name in EXPECTED if name in columns.row and name not in columns.used), "")
+    if not (written and expected) or columns.used & set(ANSWERS):
+        return
+    if columns.take(expected) != columns.row[written] and _answer_without(EXPECTED, columns) != _answer_without(
+        (*WRITTEN, *ANSWERS), columns
+    ):
+        raise BadRow(expected, f"says something else than '{written}', which may be any model's: keep one of them")
+
+
+def _answer_without(names: tuple[str, ...], columns: Columns) -> tuple[list[Call], str] | None:
+    """The answer of a row that lacks these columns; None if it cannot be read."""
+    try:
+        example = read_row({name: value for name, value in columns.given.items() if name not in names}).examples[0]
+        return as_calls(example.answers), example.response.strip()
+    except ValueError:
+        return None

@@ -133,7 +133,8 @@ def _plain(item: dict[str, Any]) -> dict[str, Any]:
 
 def _step_by_step(item: dict[str, Any], text_key: str, steps: list[Step]) -> Iterator[Message]:
     """The messages of one that holds several steps, or what tools gave back besides the calls of it."""
-    if beside := next((key for key in item if key in (*_CALL_KEYS, *_THOUGHT_KEYS, "additional_kwargs")), ""):
+    beside = next((key for key in item if key in (*_CALL_KEYS, *_THOUGHT_KEYS, "additional_kwargs")), "")
+    if beside and sum(bool(said) for said, _ in steps) != 1:
         raise ValueError(f"has {beside!r} beside parts with what tools gave back, so that it is not known when")
     for said, results in steps:
         if said:

@@ -8,10 +8,16 @@ from typing import Any
 from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
-_RESULTS = {"tool_result": "tool_use_id", "tool_call_response": "id", "tool-result": "toolCallId"}
-"""Parts with what a tool gave back, of Anthropic, OpenTelemetry and Vercel, and their key for the id of the call."""
+_THOUGHTS = ("thinking", "reasoning")
+_RESULTS = {
+    "tool_result": ("tool_use_id", "content"),
+    "tool_call_response": ("id", "response", "result", "content"),
+    "tool-result": ("toolCallId", "result", "output"),
+}
+"""Parts with what a tool gave back, of Anthropic, OpenTelemetry and Vercel: keys for the id of the call, and for it."""
 _OUTPUTS = ("text", "json", "content", "error-text", "error-json")
-"""What Vercel's AI SDK says of an output that it has wrapped."""
+_OUTPUT_KEYS = {"type", "value", "reason", "providerOptions"}
+"""What Vercel's AI SDK says of an output that it has wrapped, and the keys that it does so under."""
 
 
 @dataclass
@@ -76,6 +82,12 @@ def is_text(part: Any) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and typed(part)["type"] in _TEXTS)
 
 
+def is_blank(part: dict[str, Any]) -> bool:
+    """Whether a part that says its type is a text or a thought with nothing in it."""
+    said = _said(part)
+    return part["type"] in (*_TEXTS, *_THOUGHTS) and isinstance(said, str) and not said.strip()
+
+
 def is_result(part: Any) -> bool:
     """Whether a part holds what a tool gave back."""
     return isinstance(part, dict) and str(typed(part)["type"]) in _RESULTS
@@ -131,12 +143,12 @@ def _is_json(part: Any) -> bool:
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
     part = typed(part)
     kind = part["type"]
-    said = next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
+    said = _said(part)
     if isinstance(said, list) and kind == "thinking":  # Mistral's
         thought = Message("think")
         add_content(thought, said)
         said = thought.text
-    if isinstance(said, str) and kind in (*_TEXTS, "thinking", "reasoning"):
+    if isinstance(said, str) and kind in (*_TEXTS, *_THOUGHTS):
         if said.strip():
             (texts if kind in _TEXTS else message.cot).append(said)
     elif kind in ("tool_call", "tool_calls", "function_call"):
@@ -149,18 +161,25 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
         calls.append({"name": part.get("toolName"), "arguments": part.get("input", part.get("args"))})
         message.ids += _id(part, "toolCallId")
     elif is_result(part):
-        result = Message("tool", ids=_id(part, _RESULTS[kind]))
+        result = Message("tool", ids=_id(part, _RESULTS[kind][0]))
         results += add_content(result, _given(part)) or [result]
     else:
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
 
 
+def _said(part: dict[str, Any]) -> Any:
+    """What a part says under any of the keys for it; "" where that is nothing."""
+    return next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
+
+
 def _given(part: dict[str, Any]) -> Any:
     """What a tool gave back, of a part that says so: a text, or parts."""
-    given = next((part[key] for key in ("response", "result", "content", "output") if part.get(key) is not None), "")
+    _, *keys = _RESULTS[part["type"]]
+    key = next((key for key in keys if part.get(key) not in (None, "")), "")
+    given = part.get(key, "")
     if part["type"] != "tool-result":
-        return given
-    if part.get("result") is None and isinstance(given, dict) and given.keys() <= {"type", "value", "reason"}:
+        return "" if key == "content" and not given else given
+    if key == "output" and isinstance(given, dict) and given.keys() <= _OUTPUT_KEYS:
         kind, given = given.get("type"), given.get("value")
         if kind not in _OUTPUTS or (kind == "content" and not all(map(is_text, given or [None]))):
             raise ValueError(f"has the output of a tool of the type {str(kind)[:40]!r}, which is not read")

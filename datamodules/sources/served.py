@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from datamodules.example import BadRow
-from datamodules.sources.columns import ANSWERS, CHATS, EXPECTED, QUERIES, as_object, listed, messages_in
+from datamodules.sources.columns import ANSWERS, CHATS, COMPLETIONS, QUERIES, as_object, listed, messages_in
 from datamodules.sources.messages import cut_off
 
-_GYM = "responses_create_params"  # NeMo Gym's
-_REQUESTS, _TRACED = ("request", "body", "input", "params", _GYM), ("request_body", "inputs")
+_GYM, _NEXT = "responses_create_params", ("expected_action", "expected_answers", "expected_answer")
+"""Where NeMo Gym has what is sent to a server, and what a model should do then."""
+_REQUESTS, _TRACED = ("request", "body", "input", _GYM), ("request_body", "inputs", "params")
 """What the object that was sent to a server may be called, and is called by traces; its keys are those of a row."""
 _ASKED = (*CHATS, *QUERIES, "instruction", "prompt")
 """Columns beside which a text, and what only traces call so, is no request."""
@@ -34,14 +35,16 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in (*_REQUESTS, *_TRACED):
         if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
             continue
+        if name == "params" and not row.get("custom_id"):  # they may be anything's
+            continue
         request = as_object(row.get(name))
-        inner = (as_object(request.get("body")), request, as_object(request.get("params")))  # beside address and id
+        params = as_object(request.get("params")) if request.get("custom_id") else {}
+        inner = (as_object(request.get("body")), request, params)  # beside address and id
         request = next((one for one in inner if _chats_in(one)), {})
         # A text may be the user's own JSON.
         if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
-            if name == _GYM:
-                _refuse_end(row)
-            rest = {key: value for key, value in row.items() if key != name}
+            request = {key: value for key, value in request.items() if value is not None}
+            rest = {key: value for key, value in (_of_gym(row) if name == _GYM else row).items() if key != name}
             if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
                 raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
             return rest | request
@@ -54,30 +57,42 @@ def _chats_in(request: Mapping[str, Any]) -> list[Any]:
 
 def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with the result of one of Anthropic's batches as its response."""
-    result = as_object(row.get("result")) if "custom_id" in row and not row.get("response") else {}
-    if result.get("type") in ("canceled", "expired", "errored"):
+    answered = any(row.get(name) for name in COMPLETIONS)
+    result = as_object(row.get("result")) if row.get("custom_id") and not answered else {}
+    asked = any(row.get(name) for name in _ASKED)
+    if result.get("type") in ("canceled", "expired", "errored") and not asked:  # else it may be of anything
         raise BadRow("result", f"is {result['type']!r} and no answer: leave such rows out")
     if result.get("type") != "succeeded":
         return row
-    if not any(row.get(name) for name in (*_REQUESTS, *_TRACED, *_ASKED)):
+    if not asked and not any(row.get(name) for name in (*_REQUESTS, *_TRACED)):
         raise BadRow("result", ALONE)
     return {key: value for key, value in row.items() if key != "result"} | {"response": result}
 
 
-def _refuse_end(row: Mapping[str, Any]) -> None:
-    """Refuse a row of NeMo Gym that says what is to be there in the end, not what is to be said or called next.
+def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of NeMo Gym with what it expects next, a message or calls, as `expected_output`.
 
     Raises:
-        BadRow: It is one: its environment compares states, or its answer is a text that calls lead to.
+        BadRow: It says what is to be there in the end, not what is to be said or called next: its environment compares
+            states, or its answer is a text that calls lead to. Or its response has earned nothing.
     """
-    names = ("ground_truth", "expected_answer", "expected_answers")
-    name = "" if row.get("response") else next((name for name in names if row.get(name)), "")
-    if name and (row.get("environment_name") or not (listed(row[name]) or as_object(row[name]))):
+    answered = row.get("response")
+    if answered and row.get("reward") == 0:
+        raise BadRow("reward", "is 0, which says that the response is not to be given: leave such rows out")
+    names = _NEXT if answered else (*_NEXT[:1], "ground_truth", *_NEXT[1:])
+    name = next((name for name in names if row.get(name)), "")
+    expected = as_object(row.get(name)) or listed(row.get(name))
+    if not expected or (row.get("environment_name") and name != "expected_action"):
+        if answered or not name:
+            return row
         raise BadRow(
             name,
             "is what an environment of NeMo Gym is to come to in the end, and the calls that lead to it are not in the "
             "row: give the next answer as 'expected_action', or all that a model did as 'response'",
         )
+    if isinstance(expected, dict):
+        expected = {key: value for key, value in expected.items() if value is not None}  # of other kinds, in a table
+    return {key: value for key, value in row.items() if key not in names} | {"expected_output": expected}
 
 
 def answer_items(value: Any, column: str = "response") -> list[Any] | None:
@@ -91,7 +106,7 @@ def answer_items(value: Any, column: str = "response") -> list[Any] | None:
         if {"role", "from", "lc"} & value.keys():
             return [value]
         own = text and not _SENT & value.keys()
-        if value.get("type") == "message" and "content" in value and (not own or column in EXPECTED):  # of NeMo Gym
+        if value.get("type") == "message" and "content" in value and not own:  # of NeMo Gym
             return [{"role": "assistant"} | value]
         if value.get("error") and not own and column not in ANSWERS:  # where it may be the name of a tool
             raise BadRow(column, f"is an error and no answer: {str(value['error'])[:80]!r}; leave such rows out")

@@ -5,7 +5,7 @@ Vercel's AI SDK keeps messages so, a call and its result in one part; so do prov
 
 from typing import Any
 
-from datamodules.sources.parts import is_result, typed
+from datamodules.sources.parts import is_blank, is_result, typed
 
 Step = tuple[list[Any], list[Any]]
 """The parts that an assistant says in a step, and those with what its calls gave back."""
@@ -20,16 +20,25 @@ def steps_of(parts: list[Any]) -> list[Step]:
     """The steps of an assistant's parts: another one begins where it goes on after a result.
 
     Raises:
-        ValueError: A call is not whole.
+        ValueError: A call is not whole, or nothing says of calls whether they are of one step.
     """
     steps: list[Step] = [([], [])]
-    for part in map(typed, parts):
-        part = {key: value for key, value in part.items() if value is not None}  # of other parts, in a table
-        if isinstance(part.get("text"), str) and not part["text"].strip():
+    parts = [_unwrapped(typed(part)) for part in parts]
+    marked = any(part["type"] == "step-start" for part in parts)
+    number = None
+    for part in parts:
+        if is_blank(part):
             continue
         call, result = _invoked(part)
-        if steps[-1][1] and not call and not is_result(part):
-            steps.append(([], []))
+        before, number = number, part.get("step")  # older ones number the steps
+        if steps[-1][1] and not is_result(part):
+            if call and number is None and not marked:
+                raise ValueError(
+                    "has one call with its result after another, and no 'step-start' that says whether they were made "
+                    "at once: put one before each step"
+                )
+            if not call or number != before:
+                steps.append(([], []))
         said, results = steps[-1]
         if is_result(part) or result:
             results.append(result or part)
@@ -38,13 +47,20 @@ def steps_of(parts: list[Any]) -> list[Step]:
     return [step for step in steps if any(step)]
 
 
+def _unwrapped(part: dict[str, Any]) -> dict[str, Any]:
+    """A part without the keys of other parts, which a table has in it; the older interface has calls one key deeper."""
+    if part["type"] == "tool-invocation" and isinstance(part.get("toolInvocation"), dict):
+        part = part["toolInvocation"] | {"type": part["type"]}
+    return {key: value for key, value in part.items() if value is not None or key == "type"}
+
+
 def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The call and the result of a part that is both, as parts of their own; None for what it lacks."""
     kind = str(part["type"])
-    if is_result(part) or not (kind in _NAMED or (kind.startswith("tool-") and "state" in part)):
+    whole = kind.startswith("tool-") and bool({"state", "result"} & part.keys())
+    if is_result(part) or not (kind in _NAMED or whole):
         return None, None
-    part = part["toolInvocation"] if isinstance(part.get("toolInvocation"), dict) else part
-    name = part.get("toolName") or (None if kind in _NAMED else kind.removeprefix("tool-"))
+    name = part.get("toolName") or (None if kind in (*_NAMED, "tool-call") else kind.removeprefix("tool-"))
     state, arguments = part.get("state"), part.get("input", part.get("args"))
     if state not in (*_CALLED, *_ANSWERED):
         raise ValueError(f"has a call in the state {str(state)[:40]!r}, which is not read: leave such rows out")
@@ -52,7 +68,7 @@ def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any
         raise ValueError(f"has a call whose arguments could not be read: {str(part['rawInput'])[:80]!r}; leave it out")
     of_call = {"toolCallId": part.get("toolCallId")}
     call = of_call | {"type": "tool-call", "toolName": name, "input": arguments}
-    given = [part[key] for key in ("errorText", "output", "result") if part.get(key) is not None]
+    given = [part[key] for key in ("errorText", "output", "result") if part.get(key) not in (None, "")]
     if state in _CALLED and not (state is None and given):
         return call, None
     return call, of_call | {"type": "tool-result", "result": given[0] if given else ""}
@@ -65,7 +81,7 @@ def without_repeats(item: dict[str, Any]) -> dict[str, Any]:
         return item
     parts = [part for part in parts if isinstance(part, dict)]
     text = "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
-    calls = [part["toolInvocation"] for part in parts if "toolInvocation" in part]
+    calls = [part["toolInvocation"] for part in parts if part.get("toolInvocation")]
     again = {"toolInvocations"} if item.get("toolInvocations") == calls else set()
     again |= {"content"} if "".join(str(item.get("content")).split()) == "".join(text.split()) else set()
     return {key: value for key, value in item.items() if key not in again}

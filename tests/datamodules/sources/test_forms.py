@@ -515,7 +515,8 @@ SERVED = [
 ]
 """What servers of OpenAI, Anthropic and Google send, and how files of batches, LangSmith and Langfuse keep it."""
 TIME_CALL = {"type": "function_call", "name": "now", "arguments": "{}"}
-GYM = {"responses_create_params": {"input": ASK_TIME, "tools": [{"type": "function", "strict": False, **NOW}]}}
+_REQUEST = "responses_create_params"
+GYM = {_REQUEST: {"input": ASK_TIME, "tools": [{"type": "function", "strict": False, **NOW}]}}
 VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule", "ground_truth": json.dumps([TIME])}}
 
 
@@ -586,6 +587,12 @@ VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule"
             )
         ),
         (GYM | {"response": {"object": "response", "output": ITEMS}, "ground_truth": "12", "reward": 1.0}, "Hm."),
+        (GYM | {"response": {"object": "response", "output": ITEMS}, "expected_answers": [TIME]}, "Hm."),
+        (GYM | {"response": {"object": "response", "output": ITEMS}, "expected_answer": "12"}, "Hm."),
+        (GYM | {"expected_action": TIME_CALL, "ground_truth": "12"}, ""),
+        # Of a table.
+        (GYM | {"expected_action": TIME_CALL | dict.fromkeys(("role", "content", "calls"))}, ""),
+        ({_REQUEST: GYM[_REQUEST] | {"id": None, "tools": [NOW]}, "id": 3, "expected_action": TIME_CALL}, ""),
         (
             {"responses_create_params": {"input": "What time is it?", "tools": [NOW]}, "expected_action": TIME_CALL},
             "",
@@ -611,6 +618,7 @@ def test_forms_of_known_sources(row, cot):
 def test_an_answer_in_a_list_of_its_own():
     assert read(chat(ASK, answers=["It is noon."])) == ([], "", "It is noon.")
     assert read(chat(ASK, answers=[TEXT, "now()"])) == ([OSLO, TIME], "", "")
+    assert read(chat(ASK, answers=["<think>Hm.</think>", "I look.", TEXT])) == ([OSLO], "Hm.\n\nI look.", "")
 
 
 def test_answer_to_a_tool_where_the_chat_waits_for_it():
@@ -630,7 +638,7 @@ def test_a_result_of_a_batch_without_its_request_is_called_by_its_name():
 
 def test_a_message_that_nemo_gym_expects():
     for action in (
-        {"type": "message", "content": "Which day?", "name": None},
+        {"type": "message", "content": "Which day?", "name": None, "role": None},
         '{"type": "message", "content": "Which day?"}',
     ):
         example = to_example(
@@ -641,15 +649,31 @@ def test_a_message_that_nemo_gym_expects():
 
 
 @pytest.mark.parametrize("name", ["output", "response", "choices"])
-@pytest.mark.parametrize("expected", ["expected_output", "expectedOutput", "expected_action"])
+@pytest.mark.parametrize("expected", ["expected_output", "expectedOutput"])
 def test_an_output_beside_the_one_that_was_expected_is_refused(name, expected):
     """An experiment's row: what a model wrote, and what it should have written."""
     for asked in ({"input": "Weather?"}, {"messages": [ASK]}, {"query": "Weather?"}, {"instruction": "Weather?"}):
         row = asked | {"tools": WRAPPED, name: "[now()]"}
         with pytest.raises(BadRow, match=f"'{expected}': says something else than '{name}', which may be any model's"):
             to_example(row | {expected: TEXT})
-        reading = read_raw(row | {expected: "[now()]"})
-        assert (reading.examples[0].answers, reading.notes[f"unused/{expected}"]) == (json.dumps([TIME]), 0)
+        for same in ("[now()]", " now()\n", [TIME], said(tool_calls=[{"function": TIME}])):
+            reading = read_raw(row | {expected: same})
+            assert (reading.examples[0].answers, reading.notes[f"unused/{expected}"]) == (json.dumps([TIME]), 0)
+
+
+def test_an_output_in_words_beside_the_one_that_was_expected():
+    row = {"messages": [ASK], "tools": WRAPPED, "output": said("Which day?")}
+    assert to_example(row | {"expected_output": "Which day?"}).response == "Which day?"
+    with pytest.raises(BadRow, match="'expected_output': says something else than 'output'"):
+        to_example(row | {"expected_output": "Which month?"})
+
+
+def test_earlier_turns_beside_an_instruction():
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for history in (earlier, json.dumps(earlier), [["Hi", "Hello"]]):
+        for name in ("output", "expected_output"):
+            example = to_example({"instruction": "Weather?", "history": history, "tools": WRAPPED, name: TEXT})
+            assert (example.query, json.loads(example.history)) == ("Weather?", earlier)
 
 
 def test_traces_of_opentelemetry():
@@ -929,6 +953,13 @@ def test_ids_of_the_rows_of_one_chat():
         ),
         (GYM | {"ground_truth": "It is 12."}, "is what an environment of NeMo Gym is to come to in the end"),
         (GYM | {"expected_answer": "12"}, "is what an environment of NeMo Gym is to come to in the end"),
+        (GYM | {"response": {"object": "response", "output": ITEMS}, "reward": 0.0}, "is 0, which says that the"),
+        (
+            GYM | {"response": {"object": "response", "output": ITEMS}, "expected_action": {**TIME_CALL, "name": "x"}},
+            "says something else than 'response', which may be any model's",
+        ),
+        (chat(ASK, expected_action="call"), "has no assistant turn that answers a user turn"),
+        ({"query": "Hi", "tools": [NOW], "expected_answer": "12"}, "is missing; the row has query, tools"),
         (
             VERL | {"extra_info": {"need_tools_kwargs": True, "tools_kwargs": {"now": {"create_kwargs": {"x": 1}}}}},
             "names its tools in 'tools_kwargs' and lacks their schemas, which verl has in a file of its own",
@@ -947,7 +978,7 @@ def test_ids_of_the_rows_of_one_chat():
             | {"result": {"type": "succeeded", "message": said("It is", stop_reason="max_tokens")}},
             "was cut off, as its stop_reason 'max_tokens' says",
         ),
-        (chat(ASK, answers=["It is 12", "It is noon"]), "the calls cannot be read: 'It is 12'"),
+        (chat(ASK, answers=["It is 12", "It is noon"]), r"the calls cannot be read: 'It is 12\nIt is noon'"),
         *(
             (
                 {"instruction": "Give API-Request: [ApiName(key1='v')]\nAPI descriptions:\n{}", "input": "User: Hi\n"}
@@ -1248,6 +1279,29 @@ HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
         ({"messages": [ASK, said(TEXT)], "request_body": {"messages": [ASK]}}, ASK["content"], [OSLO]),
         ({"query": "Hi", "answers": [TIME], "trajectory": "up"}, "Hi", [TIME]),
         ({"query": "Hi", "answers": [TIME], "result": {"type": "expired"}}, "Hi", [TIME]),
+        *(
+            ({"custom_id": "r", "query": "Hi", "answers": [TIME], "result": result}, "Hi", [TIME])
+            for result in ({"type": "expired"}, {"type": "succeeded", "message": said("No.")})
+        ),
+        *(
+            (chat(ASK, said(TEXT)) | {"custom_id": given, "result": {"type": "errored"}}, ASK["content"], [OSLO])
+            for given in ("r", None)
+        ),
+        ({"input": "Hi", "output": TEXT, "params": {"messages": [ASK]}}, "Hi", [OSLO]),
+        *(
+            ({"instruction": "Hi", "output": TEXT, "expected_action": "call"} | held, "Hi", [OSLO])
+            for params in ({"input": "x", "tools": ["a"]}, {"messages": "x"}, {"messages": [ASK]}, {"dialog": "x"})
+            for held in ({"params": params}, {"request": {"method": "GET", "params": {"input": "x"}}})
+        ),
+        *(
+            (row | {name: said}, ASK["content"], [OSLO])
+            for name, said in (("expected_answer", "12"), ("expected_answers", ["12"]), ("expected_action", "call"))
+            for row in (
+                {"trajectory": [ASK, {"role": "assistant", "content": TEXT}]},
+                {"prompt": [ASK], "reward_model": {"ground_truth": TEXT}},
+                {"inputs": {"messages": [ASK]}, "outputs": {"messages": [{"role": "assistant", "content": TEXT}]}},
+            )
+        ),
         ({"query": "Hi", "answers": [TIME], "trajectory": [ASK, said("no")]}, "Hi", [TIME]),
         ({"instruction": "Hi", "tool_calls": [TIME | {"type": "function_call"}]}, "Hi", [TIME]),
         *(

@@ -27,6 +27,9 @@ DONE = {"state": "result", "step": 0, "toolCallId": "c", "toolName": "get_weathe
 INVOKED = {"type": "tool-invocation", "toolInvocation": DONE}
 
 
+RESULT = {"type": "tool_result", "tool_use_id": "c", "content": "rain"}
+
+
 def ui(*parts, **keys):
     return {"id": "a", "role": "assistant", "parts": list(parts), **keys}
 
@@ -49,8 +52,15 @@ def read(*messages, turns="every"):
         [ASKED, ui({**PART, "input": json.dumps(OSLO), "callProviderMetadata": {"p": {"x": 1}}}, RAIN)],
         [ASKED, ui({**PART, "toolName": None, "args": None, "result": None}, RAIN)],  # of a table
         [ASKED, ui({**PART, "state": "output-error", "output": None, "errorText": "rain"}, RAIN)],
+        [ASKED, ui({**PART, "errorText": "", "output": "", "result": "rain", "text": ""}, RAIN)],  # padded with texts
         [ASKED, ui(STEP, INVOKED, STEP, RAIN)],
         [ASKED, ui({**DONE, "type": "tool-invocation"}, RAIN)],
+        [
+            ASKED,
+            ui({**INVOKED, "toolInvocation": {**DONE, "input": None, "output": None}}, {**RAIN, "toolInvocation": {}}),
+        ],
+        [ASK, said({**CALL, "argsText": "{}", "result": "rain"}, RAIN)],  # of assistant-ui, both in one part
+        [ASK, said({**CALL, "result": "rain"}), said(RAIN)],
         [  # the older interface, which has text and calls a second time
             {**ASKED, "content": "Weather in Oslo?", "createdAt": "2025-01-01"},
             ui(STEP, INVOKED, STEP, RAIN, content="Rain.", toolInvocations=[DONE]),
@@ -65,6 +75,8 @@ def read(*messages, turns="every"):
         ],
         [ASK, said(USE, {"type": "tool_result", "tool_use_id": "c", "content": "rain"}, RAIN)],
         [ASK, said(USE, {"type": "tool_result", "tool_use_id": "c", "content": "rain"}), said(RAIN)],
+        [ASK, said({**USE, "text": ""}, {**RESULT, "text": "", "result": "", "status": "ok"}), said(RAIN)],  # padded
+        [ASK, said(USE), {"role": "user", "content": [{**RESULT, "result": "success", "output": {}}]}, said(RAIN)],
     ],
 )
 def test_a_call_what_the_tool_gave_back_and_an_answer(messages):
@@ -76,6 +88,39 @@ def test_a_call_what_the_tool_gave_back_and_an_answer(messages):
         {"role": "assistant", "content": "[get_weather(city='Oslo')]"},
         {"role": "tool", "content": "rain"},
     ]
+
+
+def test_steps_that_are_numbered():
+    """The older interface, without marks: what was called at once has one number."""
+    time = {**DONE, "toolCallId": "d", "toolName": "now", "args": {}, "result": "12"}
+    wind = {**time, "toolCallId": "e", "step": 1}
+    called = [{"type": "tool-invocation", "toolInvocation": done} for done in (DONE, time, wind)]
+    both, again, answer = read(ASKED, ui(*called, RAIN))
+    assert [call["name"] for call in json.loads(both.answers)] == ["get_weather", "now"]
+    assert [call["name"] for call in json.loads(again.answers)] == ["now"]
+    assert [turn["content"] for turn in json.loads(answer.history)[2:]] == ["rain", "12", "[now()]", "12"]
+
+
+def test_a_thought_beside_parts_of_one_step():
+    """What a tool gave back to a call before, and a call: the thought can be about nothing else."""
+    time = {"type": "tool_use", "id": "d", "name": "now", "input": {}}
+    _, again = read(ASK, said(USE), said(RESULT, time) | {"reasoning_content": "Hm."})
+    assert (again.cot, json.loads(again.answers)) == ("Hm.", [{"name": "now", "arguments": {}}])
+
+
+def test_parts_with_an_empty_text_are_what_their_type_says():
+    thought = {"type": "thinking", "thinking": "Oslo.", "text": ""}
+    (example,) = read(ASK, said(thought, {"type": "text", "text": "", "content": "I look."}, {**USE, "text": ""}))
+    assert (example.cot, json.loads(example.answers)) == (
+        "Oslo.\n\nI look.",
+        [{"name": "get_weather", "arguments": OSLO}],
+    )
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_a_result_without_anything_is_an_empty_text(nothing):
+    _, answer = read(ASK, said(USE), {"role": "user", "content": [{**RESULT, "content": nothing}]}, said(RAIN))
+    assert json.loads(answer.history)[-1] == {"role": "tool", "content": ""}
 
 
 @pytest.mark.parametrize("state", ["input-available", "approval-requested", "call", None])
@@ -102,6 +147,7 @@ def test_calls_of_one_step_are_one_answer_and_results_keep_the_order_of_the_call
         ({"type": "error-text", "value": "no city"}, "no city"),
         ({"type": "error-json", "value": ["no"]}, '["no"]'),
         ({"type": "content", "value": [{"type": "text", "text": "rain"}]}, "rain"),
+        ({"type": "text", "value": "rain", "providerOptions": None}, "rain"),
         ({"type": "json", "value": ["rain", "wind"]}, '["rain", "wind"]'),
         ({"type": "rain", "mm": 3}, '{"type": "rain", "mm": 3}'),  # the tool's own object
         ("rain", "rain"),
@@ -148,6 +194,8 @@ def test_steps_that_are_not_trained_on():
         (ui({"type": "dynamic-tool", "state": "call"}), "a call needs a name"),
         (ui({"type": "tool-invocation", "tool": "now", "state": {"status": "completed"}}), "a call in the state"),
         (ui({"type": ["text"]}), "which is not read"),
+        (ui({"type": None, "text": "Rain."}), "a part of the type 'None', which is not read"),
+        (ui(PART, {**PART, "toolCallId": "d"}, RAIN), "one call with its result after another, and no 'step-start'"),
         (ui(STEP, {**PART, "state": "input-available"}, STEP, RAIN), "turn 2 says something after its calls"),
         (said(CALL, RAIN), "turn 2 says something after its calls"),
         (said(CALL, GIVEN | {"output": {"type": "execution-denied"}}), "turn 2 has the output of a tool of the type"),
