@@ -19,26 +19,36 @@ _ANSWERED = ("output-available", "output-error", "result")
 def steps_of(parts: list[Any]) -> list[Step]:
     """The steps of an assistant's parts: another one begins where it goes on after a result.
 
+    Calls that stand in one part with their results are of one step where the same mark is before them and they have the
+    same number, if they have any; what is said between them is of that step, too.
+
     Raises:
         ValueError: A call is not whole, or nothing says of calls whether they are of one step.
     """
     steps: list[Step] = [([], [])]
     parts = [_unwrapped(typed(part)) for part in parts]
     marked = any(part["type"] == "step-start" for part in parts)
-    number = None
+    marks, number, at = 0, None, 0  # the last two: which step the last call is of, and its place in `steps`
     for part in parts:
         if is_blank(part):
             continue
         call, result = _invoked(part)
-        before, number = number, part.get("step")  # older ones number the steps
-        if steps[-1][1] and not is_result(part):
-            if call and number is None and not marked:
+        marks += part["type"] == "step-start"
+        same = False
+        if call:
+            before, number = number, (marks, part.get("step")) if marked or "step" in part else None
+            same = number is not None and number == before and not part.get("providerExecuted")
+        while same and len(steps) > at + 1:
+            for had, more in zip(steps[at], steps.pop(at + 1), strict=True):
+                had.extend(more)
+        if steps[-1][1] and not (is_result(part) or same):
+            if call and number is None:
                 raise ValueError(
                     "has one call with its result after another, and no 'step-start' that says whether they were made "
                     "at once: put one before each step"
                 )
-            if not call or number != before:
-                steps.append(([], []))
+            steps.append(([], []))
+        at = len(steps) - 1 if call else at
         said, results = steps[-1]
         if is_result(part) or result:
             results.append(result or part)
@@ -51,7 +61,7 @@ def _unwrapped(part: dict[str, Any]) -> dict[str, Any]:
     """A part without the keys of other parts, which a table has in it; the older interface has calls one key deeper."""
     if part["type"] == "tool-invocation" and isinstance(part.get("toolInvocation"), dict):
         part = part["toolInvocation"] | {"type": part["type"]}
-    return {key: value for key, value in part.items() if value is not None or key == "type"}
+    return {key: value for key, value in part.items() if value not in (None, "") or key == "type"}
 
 
 def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -64,24 +74,28 @@ def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any
     state, arguments = part.get("state"), part.get("input", part.get("args"))
     if state not in (*_CALLED, *_ANSWERED):
         raise ValueError(f"has a call in the state {str(state)[:40]!r}, which is not read: leave such rows out")
-    if arguments is None and part.get("rawInput") is not None:
+    if arguments is None and "rawInput" in part:
         raise ValueError(f"has a call whose arguments could not be read: {str(part['rawInput'])[:80]!r}; leave it out")
     of_call = {"toolCallId": part.get("toolCallId")}
     call = of_call | {"type": "tool-call", "toolName": name, "input": arguments}
-    given = [part[key] for key in ("errorText", "output", "result") if part.get(key) not in (None, "")]
+    given = [part[key] for key in ("errorText", "output", "result") if key in part]
     if state in _CALLED and not (state is None and given):
         return call, None
     return call, of_call | {"type": "tool-result", "result": given[0] if given else ""}
 
 
 def without_repeats(item: dict[str, Any]) -> dict[str, Any]:
-    """A message without what Vercel's older ones have a second time beside their parts: the text, and the calls."""
-    parts = item.get("parts")
-    if not isinstance(parts, list) or not {"content", "toolInvocations"} & item.keys():
+    """A message without what Vercel's older ones have a second time beside their parts: calls, and what is said.
+
+    The latter may be of the last step alone.
+    """
+    if not isinstance(item.get("parts"), list):
         return item
-    parts = [part for part in parts if isinstance(part, dict)]
-    text = "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
+    parts = [part for part in item["parts"] if isinstance(part, dict)]
     calls = [part["toolInvocation"] for part in parts if part.get("toolInvocation")]
     again = {"toolInvocations"} if item.get("toolInvocations") == calls else set()
-    again |= {"content"} if "".join(str(item.get("content")).split()) == "".join(text.split()) else set()
+    for key, kind in (("content", "text"), ("reasoning", "reasoning")):
+        said = [str(part.get("text") or part.get(kind) or "") for part in parts if part.get("type") == kind]
+        places = range(len(said) + 1) if key in item else ()
+        again |= {key for at in places if "".join(str(item[key]).split()) == "".join("".join(said[at:]).split())}
     return {key: value for key, value in item.items() if key not in again}

@@ -65,6 +65,8 @@ def read(*messages, turns="every"):
             {**ASKED, "content": "Weather in Oslo?", "createdAt": "2025-01-01"},
             ui(STEP, INVOKED, STEP, RAIN, content="Rain.", toolInvocations=[DONE]),
         ],
+        [ASK, said({**CALL, "text": "", "state": "", "result": ""}), {"role": "tool", "content": [GIVEN]}, said(RAIN)],
+        [ASKED, ui({**PART, "rawInput": "", "toolName": ""}, RAIN)],
         [ASK, said(CALL), {"role": "tool", "content": [GIVEN]}, said(RAIN)],
         [ASK, said(CALL, GIVEN, RAIN)],  # a tool that the provider runs
         [
@@ -99,6 +101,41 @@ def test_steps_that_are_numbered():
     assert [call["name"] for call in json.loads(both.answers)] == ["get_weather", "now"]
     assert [call["name"] for call in json.loads(again.answers)] == ["now"]
     assert [turn["content"] for turn in json.loads(answer.history)[2:]] == ["rain", "12", "[now()]", "12"]
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_words_between_two_calls_of_one_step(numbered):
+    """A model may say something between calls that it makes at once: their results come after both."""
+    if numbered:
+        time = {"type": "tool-invocation", "toolInvocation": DONE | {"toolCallId": "d", "toolName": "now", "args": {}}}
+        parts = [INVOKED, {"type": "text", "text": "And the time."}, time, RAIN]
+    else:
+        time = {"type": "tool-now", "toolCallId": "d", "state": "output-available", "input": {}, "output": "12"}
+        parts = [STEP, PART, {"type": "text", "text": "And the time."}, time, STEP, RAIN]
+    both, answer = read(ASKED, ui(*parts))
+    assert (both.cot, [call["name"] for call in json.loads(both.answers)]) == ("And the time.", ["get_weather", "now"])
+    assert [turn["role"] for turn in json.loads(answer.history)] == ["user", "assistant", "tool", "tool"]
+
+
+@pytest.mark.parametrize("words", [[], [{"type": "text", "text": "And the time."}]])
+def test_calls_that_the_provider_runs_follow_the_results_before_them(words):
+    """Such a tool has given something before the model goes on, within one step."""
+    ran = {"state": "output-available", "input": {}, "output": "12", "providerExecuted": True}
+    time = {"type": "tool-now", "toolCallId": "d", **ran}
+    first, second, _ = read(ASKED, ui(STEP, PART | {"providerExecuted": True}, *words, time, RAIN))
+    assert [json.loads(one.answers)[0]["name"] for one in (first, second)] == ["get_weather", "now"]
+    assert json.loads(second.history)[-1] == {"role": "tool", "content": "rain"}
+
+
+@pytest.mark.parametrize("reasoning", [None, "Oslo.", "Wet.", "Oslo. Wet."])
+def test_what_the_older_interface_repeats_of_the_last_step(reasoning):
+    """Its `content` and `reasoning` are those of all steps, or of the last one, by who has kept the message."""
+    look, wet = {"type": "text", "text": "I look."}, {"type": "reasoning", "reasoning": "Wet.", "details": []}
+    thought = {"type": "reasoning", "reasoning": "Oslo.", "details": [{"type": "text", "text": "Oslo."}]}
+    parts = [STEP, thought, look, INVOKED, STEP, *([] if reasoning == "Oslo." else [wet]), RAIN]
+    for content in ("Rain.", "I look.Rain."):
+        _, answer = read(ASKED, ui(*parts, content=content, reasoning=reasoning, toolInvocations=[DONE]))
+        assert (answer.cot, answer.response) == ("" if reasoning == "Oslo." else "Wet.", "Rain.")
 
 
 def test_a_thought_beside_parts_of_one_step():
@@ -182,6 +219,8 @@ def test_steps_that_are_not_trained_on():
         (ui({**PART, "state": "output-denied"}, RAIN), "a call in the state 'output-denied'"),
         (ui({**PART, "input": None, "rawInput": "{", "state": "output-error"}), "a call whose arguments could not be"),
         (ui(PART, RAIN, content="Sun."), "turn 2 has the key 'parts', which is not known"),
+        (ui(PART, RAIN, content="in."), "turn 2 has the key 'parts', which is not known"),
+        (ui(PART, RAIN, reasoning="Hm."), "turn 2 has 'reasoning' beside parts with what tools gave back"),
         (ui(PART, RAIN, toolInvocations=[{**DONE, "args": {}}]), "turn 2 has the key 'toolInvocations'"),
         (ui(PART, RAIN, tool_calls=[{"name": "now"}]), "turn 2 has 'tool_calls' beside parts with what tools gave"),
         (ui({"type": "file", "mediaType": "image/png", "url": "data:"}), "a part of the type 'file', which is not"),
