@@ -75,7 +75,7 @@ def _glaive(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
     """`instruction`, `input` and `output`: the first is a system's text where it offers tools and there is an input."""
-    answer = columns.name("output") or ("" if columns.name(*QUERIES) else columns.name(*COMPLETIONS))
+    answer = columns.name("output") or ("" if columns.name(*QUERIES, "prompt") else columns.name(*COMPLETIONS))
     if "instruction" not in columns.row or answer not in ("output", *EXPECTED):
         return None
     notes["form/instruction and output"] += 1
@@ -137,7 +137,8 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
         value = value.get("ground_truth") if isinstance(value, dict) else value
     if (items := answer_items(value, column)) is None:
         texts = value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-        value = "\n".join(texts) if texts else value
+        texts = [text for text in texts if text.strip()]
+        value = "\n".join(texts) if texts else "[]" if value == [] and column in EXPECTED else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         # Several texts hold calls, or are answers of which each would do.
         items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]

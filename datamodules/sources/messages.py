@@ -30,7 +30,7 @@ _THOUGHT_KEYS = (
 )
 _CALL_KEYS = ("tool_calls", "function_call", "function_calls")
 _TRAINED = ("weight", "loss", "train", "training")  # whether a turn is a target
-_MARKS = {"true": True, "false": False, "1": True, "0": False}  # as a table of texts has them
+_MARKS = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}  # as a table of texts has them
 _MEANINGLESS = {
     *("id", "index", "type", "name", "tool_call_id", "tool_name", "call_id", "model", "created", "timestamp", "date"),
     *("usage", "finish_reason", "finishReason", "stop_reason", "logprobs", "annotations", "metadata", "uuid", "status"),

@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from datamodules.example import BadRow
-from datamodules.sources.columns import ANSWERS, CHATS, COMPLETIONS, QUERIES, as_object, listed, messages_in
+from datamodules.sources.columns import (
+    ANSWERS,
+    CHATS,
+    COMPLETIONS,
+    QUERIES,
+    TOOLS,
+    Columns,
+    as_object,
+    listed,
+    messages_in,
+)
 from datamodules.sources.messages import cut_off
+from datamodules.sources.prompts import GLAIVE
 
 _GYM, _NEXT = "responses_create_params", ("expected_action", "expected_answers", "expected_answer")
 """Where NeMo Gym has what is sent to a server, and what a model should do then."""
@@ -37,10 +48,12 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
             continue
         if name == "params" and not row.get("custom_id"):  # they may be anything's
             continue
+        if name == _GYM and asked and any(row.get(key) for key in TOOLS):  # the row is whole without it
+            continue
         request = as_object(row.get(name))
         params = as_object(request.get("params")) if request.get("custom_id") else {}
-        inner = (as_object(request.get("body")), request, params)  # beside address and id
-        request = next((one for one in inner if _chats_in(one)), {})
+        request = as_object(request.get("body")) or request  # beside address and id
+        request = request if _chats_in(request) else params
         # A text may be the user's own JSON.
         if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
             request = {key: value for key, value in request.items() if value is not None}
@@ -57,9 +70,9 @@ def _chats_in(request: Mapping[str, Any]) -> list[Any]:
 
 def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with the result of one of Anthropic's batches as its response."""
-    answered = any(row.get(name) for name in COMPLETIONS)
+    answered = any(row.get(name) for name in (*COMPLETIONS, "trajectory"))
     result = as_object(row.get("result")) if row.get("custom_id") and not answered else {}
-    asked = any(row.get(name) for name in _ASKED)
+    asked = any(row.get(name) for name in (*_ASKED, *GLAIVE, "contents", "input"))
     if result.get("type") in ("canceled", "expired", "errored") and not asked:  # else it may be of anything
         raise BadRow("result", f"is {result['type']!r} and no answer: leave such rows out")
     if result.get("type") != "succeeded":
@@ -76,6 +89,7 @@ def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
         BadRow: It says what is to be there in the end, not what is to be said or called next: its environment compares
             states, or its answer is a text that calls lead to. Or its response has earned nothing.
     """
+    row = Columns(row).row
     answered = row.get("response")
     if answered and row.get("reward") == 0:
         raise BadRow("reward", "is 0, which says that the response is not to be given: leave such rows out")
@@ -91,7 +105,8 @@ def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
             "row: give the next answer as 'expected_action', or all that a model did as 'response'",
         )
     if isinstance(expected, dict):
-        expected = {key: value for key, value in expected.items() if value is not None}  # of other kinds, in a table
+        # The others are of other kinds, in a table.
+        expected = {key: value for key, value in expected.items() if value not in (None, "", [])}
     return {key: value for key, value in row.items() if key not in names} | {"expected_output": expected}
 
 

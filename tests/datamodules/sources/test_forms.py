@@ -580,6 +580,8 @@ VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule"
                 {"expected_action": {"type": "function_call_batch", "calls": [TIME_CALL]}},
                 {"expected_action": json.dumps({"type": "function_call_batch", "calls": [TIME_CALL]})},
                 {"expected_answers": [TIME], "id": 3},
+                {"expected_action": "null", "expected_answers": [TIME]},  # of a table of texts
+                {"expected_action": TIME_CALL | {"content": "", "calls": []}},
                 {"expected_answer": [TIME]},
                 {"ground_truth": [{"name": "now", "arguments": "{}"}], "category": "c"},
                 {"ground_truth": json.dumps([TIME])},
@@ -607,6 +609,13 @@ VERL = {"data_source": "d", "prompt": ASK_TIME, "reward_model": {"style": "rule"
         ({"request": {"custom_id": "r", "params": {"messages": ASK_TIME, "tools": [NOW]}}, **SERVED[-1]}, "Hm."),
         ({"instruction": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
         ({"instruction": "Now.", "query": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
+        ({"instruction": "Now.", "prompt": "What time is it?", "expected_output": "[now()]", "tools": [NOW]}, ""),
+        ({"query": "What time is it?", "answers": [TIME], "tools": [NOW]} | GYM, ""),
+        *(
+            ({name: [*ASK_TIME, said("[now()]")], "tools": [NOW], "custom_id": "r", "result": {"type": kind}}, "")
+            for name in ("trajectory", "chat", "input")
+            for kind in ("errored", "succeeded")
+        ),
     ],
 )
 def test_forms_of_known_sources(row, cot):
@@ -616,7 +625,8 @@ def test_forms_of_known_sources(row, cot):
 
 
 def test_an_answer_in_a_list_of_its_own():
-    assert read(chat(ASK, answers=["It is noon."])) == ([], "", "It is noon.")
+    for texts in (["It is noon."], ["", "It is noon."]):
+        assert read(chat(ASK, answers=texts)) == ([], "", "It is noon.")
     assert read(chat(ASK, answers=[TEXT, "now()"])) == ([OSLO, TIME], "", "")
     assert read(chat(ASK, answers=["<think>Hm.</think>", "I look.", TEXT])) == ([OSLO], "Hm.\n\nI look.", "")
 
@@ -659,6 +669,19 @@ def test_an_output_beside_the_one_that_was_expected_is_refused(name, expected):
         for same in ("[now()]", " now()\n", [TIME], said(tool_calls=[{"function": TIME}])):
             reading = read_raw(row | {expected: same})
             assert (reading.examples[0].answers, reading.notes[f"unused/{expected}"]) == (json.dumps([TIME]), 0)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"role": None, "content": None}])
+def test_an_expected_output_that_a_table_has_in_the_place_of_nothing(nothing):
+    row = {"messages": [ASK], "tools": WRAPPED, "output": "[now()]", "expected_output": nothing}
+    assert read_raw(row).notes["unused/expected_output"] == 1
+
+
+def test_an_empty_list_of_calls_beside_a_request():
+    for asked in ({"instruction": "Weather?"}, {"messages": [ASK]}):
+        assert read(asked | {"tools": WRAPPED, "expected_output": []}) == ([], "", "")
+        with pytest.raises(BadRow, match="says nothing"):  # a server that sent none
+            to_example(asked | {"tools": WRAPPED, "output": []})
 
 
 def test_an_output_in_words_beside_the_one_that_was_expected():
@@ -827,7 +850,7 @@ def test_turns_with_weight_0_are_no_targets():
     [
         *(({"weight": 0.0}, 1), ({"train": 0}, 1), ({"loss": 1}, 2), ({"weight": 1}, 2)),
         # Of a table of texts.
-        *(({"train": "false"}, 1), ({"loss": "True"}, 2), ({"weight": "0"}, 1), ({"weight": "1"}, 2)),
+        *(({"train": "false"}, 1), ({"loss": "True"}, 2), ({"weight": "0"}, 1), ({"weight": "1.0"}, 2)),
     ],
 )
 def test_a_mark_of_training_is_a_number_or_a_truth_value(mark, targets):
@@ -1278,6 +1301,11 @@ HEARD = json.dumps({"messages": [{"role": "user", "content": "Bye."}]})
         ({"instruction": "Do this.", "input": HEARD, "output": TEXT}, f"Do this.\n\n{HEARD}", [OSLO]),
         ({"messages": [ASK, said(TEXT)], "request_body": {"messages": [ASK]}}, ASK["content"], [OSLO]),
         ({"query": "Hi", "answers": [TIME], "trajectory": "up"}, "Hi", [TIME]),
+        *(
+            ({"query": "Hi", "answers": [TIME], name: held}, "Hi", [TIME])
+            for name in ("request", "body")
+            for held in ({"body": {"x": 1}, "input": "y"}, {"body": {"x": 1}, "messages": [ASK]})
+        ),
         ({"query": "Hi", "answers": [TIME], "result": {"type": "expired"}}, "Hi", [TIME]),
         *(
             ({"custom_id": "r", "query": "Hi", "answers": [TIME], "result": result}, "Hi", [TIME])
