@@ -71,6 +71,7 @@ def test_an_interrupted_run_is_told_how_to_be_exported(tmp_path):
 
 def test_a_typo_in_a_path_that_could_be_a_data_set_is_not_asked_of_a_hub_that_is_silent(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # as a user's own environment may say
     with pytest.raises(
         FileNotFoundError, match="there is no file, folder or cached data set data/rowz here, and the hub"
     ):
