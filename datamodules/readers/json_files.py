@@ -9,7 +9,7 @@ from typing import Any, TextIO
 JSON = (".json", ".jsonl", ".ndjson")
 ROW_COLUMNS = {
     *("query", "question", "messages", "conversations", "contents", "prompt", "chat", "sample", "instruction", "input"),
-    *("request", "tools", "answers"),
+    *("request", "tools", "answers", "custom_id", "responses_create_params"),
 }
 """Columns of which a row has at least one; an object that has none may hold rows."""
 READ = "rows are read from .json, .jsonl and .parquet files, from folders of them and from saved data sets"

@@ -87,7 +87,8 @@ def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises:
         BadRow: It says what is to be there in the end, not what is to be said or called next: its environment compares
-            states, or its answer is a text that calls lead to. Or its response has earned nothing.
+            states, or its answer is a text that calls lead to. Or its response has earned nothing, or two answers stand
+            in it.
     """
     row = Columns(row).row
     answered = row.get("response")
@@ -107,7 +108,13 @@ def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(expected, dict):
         # The others are of other kinds, in a table.
         expected = {key: value for key, value in expected.items() if value not in (None, "", [])}
-    return {key: value for key, value in row.items() if key not in names} | {"expected_output": expected}
+    for other in names:
+        if other != name and (as_object(row.get(other)) or listed(row.get(other))) and row[other] != row[name]:
+            raise BadRow(other, f"may be another answer than {name!r}: keep one of them")
+    rest = {key: value for key, value in row.items() if key != name}
+    if not answered and "ground_truth" in rest:  # what is to be there in the end: no answer, and reported as not used
+        rest[f"ground_truth beside {name}"] = rest.pop("ground_truth")
+    return rest | {"expected_output": expected}
 
 
 def answer_items(value: Any, column: str = "response") -> list[Any] | None:

@@ -117,6 +117,10 @@ def test_an_object_that_holds_the_rows_on_one_line_or_on_many(tmp_path, make_row
         assert rows_of(tmp_path / "held.json") == [(i + 1, row) for i, row in enumerate(rows)]
     (tmp_path / "held.json").write_text(json.dumps(rows[0], indent=1))  # a row is one
     assert rows_of(tmp_path / "held.json") == [(1, rows[0])]
+    gym, batch = {"responses_create_params": {}, "ground_truth": [{}]}, {"custom_id": "a", "params": {}, "result": {}}
+    for row in (gym, batch):  # with one list of objects in it, and with none
+        (tmp_path / "held.json").write_text(json.dumps(row, indent=1))
+        assert rows_of(tmp_path / "held.json") == [(1, row)]
     (tmp_path / "held.json").write_text("\n".join(json.dumps(row, indent=1) for row in rows))
     assert rows_of(tmp_path / "held.json") == [(i + 1, row) for i, row in enumerate(rows)]
     (tmp_path / "held.json").write_text(json.dumps({"model": {"name": "f"}, "epochs": 3}, indent=1))

@@ -658,6 +658,15 @@ def test_a_message_that_nemo_gym_expects():
         assert json.loads(example.history) == [KIND]
 
 
+def test_what_stands_beside_the_answer_that_nemo_gym_expects_is_reported_or_refused():
+    row = GYM | {"expected_action": TIME_CALL}
+    assert read_raw(row | {"ground_truth": "It is noon."}).notes["unused/ground_truth beside expected_action"] == 1
+    assert read_raw(row | {"expected_answer": "12"}).notes["unused/expected_answer"] == 1
+    for calls in ([OSLO], json.dumps([OSLO])):
+        with pytest.raises(BadRow, match="'ground_truth': may be another answer than 'expected_action': keep one"):
+            read_raw(row | {"ground_truth": calls})
+
+
 @pytest.mark.parametrize("name", ["output", "response", "choices"])
 @pytest.mark.parametrize("expected", ["expected_output", "expectedOutput"])
 def test_an_output_beside_the_one_that_was_expected_is_refused(name, expected):
