@@ -52,7 +52,7 @@ there and gets 49 % of held-out rows. `rate_0` is that start, sampled for the sa
 at a learning rate of 0: what a step earns depends more on how hard its 8 prompts are than on what was learnt. EGPO
 earns 0.038 more than its start in the mean of the 25 steps (95 %: 0.018 to 0.058) and 0.100 more in the last five, GRPO
 0.026 (-0.002 to 0.053) and 0.016. In those five EGPO has the higher KL (0.028 and 0.021), more entropy in chains of
-thought (0.074 and 0.066, their start 0.177) and the longer completions (58.6 and 55.5 tokens, their start 64.5), as
+thought (0.074 and 0.066, their start 0.177) and the longer completions (58.6 and 55.5 tokens, their start 64.5), as the
 papers have it. That gain is one of sampling at a temperature of 1: answered greedily, EGPO gets 44 % of held-out rows
 and GRPO 43. Of BFCL they get 13.5 and 16.3 % of all rows, 9.6 and 14.7 % of the calls that are wanted, 20 and 8 % of
 irrelevance; the `srml_0.7` of seed 0 that was trained on a GPU gets 17.8, 6.4 and 60 %. It leaves 32 % of its answers
