@@ -119,9 +119,9 @@ _AS_THEY_ARE = """
 {%- endif %}"""
 _WRITTEN = {
     "json": "tojson(separators=(',', ':'))",
-    "bfcl": "string" + "".join(f" | replace({old!r}, {new!r})" for old, new in BFCL_TYPES.items()),
+    "bfcl": "string" + "".join(f" | replace({old!r}, {new!r})" for old, new in BFCL_TYPES.items()) + r" ~ '\n\n'",
 }
-"""Filters that write a list of tools, by the form of tools."""
+"""How Jinja writes a list of tools, by the form of tools: filters, and what is put behind."""
 _TOLD = """
     {%- set funreason.system = INSTRUCTIONS + ('' if funreason.system is none else '\n\n' + funreason.system) %}"""
 _SYSTEM = """

@@ -146,13 +146,14 @@ def openai_tool(tool: dict[str, Any]) -> dict[str, Any]:
 def bfcl_tools(tools: list[dict[str, Any]]) -> str:
     """A list of tools as the prompts of BFCL v3 print it: a Python literal, parameters in a schema of type `dict`.
 
-    xLAM's flat parameters become such a schema. The sentence on the language that BFCL adds to every description is
-    left out.
+    xLAM's flat parameters become such a schema. A blank line ends it, as it ends the official text: a model that was
+    trained without it went on writing after its answer. The sentence on the language that BFCL adds to every
+    description is left out.
     """
     text = repr([openai_tool(tool)["function"] for tool in tools])
     for ours, theirs in BFCL_TYPES.items():
         text = text.replace(ours, theirs)
-    return text
+    return text + "\n\n"
 
 
 def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
