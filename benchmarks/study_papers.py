@@ -61,15 +61,7 @@ def of_both_scales(scale: str, measure: str) -> tuple[Claim, ...]:
         return Claim(text, paper, scale, of, {better: 1, worse: -1})
 
     return (
-        claim("SRML (alpha 0.7) gets more rows right than plain SFT", SRML, "srml_0.7", "sft"),
         claim("SRML with a learnable alpha gets more rows right than plain SFT", SSB, "srml_learnable", "sft"),
-        claim(
-            "SRML (alpha 0.7) forgets less than plain SFT: lower loss on plain text",
-            FORGETTING,
-            "sft",
-            "srml_0.7",
-            "text_loss",
-        ),
         claim("EGPO gets more rows right than GRPO", EGPO, "egpo", "grpo"),
         claim("EGPO moves further from its reference than GRPO: higher KL", CURVES, "egpo", "grpo", "curves.kl"),
         claim("EGPO keeps more entropy in chains of thought", CURVES, "egpo", "grpo", "curves.cot_entropy"),
@@ -84,18 +76,30 @@ NOT_SFT = {"sft_own": -1}
 OWN_07, OWN_ALPHA = {"srml_0.7_own": 1, **NOT_SFT}, {"srml_0.7_own": 1, "srml_0.5_own": -1}
 OWN_BASE, OWN_LOSS = {"srml_0.7_own": 1, "base": -1}, {"sft_own": 1, "srml_0.5_own": -1}
 OWN_TEXT = {"sft_own": 1, "srml_0.7_own": -1}
-BFCL_07, BFCL_BASE = {"srml_0.7": 1, "sft": -1}, {"srml_0.7": 1, "base": -1}
-BEGUN = {"egpo_11": 1, "grpo_11": -1}
+BARE = "_bare"
+"""Ends the names of real arms that were trained, up to commit 3bd6b58, without the blank line that ends BFCL's text."""
+BEGUN = {f"egpo_11{BARE}": 1, f"grpo_11{BARE}": -1}
+
+
+def by_bfcl_text(words: str, suffix: str) -> tuple[Claim, ...]:
+    """Claims about SRML (alpha 0.7) on real rows that end in these words, of arms whose names end in the suffix."""
+    srml, sft = f"srml_0.7{suffix}", f"sft{suffix}"
+    over_sft, over_base = {srml: 1, sft: -1}, {srml: 1, "base": -1}
+    sides = (
+        ("gets more rows right than plain SFT", SRML, "bfcl_rows", over_sft),
+        ("gets more rows right than the base model", UNTUNED, "bfcl_rows", over_base),
+        ("makes more of BFCL's calls right than plain SFT", SRML, "bfcl_call_rows", over_sft),
+        ("makes more of BFCL's calls right than the base model", UNTUNED, "bfcl_call_rows", over_base),
+        ("gets more held-out rows right than plain SFT", SRML, "heldout_rows", over_sft),
+        ("forgets less than plain SFT: lower loss on plain text", FORGETTING, "text_loss", {sft: 1, srml: -1}),
+    )
+    return tuple(
+        Claim(f"SRML (alpha 0.7) {what}, {words}", paper, "real", of, weights) for what, paper, of, weights in sides
+    )
+
 
 CLAIMS = (
     *of_both_scales("real", "bfcl_rows"),
-    Claim(
-        "SRML (alpha 0.7) gets more rows right than the base model",
-        UNTUNED,
-        "real",
-        "bfcl_rows",
-        {"srml_0.7": 1, "base": -1},
-    ),
     Claim(
         "Rows refined by FCDR are better to train on", REFINED, "real", "bfcl_rows", {"srml_fcdr": 1, "srml_0.5": -1}
     ),
@@ -127,26 +131,15 @@ CLAIMS = (
             ),
         )
     ),
-    *(
-        Claim(f"{what}, by BFCL's text", paper, "real", metric, weights)
-        for what, paper, metric, weights in (
-            ("SRML (alpha 0.7) makes more of BFCL's calls right than plain SFT", SRML, "bfcl_call_rows", BFCL_07),
-            (
-                "SRML (alpha 0.7) makes more of BFCL's calls right than the base model",
-                UNTUNED,
-                "bfcl_call_rows",
-                BFCL_BASE,
-            ),
-            ("SRML (alpha 0.7) gets more held-out rows right than plain SFT", SRML, "heldout_rows", BFCL_07),
-        )
-    ),
+    *by_bfcl_text("by BFCL's text without its last line", BARE),
+    *by_bfcl_text("by BFCL's text", ""),
     *(
         Claim(f"{what}, in the first 11 steps", paper, "real", f"curves.{curve}", weights)
         for what, paper, curve, weights in (
             ("EGPO moves further from its reference than GRPO: higher KL", CURVES, "kl", BEGUN),
             ("EGPO keeps more entropy in chains of thought", CURVES, "cot_entropy", BEGUN),
             ("EGPO writes longer completions than GRPO", CURVES, "completion_length", BEGUN),
-            ("EGPO's mean reward rises", REWARD, "reward:rise", {"egpo_11": 1}),
+            ("EGPO's mean reward rises", REWARD, "reward:rise", {f"egpo_11{BARE}": 1}),
         )
     ),
     Claim(
@@ -155,6 +148,20 @@ CLAIMS = (
         "real",
         "bfcl_rows",
         {"egpo": 1, "srml_0.7": -1},
+    ),
+    Claim(
+        "SRML (alpha 0.7) gets more rows right than plain SFT",
+        SRML,
+        "small",
+        "heldout_rows",
+        {"srml_0.7": 1, "sft": -1},
+    ),
+    Claim(
+        "SRML (alpha 0.7) forgets less than plain SFT: lower loss on plain text",
+        FORGETTING,
+        "small",
+        "text_loss",
+        {"sft": 1, "srml_0.7": -1},
     ),
     *of_both_scales("small", "heldout_rows"),
     Claim(

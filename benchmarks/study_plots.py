@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.study_claims import HERE, Runs, bfcl_entries, of_hits, read_runs, student, table
+from benchmarks.study_papers import BARE
 from benchmarks.study_tables import FUNCTION_GEMMA
 
 matplotlib.use("Agg")
@@ -21,10 +22,11 @@ from matplotlib import pyplot as plt
 
 COLOURS = {"grpo": "tab:blue", "egpo": "tab:orange", "rate_0": "tab:grey"}
 NAMES = {"grpo": "GRPO", "egpo": "EGPO", "rate_0": "their start"}
-SUFFIXES = {"real": "_11", "small": ""}  # of the arms whose curves are drawn
+SUFFIXES = {"real": f"_11{BARE}", "small": ""}  # of the arms whose curves are drawn
 LEARNING = {"kl": "KL to the reference, nats a token", "reward": "mean reward"}
 REASONING = {"cot_entropy": "entropy of chains of thought, nats", "completion_length": "tokens of a completion"}
-BARS = {"sft": "plain SFT", "srml_0.7": "SRML, alpha 0.7", "grpo": "GRPO", "egpo": "EGPO"}  # beside FunctionGemma
+TRAINED = {"sft": "plain SFT", "srml_0.7": "SRML, alpha 0.7", "grpo": "GRPO", "egpo": "EGPO"}
+BARS = {f"{arm}{BARE}": name for arm, name in TRAINED.items()}  # beside FunctionGemma
 DPI = 90
 
 

@@ -41,7 +41,7 @@ ARMS: dict[str, list[str]] = {
     "srml_r1": ["--model.cot_weight=0.5"],
 }
 OWN = "_own"
-SHORTER = {"srml_0.7_60": 60, "grpo_11": 11, "egpo_11": 11}  # steps of arms that are the beginning of another
+SHORTER = {"srml_0.7_60": 60}  # steps of an arm that is the beginning of another
 ARMS |= {f"{arm}{OWN}": ARMS[arm] for arm in ("sft", "srml_0.5", "srml_0.7")}
 ARMS |= {"srml_0.7_60": ARMS["srml_0.7"]}  # two CPU cores train it in a quarter of an hour
 """Supervised arms, by what differs from `configs/finetune.yaml`. They are asked as BFCL asks, text and tools, and those
@@ -57,7 +57,6 @@ RL_ARMS: dict[str, list[str]] = {
     ],
     STILL: ["--model.entropy_bonus.scale=1e-9", "--model.learning_rate=0"],
 }
-RL_ARMS |= {f"{arm}_11": RL_ARMS[arm] for arm in ("grpo", "egpo")}
 """Arms that start from `BEST`, likewise."""
 ORDER = [BEST, "sft", "grpo", "egpo", "base", "srml_0.5", "srml_learnable", "srml_fcdr", "grpo_format", "srml_r1"]
 ORDER += [arm for arm in (*ARMS, *RL_ARMS) if arm not in ORDER]
