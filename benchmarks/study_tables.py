@@ -39,13 +39,14 @@ others predict it in 95 of 100 cases.
 held-out rows and on 650 rows of BFCL v3. What a held-out row calls, no training row offers; what else it offers, some
 may. Arms that end in `_own` are trained under this project's system text, and asked under it on held-out rows ("by
 our text"). The others are trained and asked under the leaderboard's ("by BFCL's text"), those that end in `_bare`
-without its last line. BFCL's rows are always asked under the leaderboard's. `srml_0.7_60` and `srml_0.7_60_bare` stop after 60 steps. A
-held-out row is right if all calls match exactly, a row of BFCL by BFCL's rules; where no tool fits, calling none is
-right. "Call rows" are those that want calls: of BFCL all but the two categories of irrelevance, for which alone a
-model that never calls gets 18.5 % of all rows. Forgetting is measured on plain text, this repository's own documents
-and code; `srml_0.7_60_bare` was measured on a later state of them, so that its loss there does not compare with the
-others'. Reinforcement starts from `srml_0.7` and takes 25 steps of 8 prompts x 8 completions at 1e-4; `grpo_11_bare`
-and `egpo_11_bare` were stopped by the clock in the 11th to 13th, count by the first 11, and were not tested.
+without its last line. BFCL's rows are always asked under the leaderboard's. `srml_0.7_60` and `srml_0.7_60_bare` stop
+after 60 steps. A held-out row is right if all calls match exactly, a row of BFCL by BFCL's rules; where no tool fits,
+calling none is right. "Call rows" are those that want calls: of BFCL all but the two categories of irrelevance, for
+which alone a model that never calls gets 18.5 % of all rows. Forgetting is measured on plain text, this repository's
+own documents and code; `srml_0.7_60_bare` was measured on a later state of them, so that its loss there does not
+compare with the others'. Reinforcement starts from `srml_0.7` and takes 25 steps of 8 prompts x 8 completions at
+1e-4; `grpo_11_bare` and `egpo_11_bare` were stopped by the clock in the 11th to 13th, count by the first 11, and were
+not tested.
 
 **A fault of the `_bare` arms.** The official prompt has a blank line after the list of tools. Training prompts had
 none, up to commit 3bd6b58, so that these arms met it on BFCL alone. Held-out rows they were asked as they had been
