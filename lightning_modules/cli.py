@@ -49,7 +49,7 @@ from lightning_modules.commands.checks import (
     check_trainer_settings,
     refuse_nulls,
 )
-from lightning_modules.commands.given import nested_nulls, overlay_alone
+from lightning_modules.commands.given import apart, nested_nulls, overlay_alone
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.meant import meant
 from lightning_modules.commands.old_keys import read_old_keys
@@ -86,6 +86,7 @@ class Parser(SentenceParser, LightningArgumentParser):
         """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
         self.words = list(sys.argv[1:] if args is None else args)
         if all(isinstance(word, str) for word in self.words):
+            self.words = apart(self.words)
             if text := help_on(self.words, ROOTS):
                 print(text)
                 sys.exit(0)

@@ -13,6 +13,12 @@ from lightning_modules.commands.yaml_nodes import entries, scalar_in, written_ou
 
 CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
 IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
+ATTACHED = re.compile("^-c(?=[^=])")
+
+
+def apart(words: Sequence[str]) -> list[str]:
+    """A command line with each `-cFILE` as `-c=FILE`, which is the same to argparse."""
+    return [ATTACHED.sub("-c=", word) for word in words]
 
 
 def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
