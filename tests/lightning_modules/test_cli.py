@@ -398,7 +398,7 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--ckpt_path=/absent/run"], "error:", ["ckpt_path", "/absent/run"]),
         (["--trainer.max_steps=0"], "error:", ["trainer", "max_steps"]),
         (["--trainer.max_epochs=0"], "error:", ["trainer.max_epochs"]),
-        (["--trainer.devices=1000"], "error:", ["trainer.devices", "1000"]),
+        (["--trainer.devices=1000"], "error:", ["trainer.devices", "1000", "give at most"]),
         (["--trainer.devices=none"], "error:", ["trainer", "devices"]),
         (["--trainer.accelerator=gpus"], "error:", ["trainer", "gpus"]),
         (["--trainer.check_val_every_n_epoch=0"], "error:", ["trainer.check_val_every_n_epoch", "0"]),
@@ -468,6 +468,7 @@ NO_METRIC = [
     ("best_checkpoint", "tool/exact_mtch", "max", "no metric is called tool/exact_mtch: is tool/exact_match meant?"),
     ("best_checkpoint", "exact_match", "max", "no metric is called exact_match: is tool/exact_match meant?"),
     ("EarlyStopping", "val_loss", "min", "no metric is called val_loss: is val/loss_"),
+    ("ModelCheckpoint", "val_loss", "min", "no metric is called val_loss: is val/loss_"),
     ("best_checkpoint", "val/loss_call", "max", "mode is max, and val/loss_call is best where it is minimal: set mode"),
     (
         "EarlyStopping",
@@ -483,7 +484,7 @@ def test_a_metric_that_nothing_logs_or_its_worst_is_refused_before_weights_are_r
     base_args, tmp_path, monkeypatch, callback, monitor, mode, words
 ):
     monkeypatch.setattr(SRMLModule, "load_policy", lambda *_, **__: pytest.fail("weights are read"))
-    stops = ["--trainer.callbacks=EarlyStopping"] * (callback == "EarlyStopping")
+    stops = [f"--trainer.callbacks={callback}"] * (callback != "best_checkpoint")
     keys = "trainer.callbacks" if stops else callback
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path), *stops, f"--{keys}.monitor={monitor}", f"--{keys}.mode={mode}"])
