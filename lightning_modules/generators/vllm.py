@@ -19,7 +19,7 @@ from lightning_modules.generators.base import Completion, check_sampling, config
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 from lightning_modules.generators.ipc_transfer import send_over_ipc
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
-from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
+from lightning_modules.generators.vllm_lora import MERGED, base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import temporary_folder, untied_config, write_weights
@@ -31,11 +31,6 @@ from lightning_modules.ranks import failing_together, of_every_rank
 
 CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
-MERGED = (
-    "model.generator merges what model.lora learns into weights in {}, where a change of less than half their step is "
-    "lost: at first the engine samples almost from the model without adapters. Better set model.generator.enable_lora "
-    "to true, which has the engine apply them."
-)
 
 
 class VLLMGenerator:
@@ -225,7 +220,9 @@ class VLLMGenerator:
         if self.enable_lora:
             check_lora(lora, getattr(torch, dtype), device)
         elif lora is not None and dtype != "float32":
-            rank_zero_warn(MERGED.format(dtype))
+            rank_zero_warn(
+                MERGED.format(dtype) + "set model.generator.enable_lora to true: the engine applies them then."
+            )
 
     def prepare(self, precision: str, longest_prompt: int | None) -> None:
         """Take from the run what the settings leave open; see `HoldsWeights`."""

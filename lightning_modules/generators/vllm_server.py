@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.loading import resolve_seed
@@ -19,6 +20,7 @@ from lightning_modules.generators.base import Completion, check_sampling, config
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
+from lightning_modules.generators.vllm_lora import MERGED
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import temporary_folder, write_weights
@@ -184,6 +186,9 @@ class VLLMServerGenerator:
         self._meet()
         scores = probe_scores(policy)
         dtype, max_model_len = self._first(self._find)
+        if self.synced is None and policy.has_adapters and dtype != torch.float32:
+            told = MERGED.format(str(dtype).removeprefix("torch."))
+            rank_zero_warn(f"{told}start the servers with --dtype float32, or take VLLMGenerator with enable_lora.")
         if self.nccl is not None:
             self._send(self.nccl, policy, dtype)
         else:
