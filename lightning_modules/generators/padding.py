@@ -71,7 +71,10 @@ def find_mode(model: PreTrainedModel) -> GenerationMode:
                 rank_zero_warn(_said(model, mode, seen[-1]))
             return mode
         seen.append(f"probabilities are off by {distance:.2g}")
-    raise ValueError(f"{type(model).__name__} does not generate what its forward pass predicts ({seen[-1]}).")
+    raise ValueError(
+        f"init_from: {model.name_or_path} cannot be sampled from: {type(model).__name__} does not generate what its "
+        f"forward pass predicts ({seen[-1]}); give another model."
+    )
 
 
 @torch.no_grad()
