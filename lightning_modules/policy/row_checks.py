@@ -58,7 +58,7 @@ def check_rows_fit(
             f"init_from: a row has {tokenizer.convert_ids_to_tokens(most)!r}, token {most:,} of the tokenizer of "
             f"{tokenizer.name_or_path}, whose model has {tokens:,}: resize the model's embeddings to its tokenizer"
         )
-    has = _learnt_positions(model)
+    has = learnt_positions(model)
     trained = getattr(data, "lengths", np.zeros(0))[getattr(data, "train_indices", [])]
     row, prompt = int(trained.max(initial=0)), int(getattr(data, "longest_prompt", 0))
     said = f"init_from: {model.name_or_path} has {has:,} positions"
@@ -71,7 +71,7 @@ def check_rows_fit(
         )
 
 
-def _learnt_positions(model: PreTrainedModel) -> int:
+def learnt_positions(model: PreTrainedModel) -> int:
     """How many positions a model looks up in a table; 0 if it has none."""
     tables = (
         name
