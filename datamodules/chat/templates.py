@@ -245,7 +245,10 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
     prompt = turns_text(tokenizer, [_USER], _TOOLS)
     full = rendered(tokenizer, [_USER, answer], tools=_TOOLS)
     if not full.startswith(prompt):
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} puts an answer elsewhere than its prompt ends")
+        raise ValueError(
+            f"data.answer_form is template, but the chat template of {tokenizer.name_or_path} puts an answer elsewhere "
+            "than its prompt ends: set data.answer_form to hermes, json or python"
+        )
     end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
     written = full[len(prompt) :].rstrip().removesuffix(end).rstrip("\n")
     if cot and cot not in written:

@@ -97,7 +97,7 @@ def named(name: str, *kinds: type) -> type:
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no class {name} to show the settings of: {error}") from error
+        raise ValueError(f"there is no class {name} ({error}): give one by its name or import path") from error
     return found
 
 
