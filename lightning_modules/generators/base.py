@@ -112,6 +112,15 @@ def check_sampling(temperature: float, top_p: float) -> None:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
 
 
+def check_limits(timeout: float, probe_tolerance: float | None, **counts: int) -> None:
+    """Raise ValueError where a limit of a generator with an engine, or one of its counts by name, is out of range."""
+    if min(counts.values()) < 1 or timeout <= 0 or (probe_tolerance is not None and probe_tolerance <= 0):
+        raise ValueError(
+            f"{' and '.join(counts)} must be at least 1, timeout and probe_tolerance greater than 0, got "
+            f"{', '.join(map(str, counts.values()))}, {timeout} and {probe_tolerance}."
+        )
+
+
 def names_of(prompts: Sequence[Sequence[int]], names: Sequence[str | int] | None) -> Sequence[str | int]:
     """The names of the prompts, their places when None; ValueError if a prompt is empty or names and prompts differ."""
     names = range(len(prompts)) if names is None else names

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import check_addresses
-from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
+from lightning_modules.generators.base import Completion, check_limits, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
@@ -96,15 +96,7 @@ class VLLMServerGenerator:
         per_server: int = 64,
     ) -> None:
         check_sampling(temperature, top_p)
-        if (
-            min(max_new_tokens, per_server) < 1
-            or timeout <= 0
-            or (probe_tolerance is not None and probe_tolerance <= 0)
-        ):
-            raise ValueError(
-                "max_new_tokens and per_server must be at least 1, timeout and probe_tolerance greater than 0, got "
-                f"{max_new_tokens}, {per_server}, {timeout} and {probe_tolerance}."
-            )
+        check_limits(timeout, probe_tolerance, max_new_tokens=max_new_tokens, per_server=per_server)
         check_servers(servers, transfer)
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.seed = resolve_seed(seed)
@@ -148,7 +140,7 @@ class VLLMServerGenerator:
         temperature: float | None = None,
         top_p: float | None = None,
     ) -> list[list[Completion]]:
-        """As a call, from the weights of the last sync: neither a collective nor with an eye on the policy.
+        """As a call does, but from the weights of the last sync, whatever the policy is now; no collective.
 
         Raises:
             ValueError: See `__call__`.
