@@ -88,23 +88,26 @@ class Rewards:
         self.pools = make_pools(apart, workers, timeout)  # now: there are neither threads nor devices yet
 
     def __call__(
-        self, inputs: Sequence[RewardInput], results: Sequence[RewardResult] | None = None, of: int | None = None
+        self,
+        inputs: Sequence[RewardInput],
+        results: Sequence[RewardResult] | None = None,
+        most_completions: int | None = None,
     ) -> dict[str, list[Answer]]:
         """Score every completion with every function.
 
-        Once a function has failed for more than `max_error_share` of the batch it is certain that the run will be
-        stopped, and no other completion is scored: each may cost a time-out.
+        Once a function has failed for more than `max_error_share` of the batch the run is going to stop, so that no
+        other completion is scored: each may cost a time-out.
 
         Args:
             inputs: The completions.
             results: What `own` makes of them, which is not computed again.
-            of: The most completions that the batch may have over all ranks and attempts; those here when None.
+            most_completions: The most that the batch may have over all ranks and attempts; those here when None.
 
         Returns:
             For each function an answer per completion; without a value where it raised, hung, died, returned no finite
             number, or was not asked any more. Their order, unlike that of the calls, is that of the completions.
         """
-        most_errors = self.max_error_share * (len(inputs) if of is None else of)
+        most_errors = self.max_error_share * (most_completions or len(inputs))
         answers = {}
         for name, function in self.functions.items():
             if name in self.own and results is not None:
