@@ -273,9 +273,9 @@ class XLAMDataModule(LightningDataModule):
         With `unanswered` rows need no answer.
         """
         h, module = self.hparams, getattr(self.trainer, "lightning_module", None)
-        paying = getattr(module, "paying", [FunctionCallReward()])
-        ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
-        learnt = learnt and len(ours) == len(paying)  # what a function of the user's pays is not known
+        reward_functions = getattr(module, "reward_functions", [FunctionCallReward()])
+        ours = [reward for reward in reward_functions if isinstance(reward, FunctionCallReward)]
+        learnt = learnt and len(ours) == len(reward_functions)  # what others give is not known
         judging = getattr(module, "reward", None)
         for reward in [*ours, *([judging] if isinstance(judging, FunctionCallReward) else [])]:
             reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think

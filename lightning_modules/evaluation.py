@@ -59,7 +59,7 @@ class EvaluationModule(LightningModule):
         self.attn_implementation = attn_implementation
         self.generator = generator or HFGenerator(max_new_tokens=256)
         self.reward = reward or FunctionCallReward()
-        self.paying: list[Callable[..., Any]] = [self.reward]  # all that completions earn rewards from
+        self.reward_functions: list[Callable[..., Any]] = [self.reward]  # a completion earns rewards from them
         self.accuracy = CallAccuracy()
         self.target_loss = TargetLoss()
         self.policy: ScoredCausalLM | None = None

@@ -128,7 +128,7 @@ class GRPOModule(FunctionCallingModule):
         self.repeats = mini_batches * inner_epochs  # optimizer steps per batch of rollouts
         self.micro_batch_tokens, self.advantage_scale = micro_batch_tokens, advantage_scale
         self.rewards = Rewards(rewards or None, reward_timeout, max_reward_errors, reward_workers, self.reward)
-        self.paying = list(self.rewards.functions.values())
+        self.reward_functions = list(self.rewards.functions.values())
         self.penalty = partial(overlong, max_length=self.generator.max_new_tokens)
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference
