@@ -124,7 +124,8 @@ class EvaluationModule(LightningModule):
             self.check_rows_fit(self.tokenizer, policy)
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
-        self.choose_packing(policy)
+        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
+        self.pack(policy, probe_everywhere(policy, self.strategy, mixed))
         self.place(policy)
 
     def check_rows_fit(self, tokenizer: PreTrainedTokenizerFast, policy: ScoredCausalLM) -> None:
@@ -157,24 +158,15 @@ class EvaluationModule(LightningModule):
         own = getattr(self.data, "chat_template", None)  # of data that save no hyperparameters
         return load_tokenizer(self.init_from, getattr(self.data, "hparams", {}).get("chat_template", own))
 
-    def choose_packing(self, policy: ScoredCausalLM) -> None:
-        """Let documents share rows, as `data.packing` says and the loaded model allows.
-
-        Raises:
-            ValueError: See `pack`; also if the model's scores are not its own.
-        """
-        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
-        self.pack(policy, probe_everywhere(policy, self.strategy, mixed))
-
     def pack(self, policy: ScoredCausalLM, leak: str) -> None:
-        """Let documents share rows, as `data.packing` says, in a model that lets them see each other for a reason.
+        """Set whether documents share rows, as `data.packing` says and the model allows.
 
         Args:
             policy: The model.
-            leak: The reason; empty if it keeps them apart.
+            leak: Why documents in one row of this model see each other; empty if they do not.
 
         Raises:
-            ValueError: If `data.packing` is on and there is one.
+            ValueError: If they do, and `data.packing` is on.
         """
         wanted = getattr(self.data, "hparams", {}).get("packing", "auto")
         if leak and wanted == "on":

@@ -274,8 +274,10 @@ class GRPOModule(FunctionCallingModule):
         """Take one optimizer step on the next mini-batch of rollouts."""
         start, optimizer = time.perf_counter(), self.optimizers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
-        chosen, rows = buffer.chosen(self.mini_batches), (self.micro_batch_tokens, self.packed, self.shares_prefixes)
-        micros, still = micro_batches_of(buffer, chosen, self.loss, self.device, *rows)
+        chosen = buffer.chosen(self.mini_batches)
+        micros, still = micro_batches_of(
+            buffer, chosen, self.loss, self.device, self.micro_batch_tokens, self.packed, self.shares_prefixes
+        )
         most = {"micros": max(1, len(micros)), "still": len(still)}
         counts, most = over_ranks(step_sizes(buffer, chosen), most, self.device)
         totals = PolicyTotals(counts["rollouts"], counts["tokens"])

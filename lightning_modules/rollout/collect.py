@@ -78,7 +78,8 @@ def score_tokens(
     Returns:
         Both [N], float32 at least, on the CPU; None for entropies not asked for.
     """
-    places, logprobs, entropies = [], [], []
+    nothing = torch.zeros(0, dtype=torch.float32)
+    places, logprobs, entropies = [nothing.long()], [nothing], [nothing]
     training = model.training
     model.eval()  # without dropout, as when the tokens were sampled
     for i in range(rounds):
@@ -87,12 +88,11 @@ def score_tokens(
         if i < len(micros):
             places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
             logprobs.append(scored.logprobs.cpu())
-            entropies.append(scored.entropy.cpu() if entropy else scored.logprobs.cpu())
+            if entropy:
+                entropies.append(scored.entropy.cpu())
     model.train(training)
-    order = torch.cat([*places, torch.zeros(0, dtype=torch.long)]).argsort()
-    nothing = torch.zeros(0, dtype=torch.float32)
-    values = [torch.cat(column)[order] if column else nothing for column in (logprobs, entropies)]
-    return values[0], values[1] if entropy else None
+    order = torch.cat(places).argsort()
+    return torch.cat(logprobs)[order], torch.cat(entropies)[order] if entropy else None
 
 
 def set_advantages(
