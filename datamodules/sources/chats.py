@@ -157,7 +157,7 @@ def read_chat(
     name: str,
     messages: list[Message],
     columns: Columns,
-    plain: dict[str, str],
+    labels: dict[str, str],
     which: Turns,
     notes: Counter[str],
     unanswered: bool,
@@ -168,7 +168,7 @@ def read_chat(
         name: The column that it stands in.
         messages: Its messages; see `find_chat`.
         columns: The row.
-        plain: Its `id`, `category` and `source`.
+        labels: Its `id`, `category` and `source`.
         which: Which turns become targets; see `targets.examples_of`.
         notes: Counts what was read otherwise than it is written.
         unanswered: Whether a chat may end with a request, whose answer is then nobody's yet.
@@ -184,7 +184,7 @@ def read_chat(
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*columns.thoughts())
-    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
+    examples = examples_of(turns, dump(tools), which, name, labels | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
         columns.used.discard(columns.name(*columns.thoughts()))
     other = next(

@@ -20,13 +20,13 @@ from rewards import Call, as_calls, dump_calls
 
 
 def read_columns(
-    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
+    columns: Columns, labels: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
 ) -> Example:
     """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
 
     Args:
         columns: The row.
-        plain: Its `id`, `category` and `source`.
+        labels: Its `id`, `category` and `source`.
         keep_answers: Leave the text of an `answers` column as it is.
         notes: Counts what was read otherwise than it is written.
         unanswered: Whether there may be no answer.
@@ -56,15 +56,15 @@ def read_columns(
         if not as_calls(answers_text):
             _refuse_calls_beside(found["answers"], tools, columns)
     return Example(
-        id=plain["id"],
+        id=labels["id"],
         query=query,
         tools=tools_text,
         answers=answers_text,
         cot=cot if cot.strip() else "",
         response=response,
         history=_history(columns, tools, notes),
-        category=plain["category"],
-        source=plain["source"],
+        category=labels["category"],
+        source=labels["source"],
     )
 
 

@@ -49,11 +49,11 @@ def read_row(
         raise BadRow(refused, "is not read by this project, which is about text alone")
     if not_to_give := next((name for name in ("label", "kto_tag") if columns.row.get(name) is False), ""):  # of KTO
         raise BadRow(not_to_give, "is false, which says that the answer is not to be given: leave such rows out")
-    plain = {name: columns.label(name) for name in ("id", "category", "source")}
+    labels = {name: columns.label(name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
-        examples = read_chat(*chat, columns, plain, turns, notes, unanswered)
+        examples = read_chat(*chat, columns, labels, turns, notes, unanswered)
     else:
-        examples = [read_columns(columns, plain, keep_answers, notes, unanswered)]
+        examples = [read_columns(columns, labels, keep_answers, notes, unanswered)]
     _refuse_others_expected(columns)
     notes.update({f"unused/{name}": 1 for name in columns.row if name not in columns.used})
     return Reading(examples, notes)

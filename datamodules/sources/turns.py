@@ -119,9 +119,7 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
     if first.calls and not second.calls:
         return None  # words after the calls, which belong to no answer
     cot, text = join_thoughts(first.cot, second.cot), "\n\n".join(filter(None, (first.text, second.text)))
-    calls = (
-        [*(first.calls or []), *(second.calls or [])] if first.calls is not None or second.calls is not None else None
-    )
+    calls = first.calls if second.calls is None else [*(first.calls or []), *second.calls]
     trained = first.trained and second.trained
     return Turn(first.role, text, cot, calls, first.ids + second.ids, trained)
 
