@@ -105,7 +105,7 @@ class EvaluationModule(LightningModule):
         self.check_generator(lora=None)
 
     def check_generator(self, lora: LoRA | None) -> None:
-        """Raise if the generator is to apply the adapters of these settings, and cannot.
+        """Raise if the generator cannot serve this run, whose adapters have these settings.
 
         Raises:
             ValueError: See `VLLMGenerator.check`.
@@ -200,8 +200,8 @@ class EvaluationModule(LightningModule):
         """The model to generate with: the policy or, if it is sharded, an unsharded copy (a collective).
 
         A generator that holds the weights in an engine of its own takes the shards of FSDP2 as they are. The copy has
-        the dtype that the policy computes in, adapters of its own as the policy has them, and is where the policy
-        computes, be its shards offloaded.
+        the dtype that the policy computes in, copies of its adapters, and lies on the device that the policy computes
+        on, also where the shards are offloaded.
         """
         streams = False
         if isinstance(self.generator, HoldsWeights):
@@ -224,7 +224,7 @@ class EvaluationModule(LightningModule):
     def on_validation_end(self) -> None:
         """Free the unsharded copy, and the memory of a generator's engine."""
         self.generating = ()
-        self.rest_generator(stale=self.fitting)  # then the policy has learnt by the next time
+        self.rest_generator(stale=self.fitting)  # in a fit the policy learns before the next call
 
     on_test_end = on_validation_end
     on_predict_end = on_validation_end
@@ -322,7 +322,7 @@ class EvaluationModule(LightningModule):
         ours = {name: tuple(p.shape) for name, p in self.named_parameters() if not name.startswith("policy.")}
         ours |= {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
         check_same_model(shapes, {n: size for n, size in ours.items() if not self.is_derived(n)}, self.init_from)
-        needs = any(map(self.is_derived, names))  # a validation, no frozen reference
+        needs = any(map(self.is_derived, names))  # not in a validation, which has no frozen reference
         check_run(checkpoint, self.identity(derived=needs))
 
     def identity(self, derived: bool = True) -> dict[str, Any]:

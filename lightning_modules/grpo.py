@@ -1,10 +1,13 @@
 """Reinforcement learning from groups of rollouts: GRPO (arXiv 2402.03300) and EGPO (arXiv 2508.05118).
 
-What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy before it learns
-from a batch, which has sampled it but with `sampling.ahead`, at the sampling temperature, over the tokens strictly
-between the think tags, and no gradient flows through it; the same temperature divides the logits of the ratio and of
-the KL; mini-batches are the same in every pass over a batch; and nothing is ever dropped out, by adapters or by the
-model itself, so that the ratio of a policy to itself is 1.
+The papers leave open, and this module decides:
+
+* The chain-of-thought entropy E is that of the policy before it learns from a batch (the one that sampled it, unless
+  `sampling.ahead` is on), at the sampling temperature, over the tokens strictly between the think tags. No gradient
+  flows through it.
+* The sampling temperature also divides the logits of the ratio and of the KL.
+* Mini-batches are the same in every pass over a batch.
+* There is no dropout, neither of adapters nor of the model, so that the ratio of a policy to itself is 1.
 """
 
 import time
@@ -254,7 +257,7 @@ class GRPOModule(FunctionCallingModule):
         return drawn
 
     def generate_ahead(self, prompts: list[list[int]], names: list[str]) -> list[list[Completion]]:
-        """The completions of this batch, sampled ahead but for the first one; those of the next batch are begun."""
+        """The completions of this batch, sampled ahead unless it is the first; starts to sample those of the next."""
         step, sampling = self.global_step + self.repeats, self.sampling
         settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
         # From the weights of the sync just made, without a collective: other ranks may have all of theirs.
@@ -266,7 +269,7 @@ class GRPOModule(FunctionCallingModule):
         return completions
 
     def on_validation_start(self) -> None:
-        """Let what is sampled ahead be done before the generator is given other weights."""
+        """Wait for what is being sampled ahead, before the generator gets other weights."""
         self.ahead.wait()
         super().on_validation_start()
 

@@ -72,8 +72,7 @@ class Generator(Protocol):
     def sync(self, policy: ScoredCausalLM) -> None:
         """Take over the policy's weights, where the generator keeps its own; every rank calls it.
 
-        Sampling from a policy that has changed since does it too. A caller of its own chooses the moment and sees the
-        time that it takes.
+        Sampling syncs by itself where the policy has changed. To call this before is to choose the moment, and time it.
 
         Args:
             policy: The model to sample from next.
@@ -83,7 +82,7 @@ class Generator(Protocol):
 
 @runtime_checkable
 class HoldsWeights(Protocol):
-    """What a generator does besides that has an engine with weights of its own.
+    """The further methods of a generator whose engine holds weights of its own.
 
     It takes a policy in the shards of FSDP2 as it is: no unsharded copy is made for it.
     """
@@ -93,12 +92,12 @@ class HoldsWeights(Protocol):
 
         Args:
             precision: As `trainer.precision`.
-            longest_prompt: Tokens of the longest prompt to come; None where nobody knows.
+            longest_prompt: Tokens of the longest prompt to come; None if unknown.
         """
         ...
 
     def rest(self, stale: bool = False) -> None:
-        """Free memory until the next call, for the policy is going to learn or a run is over; every rank calls it.
+        """Free memory until the next call, because the policy will learn or the run is over; every rank calls it.
 
         Args:
             stale: Whether the policy is about to change, so that the weights need not be kept.

@@ -71,8 +71,8 @@ class EntropyBonus:
 def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", valid: Tensor | None = None) -> Tensor:
     """Rewards relative to their group, (r - mean) / (std + 1e-6) (arXiv 2508.05118, eq. 1; arXiv 2402.03300).
 
-    A group whose rewards are all equal gets exactly 0, which a test for equality settles: the rounding of its mean and
-    the division by a tiny deviation would make something of nothing.
+    A group whose rewards are all equal gets exactly 0. A comparison finds it: a rounded mean and a division by a tiny
+    deviation could give it an advantage.
 
     Args:
         rewards: Scores of the G completions of each prompt, [P, G], of any dtype.

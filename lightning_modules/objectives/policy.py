@@ -37,8 +37,8 @@ class PolicyTotals(NamedTuple):
 class PolicyLoss:
     """The policy loss: its settings, and when called `policy_loss` with them.
 
-    A loss of one's own is a subclass (a frozen dataclass, too, if it has settings) whose `__call__` returns something
-    else. The training asks it for `kl_coef`, by which there is a reference or none, and calls it.
+    A loss of one's own is a subclass (also a frozen dataclass if it has settings) with another `__call__`. Training
+    calls it, and reads nothing but `kl_coef`: there is a reference where that is above 0.
 
     Attributes:
         clip_low: A ratio below 1 - clip_low gains nothing where the advantage is negative; when None what goes with

@@ -24,7 +24,7 @@ def cot_mask(
 
     Args:
         tokenizer: The tokenizer of the model that generated the ids.
-        completion_ids: Generated ids; any ids at all, be it half a character.
+        completion_ids: Generated ids; any ids, also of half a character.
         well_formed: Whether the think block is, where that is known already; parsed here when None.
 
     Returns:

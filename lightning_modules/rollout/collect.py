@@ -107,8 +107,8 @@ def set_advantages(
 
     Args:
         buffer: The rollouts, R of them with N tokens.
-        rewards: Theirs, by group, [P, G].
-        valid: Which of them have one, [P, G], bool.
+        rewards: Their rewards by group, [P, G].
+        valid: Which rollouts have a reward, [P, G], bool.
         entropy: Of each token, [N]; None where no bonus asks for it.
         scale: See `group_advantages`.
         bonus: The entropy bonus.
@@ -159,9 +159,8 @@ def fill_logprobs(
     Args:
         buffer: The rollouts.
         micros: All of them, packed.
-        policy: That sampled; None leaves its pass out, where nothing depends on it: the one update of a batch of
-            rollouts is made of the policy that sampled them, so that its own log-probabilities are the old ones, and no
-            bonus asks for entropy.
+        policy: The one that sampled. None leaves out its pass, where nothing depends on it: no bonus asks for entropy,
+            and in a single update per batch the policy's own log-probabilities are the old ones.
         reference: Gives the reference, if there is one.
         device: Where they compute.
         temperature: Divides the logits.

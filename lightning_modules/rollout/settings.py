@@ -29,7 +29,7 @@ def check_full_distribution(sampling: Sampling, importance: ImportanceSampling) 
 def check_ahead(
     sampling: Sampling, generator: Generator, importance: ImportanceSampling, dynamic: DynamicSampling
 ) -> None:
-    """Raise if batches are to be sampled ahead, and something stands against it.
+    """Raise if `sampling.ahead` is on and another setting does not allow it.
 
     Raises:
         ValueError: Naming the settings and what to do.
