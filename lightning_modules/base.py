@@ -152,8 +152,8 @@ class FunctionCallingModule(EvaluationModule):
         policy = super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
         loaded = self.strategy is None or self.strategy.is_global_zero  # other ranks may hold no weights
         taught = recorded_form(self.tokenizer) is not None  # by this project, which taught it to end answers so
-        if self.lora and loaded and not taught and (said := unlearnt_end(self.tokenizer, policy.causal_lm)):
-            rank_zero_warn(said)
+        if self.lora and loaded and not taught and (warning := unlearnt_end(self.tokenizer, policy.causal_lm)):
+            rank_zero_warn(warning)
         return policy
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:

@@ -147,10 +147,10 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     answer = read_messages(items, column)
     if answer[0].role not in ("system", "user"):
         return answer
-    said = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
-    if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
+    asked = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
+    if [(message.role, message.text) for message in answer[: len(asked)]] != asked or len(answer) == len(asked):
         raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
-    return answer[len(said) :]
+    return answer[len(asked) :]
 
 
 def read_chat(
@@ -179,10 +179,10 @@ def read_chat(
     Raises:
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
-    told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
-    tools, rest = read_offered(name, told, messages, columns, notes)
+    leading = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
+    tools, rest = read_offered(name, leading, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
-    turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
+    turns += read_turns([m for m in messages[len(leading) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*columns.thoughts())
     examples = examples_of(turns, dump(tools), which, name, labels | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one

@@ -13,7 +13,7 @@ from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
 from datamodules.sources.targets import content, dump
-from datamodules.sources.thoughts import join_thoughts, read_said
+from datamodules.sources.thoughts import join_thoughts, read_assistant_text
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from rewards import Call, as_calls, dump_calls
@@ -101,15 +101,15 @@ def read_answers(
         text = "\n".join(value)  # a call in each
     calls = _calls_in(text, offered) if text else parse_column("answers", calls_of, value, offered)
     if calls is None:
-        said = parse_column("answers", read_said, text, tools)
-        calls, cot = said.calls, join_thoughts(cot, said.cot)
+        parsed = parse_column("answers", read_assistant_text, text, tools)
+        calls, cot = parsed.calls, join_thoughts(cot, parsed.cot)
         if calls is None and isinstance(value, list):
             raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}")
         if calls is None:
-            response = "\n\n".join(filter(None, (said.text, response)))
-        elif said.text:
+            response = "\n\n".join(filter(None, (parsed.text, response)))
+        elif parsed.text:
             notes["repair/words before the calls read as chain of thought"] += 1
-            cot = join_thoughts(cot, said.text)
+            cot = join_thoughts(cot, parsed.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
     same = text and calls is not None and cleaned == calls and _reads_as(calls, as_calls, text)
     return (text if same else dump_calls(cleaned)), cot, response
@@ -135,18 +135,18 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         raise BadRow("history", f"is not readable JSON: {error}") from error
     if not isinstance(items, list):
         raise BadRow("history", f"must be a list of turns, not {type(items).__name__}")
-    ours = all(
+    canonical = all(
         isinstance(item, dict) and item.keys() == {"role", "content"} and all(isinstance(v, str) for v in item.values())
         for item in items
     )
-    if not ours:
+    if not canonical:
         turns = read_turns(read_messages(turns_of_pairs(items), "history"), tools, "history", notes)
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
         if items and items[0]["role"] == "system":
             system, items = f"{system}\n\n{items[0]['content']}", items[1:]
         items = [{"role": "system", "content": system}, *items]
-    return dump(items) if system or not ours else text
+    return dump(items) if system or not canonical else text
 
 
 def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:

@@ -69,8 +69,8 @@ def _refuse_others_expected(columns: Columns) -> None:
     expected = next((name for name in EXPECTED if name in columns.row and name not in columns.used), "")
     if not (written and expected) or columns.used & set(ANSWERS):
         return
-    said = columns.row[expected]
-    if isinstance(said, dict) and all(value is None for value in said.values()):  # nothing, in a table
+    wanted = columns.row[expected]
+    if isinstance(wanted, dict) and all(value is None for value in wanted.values()):  # nothing, in a table
         return
     if columns.take(expected) != columns.row[written] and _answer_without(EXPECTED, columns) != _answer_without(
         (*WRITTEN, *ANSWERS), columns

@@ -143,8 +143,8 @@ def may_attend_by_document(policy: ScoredCausalLM) -> bool:
     That is where attention is sdpa, layers can be told more, and all of them attend, in a window or to everything.
     """
     attend = all(kind in ATTENDING for kind in _kinds(policy))
-    told = takes_keywords(decoder_of(policy.causal_lm))
-    return policy.causal_lm.config._attn_implementation == "sdpa" and told and attend
+    takes_options = takes_keywords(decoder_of(policy.causal_lm))
+    return policy.causal_lm.config._attn_implementation == "sdpa" and takes_options and attend
 
 
 def _check_causal(policy: ScoredCausalLM, document: Encoded, own: Tensor, allowed: float) -> None:
