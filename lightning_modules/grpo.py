@@ -47,7 +47,6 @@ from lightning_modules.rollout.settings import (
     extra_rows,
     objective_row,
     size_rows,
-    validation_row,
 )
 from lightning_modules.rollout.update import micro_batches_of, micro_loss, step_sizes, summed
 from lightning_modules.strategies import FSDP2
@@ -355,7 +354,8 @@ class GRPOModule(FunctionCallingModule):
         sizes = (self.mini_batches, self.inner_epochs, self.micro_batch_tokens, steps, ranks)
         return size_rows(data, self.generator, self.sampling, *sizes) | {
             "rows": self.rows_of_documents() + (SHARED if self.shares_prefixes else ""),
-            "validation": validation_row(data),
+            "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all "
+            "ranks",
             "objective": objective_row(self.entropy_bonus, self.loss, self.lora),
             "rewards": self.rewards.described(),
             **extra_rows(data, self.dynamic_sampling.max_draws, self.lora),

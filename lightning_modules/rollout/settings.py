@@ -150,11 +150,6 @@ def objective_row(bonus: EntropyBonus, loss: PolicyLoss, lora: LoRA | None) -> s
     return f"{bonus.described()}; KL {loss.kl_coef:g} with {reference}; {own or loss.described()}"
 
 
-def validation_row(data: XLAMPromptDataModule) -> str:
-    """The row on validation: its prompts, and how many of them at a time."""
-    return f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks"
-
-
 def extra_rows(data: XLAMPromptDataModule, max_draws: int, lora: LoRA | None) -> dict[str, str]:
     """Rows on dynamic sampling, and on dropout, which has no effect."""
     rows, prompts = {}, data.hparams.prompts_per_step
