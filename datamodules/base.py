@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "think": get_args(Think),
     "tool_form": (*get_args(ToolForm), None),
 }
-"""What the arguments that are one of a few words may be."""
+"""The values of arguments that are one of a few words."""
 
 
 class XLAMDataModule(LightningDataModule):

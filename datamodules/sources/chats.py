@@ -96,7 +96,7 @@ def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 
 def _prompt(columns: Columns, notes: Counter[str]) -> _Chat | None:
-    """A text that is asked, and an answer that is no list of calls as xLAM's columns have it."""
+    """A request as text, and its completion, which stands in no column for lists of calls."""
     name, query, completion = columns.name("prompt", "input"), columns.name(*QUERIES), columns.name(*COMPLETIONS)
     answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
     if answer and not columns.name(*ALIASES["query"]):
@@ -171,7 +171,7 @@ def read_chat(
         labels: Its `id`, `category` and `source`.
         which: Which turns become targets; see `targets.examples_of`.
         notes: Counts what was read otherwise than it is written.
-        unanswered: Whether a chat may end with a request, whose answer is then nobody's yet.
+        unanswered: Whether a chat may end with a request that has no answer.
 
     Returns:
         The examples, one or more.

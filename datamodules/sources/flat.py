@@ -77,7 +77,7 @@ def _lacking(column: str, columns: Columns) -> BadRow:
 
 
 def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Columns) -> None:
-    """Refuse calls that stand beside an answer without any, as beside what is said once the tools have given something.
+    """Refuse a row whose answer has no calls, while another of its columns for answers has some.
 
     Raises:
         BadRow: There are some.
@@ -94,7 +94,7 @@ def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Column
 def read_answers(
     value: Any, tools: list[dict[str, Any]], cot: str, response: str, notes: Counter[str]
 ) -> tuple[str, str, str]:
-    """The answers as JSON, and chain of thought and response with what their text says besides."""
+    """The answers as JSON, and the chain of thought and response, each with the words that stand beside the calls."""
     text = value if isinstance(value, str) else ""
     offered, nested = frozenset(tool["name"] for tool in tools), not text
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):

@@ -60,7 +60,7 @@ def read_row(
 
 
 def _refuse_others_expected(columns: Columns) -> None:
-    """Refuse what a model wrote where the row says beside it that something else was expected.
+    """Refuse a row in which a model wrote another answer than the one that the row expects.
 
     Raises:
         BadRow: It does.

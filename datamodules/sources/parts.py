@@ -46,7 +46,7 @@ class Message:
 
 
 def add_content(message: Message, content: Any) -> list[Message]:
-    """Add a message's content; gives the tools' answers that stand among a user's words."""
+    """Add a message's content; returns the tools' results that stand in it, as messages of their own."""
     if message.role == "tools":
         message.tools.append(content)
         return []
@@ -194,7 +194,7 @@ def _id(part: dict[str, Any], key: str) -> list[str]:
 
 
 def _results(message: Message) -> list[Message]:
-    """Results in a text are turns of tools, whoever the chat template has them said by; a user may go on after them."""
+    """The tools' results inside a text, as messages of tools; what a user says after them stays in the message."""
     if message.role not in ("user", "tool"):
         return []
     texts, rest = split_results(message.text)

@@ -70,7 +70,7 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
 
 
 def each_once(tools: list[dict[str, Any]], notes: Counter[str]) -> list[dict[str, Any]]:
-    """The tools without what stands there again; names that different tools share are counted, and all of these stay.
+    """The tools without repeats; different tools that share a name are counted, and all of them stay.
 
     Args:
         tools: Tools, each with a `name`.

@@ -52,8 +52,8 @@ class VLLMServerGenerator:
     Every rank sends its own requests, to whichever server has room. The first rank gives the servers the weights,
     adapters merged, before the first call and whenever the policy scores a few ids otherwise than before; then every
     server scores them, too, and one that disagrees with the policy ends the run. All servers have to answer at the
-    start. One that is lost later, or holds weights of another sync, is done without, and is asked again at the next
-    sync; with the last one the run ends.
+    start. The run goes on without a server that is lost later, or holds weights of another sync, and asks it again at
+    the next sync; when none is left the run ends.
 
     A completion depends on the weights, `seed`, its prompt's name and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together, or servers of unlike hardware, can

@@ -20,7 +20,7 @@ from lightning_modules.ranks import failing_together
 LENGTHS = (11, 14, 7)
 """Tokens of the documents."""
 ROUNDING = 4
-"""Changes so many times as large as what rounding was seen to do are none of rounding's."""
+"""A change that is more times as large as the observed effect of rounding than this is no rounding."""
 EXACT = 1e-6
 """Nats by which log-probabilities may differ where nothing was seen to round."""
 ATTENDING = ("full_attention", "sliding_attention")

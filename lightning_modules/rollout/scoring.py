@@ -85,7 +85,7 @@ class Rewards:
             for name, function in self.functions.items()
             if timeout is not None and not isinstance(function, FunctionCallReward)
         }
-        self.pools = make_pools(apart, workers, timeout)  # now: there are neither threads nor devices yet
+        self.pools = make_pools(apart, workers, timeout)  # before there are threads and devices
 
     def __call__(
         self,
@@ -154,7 +154,7 @@ def check_reward(name: str, function: RewardFunction) -> None:
 
 
 def call_in_turn(function: Callable[..., float], inputs: Sequence[RewardInput], most_errors: float) -> list[Answer]:
-    """Call a function in this process, until it has failed more often than that."""
+    """Call a function in this process, until it has failed more than `most_errors` times."""
     answers, errors = [], 0
     for one in inputs:
         answers.append(call(function, one) if errors <= most_errors else Answer(None))
