@@ -35,36 +35,35 @@ def read_columns(
         BadRow: Something is missing or cannot be read.
     """
     notes["form/xLAM's columns"] += 1
-    found = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
+    names = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
     if keep_answers and isinstance(columns.given.get("answers"), str):
-        found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
-    for column, name in found.items():
+        names["answers"] = "answers"  # an empty text, too, is for the refinement to judge
+    for column, name in names.items():
         if not name and not (unanswered and column == "answers"):
             raise _lacking(column, columns)
-    query = columns.text(found["query"])
-    offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
+    query = columns.text(names["query"])
+    offered, answers = columns.take(names["tools"]), columns.take(names["answers"])
     tools = parse_column("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
     cot = columns.text(*columns.thoughts())
-    response = columns.text("response") if found["answers"] != "response" else ""
-    if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
+    response = columns.text("response") if names["answers"] != "response" else ""
+    as_written = keep_answers and (answers is None or isinstance(answers, str))
+    if as_written or not names["answers"]:
         answers_text = answers or ""
     else:
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
-        if response and response == columns.row.get("response") and as_calls(answers_text):
-            columns.used.discard("response")  # calls are the answer
         if not as_calls(answers_text):
-            _refuse_calls_beside(found["answers"], tools, columns)
+            _refuse_calls_beside(names["answers"], tools, columns)
+        elif response and response == columns.row.get("response"):
+            columns.used.discard("response")  # calls are the answer
     return Example(
-        id=labels["id"],
+        **labels,
         query=query,
         tools=tools_text,
         answers=answers_text,
         cot=cot if cot.strip() else "",
         response=response,
         history=_history(columns, tools, notes),
-        category=labels["category"],
-        source=labels["source"],
     )
 
 
@@ -127,7 +126,8 @@ def _calls_in(text: str, offered: frozenset[str]) -> list[Call] | None:
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), parse_column("tools", split_system, read_system(columns), notes, tools)[1]
+    value = columns.take("history")
+    _, system = parse_column("tools", split_system, read_system(columns), notes, tools)
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)
