@@ -81,9 +81,9 @@ def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 @lru_cache(maxsize=8)
 def left_out(tokenizer: PreTrainedTokenizerFast, what: str) -> bool:
-    """Whether the chat template passes over turns in silence: of a "tool", as Zephyr's, or the "calls" of an assistant.
+    """Whether the chat template silently leaves out turns: of a "tool", as Zephyr's, or the "calls" of an assistant.
 
-    Where it refuses such turns, it says so of each chat that has them.
+    A template that refuses such turns is none of these: it raises an error for each chat that has them.
     """
     called = assistant_message("", [Call("get_weather", {"city": "the-words"})], 0, objects=True)
     answered = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": "the-words"}]

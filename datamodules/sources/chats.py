@@ -96,7 +96,7 @@ def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 
 def _prompt(columns: Columns, notes: Counter[str]) -> _Chat | None:
-    """A text that is asked, and an answer that is no list of calls as xLAM's columns have it."""
+    """A request as text, and its completion, which stands in no column for lists of calls."""
     name, query, completion = columns.name("prompt", "input"), columns.name(*QUERIES), columns.name(*COMPLETIONS)
     answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
     if answer and not columns.name(*ALIASES["query"]):
@@ -147,17 +147,17 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     answer = read_messages(items, column)
     if answer[0].role not in ("system", "user"):
         return answer
-    said = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
-    if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
+    asked = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
+    if [(message.role, message.text) for message in answer[: len(asked)]] != asked or len(answer) == len(asked):
         raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
-    return answer[len(said) :]
+    return answer[len(asked) :]
 
 
 def read_chat(
     name: str,
     messages: list[Message],
     columns: Columns,
-    plain: dict[str, str],
+    labels: dict[str, str],
     which: Turns,
     notes: Counter[str],
     unanswered: bool,
@@ -168,10 +168,10 @@ def read_chat(
         name: The column that it stands in.
         messages: Its messages; see `find_chat`.
         columns: The row.
-        plain: Its `id`, `category` and `source`.
+        labels: Its `id`, `category` and `source`.
         which: Which turns become targets; see `targets.examples_of`.
         notes: Counts what was read otherwise than it is written.
-        unanswered: Whether a chat may end with a request, whose answer is then nobody's yet.
+        unanswered: Whether a chat may end with a request that has no answer.
 
     Returns:
         The examples, one or more.
@@ -179,12 +179,12 @@ def read_chat(
     Raises:
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
-    told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
-    tools, rest = read_offered(name, told, messages, columns, notes)
+    leading = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
+    tools, rest = read_offered(name, leading, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
-    turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
+    turns += read_turns([m for m in messages[len(leading) :] if m.role != "tools"], tools, name, notes)
     cot = columns.text(*columns.thoughts())
-    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
+    examples = examples_of(turns, dump(tools), which, name, labels | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
         columns.used.discard(columns.name(*columns.thoughts()))
     other = next(

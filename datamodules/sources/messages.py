@@ -21,7 +21,7 @@ ROLES = (
     | dict.fromkeys(("think", "thinking", "thought", "reasoning"), "think")
     | dict.fromkeys(("tools", "functions"), "tools")
 )
-"""What a message may be called, and what it is; `call` can only be read as calls, `think` as a chain of thought."""
+"""Roles by the names that messages have for them; `call` can only be read as calls, `think` as a chain of thought."""
 _ROLE_KEYS = ("role", "from", "type")  # the last is LangChain's, and of the items of OpenAI's responses
 _TEXT_KEYS = ("content", "value", "text", "parts", "output", "summary")
 _THOUGHT_KEYS = (

@@ -46,7 +46,7 @@ class Message:
 
 
 def add_content(message: Message, content: Any) -> list[Message]:
-    """Add a message's content; gives the tools' answers that stand among a user's words."""
+    """Add a message's content; returns the tools' results that stand in it, as messages of their own."""
     if message.role == "tools":
         message.tools.append(content)
         return []
@@ -84,8 +84,8 @@ def is_text(part: Any) -> bool:
 
 def is_blank(part: dict[str, Any]) -> bool:
     """Whether a part that says its type is a text or a thought with nothing in it."""
-    said = _said(part)
-    return part["type"] in (*_TEXTS, *_THOUGHTS) and isinstance(said, str) and not said.strip()
+    content = _content(part)
+    return part["type"] in (*_TEXTS, *_THOUGHTS) and isinstance(content, str) and not content.strip()
 
 
 def is_result(part: Any) -> bool:
@@ -131,8 +131,8 @@ def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
         if isinstance(content, list):
             content = [json.dumps(p["json"], ensure_ascii=False) if _is_json(p) else p for p in content]
         return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": content}
-    if key == "reasoningContent" and isinstance(said := held.get("reasoningText"), dict):
-        return {"type": "thinking", "text": said.get("text")}
+    if key == "reasoningContent" and isinstance(thought := held.get("reasoningText"), dict):
+        return {"type": "thinking", "text": thought.get("text")}
     return None
 
 
@@ -143,16 +143,16 @@ def _is_json(part: Any) -> bool:
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
     part = typed(part)
     kind = part["type"]
-    said = _said(part)
-    if isinstance(said, list) and kind == "thinking":  # Mistral's
+    content = _content(part)
+    if isinstance(content, list) and kind == "thinking":  # Mistral's
         thought = Message("think")
-        add_content(thought, said)
-        said = thought.text
-    if isinstance(said, str) and kind in (*_TEXTS, *_THOUGHTS):
-        if said.strip():
-            (texts if kind in _TEXTS else message.cot).append(said)
+        add_content(thought, content)
+        content = thought.text
+    if isinstance(content, str) and kind in (*_TEXTS, *_THOUGHTS):
+        if content.strip():
+            (texts if kind in _TEXTS else message.cot).append(content)
     elif kind in ("tool_call", "tool_calls", "function_call"):
-        calls.append(said or {key: value for key, value in part.items() if key != "type"})
+        calls.append(content or {key: value for key, value in part.items() if key != "type"})
         message.ids += _id(part, "id")
     elif kind == "tool_use":
         calls.append({"name": part.get("name"), "arguments": part.get("input")})
@@ -167,7 +167,7 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
 
 
-def _said(part: dict[str, Any]) -> Any:
+def _content(part: dict[str, Any]) -> Any:
     """What a part says under any of the keys for it; "" where that is nothing."""
     return next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
 
@@ -194,7 +194,7 @@ def _id(part: dict[str, Any], key: str) -> list[str]:
 
 
 def _results(message: Message) -> list[Message]:
-    """Results in a text are turns of tools, whoever the chat template has them said by; a user may go on after them."""
+    """The tools' results inside a text, as messages of tools; what a user says after them stays in the message."""
     if message.role not in ("user", "tool"):
         return []
     texts, rest = split_results(message.text)

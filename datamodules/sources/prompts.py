@@ -128,13 +128,13 @@ def split_request(text: str) -> tuple[list[Any], list[dict[str, str]]]:
         return [], [{"role": "user", "content": text}]
     messages, at = [], turns[0][1]
     for tag, start, content, end_of_content, after in turns:
-        if said := text[at:start].strip():
-            messages.append({"role": "assistant", "content": said})
+        if answer := text[at:start].strip():
+            messages.append({"role": "assistant", "content": answer})
         role = "user" if tag == "<user>" else "tool"
         messages.append({"role": role, "content": text[content:end_of_content].strip()})
         at = after
-    if said := text[at:].strip():
-        messages.append({"role": "assistant", "content": said})
+    if answer := text[at:].strip():
+        messages.append({"role": "assistant", "content": answer})
     return [], messages
 
 

@@ -20,7 +20,7 @@ _CHANNEL = re.compile(
 
 
 @dataclass(frozen=True)
-class Said:
+class AssistantText:
     """An assistant's text, taken apart.
 
     Attributes:
@@ -43,7 +43,7 @@ def join_thoughts(*texts: str) -> str:
     return "\n\n".join(found.values())
 
 
-def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
+def read_assistant_text(text: str, tools: list[dict[str, Any]]) -> AssistantText:
     """Takes an assistant's text apart.
 
     Args:
@@ -60,37 +60,37 @@ def read_said(text: str, tools: list[dict[str, Any]]) -> Said:
     text = without_end_tokens(text)
     calls, _ = parse_calls(text)
     if calls is not None:
-        return Said("", "", calls)
+        return AssistantText("", "", calls)
     if opening := _OPEN.match(text):
         tag = opening["tag"]
         cot, closing, rest = text[opening.end() :].partition(f"</{tag}>" if tag else "[/THINK]")
         if not closing:
             raise ValueError(f"the chain of thought does not end: {text[-60:]!r}")
-        return Said(cot.strip(), *_answer(rest, tools))
+        return AssistantText(cot.strip(), *_answer(rest, tools))
     closing_tag = _CLOSE.search(text)
     if closing_tag is None:
         label = _LABEL.match(text)
-        return _react(text[label.end() :], text, tools) if label else Said("", *_answer(text, tools))
+        return _react(text[label.end() :], text, tools) if label else AssistantText("", *_answer(text, tools))
     try:  # the tag may stand inside an argument
         before, calls = _answer(text, tools)
         if calls is not None and not _CLOSE.search(before):
-            return Said("", before, calls)
+            return AssistantText("", before, calls)
     except ValueError:
         pass
     if re.match(r"\s*[\[{`<]", text):
         raise ValueError(f"{closing_tag[0]} stands where no chain of thought does")
-    return Said(text[: closing_tag.start()].strip(), *_answer(text[closing_tag.end() :], tools))
+    return AssistantText(text[: closing_tag.start()].strip(), *_answer(text[closing_tag.end() :], tools))
 
 
-def _react(labelled: str, text: str, tools: list[dict[str, Any]]) -> Said:
+def _react(labelled: str, text: str, tools: list[dict[str, Any]]) -> AssistantText:
     """What ReAct writes after `Thought:`, up to `Final Answer:` or to calls; the whole text where neither follows."""
     thought, final, answer = labelled.partition(_FINAL)
-    said, calls = _answer(thought, tools)
+    words, calls = _answer(thought, tools)
     if final and calls is not None:
         raise ValueError("there are calls and a final answer in one turn")
     if final:
-        return Said(thought.strip(), *_answer(answer, tools))
-    return Said("", text.strip() if calls is None else said, calls)
+        return AssistantText(thought.strip(), *_answer(answer, tools))
+    return AssistantText("", text.strip() if calls is None else words, calls)
 
 
 def _answer(text: str, tools: list[dict[str, Any]]) -> tuple[str, list[Call] | None]:

@@ -88,8 +88,8 @@ def _opened(name: str, key: str, text: str) -> Any:
 
 def _by_name(name: str, declared: Any) -> dict[str, Any]:
     """Parameters in a list, as Gorilla's, by their names."""
-    whole = isinstance(declared, list)
-    if not whole or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
+    is_list = isinstance(declared, list)
+    if not is_list or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
         raise ValueError(f"the parameters of {name[:80]!r} must be an object, or a list of objects with a 'name'")
     return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in declared}
 

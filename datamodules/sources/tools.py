@@ -70,7 +70,7 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
 
 
 def each_once(tools: list[dict[str, Any]], notes: Counter[str]) -> list[dict[str, Any]]:
-    """The tools without what stands there again; names that different tools share are counted, and all of these stay.
+    """The tools without repeats; different tools that share a name are counted, and all of them stay.
 
     Args:
         tools: Tools, each with a `name`.
@@ -110,14 +110,15 @@ def _in_lower_case(node: Any) -> Any:
         return [_in_lower_case(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {
-        key: value.lower()
-        if key == "type" and isinstance(value, str) and value.isupper() and value.lower() in WORDS
-        else value
-        if key in ("default", "const", "enum", "examples", "example")
-        else _in_lower_case(value)
-        for key, value in node.items()
-    }
+    lowered = {}
+    for key, value in node.items():
+        if key == "type" and isinstance(value, str) and value.isupper() and value.lower() in WORDS:
+            lowered[key] = value.lower()
+        elif key in ("default", "const", "enum", "examples", "example"):
+            lowered[key] = value
+        else:
+            lowered[key] = _in_lower_case(value)
+    return lowered
 
 
 def _from_object(value: dict[str, Any]) -> list[Any]:

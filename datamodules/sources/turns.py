@@ -11,7 +11,7 @@ from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.parts import Message
 from datamodules.sources.results import LABEL, holds_result
 from datamodules.sources.syntax import read_answer
-from datamodules.sources.thoughts import join_thoughts, read_said
+from datamodules.sources.thoughts import join_thoughts, read_assistant_text
 from rewards import Call
 
 MAX_TURNS = 2_048
@@ -78,22 +78,22 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     if any(calls != places[0] for calls in places):
         raise ValueError("there are calls in two places, and they differ")
     structured = places[0] if places else []
-    said = read_said(message.text, tools)
-    if message.role == "call" and message.text and said.calls is None:
+    parsed = read_assistant_text(message.text, tools)
+    if message.role == "call" and message.text and parsed.calls is None:
         raise ValueError(f"the calls cannot be read: {message.text[:80]!r}")
-    if holds_result(said.text):
-        raise ValueError(f"the assistant says what a tool gave back: {said.text[:80]!r}; give it a turn of the tool")
-    if structured and said.calls:
+    if holds_result(parsed.text):
+        raise ValueError(f"the assistant says what a tool gave back: {parsed.text[:80]!r}; give it a turn of the tool")
+    if structured and parsed.calls:
         raise ValueError("there are calls both in the text and beside it")
-    if structured and said.text.lower() in NOTHING:
-        said = replace(said, text="")
-    calls = structured or said.calls
+    if structured and parsed.text.lower() in NOTHING:
+        parsed = replace(parsed, text="")
+    calls = structured or parsed.calls
     if calls:
         nested = any(_is_nested(call) for place in message.calls for call in place)
         calls = without_null_arguments(calls, tools, nested, notes)
-    cot = join_thoughts(*message.cot, said.cot)
+    cot = join_thoughts(*message.cot, parsed.cot)
     ids = tuple(dict.fromkeys(message.ids)) or tuple(call.name for call in calls or ())
-    return Turn("assistant", said.text, cot, calls, ids, message.trained)
+    return Turn("assistant", parsed.text, cot, calls, ids, message.trained)
 
 
 def _calls_at(place: list[Any], tools: list[dict[str, Any]], offered: frozenset[str]) -> list[Call]:
@@ -119,9 +119,7 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
     if first.calls and not second.calls:
         return None  # words after the calls, which belong to no answer
     cot, text = join_thoughts(first.cot, second.cot), "\n\n".join(filter(None, (first.text, second.text)))
-    calls = (
-        [*(first.calls or []), *(second.calls or [])] if first.calls is not None or second.calls is not None else None
-    )
+    calls = first.calls if second.calls is None else [*(first.calls or []), *second.calls]
     trained = first.trained and second.trained
     return Turn(first.role, text, cot, calls, first.ids + second.ids, trained)
 

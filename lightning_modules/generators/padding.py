@@ -38,8 +38,8 @@ class GenerationMode(NamedTuple):
 @contextmanager
 def exactly(model: PreTrainedModel) -> Iterator[None]:
     """Context to try a model in: without autocast, whose rounding hides faults, if all of its weights are float32."""
-    whole = all(weight.dtype == torch.float32 for weight in model.parameters())
-    with torch.autocast(model.device.type, enabled=False) if whole else nullcontext():
+    in_float32 = all(weight.dtype == torch.float32 for weight in model.parameters())
+    with torch.autocast(model.device.type, enabled=False) if in_float32 else nullcontext():
         yield
 
 

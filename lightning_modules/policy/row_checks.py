@@ -61,12 +61,12 @@ def check_rows_fit(
     has = learnt_positions(model)
     trained = getattr(data, "lengths", np.zeros(0))[getattr(data, "train_indices", [])]
     row, prompt = int(trained.max(initial=0)), int(getattr(data, "longest_prompt", 0))
-    said = f"init_from: {model.name_or_path} has {has:,} positions"
+    start = f"init_from: {model.name_or_path} has {has:,} positions"
     if has and row > has:
-        raise ValueError(f"{said}, and a row to train on has {row:,} tokens: set data.{data.LIMIT} {has}")
+        raise ValueError(f"{start}, and a row to train on has {row:,} tokens: set data.{data.LIMIT} {has}")
     if has and max_new_tokens and prompt + max_new_tokens > has:
         raise ValueError(
-            f"{said}, and the longest prompt has {prompt:,} tokens and its completion up to {max_new_tokens:,}: set "
+            f"{start}, and the longest prompt has {prompt:,} tokens and its completion up to {max_new_tokens:,}: set "
             "model.generator.max_new_tokens lower, or give a model or rows of other lengths"
         )
 

@@ -36,10 +36,10 @@ def check_names(source: str, info: dict[str, Any]) -> None:
         "not of this model": (name for name in info["unexpected_keys"] if not BESIDE_THE_TEXT.search(name)),
         "of another shape": shapes,
     }
-    told = [f"{len(names)} {word} ({some(names)})" for word, found in faults.items() if (names := sorted(found))]
-    if told:
+    bad = [f"{len(names)} {word} ({some(names)})" for word, found in faults.items() if (names := sorted(found))]
+    if bad:
         raise ValueError(
-            f"init_from: the weights of {source} do not fit its config.json: {', '.join(told)}; give the folder of one "
+            f"init_from: the weights of {source} do not fit its config.json: {', '.join(bad)}; give the folder of one "
             "whole model, or a config.json alone to start from random weights"
         )
 

@@ -189,12 +189,12 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
 def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) -> PreTrainedModel:
     """A model of the dtype in `options` but for its parameters, which are those of the one given."""
     with init_empty_weights(include_buffers=False):  # which are computed in the dtype of the run
-        whole = _of_config(source, options)
-    own, parameters = whole.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        fresh = _of_config(source, options)
+    own, parameters = fresh.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {n: w if n in parameters else w.to(own[n].dtype) for n, w in model.state_dict().items()}
-    whole.load_state_dict(state, assign=True)
-    whole.tie_weights()
-    return whole
+    fresh.load_state_dict(state, assign=True)
+    fresh.tie_weights()
+    return fresh
 
 
 def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:

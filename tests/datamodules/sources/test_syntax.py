@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from datamodules.sources import marks
 from datamodules.sources.calls import calls_of
 from datamodules.sources.syntax import read_answer
-from datamodules.sources.thoughts import read_said
+from datamodules.sources.thoughts import read_assistant_text
 from datamodules.sources.values import read_whole
 from rewards import Call, render_calls
 
@@ -242,18 +242,18 @@ def test_plain_text(text):
     ],
 )
 def test_chains_of_thought(text, cot, words, calls):
-    said = read_said(text, TOOLS)
+    said = read_assistant_text(text, TOOLS)
     assert (said.cot, said.text, said.calls) == (cot, words, calls)
 
 
 def test_a_thought_that_does_not_end_is_refused():
     with pytest.raises(ValueError, match="does not end"):
-        read_said("<think>Oslo. [now()]", TOOLS)
+        read_assistant_text("<think>Oslo. [now()]", TOOLS)
 
 
 def test_calls_and_a_final_answer_in_one_turn_are_refused():
     with pytest.raises(ValueError, match="calls and a final answer"):
-        read_said("Thought: Oslo.\nAction: now\nAction Input: {}\nFinal Answer: Rain.", TOOLS)
+        read_assistant_text("Thought: Oslo.\nAction: now\nAction Input: {}\nFinal Answer: Rain.", TOOLS)
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
