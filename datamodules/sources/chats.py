@@ -12,6 +12,7 @@ from datamodules.sources.columns import (
     EXPECTED,
     QUERIES,
     Columns,
+    as_object,
     listed,
     messages_in,
     turns_of_pairs,
@@ -23,6 +24,7 @@ from datamodules.sources.parts import Message
 from datamodules.sources.prompts import API_BANK, GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
+from datamodules.sources.thoughts import bare_thought, with_thought
 from datamodules.sources.turns import Turn, read_turns
 from rewards import as_calls
 
@@ -134,11 +136,11 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
         return []
     value = columns.take(column)
     if column == "reward_model":  # verl's
-        value = value.get("ground_truth") if isinstance(value, dict) else value
+        value = as_object(value).get("ground_truth", value)
     if (items := answer_items(value, column)) is None:
-        texts = value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-        texts = [text for text in texts if text.strip()]
-        value = "\n".join(texts) if texts else "[]" if value == [] and column in EXPECTED else value
+        whole = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        texts = with_thought(value) if whole else []
+        value = "\n".join(texts) if texts else "[]" if value == [] and column in (*ANSWERS, *EXPECTED) else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         # Several texts hold calls, or are answers of which each would do.
         items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]
@@ -183,7 +185,7 @@ def read_chat(
     tools, rest = read_offered(name, leading, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
     turns += read_turns([m for m in messages[len(leading) :] if m.role != "tools"], tools, name, notes)
-    cot = columns.text(*columns.thoughts())
+    cot = bare_thought(columns.text(*columns.thoughts()))
     examples = examples_of(turns, dump(tools), which, name, labels | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
         columns.used.discard(columns.name(*columns.thoughts()))

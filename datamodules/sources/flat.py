@@ -13,7 +13,7 @@ from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
 from datamodules.sources.targets import content, dump
-from datamodules.sources.thoughts import join_thoughts, read_assistant_text
+from datamodules.sources.thoughts import bare_thought, join_thoughts, read_assistant_text, split_thoughts, with_thought
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from rewards import Call, as_calls, dump_calls
@@ -45,7 +45,7 @@ def read_columns(
     offered, answers = columns.take(names["tools"]), columns.take(names["answers"])
     tools = parse_column("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
-    cot = columns.text(*columns.thoughts())
+    cot = bare_thought(columns.text(*columns.thoughts()))
     response = columns.text("response") if names["answers"] != "response" else ""
     as_written = keep_answers and (answers is None or isinstance(answers, str))
     if as_written or not names["answers"]:
@@ -53,6 +53,8 @@ def read_columns(
     else:
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
         if not as_calls(answers_text):
+            thoughts, response = parse_column("response", split_thoughts, response)
+            cot = join_thoughts(cot, *thoughts) if thoughts else cot
             _refuse_calls_beside(names["answers"], tools, columns)
         elif response and response == columns.row.get("response"):
             columns.used.discard("response")  # calls are the answer
@@ -96,14 +98,14 @@ def read_answers(
     """The answers as JSON, and the chain of thought and response, each with the words that stand beside the calls."""
     text = value if isinstance(value, str) else ""
     offered, nested = frozenset(tool["name"] for tool in tools), not text
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        text = "\n".join(value)  # a call in each
+    texts = with_thought(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+    text = "\n".join(texts) or text  # a call in each
     calls = _calls_in(text, offered) if text else parse_column("answers", calls_of, value, offered)
     if calls is None:
         parsed = parse_column("answers", read_assistant_text, text, tools)
         calls, cot = parsed.calls, join_thoughts(cot, parsed.cot)
-        if calls is None and isinstance(value, list):
-            raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}")
+        if calls is None and len(texts) > 1:
+            raise BadRow("answers", f"is a list of texts without calls: {texts[0][:80]!r}")
         if calls is None:
             response = "\n\n".join(filter(None, (parsed.text, response)))
         elif parsed.text:
@@ -136,7 +138,10 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
     if not isinstance(items, list):
         raise BadRow("history", f"must be a list of turns, not {type(items).__name__}")
     canonical = all(
-        isinstance(item, dict) and item.keys() == {"role", "content"} and all(isinstance(v, str) for v in item.values())
+        isinstance(item, dict)
+        and item.keys() == {"role", "content"}
+        and item["role"] in ("system", "user", "assistant", "tool")
+        and isinstance(item["content"], str)
         for item in items
     )
     if not canonical:

@@ -9,6 +9,7 @@ from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
 from datamodules.sources.columns import ANSWERS, EXPECTED, REFUSED, WRITTEN, Columns
 from datamodules.sources.flat import read_columns
+from datamodules.sources.messages import ENDS, cut_off
 from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
 from rewards import Call, as_calls
@@ -47,8 +48,14 @@ def read_row(
     columns, notes = Columns(opened(row)), Counter[str]()
     if refused := next((name for name in REFUSED if columns.row.get(name)), ""):
         raise BadRow(refused, "is not read by this project, which is about text alone")
-    if not_to_give := next((name for name in ("label", "kto_tag") if columns.row.get(name) is False), ""):  # of KTO
+    marks = {name: str(columns.row.get(name)).lower() for name in ("label", "kto_tag")}  # of KTO
+    if not_to_give := next((name for name, mark in marks.items() if mark == "false"), ""):
         raise BadRow(not_to_give, "is false, which says that the answer is not to be given: leave such rows out")
+    ends = {name: columns.row.get(name) for name in ENDS if name != "status"}  # which may be of anything
+    if reason := cut_off(ends):
+        raise BadRow(columns.name(*ends), reason)
+    if earlier := columns.name("previous_response_id"):
+        raise BadRow(earlier, "says that turns come before, which are not in the row: give them in 'input'")
     labels = {name: columns.label(name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
         examples = read_chat(*chat, columns, labels, turns, notes, unanswered)

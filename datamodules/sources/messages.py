@@ -39,14 +39,14 @@ _MEANINGLESS = {
 }
 _CHANNELS = {"analysis": "think", "commentary": "assistant", "final": "assistant"}
 """Channels of gpt-oss, and what a message on one is."""
-_CUT = {
-    "finish_reason": ("length", "max_tokens", "MAX_TOKENS", "content_filter"),
-    "finishReason": ("MAX_TOKENS", "SAFETY", "RECITATION"),
-    "stop_reason": ("max_tokens", "model_context_window_exceeded"),
-    "stopReason": ("max_tokens", "model_context_window_exceeded", "content_filtered", "guardrail_intervened"),
-    "status": ("incomplete", "in_progress"),
-}
-"""What servers say of an answer that is not whole."""
+ENDS = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "status")
+_CUT = set(
+    """LENGTH MAX_TOKENS MODEL_LENGTH MODEL_CONTEXT_WINDOW_EXCEEDED INCOMPLETE IN_PROGRESS PAUSE_TURN
+    CONTENT_FILTER CONTENT_FILTERED GUARDRAIL_INTERVENED SAFETY RECITATION BLOCKLIST PROHIBITED_CONTENT SPII REFUSAL
+    MALFORMED_FUNCTION_CALL UNEXPECTED_TOOL_CALL MALFORMED_MODEL_OUTPUT MALFORMED_TOOL_USE
+    ERROR ERROR_TOXIC FAILED TIMEOUT ABORT CANCELLED CANCELED""".split()
+)
+"""Where servers say how an answer ended, and what they say, in capitals, of one that is not whole."""
 
 
 def read_messages(value: list[Any], column: str) -> list[Message]:
@@ -87,7 +87,7 @@ def _messages(item: Any) -> Iterator[Message]:
     item = _plain(item)
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
-        for role, text in item.items():
+        for role, text in sorted(item.items(), key=lambda said: _role(said[0]) != "user"):  # keys may be sorted
             yield from _messages({"role": role, "content": text})
         return
     name = item.get(role_key) if role_key else None
@@ -167,7 +167,7 @@ def cut_off(answer: dict[str, Any]) -> str:
     """What a server says of an answer that it broke off, for a message; "" for a whole one."""
     for key in ("response_metadata", "generation_info"):  # LangChain's places for it
         answer = answer | (answer[key] if isinstance(answer.get(key), dict) else {})
-    key = next((key for key, words in _CUT.items() if answer.get(key) in words), "")
+    key = next((key for key in ENDS if str(answer.get(key)).rpartition(".")[2].upper() in _CUT), "")
     return f"was cut off, as its {key} {answer[key]!r} says: leave such answers out" if key else ""
 
 

@@ -9,6 +9,7 @@ from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _THOUGHTS = ("thinking", "reasoning")
+_MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
 _RESULTS = {
     "tool_result": ("tool_use_id", "content"),
     "tool_call_response": ("id", "response", "result", "content"),
@@ -54,6 +55,8 @@ def add_content(message: Message, content: Any) -> list[Message]:
         message.text = content
         return _results(message)
     parts = content if isinstance(content, list) else []
+    if message.role == "tool" and (seen := next(filter(None, map(_medium, parts)), "")):
+        raise ValueError(f"has a part of the type {seen!r}, which is not read")
     if message.role == "tool" and not any(map(is_result, parts)) and not (parts and all(map(is_text, parts))):
         message.text = json.dumps(content, ensure_ascii=False)
         return []
@@ -73,13 +76,30 @@ def add_content(message: Message, content: Any) -> list[Message]:
     if after:
         raise ValueError("says something after its calls, which belongs to no answer")
     message.calls += [calls] if calls else []
-    message.text = "\n".join(texts)
+    message.text = _joined(texts)
     return results
+
+
+def _joined(texts: list[str]) -> str:
+    """The texts of a message as one, on lines of their own; but servers have a sentence in several, blanks included."""
+    text = ""
+    for part in texts:
+        goes_on = not text or text[-1].isspace() or part[0].isspace() or part[0] in ".,;:!?)"
+        text += part if goes_on else f"\n{part}"
+    return text
 
 
 def is_text(part: Any) -> bool:
     """Whether a part is a text and nothing else."""
     return isinstance(part, str) or (isinstance(part, dict) and typed(part)["type"] in _TEXTS)
+
+
+def _medium(part: Any) -> str:
+    """What a part of a tool's answer is that is no text but a picture or sound; "" for any other, or its own object."""
+    if not isinstance(part, dict):
+        return ""
+    kind = str(part.get("type") or next(iter(_in_camel_case(part)), ""))
+    return kind if kind in _MEDIA and ("type" in part or isinstance(next(iter(part.values())), dict)) else ""
 
 
 def is_blank(part: dict[str, Any]) -> bool:

@@ -43,7 +43,8 @@ _FORMAT_WORDS = [
 _FENCED, _CLOSING = tags("tool_call", "function_call", "TOOLCALL", "schema", "scratch_pad")
 _FENCED, _CLOSING = re.compile(f"```|{_FENCED.pattern}"), _CLOSING | {"```": "```"}
 """Examples of calls, and schemas of what a call is."""
-_OBJECT_LINE = re.compile(r"^[ \t]*+[\[{][^\n]*+", re.MULTILINE)
+_OBJECT_LINE = re.compile(r"^[ \t]*+(?:\{|\[(?=\s*+(?:[\[{\"'\]]|[\w.]++\()))[^\n]*+", re.MULTILINE)
+"""Objects, and lists of objects, texts or calls; `[Important]` is none."""
 _PIECES = re.compile(r"""((?<=[.!?:])(?<!["']:)(?<!\n\d\.)[ \t]++|(?:(?<!\s)[^\S\n]*+|(?<=[ \t]))\n\s*+)""")
 """What is between sentences and lines; keys of objects and the numbers of a list end none."""
 
@@ -72,9 +73,9 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
         ValueError: The text lists tools that the column lacks.
     """
     text = re.sub(r"\A\s*SYSTEM:\s*|<\|im_(?:system|middle|end)\|>(?:tool_declare)?", "", text)  # Glaive's, Toucan's
-    tools, before, after = find_tools(text)
+    tools, around = find_tools(text)
+    found = read_tools(tools, Counter())
     if tools and offered is not None:
-        found = read_tools(tools, Counter())
         names = {tool["name"] for tool in offered}
         if names.isdisjoint(tool["name"] for tool in found) and not any("parameters" in tool for tool in found):
             tools = []
@@ -82,10 +83,12 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
             refuse_others(found, offered, "the system text lists")
     if not tools:
         return [], text.strip()
-    pieces = _PIECES.split(_without_blocks(_without_lead(before) + "\n" + after))
+    named = {tool["name"] for tool in found}
+    pieces = _PIECES.split(_without_blocks("\n".join([*map(_without_lead, around[:-1]), around[-1]])))
     kept, is_format = [], False
     for piece, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
         is_format = _is_format(piece) or (is_format and piece.startswith("{"))  # the schema that a sentence leads to
+        is_format = is_format or piece.strip(" \t#*`:.-") in named  # a heading
         if re.search(r"\w", piece) and not is_format:
             kept.append(piece + gap)
     notes["repair/system texts that held the tools replaced by ours"] += 1

@@ -30,7 +30,7 @@ def examples_of(
         which: `last` makes one example, of the last assistant turn that answers a user (of the last that answers a
             tool, where none answers a user); `every` makes one of each that answers either.
         column: The column the turns come from.
-        labels: The row's `id`, `category` and `source`, and `cot`, which the last example gets if it has none.
+        labels: The row's `id`, `category` and `source`, and `cot`, which is that of the chat's last answer.
         notes: Counts what was read in another sense than the obvious, and what was left out.
         unanswered: Whether turns that end with a request, or with what a tool gave back, make one example without an
             answer.
@@ -56,7 +56,7 @@ def examples_of(
     if turns[-1].role == "user":
         notes["left out/requests at the end that nobody answers"] += 1
     examples = [_example(turns, place, tools, column, labels, len(chosen) > 1, notes) for place in chosen]
-    if not turns[chosen[-1]].cot and (cot := labels["cot"]):
+    if chosen[-1] == max(answered) and not turns[chosen[-1]].cot and (cot := labels["cot"]):
         examples[-1] = replace(examples[-1], cot=join_thoughts(cot, examples[-1].cot))
     return examples
 
@@ -79,7 +79,7 @@ def _example(
     if forgotten:
         notes["left out/chains of thought of earlier turns"] += forgotten
     cot, response = target.cot, target.text
-    if target.calls and target.text:
+    if target.calls is not None and target.text:
         notes["repair/words before the calls read as chain of thought"] += 1
         cot, response = join_thoughts(cot, target.text), ""
     row_id = labels["id"]

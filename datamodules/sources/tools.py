@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from typing import Any
 
-from datamodules.sources.declared import WORDS, argument_schema, parameters
+from datamodules.sources.declared import WORDS, argument_schema, parameters, type_schema
 from datamodules.sources.marks import blocks, tags
 from datamodules.sources.nulls import without_nulls
-from datamodules.sources.tool import DECLARING, NAMES, read_tool
+from datamodules.sources.tool import DECLARING, DESCRIPTIONS, NAMES, read_tool
 from datamodules.sources.values import Unreadable, read_value, read_whole
 from rewards.floats import is_json_schema
 
@@ -169,41 +169,61 @@ def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": required}
 
 
-def find_tools(text: str) -> tuple[list[Any], str, str]:
-    """Finds a list of tools inside a text.
+def find_tools(text: str) -> tuple[list[Any], list[str]]:
+    """Finds the tools inside a text.
 
-    It may stand between `<tools>` tags, be a JSON or Python list, objects one after the other, or numbered
-    (`1. Name: ...`, as ToolRL writes).
+    They may stand between `<tools>` tags, be JSON or Python lists, objects one after the other, or numbered
+    (`1. Name: ...`, as ToolRL writes). What follows the first list is one, too, if it declares other tools in full.
 
     Returns:
-        The tools as they are written, and the text before and after them; no tools, the text and "" where there are
-        none.
+        The tools as they are written, and the pieces of text before, between and after them; no tools and the text
+        where there are none.
     """
     if numbered := list(_NUMBERED.finditer(text)):
         return _numbered(text, numbered)
+    tools: list[Any] = []
+    pieces, at = [], 0
     for _, start, content, content_end, end in blocks(text, _TAGGED, _CLOSING):
-        if tools := _objects(text[content:content_end])[0]:
-            return tools, text[:start], text[end:]
-    tools, start, end = _objects(text)
-    return (tools, text[:start], text[end:]) if tools else ([], text, "")
+        inside, inner = 0, text[content:content_end]
+        while (found := _objects(inner, inside))[0]:
+            tools += found[0]
+            inside = found[2]
+        if inside:
+            pieces.append(text[at:start])
+            at = end
+    if tools:
+        return tools, [*pieces, text[at:]]
+    tools, start, at = _objects(text)
+    pieces.append(text[:start])
+    end = at
+    while 0 < len(tools) <= MAX_TOOLS and (found := _objects(text, end))[0]:
+        more, start, end = found
+        if all(map(_declares, more)) and not any(_name_of(tool) in map(_name_of, tools) for tool in more):
+            tools = tools + more
+            pieces.append(text[at:start])
+            at = end
+    return (tools, [*pieces, text[at:]]) if tools else ([], [text])
 
 
-def _numbered(text: str, matches: list[re.Match[str]]) -> tuple[list[Any], str, str]:
+def _numbered(text: str, matches: list[re.Match[str]]) -> tuple[list[Any], list[str]]:
     tools, end = [], 0
     for match in matches:
         parameters, end = read_value(text, match.end())
         tools.append({"name": match["name"].strip(), "description": match["description"], "parameters": parameters})
-    return tools, text[: matches[0].start()], text[end:]
+    return tools, [text[: matches[0].start()], text[end:]]
 
 
-def _objects(text: str) -> tuple[list[Any], int, int]:
-    """The first list of tools, or the first run of tools with nothing but white space and commas between them.
+def _objects(text: str, at: int = 0) -> tuple[list[Any], int, int]:
+    """The first list of tools from a place on, or run of tools with nothing but white space and commas between them.
+
+    Returns:
+        The tools, and where they begin and end.
 
     Raises:
         ValueError: Brackets within brackets were read again and again, and there are still more of them.
     """
     tools: list[Any] = []
-    start = end = at = 0
+    start = end = 0
     effort = _EFFORT + 16 * len(text)
     while bracket := _BEGINNING.search(text, at):
         if tools and not _BETWEEN.fullmatch(text, end, bracket.start()):
@@ -233,6 +253,27 @@ def _objects(text: str) -> tuple[list[Any], int, int]:
 def _is_tool(item: Any) -> bool:
     if not isinstance(item, dict):
         return False
-    tool = item["function"] if isinstance(item.get("function"), dict) else item
+    tool = _inner(item)
     named = any(isinstance(tool.get(key), str) for key in NAMES)
-    return named and (bool(tool.keys() & DECLARING) or tool.keys() <= {*NAMES, "type"})
+    declares = bool(tool.keys() & DECLARING) and not _is_parameter(tool)
+    return named and (declares or tool.keys() <= {*NAMES, "type"})
+
+
+def _inner(item: dict[str, Any]) -> dict[str, Any]:
+    return item["function"] if isinstance(item.get("function"), dict) else item
+
+
+def _name_of(item: dict[str, Any]) -> Any:
+    return next((_inner(item)[key] for key in NAMES if key in _inner(item)), None)
+
+
+def _declares(item: dict[str, Any]) -> bool:
+    """Whether a tool has both a description and parameters, as no call and nothing else with a name has."""
+    keys = _inner(item).keys()
+    return bool(keys & DESCRIPTIONS) and bool(keys & (DECLARING - DESCRIPTIONS))
+
+
+def _is_parameter(tool: dict[str, Any]) -> bool:
+    """Whether an object in a list is a parameter of a tool, as Qwen-Agent lists them, and no tool itself."""
+    typed = isinstance(tool.get("type"), str) and bool(type_schema(tool["type"]))
+    return not tool.keys() & (DECLARING - DESCRIPTIONS) and (typed or isinstance(tool.get("required"), bool))

@@ -116,8 +116,8 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
     """Two turns as one, if they are one."""
     if first.role != second.role or first.role not in ("assistant", "system"):
         return None
-    if first.calls and not second.calls:
-        return None  # words after the calls, which belong to no answer
+    if first.calls is not None and not second.calls:
+        return None  # words after the calls, or after [], which belong to no answer
     cot, text = join_thoughts(first.cot, second.cot), "\n\n".join(filter(None, (first.text, second.text)))
     calls = first.calls if second.calls is None else [*(first.calls or []), *second.calls]
     trained = first.trained and second.trained
@@ -131,10 +131,12 @@ def _in_order_of_calls(turns: list[Turn]) -> list[Turn]:
         end = at + 1
         while end < len(turns) and turns[end].role == "tool":
             end += 1
-        order = {name: place for place, name in enumerate(turns[at].ids)}
-        once = len(order) == len(turns[at].ids)  # two calls of one tool have one name
-        known = turns[at].role == "assistant" and once
-        if known and all(turn.ids and turn.ids[0] in order for turn in turns[at + 1 : end]):
-            turns[at + 1 : end] = sorted(turns[at + 1 : end], key=lambda turn: order[turn.ids[0]])
+        results, calls = turns[at + 1 : end], turns[at].calls or ()
+        for names in (turns[at].ids, [call.name for call in calls]):
+            order = {name: place for place, name in enumerate(names)}
+            once = len(order) == len(names)  # two calls of one tool have one name
+            if once and all(turn.ids and turn.ids[0] in order for turn in results):
+                turns[at + 1 : end] = sorted(results, key=lambda turn: order[turn.ids[0]])
+                break
         at = end
     return turns

@@ -689,6 +689,7 @@ def test_an_expected_output_that_a_table_has_in_the_place_of_nothing(nothing):
 def test_an_empty_list_of_calls_beside_a_request():
     for asked in ({"instruction": "Weather?"}, {"messages": [ASK]}):
         assert read(asked | {"tools": WRAPPED, "expected_output": []}) == ([], "", "")
+        assert read(asked | {"tools": WRAPPED, "answers": []}) == ([], "", "")
         with pytest.raises(BadRow, match="says nothing"):  # a server that sent none
             to_example(asked | {"tools": WRAPPED, "output": []})
 
