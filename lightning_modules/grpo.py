@@ -131,7 +131,6 @@ class GRPOModule(FunctionCallingModule):
         self.micro_batch_tokens, self.advantage_scale = micro_batch_tokens, advantage_scale
         self.rewards = Rewards(rewards or None, reward_timeout, max_reward_errors, reward_workers, self.reward)
         self.reward_functions = list(self.rewards.functions.values())
-        self.penalty = partial(overlong, max_length=self.generator.max_new_tokens)
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference
         self.reference: ScoredCausalLM | None = None
@@ -239,10 +238,11 @@ class GRPOModule(FunctionCallingModule):
             self.generator.sync(policy)
         ranks = self.trainer.world_size
         generate = partial(self.sampling, self.generator, policy, self.stop_ids)
+        penalty = partial(self.overlong, max_length=self.generator.max_new_tokens)
         sample = partial(
             sample_groups,
             generate=self.generate_ahead if self.sampling.ahead else generate,
-            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
+            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=penalty),
             group_size=self.sampling.group_size,
             max_resample=self.dynamic_sampling.max_resample,
             max_error_share=self.rewards.max_error_share,

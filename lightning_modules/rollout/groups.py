@@ -67,7 +67,7 @@ def score_groups(
         batch: The prompts.
         score: Makes a rollout of an example, its prompt and a completion.
         rewards: The reward functions.
-        penalty: Of completions of these lengths, [R].
+        penalty: Gives that of completions by their lengths, [R].
         most_completions: The most that the batch may have over all ranks and attempts.
 
     Returns:

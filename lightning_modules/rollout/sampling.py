@@ -83,12 +83,12 @@ def sample_groups(
     a batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's
     id and the attempt.
 
-    A group whose rewards are equal has no advantage, so what changes is how often each prompt contributes; the
-    differences shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5,
-    rewards differ in 2 p (1 - p) = 18 % and 50 % of the cases, and within two attempts in 1 - 0.82^2 = 33 % and
+    A group whose rewards are equal has no advantage. So resampling changes how often each prompt contributes: more
+    evenly. Take groups of two, a hard prompt (its completions are right with p = 0.1) and one with p = 0.5. Rewards of
+    a group differ in 2 p (1 - p) = 18 % and 50 % of the cases, within two attempts in 1 - 0.82^2 = 33 % and
     1 - 0.5^2 = 75 %: the hard prompt's share of the groups with an advantage grows from 26 % to 30 %. `reward/mean`, of
-    the last attempt, is biased towards that of such groups: 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and
-    0.83 for one with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
+    the last attempt, is biased towards such groups: 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and 0.83 for
+    one with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
 
     Args:
         batch: This rank's share of the prompts.
