@@ -17,7 +17,7 @@ from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded
-from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
+from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, fingerprint_of, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
@@ -129,11 +129,18 @@ class EvaluationModule(LightningModule):
         self.place(policy)
 
     def check_rows_fit(self, tokenizer: PreTrainedTokenizerFast, policy: ScoredCausalLM) -> None:
-        """Raise if rows of the run, or completions of them, have tokens or positions that the model lacks.
+        """Raise if rows of the run are another tokenizer's, or they or their completions do not fit into the model.
 
         Raises:
-            ValueError: See `policy.row_checks.check_rows_fit`.
+            ValueError: Saying which tokenizers these are; also see `policy.row_checks.check_rows_fit`.
         """
+        theirs = getattr(self.data, "tokenizer", None)  # named apart from the model in Python alone
+        named = theirs.name_or_path if isinstance(theirs, PreTrainedTokenizerFast) else tokenizer.name_or_path
+        if named != tokenizer.name_or_path and fingerprint_of(theirs) != fingerprint_of(tokenizer):
+            raise ValueError(
+                f"data.tokenizer {named} is not the tokenizer of model.init_from {self.init_from} (other vocabulary or "
+                "chat template), so that the model would read other words than the rows have: give both the same."
+            )
         cut = isinstance(self.generator, HoldsWeights)  # vLLM ends completions at the last position
         check_rows_fit(tokenizer, policy.causal_lm, self.data, 0 if cut else self.generator.max_new_tokens)
 
@@ -262,7 +269,9 @@ class EvaluationModule(LightningModule):
         """Generate for and score one batch of prompts; callbacks receive the rollouts."""
         return self.evaluate_prompts(batch)
 
-    predict_step = test_step
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Generate for one batch of prompts; JSON rows (`Rollout.as_row`), for Lightning copies no frozen object."""
+        return [rollout.as_row() for rollout in self.evaluate_prompts(batch)]
 
     def score_references(self, documents: Sequence[Encoded]) -> None:
         """Update `target_loss` with log-probabilities of the reference answers; draws no random number."""

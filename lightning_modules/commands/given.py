@@ -57,6 +57,11 @@ def overlay_alone(words: Sequence[str]) -> str | None:
     return next(iter(roots), None)
 
 
+def names_nothing(words: Sequence[str]) -> bool:
+    """Whether a command line has no YAML and no class, of a model or of data."""
+    return not any(option in (*CONFIGS, *CLASSES, "--data", "--data.class_path") for option, _ in options_in(words))
+
+
 def nested_nulls(words: Sequence[str]) -> list[str]:
     """A command line with each `--model.loss.clip_high=null` as `--model.loss={clip_high: null}`.
 

@@ -358,7 +358,16 @@ def test_test_prints_a_table_and_validate_takes_a_checkpoint(run, base_args, tmp
         assert [row[0] for row in table] == ["all", "simple"] and all(len(row) == 7 for row in table)
 
 
-def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_what_a_trained_model_cannot_be_scored_on_is_said_and_leaves_no_checkpoint(command, run, base_args, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"query": "weather in Oslo?"}\n')
+    options = {"model.init_args.init_from": run, "data.init_args.path": tmp_path / "rows.jsonl"}
+    with pytest.raises(SystemExit, match=r"rows\.jsonl, row 1, column 'tools': is missing"):
+        main([command, *CONFIG[1:], *base_args(tmp_path, **options)])
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path, capsys):
     from datamodules import read_examples
 
     main(["predict", "--config", "configs/sample.yaml", *base_args(tmp_path, **{"model.init_args.init_from": run})])
@@ -368,6 +377,8 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
     keys = {"query", "completion", "cot", "calls", "score", "parts", "prompt_tokens", "completion_tokens"}
     assert keys <= rows[0].keys() and rows[0]["completion_tokens"] <= 8
     assert len(read_examples(file)[0]) == 24
+    cut = sum(row["finish_reason"] == "length" for row in rows)
+    assert cut and f"{file}; {cut} of them were cut at model.generator.max_new_tokens 8\n" in capsys.readouterr().out
     assert not file.with_suffix(".jsonl.part").exists()
 
 
@@ -459,9 +470,20 @@ def test_settings_beside_their_class_are_told_where_they_belong(base_args, tmp_p
 
 def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(capsys):
     with pytest.raises(SystemExit):
-        main(["predict", "--config", "configs/sample.yaml", "--model.generator.max_new_tokens=8"])
+        main(["fit", "--config", "configs/srml.yaml", "--model.generator.max_new_tokens=8"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert '"generator": has settings and no class: name one before them, by --model.generator=CLASS or class' in last
+
+
+@pytest.mark.parametrize(
+    "words", [["fit"], ["fit", "--model.init_from=m"], ["test", "--model.init_from=m", "--data.path=r"]]
+)
+def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: no experiment is given: name its YAML, as --config")
+    )
 
 
 NO_METRIC = [
