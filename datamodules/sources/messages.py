@@ -94,6 +94,7 @@ def _messages(item: Any) -> Iterator[Message]:
     role = _role(name)
     if role is None:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
+    role = _by_type(role, item) if role_key != "type" else role
     if role in ("assistant", "call", "think") and (reason := cut_off(item)):
         raise ValueError(reason)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
@@ -141,6 +142,16 @@ def _step_by_step(item: dict[str, Any], text_key: str, steps: list[Step]) -> Ite
             yield from _messages(item | {text_key: said})
         if results:
             yield from _messages({"role": "tool", "content": results})
+
+
+def _by_type(role: str, item: dict[str, Any]) -> str:
+    """What a message is that says its type beside its role: a thought, a call or a result is no other turn."""
+    kind = _role(item.get("type"))
+    if kind not in ("think", "call", "tool") or kind == role:
+        return role
+    if (role, kind) not in (("assistant", "think"), ("assistant", "call"), ("user", "tool")):
+        raise ValueError(f"has a role that its type {str(item['type'])[:40]!r} contradicts")
+    return kind
 
 
 def _addressed(item: dict[str, Any], role: str) -> tuple[str, str]:

@@ -5,13 +5,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamodules.sources.calls import ARGUMENT_KEYS
 from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _THOUGHTS = ("thinking", "reasoning")
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
 _RESULTS = {
-    "tool_result": ("tool_use_id", "content"),
+    "tool_result": ("tool_use_id", "content", "output", "result"),
     "tool_call_response": ("id", "response", "result", "content"),
     "tool-result": ("toolCallId", "result", "output"),
 }
@@ -145,7 +146,7 @@ def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
     if len(part) != 1 or not isinstance(held, dict):
         return None
     if key == "toolUse":
-        return {"type": "tool_use", "id": held.get("toolUseId"), "name": held.get("name"), "input": held.get("input")}
+        return {"type": "tool_use", "id": held.get("toolUseId")} | held
     if key == "toolResult":
         content = held.get("content")
         if isinstance(content, list):
@@ -170,21 +171,26 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
         content = thought.text
     if isinstance(content, str) and kind in (*_TEXTS, *_THOUGHTS):
         if content.strip():
-            (texts if kind in _TEXTS else message.cot).append(content)
+            (texts if kind in _TEXTS and part.get("thought") is not True else message.cot).append(content)
     elif kind in ("tool_call", "tool_calls", "function_call"):
         calls.append(content or {key: value for key, value in part.items() if key != "type"})
         message.ids += _id(part, "id")
     elif kind == "tool_use":
-        calls.append({"name": part.get("name"), "arguments": part.get("input")})
+        calls.append({"name": part.get("name"), "arguments": _arguments(part)})
         message.ids += _id(part, "id")
     elif kind == "tool-call":  # of Vercel's AI SDK
-        calls.append({"name": part.get("toolName"), "arguments": part.get("input", part.get("args"))})
+        calls.append({"name": part.get("toolName"), "arguments": _arguments(part)})
         message.ids += _id(part, "toolCallId")
     elif is_result(part):
         result = Message("tool", ids=_id(part, _RESULTS[kind][0]))
         results += add_content(result, _given(part)) or [result]
     else:
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
+
+
+def _arguments(part: dict[str, Any]) -> Any:
+    """The arguments of a call that is a part, under any of the keys for them; None if it has none."""
+    return next((part[key] for key in ARGUMENT_KEYS if part.get(key) is not None), None)
 
 
 def _content(part: dict[str, Any]) -> Any:

@@ -4,8 +4,9 @@ import re
 from collections import Counter
 from typing import Any
 
+from datamodules.sources.listings import find_tools
 from datamodules.sources.marks import blocks, tags
-from datamodules.sources.tools import find_tools, read_tools, refuse_others
+from datamodules.sources.tools import read_tools, refuse_others
 from datamodules.sources.values import read_value
 
 GLAIVE = ("chat", "sample")

@@ -101,6 +101,39 @@ def test_pictures_that_a_tool_gave_back_are_refused(picture):
     assert json.loads(history)[-1] == {"role": "tool", "content": json.dumps(own)}
 
 
+def test_messages_that_say_their_type_beside_their_role():
+    """A thought was an answer, and a result a request."""
+    thought = {"role": "assistant", "type": "thinking", "content": "Hm."}
+    call = {"role": "assistant", "type": "function_call", "name": "now", "arguments": "{}"}
+    result = {"role": "user", "type": "tool_result", "content": "12"}
+    first, answer = read(ASK, thought, call, result, said("Noon.", type="message"), turns="every").examples
+    assert (first.cot, json.loads(first.answers)) == ("Hm.", [{"name": "now", "arguments": {}}])
+    assert (answer.query, answer.response) == ("Hi", "Noon.")
+    assert json.loads(answer.history)[-1] == {"role": "tool", "content": "12"}
+    for role, kind in (("user", "thinking"), ("assistant", "tool_result"), ("tool", "function_call")):
+        with pytest.raises(BadRow, match=f"turn 2 has a role that its type '{kind}' contradicts"):
+            read(ASK, {"role": role, "type": kind, "content": "Hm."}, said("ok"))
+
+
+@pytest.mark.parametrize("key", ["input", "arguments", "parameters", "args"])
+@pytest.mark.parametrize("result", ["content", "output", "result"])
+def test_parts_whose_keys_have_other_names(key, result):
+    """Arguments and results were lost."""
+    call = {"type": "tool_use", "id": "c", "name": "now", key: {"zone": "CET"}}
+    given = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", result: "12"}]}
+    first, answer = read(ASK, said([call]), given, said("Noon."), turns="every").examples
+    assert json.loads(first.answers) == [{"name": "now", "arguments": {"zone": "CET"}}]
+    assert json.loads(answer.history)[-1] == {"role": "tool", "content": "12"}
+    held = {"toolUseId": "c", "name": "now", key: {"zone": "CET"}}
+    assert json.loads(read(ASK, said([{"toolUse": held}])).examples[0].answers) == json.loads(first.answers)
+
+
+def test_a_text_that_is_marked_as_a_thought():
+    parts = [{"type": "text", "text": "Hm.", "thought": True}, {"type": "text", "text": "Noon.", "thought": False}]
+    (example,) = read(ASK, said(parts)).examples
+    assert (example.cot, example.response) == ("Hm.", "Noon.")
+
+
 def test_a_sentence_in_several_parts_is_one():
     """As servers send what has citations; parts of which each is whole are lines."""
     parts = ("The sky ", "is", " blue", ", they say.", "Bye.")

@@ -74,6 +74,29 @@ def test_parameters_of_a_tool_are_no_tools(parameter):
         read(text)
 
 
+BROKEN = DUMPED[1].replace(": {", " {", 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{DUMPED[0]}, {BROKEN}, {DUMPED[2]}]",
+        f"[{DUMPED[0]}, {BROKEN}]",
+        f"[{DUMPED[0]}, 5]",
+        f"<tools>\n{DUMPED[0]}\n{BROKEN}\n{DUMPED[2]}\n</tools>",
+        f"<tools>\n{BROKEN}\n{DUMPED[2]}\n</tools>",
+    ],
+)
+def test_a_list_in_which_a_tool_cannot_be_read_is_refused(text):
+    """The others alone were on offer."""
+    with pytest.raises(BadRow, match="tools"):
+        read(f"Be kind.\n{text}")
+    with pytest.raises(BadRow, match="tools"):
+        to_example({"query": "Hi", "tools": text, "answers": "[]"})
+    with pytest.raises(BadRow, match="tools are readable neither as JSON nor as a Python literal"):
+        to_example({"query": "Hi", "tools": f"{DUMPED[0]}\n{BROKEN}", "answers": "[]"})
+
+
 def test_parameters_of_one_name_are_refused():
     tool = {"name": "f", "parameters": [{"name": "a", "type": "string"}, {"name": "a", "type": "integer"}]}
     with pytest.raises(BadRow, match="the parameters of 'f' have 'a' more than once"):
