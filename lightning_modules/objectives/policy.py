@@ -185,13 +185,13 @@ def policy_loss(
     _check_settings(clip_low, clip_high, dual_clip, aggregation)
     if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
         raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
-    counted = samples >= 0
+    counted = (samples >= 0).nonzero().squeeze(1)  # [M]: with a mask a GPU would be waited for at every use
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     logprobs = logprobs[counted].to(dtype)  # [M]
     old, advantages = (x.detach()[counted].to(dtype) for x in (old_logprobs, advantages))
     rollouts, group = torch.unique(samples[counted], return_inverse=True)
     lengths = old.new_zeros(len(rollouts)).index_add(0, group, torch.ones_like(old))
-    n_rollouts, n_tokens = lengths.new_tensor(len(rollouts)), lengths.new_tensor(len(group))
+    n_rollouts, n_tokens = (lengths.new_full((), len(each)) for each in (rollouts, group))
     totals = PolicyTotals(n_rollouts, n_tokens) if totals is None else totals
     share = _shares(totals, aggregation, lengths[group], max_length)
 

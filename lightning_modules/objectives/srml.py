@@ -69,13 +69,13 @@ def multiscale_loss(
         raise ValueError(f"nll, segments and samples must all be [N], got {shapes}.")
     if reduction not in ("sample", "token"):
         raise ValueError(f"reduction must be 'sample' or 'token', got {reduction!r}.")
-    supervised = segments > 0
+    supervised = (segments > 0).nonzero().squeeze(1)  # [M]: with a mask a GPU would be waited for at every use
     dtype = torch.promote_types(nll.dtype, torch.float32)
     nll, segments = nll[supervised].to(dtype), segments[supervised]  # [M]
     cot, call = (segments == COT).to(dtype), (segments == CALL).to(dtype)  # [M]
     documents, group = torch.unique(samples[supervised], return_inverse=True)
     group_cot, group_call = (cot.new_zeros(len(documents)).index_add(0, group, mask) for mask in (cot, call))  # [G]
-    n_samples, n_cot, n_call = cot.new_tensor(len(documents)), cot.sum(), call.sum()
+    n_samples, n_cot, n_call = cot.new_full((), len(documents)), cot.sum(), call.sum()
     if totals is None:
         totals = Totals(n_samples, n_cot, n_call, (group_cot > 0).sum(), (group_call > 0).sum())
     all_samples, all_cot, all_call, all_with_cot, all_with_call = (

@@ -57,8 +57,8 @@ def score_groups(
     batch: PromptBatch,
     score: Callable[[Example, Sequence[int], Completion], Rollout],
     rewards: Rewards,
-    penalty: Callable[[Tensor], Tensor],
-    most_completions: int,
+    penalty: Callable[[Tensor], Tensor] = torch.zeros_like,
+    most_completions: int | None = None,
 ) -> list[Group]:
     """Groups of rollouts, scored with the reward and every reward function.
 
@@ -67,8 +67,8 @@ def score_groups(
         batch: The prompts.
         score: Makes a rollout of an example, its prompt and a completion.
         rewards: The reward functions.
-        penalty: Gives that of completions by their lengths, [R].
-        most_completions: The most that the batch may have over all ranks and attempts.
+        penalty: Gives that of completions by their lengths, [R]; 0 without it.
+        most_completions: The most that the batch may have over all ranks and attempts; those here when None.
 
     Returns:
         A group for each prompt.
