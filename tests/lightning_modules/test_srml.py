@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
@@ -202,6 +202,14 @@ def test_rows_of_another_tokenizer_are_refused(tiny_model_dir, rows_file, tmp_pa
     trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(copy), **options))
     with pytest.raises(ValueError, match=f"data.tokenizer {other} is not the tokenizer of model.init_from"):
         trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(other), **options))
+
+
+def test_data_of_ones_own_need_not_say_how_many_rows_a_step_has(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir))
+    module._trainer, module.packed = SimpleNamespace(datamodule=LightningDataModule()), True
+    assert module.settings_table().keys() == {"rows", "loss"}
+    module.data.hparams["batch_size"] = 3000
+    assert module.settings_table()["batch"] == "3,000 rows over all ranks"
 
 
 def test_alpha_stays_within_its_bounds(tiny_model_dir):
