@@ -9,11 +9,20 @@ from typing import Any
 from datamodules.example import BadRow, Example, parse_column
 from datamodules.sources.calls import calls_of
 from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pairs
+from datamodules.sources.marks import MARKS
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
+from datamodules.sources.results import holds_result
 from datamodules.sources.targets import content, dump
-from datamodules.sources.thoughts import bare_thought, join_thoughts, read_assistant_text, split_thoughts, with_thought
+from datamodules.sources.thoughts import (
+    bare_thought,
+    holds_marks,
+    join_thoughts,
+    read_assistant_text,
+    split_thoughts,
+    with_thought,
+)
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from rewards import Call, as_calls, dump_calls
@@ -137,21 +146,25 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         raise BadRow("history", f"is not readable JSON: {error}") from error
     if not isinstance(items, list):
         raise BadRow("history", f"must be a list of turns, not {type(items).__name__}")
-    canonical = all(
-        isinstance(item, dict)
-        and item.keys() == {"role", "content"}
-        and item["role"] in ("system", "user", "assistant", "tool")
-        and isinstance(item["content"], str)
-        for item in items
-    )
-    if not canonical:
+    if not (canonical := all(map(_is_canonical, items))):
         turns = read_turns(read_messages(turns_of_pairs(items), "history"), tools, "history", notes)
+        if thoughts := sum(bool(turn.cot) for turn in turns):
+            notes["left out/chains of thought of earlier turns"] += thoughts
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
         if items and items[0]["role"] == "system":
             system, items = f"{system}\n\n{items[0]['content']}", items[1:]
         items = [{"role": "system", "content": system}, *items]
     return dump(items) if system or not canonical else text
+
+
+def _is_canonical(turn: Any) -> bool:
+    """Whether an earlier turn is written as this project does, without marks of others' thoughts, calls or results."""
+    if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not isinstance(turn["content"], str):
+        return False
+    if turn["role"] == "assistant":
+        return not (MARKS.search(turn["content"]) or holds_marks(turn["content"]))
+    return turn["role"] == "system" or (turn["role"] in ("user", "tool") and not holds_result(turn["content"]))
 
 
 def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:

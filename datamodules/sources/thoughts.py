@@ -62,6 +62,11 @@ def bare_thought(text: str) -> str:
     return thought.strip() if closing and not rest.strip() else text
 
 
+def holds_marks(text: str) -> bool:
+    """Whether there is a mark of a chat template, or of a thought, in a text."""
+    return _LEFT.search(text) is not None
+
+
 def with_thought(texts: list[str]) -> list[str]:
     """The texts of an answer without blank ones, and with a chain of thought before what it leads to."""
     texts = [text for text in texts if text.strip()]

@@ -78,6 +78,20 @@ def test_the_roles_of_a_history_are_those_of_other_projects():
         ]
 
 
+def test_a_history_with_the_marks_of_other_projects():
+    """It stood in the prompt as it is, in another syntax than that of the answer."""
+    history = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": '<think>Hm.</think><tool_call>{"name": "now", "arguments": {}}</tool_call>'},
+        {"role": "tool", "content": "<tool_response>12</tool_response>"},
+        {"role": "assistant", "content": "Noon."},
+    ]
+    reading = read_raw({"query": "And now?", "tools": TOOLS, "answers": [], "history": history})
+    ours = [turn["content"] for turn in json.loads(reading.examples[0].history)]
+    assert ours == ["Hi", "[now()]", "12", "Noon."]
+    assert reading.notes["left out/chains of thought of earlier turns"] == 1
+
+
 @pytest.mark.parametrize(
     "picture",
     [
