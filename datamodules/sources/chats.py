@@ -28,6 +28,8 @@ from datamodules.sources.thoughts import bare_thought, with_thought
 from datamodules.sources.turns import Turn, read_turns
 from rewards import as_calls
 
+_GIVEN = (*ANSWERS[:4], *EXPECTED)
+"""Columns with what is right, in which [] says that no tool fits; of a server it may stand beside words."""
 _Chat = tuple[str, list[Message]]
 """The column that a chat stands in, and its messages."""
 
@@ -140,7 +142,7 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     if (items := answer_items(value, column)) is None:
         whole = isinstance(value, list) and all(isinstance(item, str) for item in value)
         texts = with_thought(value) if whole else []
-        value = "\n".join(texts) if texts else "[]" if value == [] and column in (*ANSWERS, *EXPECTED) else value
+        value = "\n".join(texts) if texts else "[]" if value == [] and column in _GIVEN else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         # Several texts hold calls, or are answers of which each would do.
         items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]

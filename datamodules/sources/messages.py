@@ -147,7 +147,7 @@ def _step_by_step(item: dict[str, Any], text_key: str, steps: list[Step]) -> Ite
 def _by_type(role: str, item: dict[str, Any]) -> str:
     """What a message is that says its type beside its role: a thought, a call or a result is no other turn."""
     kind = _role(item.get("type"))
-    if kind not in ("think", "call", "tool") or kind == role:
+    if kind not in ("think", "call", "tool") or kind == role or item.keys() & {*_CALL_KEYS}:
         return role
     if (role, kind) not in (("assistant", "think"), ("assistant", "call"), ("user", "tool")):
         raise ValueError(f"has a role that its type {str(item['type'])[:40]!r} contradicts")

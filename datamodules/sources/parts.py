@@ -10,6 +10,8 @@ from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _THOUGHTS = ("thinking", "reasoning")
+_GOES_ON = re.compile(r"\n| \S|[.,;:!?)]++(?=\s|\Z)")
+"""How a text begins that goes on where the one before it ended."""
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
 _RESULTS = {
     "tool_result": ("tool_use_id", "content", "output", "result"),
@@ -82,11 +84,10 @@ def add_content(message: Message, content: Any) -> list[Message]:
 
 
 def _joined(texts: list[str]) -> str:
-    """The texts of a message as one, on lines of their own; but servers have a sentence in several, blanks included."""
+    """The texts of a message as one, on lines of their own; servers have a sentence in several, a blank included."""
     text = ""
     for part in texts:
-        goes_on = not text or text[-1].isspace() or part[0].isspace() or part[0] in ".,;:!?)"
-        text += part if goes_on else f"\n{part}"
+        text += part if not text or text[-1].isspace() or _GOES_ON.match(part) else f"\n{part}"
     return text
 
 
@@ -99,8 +100,9 @@ def _medium(part: Any) -> str:
     """What a part of a tool's answer is that is no text but a picture or sound; "" for any other, or its own object."""
     if not isinstance(part, dict):
         return ""
-    kind = str(part.get("type") or next(iter(_in_camel_case(part)), ""))
-    return kind if kind in _MEDIA and ("type" in part or isinstance(next(iter(part.values())), dict)) else ""
+    part = part if "type" in part else _in_camel_case(part)
+    kind = str(part.get("type") or next(iter(part), ""))
+    return kind if kind in _MEDIA and ("type" in part or (len(part) == 1 and isinstance(part[kind], dict))) else ""
 
 
 def is_blank(part: dict[str, Any]) -> bool:

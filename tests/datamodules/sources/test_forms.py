@@ -692,6 +692,9 @@ def test_an_empty_list_of_calls_beside_a_request():
         assert read(asked | {"tools": WRAPPED, "answers": []}) == ([], "", "")
         with pytest.raises(BadRow, match="says nothing"):  # a server that sent none
             to_example(asked | {"tools": WRAPPED, "output": []})
+        if "messages" in asked:
+            with pytest.raises(BadRow, match="says nothing"):
+                to_example(asked | {"tools": WRAPPED, "tool_calls": [], "content": "Sunny."})
 
 
 def test_an_output_in_words_beside_the_one_that_was_expected():

@@ -108,7 +108,7 @@ def test_pictures_that_a_tool_gave_back_are_refused(picture):
             BadRow, match=r"turn 3 has a part of the type '(image_url|image|inlineData)', which is not read"
         ):
             read(ASK, said("[now()]"), {"role": "tool", "content": content}, said("ok"), turns="every")
-    own = [{"image": "a.png"}, {"kind": "image"}]  # objects of the tool
+    own = [{"image": "a.png"}, {"kind": "image"}, {"image": {"id": 1}, "sold": True}]  # objects of the tool
     history = (
         read(ASK, said("[now()]"), {"role": "tool", "content": own}, said("ok"), turns="every").examples[1].history
     )
@@ -120,6 +120,13 @@ def test_messages_that_say_their_type_beside_their_role():
     thought = {"role": "assistant", "type": "thinking", "content": "Hm."}
     call = {"role": "assistant", "type": "function_call", "name": "now", "arguments": "{}"}
     result = {"role": "user", "type": "tool_result", "content": "12"}
+    both = {
+        "role": "assistant",
+        "type": "function",
+        "content": "I look.",
+        "tool_calls": [{"function": {"name": "now"}}],
+    }
+    assert json.loads(read(ASK, both).examples[0].answers) == [{"name": "now", "arguments": {}}]
     first, answer = read(ASK, thought, call, result, said("Noon.", type="message"), turns="every").examples
     assert (first.cot, json.loads(first.answers)) == ("Hm.", [{"name": "now", "arguments": {}}])
     assert (answer.query, answer.response) == ("Hi", "Noon.")
@@ -150,6 +157,6 @@ def test_a_text_that_is_marked_as_a_thought():
 
 def test_a_sentence_in_several_parts_is_one():
     """As servers send what has citations; parts of which each is whole are lines."""
-    parts = ("The sky ", "is", " blue", ", they say.", "Bye.")
+    parts = ("The sky ", "is", " blue", ", they say.", "Bye.", "    - Al", ".Bo")
     example = read(ASK, said([{"type": "text", "text": text} for text in parts])).examples[0]
-    assert example.response == "The sky is blue, they say.\nBye."
+    assert example.response == "The sky is blue, they say.\nBye.\n    - Al\n.Bo"
