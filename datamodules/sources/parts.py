@@ -10,6 +10,8 @@ from datamodules.sources.results import split_results
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _THOUGHTS = ("thinking", "reasoning")
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
+_OF_MEDIA, _LINKED = {"source", "source_type", "data", "base64", "file_id", *_MEDIA}, {"type", "url", "path"}
+"""Keys of such a part, and the only ones of one that has none of these: `{"type": "image", "title": …}` is a tool's."""
 _RESULTS = {
     "tool_result": ("tool_use_id", "content"),
     "tool_call_response": ("id", "response", "result", "content"),
@@ -99,7 +101,9 @@ def _medium(part: Any) -> str:
     if not isinstance(part, dict):
         return ""
     kind = str(part.get("type") or next(iter(_in_camel_case(part)), ""))
-    return kind if kind in _MEDIA and ("type" in part or isinstance(next(iter(part.values())), dict)) else ""
+    held = part if "type" in part else next(iter(part.values()), None)
+    is_medium = isinstance(held, dict) and bool(held.keys() & _OF_MEDIA or {"type"} <= held.keys() <= _LINKED)
+    return kind if kind in _MEDIA and is_medium else ""
 
 
 def is_blank(part: dict[str, Any]) -> bool:
