@@ -78,7 +78,7 @@ _CALLED = re.compile(r"\(|\[(?!\d+\])|\{\s*(?:[\"'}]|\w+\s*:)|\s+\(\s*(?:\w+\s*=
 _LABEL = re.compile(r"""[:=][ \t]*["'`*]*\Z""")
 _LABELLED = re.compile(rf"""["'`*]*[ \t]*\n\W*+(?:[A-Za-z]+[ _])?{_ARGUMENTS}""")
 """What stands before and after a name on a line of its own, where its arguments follow on the next."""
-_ACTION, _ACTED = re.compile(r"^Action:\s*\Z", re.MULTILINE), re.compile(r"\[|\s*?(?:\n|\Z)")
+_ACTING, _ACTED = re.compile(r"^Action:\s*\Z", re.MULTILINE), re.compile(r"\[|\s*?(?:\n|\Z)")
 _IN_TAG = re.compile(r"\s+[\w:.-]+\s*=|\s*/?>")
 _KEYS = "|".join(NAME_KEYS)
 _NAMING = re.compile(rf"""(?:["'](?:{_KEYS})["']\s*:|\b(?:{_KEYS})\s*=)\s*["']\Z""")
@@ -114,7 +114,7 @@ def is_called(text: str, start: int, end: int, closed: int) -> bool:
     if re.match(r"[\w.\\]", last) and not before.endswith("functions."):
         return False
     labelled = _LABEL.search(before) and _LABELLED.match(text, end)
-    acted = _ACTION.search(before) and _ACTED.match(text, end)
+    acted = _ACTING.search(before) and _ACTED.match(text, end)
     return bool(_CALLED.match(text, end) or labelled or acted)
 
 
