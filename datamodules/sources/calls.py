@@ -14,7 +14,7 @@ ARGUMENT_KEYS = (
 )
 _MEANINGLESS = {"id", "type", "index", "call_id", "tool_call_id", "status", "extra_content", "thoughtSignature"}
 CALL_LISTS = ("tool_calls", "function_calls", "function_call", "calls")
-_WITH_TYPE, _KIND = {*ARGUMENT_KEYS, *CALL_LISTS, "function"}, re.compile("tool|function|call|custom")
+_WITH_TYPE, _KIND = {*ARGUMENT_KEYS, *CALL_LISTS, "function"}, re.compile("tool|function|call|custom", re.IGNORECASE)
 """Keys beside which the type of a call is none of its arguments, and what that type says."""
 
 

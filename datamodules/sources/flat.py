@@ -63,7 +63,7 @@ def read_columns(
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
         if not as_calls(answers_text):
             thoughts, response = parse_column("response", split_thoughts, response)
-            cot = join_thoughts(cot, *thoughts) if thoughts else cot
+            cot, response = (join_thoughts(cot, *thoughts), response.strip()) if thoughts else (cot, response)
             _refuse_calls_beside(names["answers"], tools, columns)
         elif response and response == columns.row.get("response"):
             columns.used.discard("response")  # calls are the answer

@@ -153,5 +153,6 @@ def _declares(item: dict[str, Any]) -> bool:
 
 def _is_parameter(tool: dict[str, Any]) -> bool:
     """Whether an object in a list is a parameter of a tool, as Qwen-Agent lists them, and no tool itself."""
-    typed = isinstance(tool.get("type"), str) and bool(type_schema(tool["type"]))
+    kind = type_schema(tool["type"]) if isinstance(tool.get("type"), str) else {}
+    typed = kind not in ({}, {"type": "object"})  # a tool may be the schema of its arguments, with its name
     return not tool.keys() & (DECLARING - DESCRIPTIONS) and (typed or isinstance(tool.get("required"), bool))

@@ -73,12 +73,13 @@ BRACKET = re.compile(r"\s*\(")
 DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*+(?=\s*+\()")
 NAME_WITH_BLANKS = re.compile(r"""[^\W\d][^\[\](){},;=\n"'<>]*+(?=\s*+\()""")
 ARGUMENT = re.compile(r"""(?P<quote>["']?)(?P<name>[^\s"'=,()\[\]{}]++)(?P=quote)\s*+=\s*+""")
-_CALLED = re.compile(r"[(\[{]|\s+\(\s*(?:\w+\s*=|\))")
-"""What follows the name of a function where it is called, also in a sentence: `now (UTC)` calls nothing."""
+_CALLED = re.compile(r"\(|\[(?!\d+\])|\{\s*(?:[\"'}]|\w+\s*:)|\s+\(\s*(?:\w+\s*=|\))")
+"""What follows the name of a function where it is called, also in a sentence: `now (UTC)` and `now[1]` call nothing."""
 _LABEL = re.compile(r"""[:=][ \t]*["'`*]*\Z""")
 _LABELLED = re.compile(rf"""["'`*]*[ \t]*\n\W*+(?:[A-Za-z]+[ _])?{_ARGUMENTS}""")
 """What stands before and after a name on a line of its own, where its arguments follow on the next."""
-_ACTED = re.compile(r"^Action:\s*\Z", re.MULTILINE)
+_ACTING, _ACTED = re.compile(r"^Action:\s*\Z", re.MULTILINE), re.compile(r"\[|\s*?(?:\n|\Z)")
+_IN_TAG = re.compile(r"\s+[\w:.-]+\s*=|\s*/?>")
 _KEYS = "|".join(NAME_KEYS)
 _NAMING = re.compile(rf"""(?:["'](?:{_KEYS})["']\s*:|\b(?:{_KEYS})\s*=)\s*["']\Z""")
 """What stands before a name in JSON, and in a tag."""
@@ -106,14 +107,14 @@ def is_called(text: str, start: int, end: int, closed: int) -> bool:
         closed: Where the last closing tag of that name begins; -1 where there is none.
     """
     before, last, after = text[max(0, start - 64) : start], text[start - 1 : start], text[end : end + 1]
-    if last == "<" and (after in (" ", "/") or (after == ">" and closed > end)):
+    if last == "<" and _IN_TAG.match(text, end) and (after != ">" or closed > end):
         return True
     if last in ("'", '"') and last == after and (_NAMING.search(before) or _NAMED.match(text, end)):
         return True
-    if re.match(r"[\w.]", last) and not before.endswith("functions."):
+    if re.match(r"[\w.\\]", last) and not before.endswith("functions."):
         return False
     labelled = _LABEL.search(before) and _LABELLED.match(text, end)
-    acted = _ACTED.search(before) and re.compile(r"\s*?(?:\n|\Z)").match(text, end)
+    acted = _ACTING.search(before) and _ACTED.match(text, end)
     return bool(_CALLED.match(text, end) or labelled or acted)
 
 

@@ -13,6 +13,8 @@ _THOUGHTS = ("thinking", "reasoning")
 _GOES_ON = re.compile(r"\n| \S|[.,;:!?)]++(?=\s|\Z)")
 """How a text begins that goes on where the one before it ended."""
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
+_OF_MEDIA, _LINKED = {"source", "source_type", "data", "base64", "file_id", *_MEDIA}, {"type", "url", "path"}
+"""Keys of such a part, and the only ones of one that has none of these: `{"type": "image", "title": …}` is a tool's."""
 _RESULTS = {
     "tool_result": ("tool_use_id", "content", "output", "result"),
     "tool_call_response": ("id", "response", "result", "content"),
@@ -102,7 +104,9 @@ def _medium(part: Any) -> str:
         return ""
     part = part if "type" in part else _in_camel_case(part)
     kind = str(part.get("type") or next(iter(part), ""))
-    return kind if kind in _MEDIA and ("type" in part or (len(part) == 1 and isinstance(part[kind], dict))) else ""
+    held = part if "type" in part else part.get(kind) if len(part) == 1 else None
+    is_medium = isinstance(held, dict) and bool(held.keys() & _OF_MEDIA or {"type"} <= held.keys() <= _LINKED)
+    return kind if kind in _MEDIA and is_medium else ""
 
 
 def is_blank(part: dict[str, Any]) -> bool:

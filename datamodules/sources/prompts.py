@@ -85,21 +85,24 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
     if not tools:
         return [], text.strip()
     named = {tool["name"] for tool in found}
-    pieces = _PIECES.split(_without_blocks("\n".join([*map(_without_lead, around[:-1]), around[-1]])))
+    leads = [_without_lead(text, named) for text in around[:-1]]
+    pieces = _PIECES.split(_without_blocks("\n".join([*leads, around[-1]])))
     kept, is_format = [], False
     for piece, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
         is_format = _is_format(piece) or (is_format and piece.startswith("{"))  # the schema that a sentence leads to
-        is_format = is_format or piece.strip(" \t#*`:.-") in named  # a heading
         if re.search(r"\w", piece) and not is_format:
             kept.append(piece + gap)
     notes["repair/system texts that held the tools replaced by ours"] += 1
     return tools, "".join(kept).strip()
 
 
-def _without_lead(text: str) -> str:
-    """The text without the words at its end that lead to a list."""
+def _without_lead(text: str, named: set[str]) -> str:
+    """The text without the words at its end that lead to a list, or the heading there that is a tool's name."""
     lead = text.rstrip()
-    return lead[: 1 + max(map(lead.rfind, ".!?\n"))] if lead.endswith((":", "-")) else text
+    if lead.endswith((":", "-")):
+        return lead[: 1 + max(map(lead.rfind, ".!?\n"))]
+    before, _, line = lead.rpartition("\n")
+    return before if line.strip(" \t#*`") in named else text
 
 
 def _without_blocks(text: str) -> str:

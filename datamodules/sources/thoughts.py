@@ -21,7 +21,7 @@ _LEFT = re.compile(rf"<[|｜][\w▁]{{1,64}}[|｜]>|{_OPENING}|{_CLOSE.pattern}"
 _STEPS = re.compile(r"\s*Here (?:is my thought process|are my reasoning steps):")  # Granite's, Apriel's
 _FINAL_STEP, _END_OF_IT = re.compile(r"Here is my response:|\[BEGIN FINAL RESPONSE\]"), "[END FINAL RESPONSE]"
 _WRAPPED = re.compile(
-    r"\s*(?:<(?P<tag>(?:final_)?(?:answer|response|output)|final)>(?P<a>.*)</(?P=tag)>"
+    r"\s*(?:<(?P<tag>(?:final_)?(?:answer|response|output)|final)>(?P<a>(?:(?!</(?P=tag)>).)*+)</(?P=tag)>"
     r"|<\|START_RESPONSE\|>(?P<b>.*)<\|END_RESPONSE\|>|<\|begin_of_solution\|>(?P<c>.*)<\|end_of_solution\|>)\s*",
     re.DOTALL,
 )

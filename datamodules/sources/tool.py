@@ -92,10 +92,12 @@ def _by_name(tool: str, declared: Any) -> dict[str, Any]:
     is_list = isinstance(declared, list)
     if not is_list or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
         raise ValueError(f"the parameters of {tool[:80]!r} must be an object, or a list of objects with a 'name'")
-    names = [one["name"] for one in declared]
-    if again := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"the parameters of {tool[:80]!r} have {again[:80]!r} more than once")
-    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in declared}
+    by_name: dict[str, Any] = {}
+    for one in declared:
+        schema = {key: value for key, value in one.items() if key != "name"}
+        if by_name.setdefault(one["name"], schema) != schema:
+            raise ValueError(f"the parameters of {tool[:80]!r} have {one['name'][:80]!r} more than once")
+    return by_name
 
 
 def _says_nothing(key: str, value: Any) -> bool:

@@ -53,6 +53,13 @@ def test_what_follows_the_tools_and_is_none(other):
     assert read(text) == ([WEATHER], ["Be kind."])
 
 
+@pytest.mark.parametrize("others", ["In this order:\n- now\n- get_weather\nFirst tool: now. Second: `wind`."])
+def test_names_of_tools_that_are_no_headings_stay(others):
+    """Wherever a line or sentence was a tool's name, it was left out."""
+    for text in (f"{others}\n{json.dumps(TOOLS)}", f"{json.dumps(TOOLS)}\n{others}"):
+        assert read(text) == (TOOLS, [others])
+
+
 def test_lines_in_brackets_are_no_examples_of_calls():
     """Every line that began with a bracket was taken for one, and left out."""
     text = f"{json.dumps(TOOLS)}\n[Important] Never book without consent.\n[f(a=1), g()]\n{{'name': 'f'}}"
@@ -95,6 +102,18 @@ def test_a_list_in_which_a_tool_cannot_be_read_is_refused(text):
         to_example({"query": "Hi", "tools": text, "answers": "[]"})
     with pytest.raises(BadRow, match="tools are readable neither as JSON nor as a Python literal"):
         to_example({"query": "Hi", "tools": f"{DUMPED[0]}\n{BROKEN}", "answers": "[]"})
+
+
+@pytest.mark.parametrize("more", [{}, {"properties": {"city": {"type": "string"}}}])
+def test_a_tool_that_is_the_schema_of_its_arguments_is_no_parameter(more):
+    tool = {"name": "now", "description": "Tell the time.", "type": "object"} | more
+    assert read(json.dumps([tool])) == ([tool], [])
+
+
+def test_a_parameter_that_is_listed_twice():
+    tools = [{"name": "f", "parameters": [{"name": "a", "type": "string"}] * count} for count in (1, 2)]
+    once, twice = (to_example({"query": "Hi", "tools": [tool], "answers": "[]"}).tools for tool in tools)
+    assert once == twice
 
 
 def test_parameters_of_one_name_are_refused():

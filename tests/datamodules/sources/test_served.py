@@ -99,5 +99,12 @@ def test_marks_around_a_column_of_thought_or_within_a_response():
     assert to_example(row).cot == "Hm."
     said = {"role": "assistant", "content": "Noon.", "reasoning_content": "<think>Hm.</think>"}
     assert to_example({"messages": [*ASK, said], "tools": [NOW]}).cot == "Hm."
-    example = to_example(row | {"answers": [], "cot": "So.", "response": "<thinking>Hm.</thinking>Noon."})
-    assert (example.cot, example.response) == ("So.\n\nHm.", "Noon.")
+    for gap in ("", "\n\n"):
+        example = to_example(row | {"answers": [], "cot": "So.", "response": f"<thinking>Hm.</thinking>{gap}Noon."})
+        assert (example.cot, example.response) == ("So.\n\nHm.", "Noon.")
+
+
+@pytest.mark.parametrize("kind", ["function", "FUNCTION", "tool_use"])
+def test_types_of_calls_without_arguments(kind):
+    row = {"query": "Hi", "tools": [NOW], "answers": [{"type": kind, "name": "now"}]}
+    assert json.loads(to_example(row).answers) == [{"name": "now", "arguments": {}}]

@@ -188,6 +188,10 @@ def test_words_before_the_calls(text, before):
         ("<|tool_call>call now<tool_call|>", "no call at '<|tool_call>"),
         ('functions.get_weather({"city": "Oslo"})', "no named argument"),
         ('{"name": "get_weather", "type": "rain"}', "a call of the type 'rain' has no arguments"),
+        ("Thought: Hm.\nAction: now[12]", "no call at 'Thought: Hm."),
+        ("I look: now{}", "no call at 'I look: now{}"),
+        ("I look: get_weather{city: 'Oslo'}", 'no call at "I look: get_weather{'),
+        ("I look: <now />", "no call at 'I look: <now />"),
     ],
 )
 def test_what_looks_like_calls_and_cannot_be_read_is_refused(text, reason):
@@ -210,6 +214,11 @@ def test_what_looks_like_calls_and_cannot_be_read_is_refused(text, reason):
         "Parameters: there are none for get_weather.",
         "The tool: get_weather",
         "It has the method clock.now() to ask.",
+        "It rains now[1].",  # a footnote
+        "```python\nnow[0]\n```",
+        r"The limit is \now{2}, or \now(2).",  # LaTeX's
+        "Of two now{a, b} is the set.",
+        "Where a <now and b (or c) it holds.",
     ],
 )
 def test_plain_text(text):
@@ -228,6 +237,7 @@ def test_plain_text(text):
         ("<scratch_pad>Oslo.</scratch_pad>\n<tool_call>\n" + NEXT + "\n</tool_call>", "Oslo.", "", [TIME]),
         ("<think>Oslo.</think>\n<response> Sorry. </response>", "Oslo.", "Sorry.", None),
         *((f"<{tag}>Sorry.</{tag}>", "", "Sorry.", None) for tag in ("final", "output", "final_answer")),
+        ("<final>A</final> <final>B</final>", "", "<final>A</final> <final>B</final>", None),
         (
             "<|channel|>analysis<|message|>Oslo.<|end|><|start|>assistant<|channel|>final<|message|>Hi<|return|>",
             "Oslo.",

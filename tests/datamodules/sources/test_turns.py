@@ -99,6 +99,8 @@ def test_a_history_with_the_marks_of_other_projects():
         {"type": "image", "source": {}},
         {"image": {"format": "png", "source": {}}},
         {"inlineData": {"data": ""}},
+        {"type": "image"},
+        {"type": "image", "data": "", "mimeType": "image/png"},
     ],
 )
 def test_pictures_that_a_tool_gave_back_are_refused(picture):
@@ -108,7 +110,11 @@ def test_pictures_that_a_tool_gave_back_are_refused(picture):
             BadRow, match=r"turn 3 has a part of the type '(image_url|image|inlineData)', which is not read"
         ):
             read(ASK, said("[now()]"), {"role": "tool", "content": content}, said("ok"), turns="every")
-    own = [{"image": "a.png"}, {"kind": "image"}, {"image": {"id": 1}, "sold": True}]  # objects of the tool
+    own = [
+        *({"image": "a.png"}, {"kind": "image"}, {"image": {"name": "debian"}, "id": 1}),
+        *({"image": {"id": 1}, "sold": True}, {"image": {"data": "a"}, "sold": True}),
+        *({"type": "image", "title": "A cat"}, {"type": "media", "name": "NRK", "url": "nrk.no"}),
+    ]  # objects of the tool
     history = (
         read(ASK, said("[now()]"), {"role": "tool", "content": own}, said("ok"), turns="every").examples[1].history
     )
