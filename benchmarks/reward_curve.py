@@ -55,7 +55,9 @@ def main() -> None:
         f"Mean reward of the rollouts over each fifth of the steps of {' and '.join(files)}, from the demo's SRML "
         "model; the seed is that of the order of the prompts and of the sampler."
     )
-    record("Reward curve of EGPO and GRPO", ["advantage", "seed", *fifths, "rise"], rows, note)
+    if left := [name for config, name in NAMES.items() if config not in options.configs]:
+        note += f" {' and '.join(left)} was not run."
+    record("Reward curve", ["advantage", "seed", *fifths, "rise"], rows, note)
 
 
 if __name__ == "__main__":

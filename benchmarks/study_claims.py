@@ -24,6 +24,7 @@ from datamodules.system.files import write_text
 HERE = Path(__file__).parent
 BUDGET = {"real": 3, "small": 8}  # seeds of each arm of a claim
 DRAWS = 4000  # of a bootstrap
+FEW = 5  # hits of which a bootstrap says too little
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t below which 97.5 % lie, from 1 degree of freedom up; the last one serves for more."""
 Z975 = 1.96
@@ -194,11 +195,11 @@ def bfcl_entries(runs: Runs) -> dict[str, dict[str, list[float]]]:
 def of_hits(hits: np.ndarray) -> list[float]:
     """Mean of hits [seeds, rows] and both ends of its interval, as far as shares go.
 
-    Of one seed it is Wilson's over the rows: of few hits a bootstrap ends too early. So it is where all hits are equal,
-    which say nothing of how rows vary.
+    Of one seed it is Wilson's over the rows: of few hits a bootstrap ends too early. So it is where seeds together have
+    fewer hits, or misses, than `FEW`, which may all be of one row.
     """
-    mean = hits.mean()
-    low, high = interval(hits) if len(hits) > 1 and 0 < mean < 1 else wilson(mean, hits.shape[1])
+    mean, fewest = hits.mean(), min(hits.sum(), (1 - hits).sum())
+    low, high = interval(hits) if len(hits) > 1 and fewest >= FEW else wilson(mean, hits.shape[1])
     return [_short(value) for value in (mean, max(0.0, low), min(1.0, high))]
 
 

@@ -28,7 +28,8 @@ HEAD = """# The papers' claims, tried
 undecided. Verdicts are not corrected for the number of claims. "New seed" is where 95 % of further seeds should land
 on the same rows to test on. Intervals are bootstraps over seeds and rows, widened to Student's over the seeds and the
 normal one over the rows together where that is wider. The one run of the base model counts as a constant. The share of
-an arm with one seed has Wilson's interval over the rows, which says nothing of other seeds; so has a share of 0 or 1.
+an arm with one seed has Wilson's interval over the rows, which says nothing of other seeds; so has a share of which all
+seeds together have fewer than 5 hits, or misses.
 The interval of a loss or a curve is over seeds alone, on the one text, the rows or the prompts that there are.
 
 In simulations with the variances of these runs, intervals over seeds and rows held the true mean in 96 to 100 of 100

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "think": get_args(Think),
     "tool_form": (*get_args(ToolForm), None),
 }
-"""What the arguments that are one of a few words may be."""
+"""The values of arguments that are one of a few words."""
 
 
 class XLAMDataModule(LightningDataModule):
@@ -68,9 +68,9 @@ class XLAMDataModule(LightningDataModule):
         answer_form: How calls are written: a "python" list, a "json" list, "hermes" blocks, or as the model's own
             "template" writes them; the reward accepts this form only. As the model was trained when None, and else
             "python", where calls with a name that is no Python identifier are written as JSON.
-        think: Whether a chain of thought has to stand before the calls: "require" or "none" of it; "auto" follows the
-            rows that fine-tuning trains on; elsewhere the model and, where it does not say how it was trained, the rows
-            (in reinforcement learning: "require").
+        think: Whether a chain of thought has to stand before the calls: "require" or "none". "auto" is as the rows have
+            it in fine-tuning; elsewhere as the model was trained and, where it does not say, as the rows have it (in
+            reinforcement learning: "require").
         system_prompt: Text in place of ours; the tools follow it, or, with `prompt: template`, nothing. "bfcl" is the
             text that BFCL asks models with, taken from the installed `bfcl-eval`; tools are then written as there.
         tool_form: How tools are written below the system text: as compact "json", or as "bfcl" prints them; when None
@@ -230,12 +230,14 @@ class XLAMDataModule(LightningDataModule):
             system = instructions(find_package(INSTALLED))
             tool_form = tool_form or (None if h.prompt == "template" else "bfcl")
         self.form = resolve_form(self.tokenizer, h.prompt, h.answer_form, think, system, tool_form)
-        by_rows = not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
-        self.rows = self.val_rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
-        by_rows = by_rows and any(self.rows.table["answers"])
-        if think is None and by_rows and self.form.think != any(cot != "" for cot in self.rows.table["cot"]):
-            self.form = replace(self.form, think=not self.form.think)
-            self.rows = self.val_rows = self._encode(h.path, False, stage == "predict")
+        self.rows = self._encode(h.path, self.REWARDED and stage == "fit", stage == "predict")
+        asks_rows = think is None and not self.REWARDED and (stage == "fit" or recorded_form(self.tokenizer) is None)
+        if asks_rows and any(self.rows.table["answers"]):
+            thoughtful = any(cot != "" for cot in self.rows.table["cot"])
+            if thoughtful != self.form.think:
+                self.form = replace(self.form, think=thoughtful)
+                self.rows = self._encode(h.path, False, stage == "predict")
+        self.val_rows = self.rows
         self.lengths = self.measure(self.rows)  # [rows], tokens
         self.val_indices, self.train_indices, self.too_long = np.arange(len(self.lengths)), np.arange(0), 0
         if stage == "fit":
@@ -273,9 +275,9 @@ class XLAMDataModule(LightningDataModule):
         With `unanswered` rows need no answer.
         """
         h, module = self.hparams, getattr(self.trainer, "lightning_module", None)
-        paying = getattr(module, "paying", [FunctionCallReward()])
-        ours = [reward for reward in paying if isinstance(reward, FunctionCallReward)]
-        learnt = learnt and len(ours) == len(paying)  # what a function of the user's pays is not known
+        reward_functions = getattr(module, "reward_functions", [FunctionCallReward()])
+        ours = [reward for reward in reward_functions if isinstance(reward, FunctionCallReward)]
+        learnt = learnt and len(ours) == len(reward_functions)  # what others give is not known
         judging = getattr(module, "reward", None)
         for reward in [*ours, *([judging] if isinstance(judging, FunctionCallReward) else [])]:
             reward.form, reward.think = reads(self.form, self.tokenizer), self.form.think

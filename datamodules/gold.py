@@ -1,4 +1,4 @@
-"""Gold answers that no run can reward: the tokenizer cannot return them, or the reward accepts no such answer."""
+"""Gold answers that no run can reward: the tokenizer does not return them unchanged, or the reward refuses them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,33 +27,35 @@ def check_gold(
 ) -> EncodedRows:
     """Score the gold answers with the rewards of the run, as the tokenizer returns them once they are encoded.
 
-    The rows have passed the default rules (`rows.check_example`), so of those in the Python form only such are scored
-    that answer with text, or of which the tokenizer returns another text.
+    Of rows in the Python form only those are scored that answer with text or whose text the tokenizer changes: the
+    others have passed the same rules already (`rows.check_example`).
 
     Args:
         rows: The rows.
         path: Where they are from, for the report.
-        rewards: Those of the run; a row is good if any of them takes its gold answer for right.
-        learnt: Whether nothing but these rewards is learnt from, so that rows that earn none are bad.
+        rewards: Those of the run; a row is good if any of them accepts its gold answer.
+        learnt: Whether these rewards are all that the run learns from, so that a row that earns none is bad.
         form: How requests are put and answered.
         tokenizer: The tokenizer whose template writes calls, where the form says so.
 
     Returns:
-        The rows without those whose answer the tokenizer cannot return and, if `learnt`, those that earn nothing
-        anyhow, which are reported as bad; the rows left that earn nothing are counted.
+        The rows without bad ones, which are reported: those whose answer the tokenizer changes into one that earns
+        nothing and, if `learnt`, those that earn nothing anyhow. If not, the latter stay and are counted.
     """
     table = rows.table.data
-    given = pc.not_equal(table.column("answers"), "")  # others are only to be predicted
-    suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
-    places = pc.indices_nonzero(pc.and_(given, suspects) if form.answer_form == "python" else given).to_pylist()
+    scored = pc.not_equal(table.column("answers"), "")  # the others are only to be predicted
+    if form.answer_form == "python":
+        suspects = pc.or_(pc.is_valid(table.column("returned")), pc.not_equal(table.column("response"), ""))
+        scored = pc.and_(scored, suspects)
+    places = pc.indices_nonzero(scored).to_pylist()
     bad: dict[int, BadRow] = {}
     unrewarded = 0
     for place, example, row in zip(places, rows.examples(places), rows.table.select(places), strict=True):
         gold = target_text(example, form, tokenizer)
         returned = gold if row["returned"] is None else row["returned"]
-        if any(_accepts(reward, example, returned) for reward in rewards):
+        if _accepted(example, returned, rewards):
             continue
-        if any(_accepts(reward, example, gold) for reward in rewards):
+        if _accepted(example, gold, rewards):
             reason = (
                 f"this model's tokenizer returns the gold answer changed, and then it earns no reward: {returned[-80:]}"
             )
@@ -66,8 +68,8 @@ def check_gold(
         bad[place] = BadRow(column, reason)
     if bad:
         kept = [place for place in range(len(rows.table)) if place not in bad]
-        everything = BadRows(len(rows.bad) + len(bad), partial(_in_order, rows, path, bad))
-        rows = replace(rows, table=rows.table.select(kept), bad=everything)
+        all_bad = BadRows(len(rows.bad) + len(bad), partial(_in_order, rows, path, bad))
+        rows = replace(rows, table=rows.table.select(kept), bad=all_bad)
     return replace(rows, unrewarded=unrewarded)
 
 
@@ -81,7 +83,10 @@ def _in_order(rows: EncodedRows, path: str, found: dict[int, BadRow]) -> Iterato
 
 
 def framed(reward: FunctionCallReward, example: Example, target: str) -> str:
-    """A target as a reward asks for it: after a thought, if only a dash, and inside answer tags, or without them."""
+    """A target in the form that a reward asks for.
+
+    With a thought in front, a dash where the row has none, or without any; and with or without answer tags.
+    """
     split = reward.think and example.cot
     thought, answer = target.split("</think>", 1) if split else ("", target)
     thought = f"{thought or '<think>-'}</think>\n\n" if reward.think else ""
@@ -90,7 +95,7 @@ def framed(reward: FunctionCallReward, example: Example, target: str) -> str:
     return thought + answer.lstrip()
 
 
-def _accepts(reward: FunctionCallReward, example: Example, target: str) -> bool:
-    """Whether a reward takes a target for right, once it is framed as that reward asks for."""
-    result = reward(framed(reward, example, target), example.tools, example.answers)
-    return result.parts["exact_match"] == 1
+def _accepted(example: Example, target: str, rewards: Sequence[FunctionCallReward]) -> bool:
+    """Whether any of the rewards accepts a target, in the form that it asks for."""
+    results = (reward(framed(reward, example, target), example.tools, example.answers) for reward in rewards)
+    return any(result.parts["exact_match"] == 1 for result in results)

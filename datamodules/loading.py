@@ -36,7 +36,7 @@ class ResumableLoader:
         batch_size: Rows per global batch; the last one of an epoch may be smaller.
         make_batch: Makes this rank's batch from the rows of the global batch.
         seed: Seed of the order.
-        digest: Of the rows; they are only told by their number where it is "".
+        digest: Of the rows; without it ("") a resume can only compare their number.
     """
 
     SIZES: ClassVar = {"rows": "the number of training rows", "batch_size": "data.batch_size"}
@@ -112,7 +112,7 @@ class RepeatingLoader(ResumableLoader):
         make_batch: Makes this rank's batch from the rows of the global batch.
         seed: Seed of the order.
         repeats: How often each batch is handed out.
-        digest: Of the rows; they are only told by their number where it is "".
+        digest: Of the rows; without it ("") a resume can only compare their number.
     """
 
     SIZES = ResumableLoader.SIZES | {"batch_size": "data.prompts_per_step", "repeats": "data.repeats"}

@@ -26,8 +26,8 @@ class Encoded:
     Attributes:
         input_ids: The ids.
         segments: The segments.
-        start: Position of the first token. Above 0 the document goes on from as many tokens of the latest one before it
-            that starts at 0, for a model that lets documents share a beginning.
+        start: Position of the first token. Above 0 the document continues the first `start` tokens of the latest
+            document before it that starts at 0, in models that let documents share a beginning.
     """
 
     input_ids: list[int]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from datamodules.example import BadRow, Example
-from datamodules.readers import read_rows
+from datamodules.readers import place_of_row, read_rows
 from datamodules.rows import parse_row, read_raw
 from datamodules.sources.columns import name_in
 from datamodules.sources.targets import Turns
@@ -110,7 +110,7 @@ def complaint(bad: Mapping[str, Any]) -> str:
     """The error message of a bad row that stops the run."""
     column = f", column '{bad['column']}'" if bad["column"] else ""
     advice = "correct the row, or leave such rows out with on_bad_row: skip"
-    return f"{bad['file']}, row {bad['row']}{column}: {bad['reason']}; {advice}"
+    return f"{place_of_row(bad['file'], bad['row'])}{column}: {bad['reason']}; {advice}"
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Example | Mapping[str, Any]]) -> None:

@@ -62,8 +62,8 @@ class FunctionCallingModule(EvaluationModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decay of matrices; norms, biases and other vectors never decay.
         betas: AdamW's averaging coefficients.
-        epsilon: Added to AdamW's root of squared gradients. Above the gradients of tokens that no row holds, it keeps
-            their embeddings where they are; AdamW would move them as fast as all others.
+        epsilon: Added to AdamW's root of squared gradients. If it is greater than the gradients of tokens that no row
+            holds, their embeddings stay where they are; else AdamW moves them as fast as all others.
         warmup_ratio: Share of the optimizer steps over which the rate climbs linearly.
         schedule: What the rate does then: "cosine" lets it fall to 0 at the last step, "constant" keeps it.
         max_grad_norm: Gradients are scaled down to at most this norm.
@@ -74,7 +74,7 @@ class FunctionCallingModule(EvaluationModule):
         ValueError: A number is out of its range.
     """
 
-    LEARNS_FROM: type[XLAMDataModule] = XLAMDataModule  # of ours; a data module of the user's is taken as it is
+    LEARNS_FROM: type[XLAMDataModule] = XLAMDataModule  # checked for this project's data modules alone
 
     def __init__(
         self,
@@ -152,8 +152,8 @@ class FunctionCallingModule(EvaluationModule):
         policy = super().load_policy(lora=self.lora, gradient_checkpointing=self.gradient_checkpointing, **options)
         loaded = self.strategy is None or self.strategy.is_global_zero  # other ranks may hold no weights
         taught = recorded_form(self.tokenizer) is not None  # by this project, which taught it to end answers so
-        if self.lora and loaded and not taught and (said := unlearnt_end(self.tokenizer, policy.causal_lm)):
-            rank_zero_warn(said)
+        if self.lora and loaded and not taught and (warning := unlearnt_end(self.tokenizer, policy.causal_lm)):
+            rank_zero_warn(warning)
         return policy
 
     def shard(self, policy: ScoredCausalLM) -> ScoredCausalLM:
@@ -188,12 +188,12 @@ class FunctionCallingModule(EvaluationModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_settings(self) -> dict[str, Any]:
-        """Settings that an optimizer restored from a checkpoint has from there, by name in `model`."""
+        """Settings that a checkpoint restores together with the optimizer, by name in `model`."""
         names = "learning_rate", "weight_decay", "betas", "epsilon"
         return {name: getattr(self, name) for name in names} | {"betas": tuple(self.betas)}
 
     def adapter_settings(self) -> dict[str, Any]:
-        """Settings of adapters that no shape of a weight tells, likewise; with others they compute something else."""
+        """Settings that adapters of a checkpoint depend on and the shapes of its weights do not show, by name."""
         return {"lora.alpha": self.lora.alpha} if self.lora else {}
 
     def warmup_steps(self, steps: float) -> int:
@@ -201,7 +201,7 @@ class FunctionCallingModule(EvaluationModule):
         return math.ceil(self.warmup_ratio * steps)
 
     def step_optimizer(self) -> None:
-        """Take the optimizer's step and that of the learning rate, which Ctrl-C does not break off."""
+        """Take a step of the optimizer and of the learning rate; Ctrl-C waits until both are done."""
         optimizer = self.optimizers()
         with unbroken():
             optimizer.step()
@@ -257,7 +257,7 @@ class FunctionCallingModule(EvaluationModule):
         return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Return to the system what a step on the CPU has freed: what the next one finds in pieces it would not fit."""
+        """Return memory that a step on the CPU has freed to the system: in pieces the next step could not use it."""
         if self.device.type == "cpu" and is_large(self.policy.causal_lm.get_input_embeddings()):
             return_freed()
 

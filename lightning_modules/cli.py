@@ -49,7 +49,7 @@ from lightning_modules.commands.checks import (
     check_trainer_settings,
     refuse_nulls,
 )
-from lightning_modules.commands.given import nested_nulls, overlay_alone
+from lightning_modules.commands.given import apart, names_nothing, nested_nulls, overlay_alone
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.meant import meant
 from lightning_modules.commands.old_keys import read_old_keys
@@ -73,6 +73,8 @@ CALLBACKS = {
     "rollouts": RolloutTable,
 }
 """Callbacks that a YAML may set and no overlay can drop, by their groups of settings."""
+ASK_FOR_CLASSES = ("the following arguments are required", 'Parser key "model"', 'Parser key "data"')
+"""Beginnings of what the parser says where no class is named."""
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, **CALLBACKS}
 """The groups of settings, and their classes for help."""
 
@@ -86,6 +88,7 @@ class Parser(SentenceParser, LightningArgumentParser):
         """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
         self.words = list(sys.argv[1:] if args is None else args)
         if all(isinstance(word, str) for word in self.words):
+            self.words = apart(self.words)
             if text := help_on(self.words, ROOTS):
                 print(text)
                 sys.exit(0)
@@ -105,6 +108,11 @@ class Parser(SentenceParser, LightningArgumentParser):
             message = (
                 f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
                 f"as in --config configs/grpo.yaml --config {file}"
+            )
+        if message.startswith(ASK_FOR_CLASSES) and names_nothing(self.words):
+            message = (
+                "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
+                "--config configs/rl.yaml for EGPO"
             )
         super().error(message + (meant(message, ROOTS) if self.exit_on_error else ""), ex)
 

@@ -17,7 +17,7 @@ from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded
-from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
+from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, fingerprint_of, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
@@ -59,7 +59,7 @@ class EvaluationModule(LightningModule):
         self.attn_implementation = attn_implementation
         self.generator = generator or HFGenerator(max_new_tokens=256)
         self.reward = reward or FunctionCallReward()
-        self.paying: list[Callable[..., Any]] = [self.reward]  # all that completions earn rewards from
+        self.reward_functions: list[Callable[..., Any]] = [self.reward]  # a completion earns rewards from them
         self.accuracy = CallAccuracy()
         self.target_loss = TargetLoss()
         self.policy: ScoredCausalLM | None = None
@@ -105,7 +105,7 @@ class EvaluationModule(LightningModule):
         self.check_generator(lora=None)
 
     def check_generator(self, lora: LoRA | None) -> None:
-        """Raise if the generator is to apply the adapters of these settings, and cannot.
+        """Raise if the generator cannot serve this run, whose adapters have these settings.
 
         Raises:
             ValueError: See `VLLMGenerator.check`.
@@ -124,15 +124,23 @@ class EvaluationModule(LightningModule):
             self.check_rows_fit(self.tokenizer, policy)
         self.stop_ids = stop_ids(self.tokenizer, policy.causal_lm.generation_config)
         self.sizes_of_weights = {name: weight.shape for name, weight in policy.state_dict().items()}
-        self.choose_packing(policy)
+        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
+        self.pack(policy, probe_everywhere(policy, self.strategy, mixed))
         self.place(policy)
 
     def check_rows_fit(self, tokenizer: PreTrainedTokenizerFast, policy: ScoredCausalLM) -> None:
-        """Raise if rows of the run, or completions of them, have tokens or positions that the model lacks.
+        """Raise if rows of the run are another tokenizer's, or they or their completions do not fit into the model.
 
         Raises:
-            ValueError: See `policy.row_checks.check_rows_fit`.
+            ValueError: Saying which tokenizers these are; also see `policy.row_checks.check_rows_fit`.
         """
+        theirs = getattr(self.data, "tokenizer", None)  # named apart from the model in Python alone
+        named = theirs.name_or_path if isinstance(theirs, PreTrainedTokenizerFast) else tokenizer.name_or_path
+        if named != tokenizer.name_or_path and fingerprint_of(theirs) != fingerprint_of(tokenizer):
+            raise ValueError(
+                f"data.tokenizer {named} is not the tokenizer of model.init_from {self.init_from} (other vocabulary or "
+                "chat template), so that the model would read other words than the rows have: give both the same."
+            )
         cut = isinstance(self.generator, HoldsWeights)  # vLLM ends completions at the last position
         check_rows_fit(tokenizer, policy.causal_lm, self.data, 0 if cut else self.generator.max_new_tokens)
 
@@ -157,24 +165,15 @@ class EvaluationModule(LightningModule):
         own = getattr(self.data, "chat_template", None)  # of data that save no hyperparameters
         return load_tokenizer(self.init_from, getattr(self.data, "hparams", {}).get("chat_template", own))
 
-    def choose_packing(self, policy: ScoredCausalLM) -> None:
-        """Let documents share rows, as `data.packing` says and the loaded model allows.
-
-        Raises:
-            ValueError: See `pack`; also if the model's scores are not its own.
-        """
-        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
-        self.pack(policy, probe_everywhere(policy, self.strategy, mixed))
-
     def pack(self, policy: ScoredCausalLM, leak: str) -> None:
-        """Let documents share rows, as `data.packing` says, in a model that lets them see each other for a reason.
+        """Set whether documents share rows, as `data.packing` says and the model allows.
 
         Args:
             policy: The model.
-            leak: The reason; empty if it keeps them apart.
+            leak: Why documents in one row of this model see each other; empty if they do not.
 
         Raises:
-            ValueError: If `data.packing` is on and there is one.
+            ValueError: If they do, and `data.packing` is on.
         """
         wanted = getattr(self.data, "hparams", {}).get("packing", "auto")
         if leak and wanted == "on":
@@ -208,8 +207,8 @@ class EvaluationModule(LightningModule):
         """The model to generate with: the policy or, if it is sharded, an unsharded copy (a collective).
 
         A generator that holds the weights in an engine of its own takes the shards of FSDP2 as they are. The copy has
-        the dtype that the policy computes in, adapters of its own as the policy has them, and is where the policy
-        computes, be its shards offloaded.
+        the dtype that the policy computes in, copies of its adapters, and lies on the device that the policy computes
+        on, also where the shards are offloaded.
         """
         streams = False
         if isinstance(self.generator, HoldsWeights):
@@ -232,7 +231,7 @@ class EvaluationModule(LightningModule):
     def on_validation_end(self) -> None:
         """Free the unsharded copy, and the memory of a generator's engine."""
         self.generating = ()
-        self.rest_generator(stale=self.fitting)  # then the policy has learnt by the next time
+        self.rest_generator(stale=self.fitting)  # in a fit the policy learns before the next call
 
     on_test_end = on_validation_end
     on_predict_end = on_validation_end
@@ -270,7 +269,9 @@ class EvaluationModule(LightningModule):
         """Generate for and score one batch of prompts; callbacks receive the rollouts."""
         return self.evaluate_prompts(batch)
 
-    predict_step = test_step
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Generate for one batch of prompts; JSON rows (`Rollout.as_row`), for Lightning copies no frozen object."""
+        return [rollout.as_row() for rollout in self.evaluate_prompts(batch)]
 
     def score_references(self, documents: Sequence[Encoded]) -> None:
         """Update `target_loss` with log-probabilities of the reference answers; draws no random number."""
@@ -330,7 +331,7 @@ class EvaluationModule(LightningModule):
         ours = {name: tuple(p.shape) for name, p in self.named_parameters() if not name.startswith("policy.")}
         ours |= {f"policy.{name}": tuple(size) for name, size in self.sizes_of_weights.items()}
         check_same_model(shapes, {n: size for n, size in ours.items() if not self.is_derived(n)}, self.init_from)
-        needs = any(map(self.is_derived, names))  # a validation, no frozen reference
+        needs = any(map(self.is_derived, names))  # not in a validation, which has no frozen reference
         check_run(checkpoint, self.identity(derived=needs))
 
     def identity(self, derived: bool = True) -> dict[str, Any]:

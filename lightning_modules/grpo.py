@@ -1,10 +1,13 @@
 """Reinforcement learning from groups of rollouts: GRPO (arXiv 2402.03300) and EGPO (arXiv 2508.05118).
 
-What the papers leave open and is decided here: the chain-of-thought entropy E is that of the policy before it learns
-from a batch, which has sampled it but with `sampling.ahead`, at the sampling temperature, over the tokens strictly
-between the think tags, and no gradient flows through it; the same temperature divides the logits of the ratio and of
-the KL; mini-batches are the same in every pass over a batch; and nothing is ever dropped out, by adapters or by the
-model itself, so that the ratio of a policy to itself is 1.
+The papers leave open, and this module decides:
+
+* The chain-of-thought entropy E is that of the policy before it learns from a batch (the one that sampled it, unless
+  `sampling.ahead` is on), at the sampling temperature, over the tokens strictly between the think tags. No gradient
+  flows through it.
+* The sampling temperature also divides the logits of the ratio and of the KL.
+* Mini-batches are the same in every pass over a batch.
+* There is no dropout, neither of adapters nor of the model, so that the ratio of a policy to itself is 1.
 """
 
 import time
@@ -44,7 +47,6 @@ from lightning_modules.rollout.settings import (
     extra_rows,
     objective_row,
     size_rows,
-    validation_row,
 )
 from lightning_modules.rollout.update import micro_batches_of, micro_loss, step_sizes, summed
 from lightning_modules.strategies import FSDP2
@@ -128,8 +130,7 @@ class GRPOModule(FunctionCallingModule):
         self.repeats = mini_batches * inner_epochs  # optimizer steps per batch of rollouts
         self.micro_batch_tokens, self.advantage_scale = micro_batch_tokens, advantage_scale
         self.rewards = Rewards(rewards or None, reward_timeout, max_reward_errors, reward_workers, self.reward)
-        self.paying = list(self.rewards.functions.values())
-        self.penalty = partial(overlong, max_length=self.generator.max_new_tokens)
+        self.reward_functions = list(self.rewards.functions.values())
         self.sampled = CallAccuracy()
         self.frozen = False  # whether this run needs a frozen copy as its reference
         self.reference: ScoredCausalLM | None = None
@@ -237,10 +238,11 @@ class GRPOModule(FunctionCallingModule):
             self.generator.sync(policy)
         ranks = self.trainer.world_size
         generate = partial(self.sampling, self.generator, policy, self.stop_ids)
+        penalty = partial(self.overlong, max_length=self.generator.max_new_tokens)
         sample = partial(
             sample_groups,
             generate=self.generate_ahead if self.sampling.ahead else generate,
-            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=self.penalty),
+            score=partial(score_groups, score=self.score, rewards=self.rewards, penalty=penalty),
             group_size=self.sampling.group_size,
             max_resample=self.dynamic_sampling.max_resample,
             max_error_share=self.rewards.max_error_share,
@@ -254,7 +256,7 @@ class GRPOModule(FunctionCallingModule):
         return drawn
 
     def generate_ahead(self, prompts: list[list[int]], names: list[str]) -> list[list[Completion]]:
-        """The completions of this batch, sampled ahead but for the first one; those of the next batch are begun."""
+        """The completions of this batch, sampled ahead unless it is the first; starts to sample those of the next."""
         step, sampling = self.global_step + self.repeats, self.sampling
         settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
         # From the weights of the sync just made, without a collective: other ranks may have all of theirs.
@@ -266,7 +268,7 @@ class GRPOModule(FunctionCallingModule):
         return completions
 
     def on_validation_start(self) -> None:
-        """Let what is sampled ahead be done before the generator is given other weights."""
+        """Wait for what is being sampled ahead, before the generator gets other weights."""
         self.ahead.wait()
         super().on_validation_start()
 
@@ -274,8 +276,10 @@ class GRPOModule(FunctionCallingModule):
         """Take one optimizer step on the next mini-batch of rollouts."""
         start, optimizer = time.perf_counter(), self.optimizers()
         disable_dropout(self.policy)  # as when the old log-probabilities were computed
-        chosen, rows = buffer.chosen(self.mini_batches), (self.micro_batch_tokens, self.packed, self.shares_prefixes)
-        micros, still = micro_batches_of(buffer, chosen, self.loss, self.device, *rows)
+        chosen = buffer.chosen(self.mini_batches)
+        micros, still = micro_batches_of(
+            buffer, chosen, self.loss, self.device, self.micro_batch_tokens, self.packed, self.shares_prefixes
+        )
         most = {"micros": max(1, len(micros)), "still": len(still)}
         counts, most = over_ranks(step_sizes(buffer, chosen), most, self.device)
         totals = PolicyTotals(counts["rollouts"], counts["tokens"])
@@ -350,7 +354,8 @@ class GRPOModule(FunctionCallingModule):
         sizes = (self.mini_batches, self.inner_epochs, self.micro_batch_tokens, steps, ranks)
         return size_rows(data, self.generator, self.sampling, *sizes) | {
             "rows": self.rows_of_documents() + (SHARED if self.shares_prefixes else ""),
-            "validation": validation_row(data),
+            "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all "
+            "ranks",
             "objective": objective_row(self.entropy_bonus, self.loss, self.lora),
             "rewards": self.rewards.described(),
             **extra_rows(data, self.dynamic_sampling.max_draws, self.lora),

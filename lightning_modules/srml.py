@@ -163,8 +163,9 @@ class SRMLModule(FunctionCallingModule):
         per = {"sample": "of each row, then the mean over rows", "token": "over all tokens of the step"}
         data = self.data
         fill = f"; {data.fill():.0%} of a micro-batch is no padding" if isinstance(data, XLAMSFTDataModule) else ""
-        return {
-            "batch": f"{data.hparams.batch_size:,} rows over all ranks",
+        size = data.hparams.get("batch_size")  # of data that say so
+        batch = {} if size is None else {"batch": f"{size:,} rows over all ranks"}
+        return batch | {
             "rows": self.rows_of_documents() + fill,
             "loss": f"{weights[self.balance]}, {per[self.reduction]}",
         }

@@ -150,6 +150,12 @@ def test_a_recipe_generates_with_transformers_unless_told_otherwise(monkeypatch)
     assert type(cli.model.generator) is HFGenerator and cli.model.generator.max_new_tokens == 8192
 
 
+def test_what_is_sampled_of_a_model_may_be_as_long_as_its_validation_let_it_be():
+    recipes = [yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) for name in ("finetune", "rl", "sample")]
+    lengths = {recipe["model"]["init_args"]["generator"]["init_args"]["max_new_tokens"] for recipe in recipes}
+    assert lengths == {2048}
+
+
 def test_overlays_say_in_their_first_line_or_folder_what_they_are():
     for name in shipped():
         first = (ROOT / "configs" / name).read_text().splitlines()[0]

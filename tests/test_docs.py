@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib
 import inspect
 import json
 import math
@@ -28,6 +29,7 @@ from datamodules.xlam import read_examples
 from lightning_modules import BFCLModule, GRPOModule, SRMLModule
 from lightning_modules.callbacks import board
 from lightning_modules.cli import FunReasonCLI
+from lightning_modules.commands.ask import load_model
 from lightning_modules.commands.main import main
 from rewards import FunctionCallReward
 
@@ -265,6 +267,18 @@ def test_the_rewards_of_extending_are_paid(extend):
     assert [rewards.short_thought(text, "[]", "[]") for text in row] == [1.0, 0.0]
     calls = [f"<think>So.</think>\n\n[{', '.join(['f()'] * n)}]" for n in (0, 2, 3)]
     assert [rewards.AtMostCalls(2)(text, "[]", "[]") for text in [*calls, "f("]] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_run_from_python_of_extending_leaves_a_model_and_answers(extend, own, tmp_path):
+    train = importlib.import_module("my_run").train
+    row, *_ = map(json.loads, Path(own["rows.jsonl"]).read_text().splitlines())
+    queries = ["weather in Oslo?", "Oslo tomorrow?"]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row | {"query": query}) + "\n" for query in queries))
+    answers = train(str(own["MODEL"]), str(tmp_path / "two.jsonl"), str(tmp_path / "python"), steps=1)
+    assert [answer["query"] for answer in answers] == queries
+    assert all(answer["completion"] and answer["score"] == 0.0 for answer in answers)
+    (folder,) = (tmp_path / "python").glob("**/hf")
+    assert (folder / "adapter").is_dir() and load_model(str(folder))[2].answer_form == "python"
 
 
 def test_the_form_of_rows_of_extending_is_read(tmp_path):

@@ -26,7 +26,7 @@ from datamodules.sources.declared import type_schema, type_words
 from datamodules.sources.messages import read_messages
 from datamodules.sources.parts import Message
 from datamodules.sources.prompts import glaive_chat, split_request, split_system
-from datamodules.sources.thoughts import read_said
+from datamodules.sources.thoughts import read_assistant_text
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from datamodules.sources.values import read_whole
@@ -47,7 +47,7 @@ def _array_file(text: str) -> list[Any]:
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "what an assistant says": lambda text: read_said(text, TOOLS),
+    "what an assistant says": lambda text: read_assistant_text(text, TOOLS),
     "a system's text": lambda text: split_system(text, Counter()),
     "text around tools": lambda text: split_system(f"{json.dumps(TOOLS)}\n{text}", Counter()),
     "a request": split_request,

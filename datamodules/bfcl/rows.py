@@ -88,7 +88,10 @@ def read_category(package: BFCLPackage, category: str) -> list[BFCLRow]:
         answers = [line["ground_truth"] for line in _lines(package.folder / "data" / "possible_answer" / name)]
     for row in rows:
         if len(row["question"]) != 1:
-            raise ValueError(f"{name}, row {row['id']} has several turns, and only single turns are evaluated here")
+            raise ValueError(
+                f"{name}, row {row['id']} has several turns, and only single turns are evaluated here: leave "
+                f"{category} out of data.categories"
+            )
     return [
         BFCLRow(row["id"], category, row["question"][0], row["function"], answer)
         for row, answer in zip(rows, answers, strict=True)

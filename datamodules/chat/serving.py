@@ -155,13 +155,13 @@ def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -
     """
     placed, instructions = _FOLDED if folds else _SYSTEM, _text(form.instructions)
     if form.prompt == "template":
-        told = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
-        with_tools = "\n{%- if tools %}" + _TOOLS + _GIVEN + told + "\n{%- endif %}"
-        return OURS + _AS_THEY_ARE + with_tools + (placed if told or folds else "") + BELOW
-    said = _TOOLS + _SAID.replace("WRITTEN", _WRITTEN[form.tool_form]).replace("INSTRUCTIONS", instructions)
+        given = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
+        with_tools = "\n{%- if tools %}" + _TOOLS + _GIVEN + given + "\n{%- endif %}"
+        return OURS + _AS_THEY_ARE + with_tools + (placed if given or folds else "") + BELOW
+    shown = _TOOLS + _SAID.replace("WRITTEN", _WRITTEN[form.tool_form]).replace("INSTRUCTIONS", instructions)
     without_tools = "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed if folds else ""
     return (
-        OURS + _macro(frame) + "\n{%- if tools %}" + _TURNS + said + placed + without_tools + "\n{%- endif %}" + BELOW
+        OURS + _macro(frame) + "\n{%- if tools %}" + _TURNS + shown + placed + without_tools + "\n{%- endif %}" + BELOW
     )
 
 

@@ -81,9 +81,9 @@ def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 @lru_cache(maxsize=8)
 def left_out(tokenizer: PreTrainedTokenizerFast, what: str) -> bool:
-    """Whether the chat template passes over turns in silence: of a "tool", as Zephyr's, or the "calls" of an assistant.
+    """Whether the chat template silently leaves out turns: of a "tool", as Zephyr's, or the "calls" of an assistant.
 
-    Where it refuses such turns, it says so of each chat that has them.
+    A template that refuses such turns is none of these: it raises an error for each chat that has them.
     """
     called = assistant_message("", [Call("get_weather", {"city": "the-words"})], 0, objects=True)
     answered = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": "the-words"}]
@@ -245,7 +245,10 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
     prompt = turns_text(tokenizer, [_USER], _TOOLS)
     full = rendered(tokenizer, [_USER, answer], tools=_TOOLS)
     if not full.startswith(prompt):
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} puts an answer elsewhere than its prompt ends")
+        raise ValueError(
+            f"data.answer_form is template, but the chat template of {tokenizer.name_or_path} puts an answer elsewhere "
+            "than its prompt ends: set data.answer_form to hermes, json or python"
+        )
     end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
     written = full[len(prompt) :].rstrip().removesuffix(end).rstrip("\n")
     if cot and cot not in written:

@@ -19,6 +19,7 @@ CHATML = (
 )
 LONGEST_FRAME = 1 << 20  # characters that a template may put around a question
 OF_PROCESSOR = "chat_template.json"
+ANOTHER_TEMPLATE = "set data.chat_template to chatml or to a file with one"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -101,7 +102,10 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
     """
     folder = resolve_model_folder(init_from)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+        raise FileNotFoundError(
+            f"init_from: {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}): add that of the model it "
+            "was made from"
+        )
     if not Path(folder).is_dir():
         refuse_unreachable(folder)
     try:
@@ -113,7 +117,10 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets")
+        raise ValueError(
+            f"init_from: the tokenizer of {folder} is not a fast one, so gives no character offsets: give a model with "
+            "a tokenizer.json"
+        )
     if set(tokenizer("a question", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise ValueError(  # transformers makes an empty one where there is but a tokenizer_config.json
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
@@ -138,10 +145,13 @@ def _settle_template(tokenizer: PreTrainedTokenizerFast, folder: str, chat_templ
         raise ValueError(f"init_from: {error}") from error
     if len(text) > LONGEST_FRAME:
         raise ValueError(
-            f"init_from: the chat template of {tokenizer.name_or_path} makes {len(text):,} characters of one question"
+            f"init_from: the chat template of {tokenizer.name_or_path} makes {len(text):,} characters of one question: "
+            f"{ANOTHER_TEMPLATE}"
         )
     if question not in text:
-        raise ValueError(f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says")
+        raise ValueError(
+            f"init_from: the chat template of {tokenizer.name_or_path} leaves out what a user says: {ANOTHER_TEMPLATE}"
+        )
 
 
 def _read_tokenizer(folder: str) -> PreTrainedTokenizerFast:
@@ -171,7 +181,7 @@ def _template_to_take(folder: str) -> str:
             f", only {OF_PROCESSOR}, which is for a processor of pictures: put the text that it holds into a file "
             "chat_template.jinja beside it, without the JSON around it"
         )
-    return ", as those of base models: set data.chat_template to chatml or to a file with one"
+    return f", as those of base models: {ANOTHER_TEMPLATE}"
 
 
 def _read_template(file: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
             yield number, row
         if not number:
             raise ValueError(f"{path} holds no rows")
+
+
+def place_of_row(path: str, number: int) -> str:
+    """Where a row stands, in words: its source and number; in a folder, its file and its number there as well.
+
+    Args:
+        path: See `read_rows`. A folder is read once more, up to that row.
+        number: 1-based, as `read_rows` gives it.
+    """
+    files = [] if is_toolbox(path) else data_files(path)
+    places = ((file, row) for file in files for row, _ in _file_rows(file))
+    file, row = next(islice(places, number - 1, None), ("", 0))
+    return f"{file}, row {row} ({number} of {path})" if file else f"{path}, row {number}"
 
 
 def is_toolbox(path: str) -> bool:

@@ -160,16 +160,16 @@ def read_reply(text: str) -> Reply:
     """
     if len(text) > MAX_REPLY:
         return Reply(None, f"a reply of {len(text):,} characters: {text[:200]}")
-    thought, ended, said = text.rpartition("</think>")
-    words = (thought.replace("<think>", "").strip() or said.strip())[:MAX_WORDS]
-    judged = _JUDGE.findall(said)
-    whole = ended or _LAST_TAG.search(said)
-    if not whole or "<think>" in said or len(judged) != 1 or said.lower().count("<judge>") != 1:
+    thought, ended, rest = text.rpartition("</think>")
+    words = (thought.replace("<think>", "").strip() or rest.strip())[:MAX_WORDS]
+    judged = _JUDGE.findall(rest)
+    complete = ended or _LAST_TAG.search(rest)
+    if not complete or "<think>" in rest or len(judged) != 1 or rest.lower().count("<judge>") != 1:
         return Reply(None, words)
     score = {"true": 1.0, "false": 0.0}.get(judged[0].lower())
-    needs_tool = {"true": True, "false": False}.get(_tagged(said, "tool").lower())
+    needs_tool = {"true": True, "false": False}.get(_tagged(rest, "tool").lower())
     return Reply(
-        float(judged[0]) if score is None else score, words, _tagged(said, "fault"), _tagged(said, "NewFC"), needs_tool
+        float(judged[0]) if score is None else score, words, _tagged(rest, "fault"), _tagged(rest, "NewFC"), needs_tool
     )
 
 

@@ -90,14 +90,14 @@ def refine_blocks(job: Job, processes: int | None, address: str | None) -> tuple
         OSError: A part cannot be written.
         ValueError: A part that a process has written is not here.
     """
-    tally, _, left = _finished(job)
+    tally, _, unfinished = _finished(job)
     try:
-        if left:
+        if unfinished:
             with _connected(address) as ray:
-                _refine(ray, job, left, processes, tally)
-        tally, examples, left = _finished(job)
-        if left:
-            missing = _counts_file(job, left[0]["part"])
+                _refine(ray, job, unfinished, processes, tally)
+        tally, examples, unfinished = _finished(job)
+        if unfinished:
+            missing = _counts_file(job, unfinished[0]["part"])
             raise ValueError(f"{missing} was written and is not here: output_dir must lie where all machines share it")
     except BaseException:
         decided = _finished(job)[0].totals["rows"]
@@ -108,16 +108,16 @@ def refine_blocks(job: Job, processes: int | None, address: str | None) -> tuple
 
 def _finished(job: Job) -> tuple[Tally, Examples, list[dict[str, Any]]]:
     """Counts and first rows of the blocks that are finished, and the blocks that are not."""
-    tally, examples, left = Tally(), Examples(), []
+    tally, examples, unfinished = Tally(), Examples(), []
     for block in job.blocks():
         try:
             counts = json.loads(_counts_file(job, block["part"]).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            left.append(block)
+            unfinished.append(block)
             continue
         tally.merge(counts)
         examples.merge(counts["examples"])
-    return tally, examples, left
+    return tally, examples, unfinished
 
 
 def _refine(ray: ModuleType, job: Job, blocks: list[dict[str, Any]], processes: int | None, tally: Tally) -> None:

@@ -154,8 +154,9 @@ class Refinement:
         ours = self.data is None or is_toolbox(self.data.path)
         if not ours and any(isinstance(judge, RuleJudge) for judge in self.judge.judges):
             print(
-                "RuleJudge goes by the words of the shipped corpus and rejects many good rows of others: "
-                "--config configs/paper/fcdr.yaml puts a model in its place"
+                "RuleJudge goes by the words of the shipped corpus: of other rows it rejects many good ones, and the "
+                "chains of thought that it writes are a template's. A file of configs/paper/ puts a model in its "
+                "place: fcdr.yaml after refine.yaml, funrl_data.yaml after refine_rl.yaml, cot.yaml after cot.yaml"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.set(self.folder)

@@ -88,7 +88,7 @@ class SelfRefinement:
         """
         pool = list(pool_examples(self.pool))
         if not pool:
-            raise ValueError(f"{self.pool} holds no rows to roll out on")
+            raise ValueError(f"pool: {self.pool} holds no rows to roll out on: give others")
         self._claim()
         model, table = self.init_from, [{"round": 0, "pool": len(pool), "score": self._score(self.init_from, "start")}]
         for number in range(1, self.rounds + 1):

@@ -199,7 +199,8 @@ def check_errors(tally: Tally, total: int, share: float, outcome: Outcome) -> No
     last, errors, rows = outcome.verdicts[-1], tally.totals["errors"], max(tally.totals["rows"], min(total, 100))
     if last.fault == ERROR and errors > share * rows and (errors > 1 or share == 0):
         raise RuntimeError(
-            f"{errors} row{'s' * (errors > 1)} ended in an {last.reason}: more than max_row_errors ({share:g}) allows"
+            f"{errors} row{'s' * (errors > 1)} ended in an {last.reason}: more than max_row_errors ({share:g}) allows; "
+            "raise it to reject such rows and go on"
         )
 
 

@@ -14,6 +14,8 @@ ARGUMENT_KEYS = (
 )
 _MEANINGLESS = {"id", "type", "index", "call_id", "tool_call_id", "status", "extra_content", "thoughtSignature"}
 CALL_LISTS = ("tool_calls", "function_calls", "function_call", "calls")
+_WITH_TYPE, _KIND = {*ARGUMENT_KEYS, *CALL_LISTS, "function"}, re.compile("tool|function|call|custom", re.IGNORECASE)
+"""Keys beside which the type of a call is none of its arguments, and what that type says."""
 
 
 def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> list[Call]:
@@ -39,6 +41,8 @@ def calls_of(value: Any, offered: set[str] | frozenset[str] = frozenset()) -> li
         return [call for item in value for call in calls_of(item, offered)]
     if not isinstance(value, dict):
         raise ValueError(f"a call must be an object, not {type(value).__name__}")
+    if isinstance(kind := value.get("type"), str) and not value.keys() & _WITH_TYPE and not _KIND.search(kind):
+        raise ValueError(f"a call of the type {kind[:40]!r} has no arguments, of which that may be one: give an object")
     value = {key: item for key, item in value.items() if item is not None and key not in _MEANINGLESS}
     for key in CALL_LISTS:
         if value.keys() == {key}:

@@ -12,6 +12,7 @@ from datamodules.sources.columns import (
     EXPECTED,
     QUERIES,
     Columns,
+    as_object,
     listed,
     messages_in,
     turns_of_pairs,
@@ -23,9 +24,12 @@ from datamodules.sources.parts import Message
 from datamodules.sources.prompts import API_BANK, GLAIVE, glaive_chat, split_request, split_system
 from datamodules.sources.served import ALONE, answer_items
 from datamodules.sources.targets import Turns, dump, examples_of
+from datamodules.sources.thoughts import bare_thought, with_thought
 from datamodules.sources.turns import Turn, read_turns
 from rewards import as_calls
 
+_GIVEN = (*ANSWERS[:4], *EXPECTED)
+"""Columns with what is right, in which [] says that no tool fits; of a server it may stand beside words."""
 _Chat = tuple[str, list[Message]]
 """The column that a chat stands in, and its messages."""
 
@@ -96,7 +100,7 @@ def _instruction(columns: Columns, notes: Counter[str]) -> _Chat | None:
 
 
 def _prompt(columns: Columns, notes: Counter[str]) -> _Chat | None:
-    """A text that is asked, and an answer that is no list of calls as xLAM's columns have it."""
+    """A request as text, and its completion, which stands in no column for lists of calls."""
     name, query, completion = columns.name("prompt", "input"), columns.name(*QUERIES), columns.name(*COMPLETIONS)
     answer = answer_items(columns.row.get(completion), completion)  # a message, or parts of one
     if answer and not columns.name(*ALIASES["query"]):
@@ -134,11 +138,11 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
         return []
     value = columns.take(column)
     if column == "reward_model":  # verl's
-        value = value.get("ground_truth") if isinstance(value, dict) else value
+        value = as_object(value).get("ground_truth", value)
     if (items := answer_items(value, column)) is None:
-        texts = value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-        texts = [text for text in texts if text.strip()]
-        value = "\n".join(texts) if texts else "[]" if value == [] and column in EXPECTED else value
+        whole = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        texts = with_thought(value) if whole else []
+        value = "\n".join(texts) if texts else "[]" if value == [] and column in _GIVEN else value
         structured = {"tool_calls": value} if isinstance(value, list | dict) else {"content": value}
         # Several texts hold calls, or are answers of which each would do.
         items = [{"role": "function_calls" if len(texts) > 1 else "assistant"} | structured]
@@ -147,17 +151,17 @@ def _completion(columns: Columns, name: str, messages: list[Message]) -> list[Me
     answer = read_messages(items, column)
     if answer[0].role not in ("system", "user"):
         return answer
-    said = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
-    if [(message.role, message.text) for message in answer[: len(said)]] != said or len(answer) == len(said):
+    asked = [(message.role, message.text) for message in messages]  # what TRL's `chosen` may repeat
+    if [(message.role, message.text) for message in answer[: len(asked)]] != asked or len(answer) == len(asked):
         raise BadRow(column, f"is a chat that does not go on from '{name}': keep the answer alone in it")
-    return answer[len(said) :]
+    return answer[len(asked) :]
 
 
 def read_chat(
     name: str,
     messages: list[Message],
     columns: Columns,
-    plain: dict[str, str],
+    labels: dict[str, str],
     which: Turns,
     notes: Counter[str],
     unanswered: bool,
@@ -168,10 +172,10 @@ def read_chat(
         name: The column that it stands in.
         messages: Its messages; see `find_chat`.
         columns: The row.
-        plain: Its `id`, `category` and `source`.
+        labels: Its `id`, `category` and `source`.
         which: Which turns become targets; see `targets.examples_of`.
         notes: Counts what was read otherwise than it is written.
-        unanswered: Whether a chat may end with a request, whose answer is then nobody's yet.
+        unanswered: Whether a chat may end with a request that has no answer.
 
     Returns:
         The examples, one or more.
@@ -179,12 +183,12 @@ def read_chat(
     Raises:
         BadRow: Something cannot be read, there is no target, or nothing says which tools are on offer.
     """
-    told = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
-    tools, rest = read_offered(name, told, messages, columns, notes)
+    leading = list(takewhile(lambda message: message.role in ("system", "tools"), messages))
+    tools, rest = read_offered(name, leading, messages, columns, notes)
     turns = [Turn("system", rest)] if rest else []
-    turns += read_turns([m for m in messages[len(told) :] if m.role != "tools"], tools, name, notes)
-    cot = columns.text(*columns.thoughts())
-    examples = examples_of(turns, dump(tools), which, name, plain | {"cot": cot}, notes, unanswered)
+    turns += read_turns([m for m in messages[len(leading) :] if m.role != "tools"], tools, name, notes)
+    cot = bare_thought(columns.text(*columns.thoughts()))
+    examples = examples_of(turns, dump(tools), which, name, labels | {"cot": cot}, notes, unanswered)
     if cot not in examples[-1].cot:  # the turn has another one
         columns.used.discard(columns.name(*columns.thoughts()))
     other = next(

@@ -24,9 +24,9 @@ ANSWERS = (
 EXPECTED = ("expectedOutput", "expected_output")
 """What a model should have written, in data sets of experiments."""
 WRITTEN = ("response", "choices", "output", "output_messages", "response_body")
-"""What a model wrote, which beside one of these may be wrong."""
+"""What a model wrote; it may be wrong where the row also has one of `EXPECTED`."""
 LOGGED = ("response_body", *EXPECTED, "outputs")
-"""Where logs and traces have an answer, which beside one of the names above may be any model's."""
+"""Where logs and traces have an answer; it may be any model's where the row also has one of the names above."""
 COMPLETIONS = (
     *("completion", "chosen_response", "chosen", "preferred_output", "response", "choices", "output"),
     "output_messages",
@@ -100,7 +100,7 @@ class Columns:
         return self.row.get(name)
 
     def within(self, column: str, *keys: str) -> Any:
-        """What an object in a column has under keys in keys, the column now marked as used; None if it has nothing."""
+        """The value at a path of keys inside a column, which is then marked as used; None if there is none."""
         value = self.row.get(column)
         for key in keys:
             value = as_object(value).get(key)
@@ -109,7 +109,7 @@ class Columns:
         return value
 
     def thoughts(self) -> tuple[str, ...]:
-        """Names of columns for a chain of thought, without those that set one: `reasoning: off`, an API's options."""
+        """Names of columns for a chain of thought, without those that hold a setting (`reasoning: off`, options)."""
         return tuple(name for name in THOUGHTS if not _is_setting(self.row.get(name)))
 
     def text(self, *names: str) -> str:

@@ -85,16 +85,16 @@ def in_place(node: Any, tool: dict[str, Any], keys: tuple[str, ...] = IN_PLACE) 
 
     At most `MAX_IN_PLACE` of them.
     """
-    found, followed, left = [], set(), deque([node])
-    while left and len(found) < MAX_IN_PLACE:
-        node = left.popleft()
+    found, followed, queue = [], set(), deque([node])
+    while queue and len(found) < MAX_IN_PLACE:
+        node = queue.popleft()
         if isinstance(node, dict):
             found.append(node)
-            left += [member for key in keys for member in as_list(node.get(key))]
+            queue += [member for key in keys for member in as_list(node.get(key))]
             reference = node.get("$ref")
             if isinstance(reference, str) and reference not in followed:
                 followed.add(reference)
-                left.append(find_reference(reference, (tool.get("parameters"), tool)))
+                queue.append(find_reference(reference, (tool.get("parameters"), tool)))
     return found
 
 
@@ -103,17 +103,17 @@ def type_words(nodes: list[dict[str, Any]]) -> set[str]:
 
     A text may stand in the place of a schema (`"anyOf": ["integer", "null"]`), and a schema in that of a type.
     """
-    words, seen, left = set[str](), set[int](), [*nodes]
-    while left:
-        item: Any = left.pop()
+    words, seen, stack = set[str](), set[int](), [*nodes]
+    while stack:
+        item: Any = stack.pop()
         if isinstance(item, str):
             words.update(re.findall(r"\w+", OPTIONAL.sub("", item).partition("[")[0].lower()))
         elif isinstance(item, list):
-            left += item
+            stack += item
         elif isinstance(item, dict) and id(item) not in seen:
             seen.add(id(item))
             words |= {"null"} if item.get("nullable") is True else set()
-            left += [item.get(key) for key in ("type", *IN_PLACE)]
+            stack += [item.get(key) for key in ("type", *IN_PLACE)]
     return words
 
 
@@ -141,15 +141,15 @@ class _Reader:
                 parts.append({"allOf" if key == "allOf" else "anyOf": members})
         if "$ref" in node:
             parts.append(self.reference(node["$ref"], depth + 1))
-        whole: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         others = []
         for part in filter(None, parts):
-            if whole.keys() & part.keys():
+            if merged.keys() & part.keys():
                 others.append(part)
             else:
-                whole |= part
-        whole = {"allOf": [whole, *others]} if others else whole
-        return {"anyOf": [whole, {"type": "null"}]} if node.get("nullable") is True else whole
+                merged |= part
+        merged = {"allOf": [merged, *others]} if others else merged
+        return {"anyOf": [merged, {"type": "null"}]} if node.get("nullable") is True else merged
 
     def structure(self, node: dict[str, Any], depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -9,24 +9,33 @@ from typing import Any
 from datamodules.example import BadRow, Example, parse_column
 from datamodules.sources.calls import calls_of
 from datamodules.sources.columns import ALIASES, ANSWERS, Columns, turns_of_pairs
+from datamodules.sources.marks import MARKS
 from datamodules.sources.messages import read_messages, read_system
 from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.prompts import split_system
+from datamodules.sources.results import holds_result
 from datamodules.sources.targets import content, dump
-from datamodules.sources.thoughts import join_thoughts, read_said
+from datamodules.sources.thoughts import (
+    bare_thought,
+    holds_marks,
+    join_thoughts,
+    read_assistant_text,
+    split_thoughts,
+    with_thought,
+)
 from datamodules.sources.tools import read_tools
 from datamodules.sources.turns import read_turns
 from rewards import Call, as_calls, dump_calls
 
 
 def read_columns(
-    columns: Columns, plain: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
+    columns: Columns, labels: dict[str, str], keep_answers: bool, notes: Counter[str], unanswered: bool
 ) -> Example:
     """Reads a row of xLAM's schema, or of a re-issue of it with other names and forms.
 
     Args:
         columns: The row.
-        plain: Its `id`, `category` and `source`.
+        labels: Its `id`, `category` and `source`.
         keep_answers: Leave the text of an `answers` column as it is.
         notes: Counts what was read otherwise than it is written.
         unanswered: Whether there may be no answer.
@@ -35,36 +44,37 @@ def read_columns(
         BadRow: Something is missing or cannot be read.
     """
     notes["form/xLAM's columns"] += 1
-    found = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
+    names = {column: columns.name(*ALIASES[column]) for column in ("query", "tools", "answers")}
     if keep_answers and isinstance(columns.given.get("answers"), str):
-        found["answers"] = "answers"  # an empty text, too, is for the refinement to judge
-    for column, name in found.items():
+        names["answers"] = "answers"  # an empty text, too, is for the refinement to judge
+    for column, name in names.items():
         if not name and not (unanswered and column == "answers"):
             raise _lacking(column, columns)
-    query = columns.text(found["query"])
-    offered, answers = columns.take(found["tools"]), columns.take(found["answers"])
+    query = columns.text(names["query"])
+    offered, answers = columns.take(names["tools"]), columns.take(names["answers"])
     tools = parse_column("tools", read_tools, offered, notes)
     tools_text = offered if isinstance(offered, str) and _reads_as(tools, json.loads, offered) else dump(tools)
-    cot = columns.text(*columns.thoughts())
-    response = columns.text("response") if found["answers"] != "response" else ""
-    if not found["answers"] or (keep_answers and (answers is None or isinstance(answers, str))):
+    cot = bare_thought(columns.text(*columns.thoughts()))
+    response = columns.text("response") if names["answers"] != "response" else ""
+    as_written = keep_answers and (answers is None or isinstance(answers, str))
+    if as_written or not names["answers"]:
         answers_text = answers or ""
     else:
         answers_text, cot, response = read_answers(answers, tools, cot, response, notes)
-        if response and response == columns.row.get("response") and as_calls(answers_text):
-            columns.used.discard("response")  # calls are the answer
         if not as_calls(answers_text):
-            _refuse_calls_beside(found["answers"], tools, columns)
+            thoughts, response = parse_column("response", split_thoughts, response)
+            cot, response = (join_thoughts(cot, *thoughts), response.strip()) if thoughts else (cot, response)
+            _refuse_calls_beside(names["answers"], tools, columns)
+        elif response and response == columns.row.get("response"):
+            columns.used.discard("response")  # calls are the answer
     return Example(
-        id=plain["id"],
+        **labels,
         query=query,
         tools=tools_text,
         answers=answers_text,
         cot=cot if cot.strip() else "",
         response=response,
         history=_history(columns, tools, notes),
-        category=plain["category"],
-        source=plain["source"],
     )
 
 
@@ -77,7 +87,7 @@ def _lacking(column: str, columns: Columns) -> BadRow:
 
 
 def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Columns) -> None:
-    """Refuse calls that stand beside an answer without any, as beside what is said once the tools have given something.
+    """Refuse a row whose answer has no calls, while another of its columns for answers has some.
 
     Raises:
         BadRow: There are some.
@@ -94,22 +104,22 @@ def _refuse_calls_beside(name: str, tools: list[dict[str, Any]], columns: Column
 def read_answers(
     value: Any, tools: list[dict[str, Any]], cot: str, response: str, notes: Counter[str]
 ) -> tuple[str, str, str]:
-    """The answers as JSON, and chain of thought and response with what their text says besides."""
+    """The answers as JSON, and the chain of thought and response, each with the words that stand beside the calls."""
     text = value if isinstance(value, str) else ""
     offered, nested = frozenset(tool["name"] for tool in tools), not text
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        text = "\n".join(value)  # a call in each
+    texts = with_thought(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+    text = "\n".join(texts) or text  # a call in each
     calls = _calls_in(text, offered) if text else parse_column("answers", calls_of, value, offered)
     if calls is None:
-        said = parse_column("answers", read_said, text, tools)
-        calls, cot = said.calls, join_thoughts(cot, said.cot)
-        if calls is None and isinstance(value, list):
-            raise BadRow("answers", f"is a list of texts without calls: {value[0][:80]!r}")
+        parsed = parse_column("answers", read_assistant_text, text, tools)
+        calls, cot = parsed.calls, join_thoughts(cot, parsed.cot)
+        if calls is None and len(texts) > 1:
+            raise BadRow("answers", f"is a list of texts without calls: {texts[0][:80]!r}")
         if calls is None:
-            response = "\n\n".join(filter(None, (said.text, response)))
-        elif said.text:
+            response = "\n\n".join(filter(None, (parsed.text, response)))
+        elif parsed.text:
             notes["repair/words before the calls read as chain of thought"] += 1
-            cot = join_thoughts(cot, said.text)
+            cot = join_thoughts(cot, parsed.text)
     cleaned = without_null_arguments(calls or [], tools, nested, notes)
     same = text and calls is not None and cleaned == calls and _reads_as(calls, as_calls, text)
     return (text if same else dump_calls(cleaned)), cot, response
@@ -127,7 +137,8 @@ def _calls_in(text: str, offered: frozenset[str]) -> list[Call] | None:
 
 def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str]) -> str:
     """Earlier turns, with the text of a system's column in front; as they are where they are of our form already."""
-    value, system = columns.take("history"), parse_column("tools", split_system, read_system(columns), notes, tools)[1]
+    value = columns.take("history")
+    _, system = parse_column("tools", split_system, read_system(columns), notes, tools)
     text = value if isinstance(value, str) else dump(value or [])
     try:
         items = json.loads(text)
@@ -135,18 +146,25 @@ def _history(columns: Columns, tools: list[dict[str, Any]], notes: Counter[str])
         raise BadRow("history", f"is not readable JSON: {error}") from error
     if not isinstance(items, list):
         raise BadRow("history", f"must be a list of turns, not {type(items).__name__}")
-    ours = all(
-        isinstance(item, dict) and item.keys() == {"role", "content"} and all(isinstance(v, str) for v in item.values())
-        for item in items
-    )
-    if not ours:
+    if not (canonical := all(map(_is_canonical, items))):
         turns = read_turns(read_messages(turns_of_pairs(items), "history"), tools, "history", notes)
+        if thoughts := sum(bool(turn.cot) for turn in turns):
+            notes["left out/chains of thought of earlier turns"] += thoughts
         items = [{"role": turn.role, "content": content(turn, "history")} for turn in turns]
     if system:
         if items and items[0]["role"] == "system":
             system, items = f"{system}\n\n{items[0]['content']}", items[1:]
         items = [{"role": "system", "content": system}, *items]
-    return dump(items) if system or not ours else text
+    return dump(items) if system or not canonical else text
+
+
+def _is_canonical(turn: Any) -> bool:
+    """Whether an earlier turn is written as this project does, without marks of others' thoughts, calls or results."""
+    if not isinstance(turn, dict) or turn.keys() != {"role", "content"} or not isinstance(turn["content"], str):
+        return False
+    if turn["role"] == "assistant":
+        return not (MARKS.search(turn["content"]) or holds_marks(turn["content"]))
+    return turn["role"] == "system" or (turn["role"] in ("user", "tool") and not holds_result(turn["content"]))
 
 
 def _reads_as(value: Any, reader: Callable[[str], Any], text: str) -> bool:

@@ -9,6 +9,7 @@ from datamodules.example import BadRow, Example
 from datamodules.sources.chats import find_chat, read_chat
 from datamodules.sources.columns import ANSWERS, EXPECTED, REFUSED, WRITTEN, Columns
 from datamodules.sources.flat import read_columns
+from datamodules.sources.messages import ENDS, cut_off
 from datamodules.sources.served import opened
 from datamodules.sources.targets import Turns
 from rewards import Call, as_calls
@@ -47,20 +48,26 @@ def read_row(
     columns, notes = Columns(opened(row)), Counter[str]()
     if refused := next((name for name in REFUSED if columns.row.get(name)), ""):
         raise BadRow(refused, "is not read by this project, which is about text alone")
-    if not_to_give := next((name for name in ("label", "kto_tag") if columns.row.get(name) is False), ""):  # of KTO
+    marks = {name: str(columns.row.get(name)).lower() for name in ("label", "kto_tag")}  # of KTO
+    if not_to_give := next((name for name, mark in marks.items() if mark == "false"), ""):
         raise BadRow(not_to_give, "is false, which says that the answer is not to be given: leave such rows out")
-    plain = {name: columns.label(name) for name in ("id", "category", "source")}
+    ends = {name: columns.row.get(name) for name in ENDS if name != "status"}  # which may be of anything
+    if reason := cut_off(ends):
+        raise BadRow(columns.name(*ends), reason)
+    if earlier := columns.name("previous_response_id"):
+        raise BadRow(earlier, "says that turns come before, which are not in the row: give them in 'input'")
+    labels = {name: columns.label(name) for name in ("id", "category", "source")}
     if chat := find_chat(columns, notes):
-        examples = read_chat(*chat, columns, plain, turns, notes, unanswered)
+        examples = read_chat(*chat, columns, labels, turns, notes, unanswered)
     else:
-        examples = [read_columns(columns, plain, keep_answers, notes, unanswered)]
+        examples = [read_columns(columns, labels, keep_answers, notes, unanswered)]
     _refuse_others_expected(columns)
     notes.update({f"unused/{name}": 1 for name in columns.row if name not in columns.used})
     return Reading(examples, notes)
 
 
 def _refuse_others_expected(columns: Columns) -> None:
-    """Refuse what a model wrote where the row says beside it that something else was expected.
+    """Refuse a row in which a model wrote another answer than the one that the row expects.
 
     Raises:
         BadRow: It does.
@@ -69,8 +76,8 @@ def _refuse_others_expected(columns: Columns) -> None:
     expected = next((name for name in EXPECTED if name in columns.row and name not in columns.used), "")
     if not (written and expected) or columns.used & set(ANSWERS):
         return
-    said = columns.row[expected]
-    if isinstance(said, dict) and all(value is None for value in said.values()):  # nothing, in a table
+    wanted = columns.row[expected]
+    if isinstance(wanted, dict) and all(value is None for value in wanted.values()):  # nothing, in a table
         return
     if columns.take(expected) != columns.row[written] and _answer_without(EXPECTED, columns) != _answer_without(
         (*WRITTEN, *ANSWERS), columns

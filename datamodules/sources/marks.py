@@ -37,11 +37,13 @@ BETWEEN = re.compile(
 MARKS = re.compile(
     rf"{_any_of(_OPEN)}|functools\[|<function[= ]|<invoke name=|✿FUNCTION✿|{_TO}|call:[\w.-]+\{{"
     rf"|<{_NAMESPACE}(?:tool_calls?>|function_calls?>|invoke name=)"
+    r"|<[|｜]?[\w:.-]{0,32}?(?:tool|function)[_▁-]?calls?[\w:.-]{0,32}[|｜]?>"
     r"|^Action:.*\n\s*Action Input:|^Action:\s*+(?:```\w*+\s*+)?+[\[{]",
     re.MULTILINE,
 )
 """What begins calls and hardly stands elsewhere."""
-SUSPECT = re.compile(r"[\[({<✿]|Action Input:")
+_ARGUMENTS = r"(?i:input|args?|arguments|param(?:eter)?s?|kwargs)\W{0,3}[:=]"
+SUSPECT = re.compile(rf"[\[({{<✿]|Action:|{_ARGUMENTS}")
 """No call is written without one of these."""
 LINE = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
 _NAME = r"""[^\n<>\[\]{}()"'✿|]"""
@@ -64,19 +66,24 @@ BEFORE_XML = re.compile(
 """A name before arguments in XML, or none."""
 PAIR = re.compile(r"\s*<arg_key>(?>(?P<key>.*?)</arg_key>)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
 PARAMETER = re.compile(
-    rf"""\s*<{_NAMESPACE}?parameter(?:=|\s+name=)["']?+(?P<key>[^>"']++)["']?+[^>]*+>\n?+(?P<value>.*?)\n?</{_NAMESPACE}?parameter>""",
+    rf"""\s*<{_NAMESPACE}?parameter(?:=|\s+name=)["']?+(?P<key>[^>"']++)["']?+(?P<more>[^>]*+)>\n?+(?P<value>.*?)\n?</{_NAMESPACE}?parameter>""",
     re.DOTALL,
 )
 BRACKET = re.compile(r"\s*\(")
 DOTTED_NAME = re.compile(r"[^\W\d][\w.-]*+(?=\s*+\()")
 NAME_WITH_BLANKS = re.compile(r"""[^\W\d][^\[\](){},;=\n"'<>]*+(?=\s*+\()""")
 ARGUMENT = re.compile(r"""(?P<quote>["']?)(?P<name>[^\s"'=,()\[\]{}]++)(?P=quote)\s*+=\s*+""")
-CALLED = re.compile(r"\(|\s+\(\s*(?:\w+\s*=|\))")
-"""What follows the name of a function where it is called, also in a sentence: `now (UTC)` calls nothing."""
+_CALLED = re.compile(r"\(|\[(?!\d+\])|\{\s*(?:[\"'}]|\w+\s*:)|\s+\(\s*(?:\w+\s*=|\))")
+"""What follows the name of a function where it is called, also in a sentence: `now (UTC)` and `now[1]` call nothing."""
+_LABEL = re.compile(r"""[:=][ \t]*["'`*]*\Z""")
+_LABELLED = re.compile(rf"""["'`*]*[ \t]*\n\W*+(?:[A-Za-z]+[ _])?{_ARGUMENTS}""")
+"""What stands before and after a name on a line of its own, where its arguments follow on the next."""
+_ACTING, _ACTED = re.compile(r"^Action:\s*\Z", re.MULTILINE), re.compile(r"\[|\s*?(?:\n|\Z)")
+_IN_TAG = re.compile(r"\s+[\w:.-]+\s*=|\s*/?>")
 _KEYS = "|".join(NAME_KEYS)
-NAMING = re.compile(rf"""["'](?:{_KEYS})["']\s*:\s*["']\Z""")
-"""What stands before a name in JSON."""
-NAMED = re.compile(r"""["']\s*:\s*\{""")
+_NAMING = re.compile(rf"""(?:["'](?:{_KEYS})["']\s*:|\b(?:{_KEYS})\s*=)\s*["']\Z""")
+"""What stands before a name in JSON, and in a tag."""
+_NAMED = re.compile(r"""["']\s*:\s*\{""")
 """What follows a name that is a key."""
 OBJECT = re.compile(rf"""\s*(?:\[\s*)?\{{\s*["'](?:{_KEYS}|{"|".join(CALL_LISTS)}|arguments|parameters|args)["']\s*:""")
 """How a JSON object begins that is a call."""
@@ -88,6 +95,27 @@ def without_end_tokens(text: str) -> str:
     text = text.strip()
     ends = _ENDS_BACKWARDS.match(text[::-1])
     return text[: len(text) - ends.end()].rstrip() if ends else text
+
+
+def is_called(text: str, start: int, end: int, closed: int) -> bool:
+    """Whether what stands around the name of a tool on offer says that it is called.
+
+    Args:
+        text: The text.
+        start: Where the name begins.
+        end: Where it ends.
+        closed: Where the last closing tag of that name begins; -1 where there is none.
+    """
+    before, last, after = text[max(0, start - 64) : start], text[start - 1 : start], text[end : end + 1]
+    if last == "<" and _IN_TAG.match(text, end) and (after != ">" or closed > end):
+        return True
+    if last in ("'", '"') and last == after and (_NAMING.search(before) or _NAMED.match(text, end)):
+        return True
+    if re.match(r"[\w.\\]", last) and not before.endswith("functions."):
+        return False
+    labelled = _LABEL.search(before) and _LABELLED.match(text, end)
+    acted = _ACTING.search(before) and _ACTED.match(text, end)
+    return bool(_CALLED.match(text, end) or labelled or acted)
 
 
 def blocks(text: str, opening: re.Pattern[str], closing: Mapping[str, str]) -> Iterator[tuple[str, int, int, int, int]]:

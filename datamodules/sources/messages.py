@@ -21,7 +21,7 @@ ROLES = (
     | dict.fromkeys(("think", "thinking", "thought", "reasoning"), "think")
     | dict.fromkeys(("tools", "functions"), "tools")
 )
-"""What a message may be called, and what it is; `call` can only be read as calls, `think` as a chain of thought."""
+"""Roles by the names that messages have for them; `call` can only be read as calls, `think` as a chain of thought."""
 _ROLE_KEYS = ("role", "from", "type")  # the last is LangChain's, and of the items of OpenAI's responses
 _TEXT_KEYS = ("content", "value", "text", "parts", "output", "summary")
 _THOUGHT_KEYS = (
@@ -39,14 +39,14 @@ _MEANINGLESS = {
 }
 _CHANNELS = {"analysis": "think", "commentary": "assistant", "final": "assistant"}
 """Channels of gpt-oss, and what a message on one is."""
-_CUT = {
-    "finish_reason": ("length", "max_tokens", "MAX_TOKENS", "content_filter"),
-    "finishReason": ("MAX_TOKENS", "SAFETY", "RECITATION"),
-    "stop_reason": ("max_tokens", "model_context_window_exceeded"),
-    "stopReason": ("max_tokens", "model_context_window_exceeded", "content_filtered", "guardrail_intervened"),
-    "status": ("incomplete", "in_progress"),
-}
-"""What servers say of an answer that is not whole."""
+ENDS = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "status")
+_CUT = set(
+    """LENGTH MAX_TOKENS MODEL_LENGTH MODEL_CONTEXT_WINDOW_EXCEEDED INCOMPLETE IN_PROGRESS PAUSE_TURN
+    CONTENT_FILTER CONTENT_FILTERED GUARDRAIL_INTERVENED SAFETY RECITATION BLOCKLIST PROHIBITED_CONTENT SPII REFUSAL
+    MALFORMED_FUNCTION_CALL UNEXPECTED_TOOL_CALL MALFORMED_MODEL_OUTPUT MALFORMED_TOOL_USE
+    ERROR ERROR_TOXIC FAILED TIMEOUT ABORT CANCELLED CANCELED""".split()
+)
+"""Where servers say how an answer ended, and what they say, in capitals, of one that is not whole."""
 
 
 def read_messages(value: list[Any], column: str) -> list[Message]:
@@ -87,13 +87,14 @@ def _messages(item: Any) -> Iterator[Message]:
     item = _plain(item)
     role_key = next((key for key in _ROLE_KEYS if key in item), None)
     if role_key is None and item and item.keys() <= {"human", "assistant", "user", "gpt"}:  # a pair
-        for role, text in item.items():
+        for role, text in sorted(item.items(), key=lambda said: _role(said[0]) != "user"):  # keys may be sorted
             yield from _messages({"role": role, "content": text})
         return
     name = item.get(role_key) if role_key else None
     role = _role(name)
     if role is None:
         raise ValueError(f"has no known role: {str(name)[:40]!r}")
+    role = _by_type(role, item) if role_key != "type" else role
     if role in ("assistant", "call", "think") and (reason := cut_off(item)):
         raise ValueError(reason)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
@@ -143,6 +144,16 @@ def _step_by_step(item: dict[str, Any], text_key: str, steps: list[Step]) -> Ite
             yield from _messages({"role": "tool", "content": results})
 
 
+def _by_type(role: str, item: dict[str, Any]) -> str:
+    """What a message is that says its type beside its role: a thought, a call or a result is no other turn."""
+    kind = _role(item.get("type"))
+    if kind not in ("think", "call", "tool") or kind == role or item.keys() & {*_CALL_KEYS}:
+        return role
+    if (role, kind) not in (("assistant", "think"), ("assistant", "call"), ("user", "tool")):
+        raise ValueError(f"has a role that its type {str(item['type'])[:40]!r} contradicts")
+    return kind
+
+
 def _addressed(item: dict[str, Any], role: str) -> tuple[str, str]:
     """What a message of gpt-oss is by its channel, and the tool that it calls; takes the keys that say so."""
     if role not in ("assistant", "tool"):
@@ -167,7 +178,7 @@ def cut_off(answer: dict[str, Any]) -> str:
     """What a server says of an answer that it broke off, for a message; "" for a whole one."""
     for key in ("response_metadata", "generation_info"):  # LangChain's places for it
         answer = answer | (answer[key] if isinstance(answer.get(key), dict) else {})
-    key = next((key for key, words in _CUT.items() if answer.get(key) in words), "")
+    key = next((key for key in ENDS if str(answer.get(key)).rpartition(".")[2].upper() in _CUT), "")
     return f"was cut off, as its {key} {answer[key]!r} says: leave such answers out" if key else ""
 
 

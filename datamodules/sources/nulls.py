@@ -20,7 +20,8 @@ def without_nulls(tool: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
 def _cleaned(node: Any, keep: tuple[str, ...]) -> tuple[Any, int]:
     if isinstance(node, list):
         parts = [_cleaned(item, keep) for item in node]
-        return ([part for part, _ in parts], sum(n for _, n in parts)) if any(n for _, n in parts) else (node, 0)
+        dropped = sum(count for _, count in parts)
+        return ([part for part, _ in parts], dropped) if dropped else (node, 0)
     if not isinstance(node, dict):
         return node, 0
     kept, dropped = {}, 0

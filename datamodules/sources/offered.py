@@ -16,13 +16,13 @@ _TEMPLATED = [("chat_template_kwargs", key) for key in ("custom_instructions", "
 
 
 def read_offered(
-    name: str, told: list[Message], messages: list[Message], columns: Columns, notes: Counter[str]
+    name: str, leading: list[Message], messages: list[Message], columns: Columns, notes: Counter[str]
 ) -> tuple[list[dict[str, Any]], str]:
     """Reads the tools on offer, of the column, the messages or the system's texts, and what else these texts say.
 
     Args:
         name: The column that the chat stands in.
-        told: The messages before the first turn, the system's.
+        leading: The messages before the first turn, the system's.
         messages: All messages, any of which may bring tools.
         columns: The row.
         notes: Counts what was read otherwise than it is written.
@@ -31,7 +31,7 @@ def read_offered(
         BadRow: The tools cannot be read, or nothing says which are on offer.
     """
     texts = [read_system(columns), *(_written(columns.within(*path)) for path in _TEMPLATED)]
-    texts = list(filter(None, [*texts, *(message.text for message in told if message.role == "system")]))
+    texts = list(filter(None, [*texts, *(message.text for message in leading if message.role == "system")]))
     brought = [value for message in messages for value in message.tools]
     column = columns.take(*TOOLS)
     try:

@@ -5,12 +5,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamodules.sources.calls import ARGUMENT_KEYS
 from datamodules.sources.results import split_results
 
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "reasoning.text", "reasoning.summary")
 _THOUGHTS = ("thinking", "reasoning")
+_GOES_ON = re.compile(r"\n| \S|[.,;:!?)]++(?=\s|\Z)")
+"""How a text begins that goes on where the one before it ended."""
+_MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "media", "inlineData")
+_OF_MEDIA, _LINKED = {"source", "source_type", "data", "base64", "file_id", *_MEDIA}, {"type", "url", "path"}
+"""Keys of such a part, and the only ones of one that has none of these: `{"type": "image", "title": …}` is a tool's."""
 _RESULTS = {
-    "tool_result": ("tool_use_id", "content"),
+    "tool_result": ("tool_use_id", "content", "output", "result"),
     "tool_call_response": ("id", "response", "result", "content"),
     "tool-result": ("toolCallId", "result", "output"),
 }
@@ -46,7 +52,7 @@ class Message:
 
 
 def add_content(message: Message, content: Any) -> list[Message]:
-    """Add a message's content; gives the tools' answers that stand among a user's words."""
+    """Add a message's content; returns the tools' results that stand in it, as messages of their own."""
     if message.role == "tools":
         message.tools.append(content)
         return []
@@ -54,6 +60,8 @@ def add_content(message: Message, content: Any) -> list[Message]:
         message.text = content
         return _results(message)
     parts = content if isinstance(content, list) else []
+    if message.role == "tool" and (seen := next(filter(None, map(_medium, parts)), "")):
+        raise ValueError(f"has a part of the type {seen!r}, which is not read")
     if message.role == "tool" and not any(map(is_result, parts)) and not (parts and all(map(is_text, parts))):
         message.text = json.dumps(content, ensure_ascii=False)
         return []
@@ -73,8 +81,16 @@ def add_content(message: Message, content: Any) -> list[Message]:
     if after:
         raise ValueError("says something after its calls, which belongs to no answer")
     message.calls += [calls] if calls else []
-    message.text = "\n".join(texts)
+    message.text = _joined(texts)
     return results
+
+
+def _joined(texts: list[str]) -> str:
+    """The texts of a message as one, on lines of their own; servers have a sentence in several, a blank included."""
+    text = ""
+    for part in texts:
+        text += part if not text or text[-1].isspace() or _GOES_ON.match(part) else f"\n{part}"
+    return text
 
 
 def is_text(part: Any) -> bool:
@@ -82,10 +98,21 @@ def is_text(part: Any) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and typed(part)["type"] in _TEXTS)
 
 
+def _medium(part: Any) -> str:
+    """What a part of a tool's answer is that is no text but a picture or sound; "" for any other, or its own object."""
+    if not isinstance(part, dict):
+        return ""
+    part = part if "type" in part else _in_camel_case(part)
+    kind = str(part.get("type") or next(iter(part), ""))
+    held = part if "type" in part else part.get(kind) if len(part) == 1 else None
+    is_medium = isinstance(held, dict) and bool(held.keys() & _OF_MEDIA or {"type"} <= held.keys() <= _LINKED)
+    return kind if kind in _MEDIA and is_medium else ""
+
+
 def is_blank(part: dict[str, Any]) -> bool:
     """Whether a part that says its type is a text or a thought with nothing in it."""
-    said = _said(part)
-    return part["type"] in (*_TEXTS, *_THOUGHTS) and isinstance(said, str) and not said.strip()
+    content = _content(part)
+    return part["type"] in (*_TEXTS, *_THOUGHTS) and isinstance(content, str) and not content.strip()
 
 
 def is_result(part: Any) -> bool:
@@ -125,14 +152,14 @@ def _of_bedrock(part: dict[str, Any]) -> dict[str, Any] | None:
     if len(part) != 1 or not isinstance(held, dict):
         return None
     if key == "toolUse":
-        return {"type": "tool_use", "id": held.get("toolUseId"), "name": held.get("name"), "input": held.get("input")}
+        return {"type": "tool_use", "id": held.get("toolUseId")} | held
     if key == "toolResult":
         content = held.get("content")
         if isinstance(content, list):
             content = [json.dumps(p["json"], ensure_ascii=False) if _is_json(p) else p for p in content]
         return {"type": "tool_result", "tool_use_id": held.get("toolUseId"), "content": content}
-    if key == "reasoningContent" and isinstance(said := held.get("reasoningText"), dict):
-        return {"type": "thinking", "text": said.get("text")}
+    if key == "reasoningContent" and isinstance(thought := held.get("reasoningText"), dict):
+        return {"type": "thinking", "text": thought.get("text")}
     return None
 
 
@@ -143,22 +170,22 @@ def _is_json(part: Any) -> bool:
 def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], results: list[Message]) -> None:
     part = typed(part)
     kind = part["type"]
-    said = _said(part)
-    if isinstance(said, list) and kind == "thinking":  # Mistral's
+    content = _content(part)
+    if isinstance(content, list) and kind == "thinking":  # Mistral's
         thought = Message("think")
-        add_content(thought, said)
-        said = thought.text
-    if isinstance(said, str) and kind in (*_TEXTS, *_THOUGHTS):
-        if said.strip():
-            (texts if kind in _TEXTS else message.cot).append(said)
+        add_content(thought, content)
+        content = thought.text
+    if isinstance(content, str) and kind in (*_TEXTS, *_THOUGHTS):
+        if content.strip():
+            (texts if kind in _TEXTS and part.get("thought") is not True else message.cot).append(content)
     elif kind in ("tool_call", "tool_calls", "function_call"):
-        calls.append(said or {key: value for key, value in part.items() if key != "type"})
+        calls.append(content or {key: value for key, value in part.items() if key != "type"})
         message.ids += _id(part, "id")
     elif kind == "tool_use":
-        calls.append({"name": part.get("name"), "arguments": part.get("input")})
+        calls.append({"name": part.get("name"), "arguments": _arguments(part)})
         message.ids += _id(part, "id")
     elif kind == "tool-call":  # of Vercel's AI SDK
-        calls.append({"name": part.get("toolName"), "arguments": part.get("input", part.get("args"))})
+        calls.append({"name": part.get("toolName"), "arguments": _arguments(part)})
         message.ids += _id(part, "toolCallId")
     elif is_result(part):
         result = Message("tool", ids=_id(part, _RESULTS[kind][0]))
@@ -167,7 +194,12 @@ def _add_part(message: Message, part: Any, texts: list[str], calls: list[Any], r
         raise ValueError(f"has a part of the type {str(kind)[:40]!r}, which is not read")
 
 
-def _said(part: dict[str, Any]) -> Any:
+def _arguments(part: dict[str, Any]) -> Any:
+    """The arguments of a call that is a part, under any of the keys for them; None if it has none."""
+    return next((part[key] for key in ARGUMENT_KEYS if part.get(key) is not None), None)
+
+
+def _content(part: dict[str, Any]) -> Any:
     """What a part says under any of the keys for it; "" where that is nothing."""
     return next((part[k] for k in ("text", "value", "content", "thinking", "reasoning", "summary") if part.get(k)), "")
 
@@ -194,7 +226,7 @@ def _id(part: dict[str, Any], key: str) -> list[str]:
 
 
 def _results(message: Message) -> list[Message]:
-    """Results in a text are turns of tools, whoever the chat template has them said by; a user may go on after them."""
+    """The tools' results inside a text, as messages of tools; what a user says after them stays in the message."""
     if message.role not in ("user", "tool"):
         return []
     texts, rest = split_results(message.text)

@@ -4,8 +4,9 @@ import re
 from collections import Counter
 from typing import Any
 
+from datamodules.sources.listings import find_tools
 from datamodules.sources.marks import blocks, tags
-from datamodules.sources.tools import find_tools, read_tools, refuse_others
+from datamodules.sources.tools import read_tools, refuse_others
 from datamodules.sources.values import read_value
 
 GLAIVE = ("chat", "sample")
@@ -43,7 +44,8 @@ _FORMAT_WORDS = [
 _FENCED, _CLOSING = tags("tool_call", "function_call", "TOOLCALL", "schema", "scratch_pad")
 _FENCED, _CLOSING = re.compile(f"```|{_FENCED.pattern}"), _CLOSING | {"```": "```"}
 """Examples of calls, and schemas of what a call is."""
-_OBJECT_LINE = re.compile(r"^[ \t]*+[\[{][^\n]*+", re.MULTILINE)
+_OBJECT_LINE = re.compile(r"^[ \t]*+(?:\{|\[(?=\s*+(?:[\[{\"'\]]|[\w.]++\()))[^\n]*+", re.MULTILINE)
+"""Objects, and lists of objects, texts or calls; `[Important]` is none."""
 _PIECES = re.compile(r"""((?<=[.!?:])(?<!["']:)(?<!\n\d\.)[ \t]++|(?:(?<!\s)[^\S\n]*+|(?<=[ \t]))\n\s*+)""")
 """What is between sentences and lines; keys of objects and the numbers of a list end none."""
 
@@ -72,9 +74,9 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
         ValueError: The text lists tools that the column lacks.
     """
     text = re.sub(r"\A\s*SYSTEM:\s*|<\|im_(?:system|middle|end)\|>(?:tool_declare)?", "", text)  # Glaive's, Toucan's
-    tools, before, after = find_tools(text)
+    tools, around = find_tools(text)
+    found = read_tools(tools, Counter())
     if tools and offered is not None:
-        found = read_tools(tools, Counter())
         names = {tool["name"] for tool in offered}
         if names.isdisjoint(tool["name"] for tool in found) and not any("parameters" in tool for tool in found):
             tools = []
@@ -82,7 +84,9 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
             refuse_others(found, offered, "the system text lists")
     if not tools:
         return [], text.strip()
-    pieces = _PIECES.split(_without_blocks(_without_lead(before) + "\n" + after))
+    named = {tool["name"] for tool in found}
+    leads = [_without_lead(text, named) for text in around[:-1]]
+    pieces = _PIECES.split(_without_blocks("\n".join([*leads, around[-1]])))
     kept, is_format = [], False
     for piece, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
         is_format = _is_format(piece) or (is_format and piece.startswith("{"))  # the schema that a sentence leads to
@@ -92,10 +96,13 @@ def split_system(text: str, notes: Counter[str], offered: list[dict[str, Any]] |
     return tools, "".join(kept).strip()
 
 
-def _without_lead(text: str) -> str:
-    """The text without the words at its end that lead to a list."""
+def _without_lead(text: str, named: set[str]) -> str:
+    """The text without the words at its end that lead to a list, or the heading there that is a tool's name."""
     lead = text.rstrip()
-    return lead[: 1 + max(map(lead.rfind, ".!?\n"))] if lead.endswith((":", "-")) else text
+    if lead.endswith((":", "-")):
+        return lead[: 1 + max(map(lead.rfind, ".!?\n"))]
+    before, _, line = lead.rpartition("\n")
+    return before if line.strip(" \t#*`") in named else text
 
 
 def _without_blocks(text: str) -> str:
@@ -128,13 +135,13 @@ def split_request(text: str) -> tuple[list[Any], list[dict[str, str]]]:
         return [], [{"role": "user", "content": text}]
     messages, at = [], turns[0][1]
     for tag, start, content, end_of_content, after in turns:
-        if said := text[at:start].strip():
-            messages.append({"role": "assistant", "content": said})
+        if answer := text[at:start].strip():
+            messages.append({"role": "assistant", "content": answer})
         role = "user" if tag == "<user>" else "tool"
         messages.append({"role": role, "content": text[content:end_of_content].strip()})
         at = after
-    if said := text[at:].strip():
-        messages.append({"role": "assistant", "content": said})
+    if answer := text[at:].strip():
+        messages.append({"role": "assistant", "content": answer})
     return [], messages
 
 

@@ -38,34 +38,50 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with the keys of a request that it holds whole, as logs and OpenAI's files of batches and preferences do.
 
     Raises:
-        BadRow: A key stands in the request and beside it, and says something else there; or what the row has for an
-            answer is none.
+        BadRow: A key stands in the request and beside it, and says something else there, or another chat does; or what
+            the row has for an answer is none.
     """
     row = _with_result(row)
-    asked = any(row.get(name) for name in _ASKED)
     for name in (*_REQUESTS, *_TRACED):
-        if asked and (name in _TRACED or not isinstance(row.get(name), dict)):
-            continue
-        if name == "params" and not row.get("custom_id"):  # they may be anything's
-            continue
-        if name == _GYM and asked and any(row.get(key) for key in TOOLS):  # the row is whole without it
-            continue
-        request = as_object(row.get(name))
-        params = as_object(request.get("params")) if request.get("custom_id") else {}
-        request = as_object(request.get("body")) or request  # beside address and id
-        request = request if _chats_in(request) else params
-        # A text may be the user's own JSON.
-        if any(isinstance(row[name], dict) or messages_in(chat) for chat in _chats_in(request)):
-            request = {key: value for key, value in request.items() if value is not None}
-            rest = {key: value for key, value in (_of_gym(row) if name == _GYM else row).items() if key != name}
-            if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
-                raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
-            return rest | request
+        if _may_be_request(name, row) and (request := _request_in(row.get(name))):
+            return _merged(name, request, row)
     return row
 
 
+def _may_be_request(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a column of this name may be what was sent to a server, by what the row has besides."""
+    if name == "params" and not row.get("custom_id"):  # they may be anything's
+        return False
+    if not any(row.get(other) for other in _ASKED):
+        return True
+    if name == _GYM and any(row.get(key) for key in TOOLS):  # the row is whole without it
+        return False
+    return name in _REQUESTS and isinstance(row.get(name), dict)
+
+
+def _request_in(value: Any) -> dict[str, Any]:
+    """The request that a column holds, as it is or, beside address and id, as `body` or `params`; empty for none."""
+    held = as_object(value)
+    params = as_object(held.get("params")) if held.get("custom_id") else {}
+    request = next((one for one in (as_object(held.get("body")) or held, params) if _chats_in(one)), {})
+    if isinstance(value, str) and not any(map(messages_in, _chats_in(request))):  # it may be the user's own JSON
+        return {}
+    return {key: said for key, said in request.items() if said is not None}
+
+
 def _chats_in(request: Mapping[str, Any]) -> list[Any]:
-    return [request[key] for key in (*CHATS, "contents", "input") if key in request]
+    return [request[key] for key in (*CHATS, "contents", "input") if request.get(key) is not None]
+
+
+def _merged(name: str, request: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the keys of its request in the place of the column that holds it; see `opened`."""
+    rest = {key: value for key, value in (_of_gym(row) if name == _GYM else row).items() if key != name}
+    if both := next((key for key in request if rest.get(key) not in (None, request[key])), ""):
+        raise BadRow(both, f"stands in {name!r} and beside it: keep one of them")
+    chats = [messages_in(chat) for chat in _chats_in(request)]
+    if other := next((key for key in (*CHATS, "contents") if (c := messages_in(rest.get(key))) and c not in chats), ""):
+        raise BadRow(other, f"is another chat than that in {name!r}: keep one of them")
+    return rest | request
 
 
 def _with_result(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,8 @@ Step = tuple[list[Any], list[Any]]
 """The parts that an assistant says in a step, and those with what its calls gave back."""
 _NAMED = ("dynamic-tool", "tool-invocation")
 """Parts of a call, and of what it gave back, that name the tool; others have its name in their type (`tool-NAME`)."""
+_OWN = ("tool-call", "tool-result", "tool-invocation")
+"""Types of parts of their own, which name the tool elsewhere and, but for the last, have no state."""
 _CALLED = (None, "input-available", "approval-requested", "call")
 _ANSWERED = ("output-available", "output-error", "result")
 """States of such a part, the last of each in older ones; others are of calls that are not whole or not allowed."""
@@ -61,7 +63,10 @@ def _unwrapped(part: dict[str, Any]) -> dict[str, Any]:
     """A part without the keys of other parts, which a table has in it; the older interface has calls one key deeper."""
     if part["type"] == "tool-invocation" and isinstance(part.get("toolInvocation"), dict):
         part = part["toolInvocation"] | {"type": part["type"]}
-    return {key: value for key, value in part.items() if value not in (None, "") or key == "type"}
+    part = {key: value for key, value in part.items() if value not in (None, "") or key == "type"}
+    if part["type"] in _OWN and isinstance(part.get("state"), str) and "toolName" not in part:  # a tool is called so
+        part |= {"type": "dynamic-tool", "toolName": part["type"].removeprefix("tool-")}
+    return part
 
 
 def _invoked(part: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -96,14 +96,7 @@ class _Reader:
         for name in self.names:
             start, closed = -1, text.rfind(f"</{name}>")
             while (start := text.find(name, start + 1)) >= 0:
-                end = start + len(name)
-                alone = not re.match(r"[\w.]", text[start - 1 : start])
-                if alone and marks.CALLED.match(text, end):
-                    return True
-                if text[start - 1 : start] == "<" and text[end : end + 1] == ">" and closed > end:
-                    return True
-                quoted = text[start - 1 : start] in ("'", '"') and text[start - 1 : start] == text[end : end + 1]
-                if quoted and (marks.NAMING.search(text, max(0, start - 40), start) or marks.NAMED.match(text, end)):
+                if marks.is_called(text, start, start + len(name), closed):
                     return True
         return False
 
@@ -204,7 +197,11 @@ class _Reader:
             key, at = match["key"].strip(), match.end()
             if key in arguments:
                 raise ValueError(f"argument {key[:80]!r} is given twice")
-            arguments[key] = self.typed(name, key, match["value"])
+            text, more = match["value"], match.groupdict().get("more") or ""
+            if 'string="false"' in more:  # DeepSeek's, of JSON
+                arguments[key] = read_whole(text)
+            else:
+                arguments[key] = text if 'string="true"' in more else self.typed(name, key, text)
         return [call_from({"name": name, "arguments": arguments})], at
 
     def typed(self, name: str, key: str, text: str) -> Any:

@@ -18,7 +18,7 @@ def examples_of(
     tools: str,
     which: Turns,
     column: str,
-    plain: dict[str, str],
+    labels: dict[str, str],
     notes: Counter[str],
     unanswered: bool,
 ) -> list[Example]:
@@ -30,33 +30,33 @@ def examples_of(
         which: `last` makes one example, of the last assistant turn that answers a user (of the last that answers a
             tool, where none answers a user); `every` makes one of each that answers either.
         column: The column the turns come from.
-        plain: What else the examples are given: `id`, `category`, `source`; `cot` is the last one's, if it has none.
+        labels: The row's `id`, `category` and `source`, and `cot`, which is that of the chat's last answer.
         notes: Counts what was read in another sense than the obvious, and what was left out.
-        unanswered: Whether turns that end with a request, or with what a tool gave back, make one example of that, of
-            which nobody has said the answer.
+        unanswered: Whether turns that end with a request, or with what a tool gave back, make one example without an
+            answer.
 
     Raises:
         BadRow: There is no such turn, or calls cannot be written.
     """
     if unanswered and _answered(turns):
-        asked = _example([*turns, Turn("assistant")], len(turns), tools, column, plain, False, notes)
-        return [replace(asked, answers="")]
+        example = _example([*turns, Turn("assistant")], len(turns), tools, column, labels, False, notes)
+        return [replace(example, answers="")]
     answered = {i: _answered(turns[:i]) for i, turn in enumerate(turns) if turn.role == "assistant"}
-    asked = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
-    trained = [i for i in asked if turns[i].trained]
+    answers = [i for i, role in answered.items() if role and any(turn.role == "user" for turn in turns[:i])]
+    trained = [i for i in answers if turns[i].trained]
     if not trained:
-        untrained = " and is not marked as one not to train on" if asked else ""
+        untrained = " and is not marked as one not to train on" if answers else ""
         raise BadRow(column, f"has no assistant turn that answers a user turn{untrained}")
     chosen = trained
     if which == "last":
         chosen = ([i for i in trained if answered[i] == "user"] or trained)[-1:]
-    left = sum(turn.role == "assistant" and turn.trained for turn in turns) - len(chosen)
-    if left:
-        notes["left out/assistant turns that are no target"] += left
+    left_out = sum(turn.role == "assistant" and turn.trained for turn in turns) - len(chosen)
+    if left_out:
+        notes["left out/assistant turns that are no target"] += left_out
     if turns[-1].role == "user":
         notes["left out/requests at the end that nobody answers"] += 1
-    examples = [_example(turns, place, tools, column, plain, len(chosen) > 1, notes) for place in chosen]
-    if not turns[chosen[-1]].cot and (cot := plain["cot"]):
+    examples = [_example(turns, place, tools, column, labels, len(chosen) > 1, notes) for place in chosen]
+    if chosen[-1] == max(answered) and not turns[chosen[-1]].cot and (cot := labels["cot"]):
         examples[-1] = replace(examples[-1], cot=join_thoughts(cot, examples[-1].cot))
     return examples
 
@@ -68,7 +68,7 @@ def _answered(before: list[Turn]) -> str:
 
 
 def _example(
-    turns: list[Turn], place: int, tools: str, column: str, plain: dict[str, str], several: bool, notes: Counter[str]
+    turns: list[Turn], place: int, tools: str, column: str, labels: dict[str, str], several: bool, notes: Counter[str]
 ) -> Example:
     target, before = turns[place], turns[:place]
     asked = max(i for i, turn in enumerate(before) if turn.role == "user")
@@ -79,10 +79,10 @@ def _example(
     if forgotten:
         notes["left out/chains of thought of earlier turns"] += forgotten
     cot, response = target.cot, target.text
-    if target.calls and target.text:
+    if target.calls is not None and target.text:
         notes["repair/words before the calls read as chain of thought"] += 1
         cot, response = join_thoughts(cot, target.text), ""
-    row_id = plain["id"]
+    row_id = labels["id"]
     example = Example(
         id=f"{row_id}-{place}" if row_id and several else row_id,
         query=before[asked].text,
@@ -91,8 +91,8 @@ def _example(
         cot=cot,
         response="" if target.calls is not None else response,
         history=json.dumps(history, ensure_ascii=False),
-        category=plain["category"],
-        source=plain["source"],
+        category=labels["category"],
+        source=labels["source"],
     )
     to_tool = _answered(before) == "tool"
     if answers_tool(example) and not to_tool:

@@ -15,6 +15,7 @@ _RENAMED = {
 }
 DECLARING = {key for column, others in _RENAMED.items() for key in (column, *others)} - {"args", "arguments"}
 """Keys of which an object in a text has one if it is a tool: `{"name": "Ann", "age": 30}` is none, and no call is."""
+DESCRIPTIONS = {"description", *_RENAMED["description"]}
 _HALVES = ("required_parameters", "optional_parameters")  # ToolBench's
 _MEANINGLESS = {"type": ("function", "custom"), "cache_control": ()}
 """Keys of a tool that are for a server, by the values that they have then; any where none is given."""
@@ -86,12 +87,17 @@ def _opened(name: str, key: str, text: str) -> Any:
         raise ValueError(f"the {key} of {name[:80]!r} cannot be read: {error}") from error
 
 
-def _by_name(name: str, declared: Any) -> dict[str, Any]:
+def _by_name(tool: str, declared: Any) -> dict[str, Any]:
     """Parameters in a list, as Gorilla's, by their names."""
-    whole = isinstance(declared, list)
-    if not whole or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
-        raise ValueError(f"the parameters of {name[:80]!r} must be an object, or a list of objects with a 'name'")
-    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in declared}
+    is_list = isinstance(declared, list)
+    if not is_list or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in declared):
+        raise ValueError(f"the parameters of {tool[:80]!r} must be an object, or a list of objects with a 'name'")
+    by_name: dict[str, Any] = {}
+    for one in declared:
+        schema = {key: value for key, value in one.items() if key != "name"}
+        if by_name.setdefault(one["name"], schema) != schema:
+            raise ValueError(f"the parameters of {tool[:80]!r} have {one['name'][:80]!r} more than once")
+    return by_name
 
 
 def _says_nothing(key: str, value: Any) -> bool:

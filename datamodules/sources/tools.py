@@ -1,36 +1,20 @@
 """Tools on offer, in every form that lists of them come in."""
 
 import json
-import re
 from collections import Counter
 from typing import Any
 
 from datamodules.sources.declared import WORDS, argument_schema, parameters
-from datamodules.sources.marks import blocks, tags
+from datamodules.sources.listings import MAX_TOOLS, find_tools
 from datamodules.sources.nulls import without_nulls
-from datamodules.sources.tool import DECLARING, NAMES, read_tool
-from datamodules.sources.values import Unreadable, read_value, read_whole
+from datamodules.sources.tool import NAMES, read_tool
+from datamodules.sources.values import read_whole
 from rewards.floats import is_json_schema
 
 SHOWN_FIRST = ("name", "description", "parameters")
 BFCL_TYPES = {"'type': 'object'": "'type': 'dict'", "'type': 'number'": "'type': 'float'"}
 """What a JSON Schema and BFCL call differently, as Python prints it."""
 _GROUPS = ("functionDeclarations", "function_declarations")
-_TAGGED, _CLOSING = tags("tools", "available_tools", "functions")
-_TAGGED = re.compile(rf"{_TAGGED.pattern}|\[AVAILABLE_TOOLS\]|\[BEGIN OF AVAILABLE TOOLS\]")
-_CLOSING |= {
-    "[AVAILABLE_TOOLS]": "[/AVAILABLE_TOOLS]",
-    "[BEGIN OF AVAILABLE TOOLS]": "[END OF AVAILABLE TOOLS]",
-}
-_NUMBERED = re.compile(
-    r"^\d++\. Name: (?P<name>.++)\n"
-    r"Description: (?P<description>.*+(?:\n(?!Parameters:|\d++\. Name: ).*+)*+)\nParameters: ",
-    re.M,
-)
-_BEGINNING = re.compile(r"""\[(?=\s*+\{)|\{(?=\s*+["'\w])""")  # of a list of objects or of an object
-_BETWEEN = re.compile(r"(?:[\s,]|\d++\.)*+")
-MAX_TOOLS = 1_024  # of a row: every text is searched for every name
-_EFFORT, _TRY = 1 << 22, 4_000  # characters that may be read in vain, and what a try counts at least
 
 
 def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
@@ -51,8 +35,8 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
         try:
             value = read_whole(value) if value.strip() else []
         except ValueError as error:
-            found = find_tools(value)[0]
-            if not found:
+            found, around = find_tools(value)
+            if not found or any("{" in piece for piece in around):
                 raise ValueError(f"tools are readable neither as JSON nor as a Python literal: {error}") from error
             value = found
     if isinstance(value, dict):
@@ -70,7 +54,7 @@ def read_tools(value: Any, notes: Counter[str]) -> list[dict[str, Any]]:
 
 
 def each_once(tools: list[dict[str, Any]], notes: Counter[str]) -> list[dict[str, Any]]:
-    """The tools without what stands there again; names that different tools share are counted, and all of these stay.
+    """The tools without repeats; different tools that share a name are counted, and all of them stay.
 
     Args:
         tools: Tools, each with a `name`.
@@ -110,14 +94,15 @@ def _in_lower_case(node: Any) -> Any:
         return [_in_lower_case(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {
-        key: value.lower()
-        if key == "type" and isinstance(value, str) and value.isupper() and value.lower() in WORDS
-        else value
-        if key in ("default", "const", "enum", "examples", "example")
-        else _in_lower_case(value)
-        for key, value in node.items()
-    }
+    lowered = {}
+    for key, value in node.items():
+        if key == "type" and isinstance(value, str) and value.isupper() and value.lower() in WORDS:
+            lowered[key] = value.lower()
+        elif key in ("default", "const", "enum", "examples", "example"):
+            lowered[key] = value
+        else:
+            lowered[key] = _in_lower_case(value)
+    return lowered
 
 
 def _from_object(value: dict[str, Any]) -> list[Any]:
@@ -167,72 +152,3 @@ def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
         typed = {k: v for k, v in types.get(name, {}).items() if k != "$ref"}
         fields[name] = typed | (spec if isinstance(spec, dict) else {}) | typed  # the type first, as schemas have it
     return {"type": "object", "properties": fields, "required": required}
-
-
-def find_tools(text: str) -> tuple[list[Any], str, str]:
-    """Finds a list of tools inside a text.
-
-    It may stand between `<tools>` tags, be a JSON or Python list, objects one after the other, or numbered
-    (`1. Name: ...`, as ToolRL writes).
-
-    Returns:
-        The tools as they are written, and the text before and after them; no tools, the text and "" where there are
-        none.
-    """
-    if numbered := list(_NUMBERED.finditer(text)):
-        return _numbered(text, numbered)
-    for _, start, content, content_end, end in blocks(text, _TAGGED, _CLOSING):
-        if tools := _objects(text[content:content_end])[0]:
-            return tools, text[:start], text[end:]
-    tools, start, end = _objects(text)
-    return (tools, text[:start], text[end:]) if tools else ([], text, "")
-
-
-def _numbered(text: str, matches: list[re.Match[str]]) -> tuple[list[Any], str, str]:
-    tools, end = [], 0
-    for match in matches:
-        parameters, end = read_value(text, match.end())
-        tools.append({"name": match["name"].strip(), "description": match["description"], "parameters": parameters})
-    return tools, text[: matches[0].start()], text[end:]
-
-
-def _objects(text: str) -> tuple[list[Any], int, int]:
-    """The first list of tools, or the first run of tools with nothing but white space and commas between them.
-
-    Raises:
-        ValueError: Brackets within brackets were read again and again, and there are still more of them.
-    """
-    tools: list[Any] = []
-    start = end = at = 0
-    effort = _EFFORT + 16 * len(text)
-    while bracket := _BEGINNING.search(text, at):
-        if tools and not _BETWEEN.fullmatch(text, end, bracket.start()):
-            break
-        if effort < 0:
-            raise ValueError("brackets nest or are left open so often that tools cannot be looked for among them")
-        try:
-            value, at = read_value(text, bracket.start())
-        except ValueError as error:
-            seen = error.at if isinstance(error, Unreadable) else bracket.end()
-            effort -= seen - bracket.start() + _TRY
-            at = bracket.end()
-            continue
-        if isinstance(value, list) and value and all(map(_is_tool, value)) and not tools:
-            return value, bracket.start(), at
-        if _is_tool(value):
-            start, end = (start if tools else bracket.start()), at
-            tools.append(value)
-        elif tools:
-            break
-        else:  # something else may hold what is looked for
-            effort -= at - bracket.start()
-            at = bracket.end()
-    return tools, start, end
-
-
-def _is_tool(item: Any) -> bool:
-    if not isinstance(item, dict):
-        return False
-    tool = item["function"] if isinstance(item.get("function"), dict) else item
-    named = any(isinstance(tool.get(key), str) for key in NAMES)
-    return named and (bool(tool.keys() & DECLARING) or tool.keys() <= {*NAMES, "type"})

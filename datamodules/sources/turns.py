@@ -11,7 +11,7 @@ from datamodules.sources.nulls import without_null_arguments
 from datamodules.sources.parts import Message
 from datamodules.sources.results import LABEL, holds_result
 from datamodules.sources.syntax import read_answer
-from datamodules.sources.thoughts import join_thoughts, read_said
+from datamodules.sources.thoughts import join_thoughts, read_assistant_text
 from rewards import Call
 
 MAX_TURNS = 2_048
@@ -78,22 +78,22 @@ def _turn(message: Message, tools: list[dict[str, Any]], notes: Counter[str]) ->
     if any(calls != places[0] for calls in places):
         raise ValueError("there are calls in two places, and they differ")
     structured = places[0] if places else []
-    said = read_said(message.text, tools)
-    if message.role == "call" and message.text and said.calls is None:
+    parsed = read_assistant_text(message.text, tools)
+    if message.role == "call" and message.text and parsed.calls is None:
         raise ValueError(f"the calls cannot be read: {message.text[:80]!r}")
-    if holds_result(said.text):
-        raise ValueError(f"the assistant says what a tool gave back: {said.text[:80]!r}; give it a turn of the tool")
-    if structured and said.calls:
+    if holds_result(parsed.text):
+        raise ValueError(f"the assistant says what a tool gave back: {parsed.text[:80]!r}; give it a turn of the tool")
+    if structured and parsed.calls:
         raise ValueError("there are calls both in the text and beside it")
-    if structured and said.text.lower() in NOTHING:
-        said = replace(said, text="")
-    calls = structured or said.calls
+    if structured and parsed.text.lower() in NOTHING:
+        parsed = replace(parsed, text="")
+    calls = structured or parsed.calls
     if calls:
         nested = any(_is_nested(call) for place in message.calls for call in place)
         calls = without_null_arguments(calls, tools, nested, notes)
-    cot = join_thoughts(*message.cot, said.cot)
+    cot = join_thoughts(*message.cot, parsed.cot)
     ids = tuple(dict.fromkeys(message.ids)) or tuple(call.name for call in calls or ())
-    return Turn("assistant", said.text, cot, calls, ids, message.trained)
+    return Turn("assistant", parsed.text, cot, calls, ids, message.trained)
 
 
 def _calls_at(place: list[Any], tools: list[dict[str, Any]], offered: frozenset[str]) -> list[Call]:
@@ -116,12 +116,10 @@ def _joined(first: Turn, second: Turn) -> Turn | None:
     """Two turns as one, if they are one."""
     if first.role != second.role or first.role not in ("assistant", "system"):
         return None
-    if first.calls and not second.calls:
-        return None  # words after the calls, which belong to no answer
+    if first.calls is not None and not second.calls:
+        return None  # words after the calls, or after [], which belong to no answer
     cot, text = join_thoughts(first.cot, second.cot), "\n\n".join(filter(None, (first.text, second.text)))
-    calls = (
-        [*(first.calls or []), *(second.calls or [])] if first.calls is not None or second.calls is not None else None
-    )
+    calls = first.calls if second.calls is None else [*(first.calls or []), *second.calls]
     trained = first.trained and second.trained
     return Turn(first.role, text, cot, calls, first.ids + second.ids, trained)
 
@@ -133,10 +131,12 @@ def _in_order_of_calls(turns: list[Turn]) -> list[Turn]:
         end = at + 1
         while end < len(turns) and turns[end].role == "tool":
             end += 1
-        order = {name: place for place, name in enumerate(turns[at].ids)}
-        once = len(order) == len(turns[at].ids)  # two calls of one tool have one name
-        known = turns[at].role == "assistant" and once
-        if known and all(turn.ids and turn.ids[0] in order for turn in turns[at + 1 : end]):
-            turns[at + 1 : end] = sorted(turns[at + 1 : end], key=lambda turn: order[turn.ids[0]])
+        results, calls = turns[at + 1 : end], turns[at].calls or ()
+        for names in (turns[at].ids, [call.name for call in calls]):
+            order = {name: place for place, name in enumerate(names)}
+            once = len(order) == len(names)  # two calls of one tool have one name
+            if once and all(turn.ids and turn.ids[0] in order for turn in results):
+                turns[at + 1 : end] = sorted(results, key=lambda turn: order[turn.ids[0]])
+                break
         at = end
     return turns

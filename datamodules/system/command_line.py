@@ -22,7 +22,8 @@ class SentenceParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         epilog = f"{DEBUG}, anywhere on the command line, prints the traceback of an error above its sentence."
-        super().__init__(*args, **{"epilog": epilog} | kwargs)
+        whole = {"allow_abbrev": False}  # what looks for options before they are parsed knows their names alone
+        super().__init__(*args, **{"epilog": epilog} | whole | kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Parse as jsonargparse does, once every YAML is known to be one."""

@@ -103,12 +103,12 @@ def refuse(error: Exception) -> NoReturn:
     """End the command with an error as one sentence and exit code 1, and name the file that holds its traceback."""
     while isinstance(error, ExceptionGroup):  # "unhandled errors in a TaskGroup"
         error = error.exceptions[0]
-    if told := _is_sentence(error):
-        said = sentence(str(error))
+    if is_sentence := _is_sentence(error):
+        text = sentence(str(error))
     else:
-        said = _explained(error)
-    file = _write_traceback(error, told)
-    sys.exit(f"error: {said}{f' (traceback: {file})' if file else ''}")
+        text = _explained(error)
+    file = _write_traceback(error, is_sentence)
+    sys.exit(f"error: {text}{f' (traceback: {file})' if file else ''}")
 
 
 def sentence(message: str) -> str:
@@ -118,35 +118,35 @@ def sentence(message: str) -> str:
         reason = NO_FUNCTION.sub(r"\1", line)
         if reason and not SAYS_NOTHING.match(reason) and (reason == line or reason not in kept):
             kept.append(reason)
-    said = NO_GROUP.sub(
+    text = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
-    if said.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
-        said += " takes the name of a function, or class_path and init_args in a YAML"
-    said = visible(redact(LACKS.sub(_ask, _on_classes(said, message))))
-    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+    if text.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
+        text += " takes the name of a function, or class_path and init_args in a YAML"
+    text = visible(redact(LACKS.sub(_ask, _on_classes(text, message))))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
-def _on_classes(said: str, message: str) -> str:
+def _on_classes(text: str, message: str) -> str:
     """What jsonargparse says of classes in a sentence, in words for who writes settings."""
-    keys = re.findall(r'Parser key "([\w.]+)"', said) or [""]
+    keys = re.findall(r'Parser key "([\w.]+)"', text) or [""]
     key = ".".join(keys)
-    said = re.sub(rf"--{keys[-1]}(=CLASS|\.help)", rf"--{key}\1", said)  # of a parser within this one
-    said = NO_NAME.sub(
+    text = re.sub(rf"--{keys[-1]}(=CLASS|\.help)", rf"--{key}\1", text)  # of a parser within this one
+    text = NO_NAME.sub(
         rf"\2 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
-        said,
+        text,
     )
-    if not (found := NO_CLASS.search(said)):
-        return said
-    told, value = said[: found.start()], said[found.end() :].partition("Given value: ")[2]
-    if told and not told.endswith('": '):  # there is a reason of a class that was found
-        return told.rstrip()
+    if not (found := NO_CLASS.search(text)):
+        return text
+    head, value = text[: found.start()], text[found.end() :].partition("Given value: ")[2]
+    if head and not head.endswith('": '):  # there is a reason of a class that was found
+        return head.rstrip()
     if "'class_path'" in message:
-        return f"{told}beside class_path stands a setting of the class: put all of them below init_args"
+        return f"{head}beside class_path stands a setting of the class: put all of them below init_args"
     if value:
-        return f"{told}takes several settings, key: value, and got {value}"
+        return f"{head}takes several settings, key: value, and got {value}"
     return (
-        f"{told}has settings and no class: name one before them, by --{key}=CLASS or class_path in a YAML, with its "
+        f"{head}has settings and no class: name one before them, by --{key}=CLASS or class_path in a YAML, with its "
         f"import path; --{key}.help shows them"
     )
 
@@ -165,28 +165,28 @@ def _is_sentence(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, OSError) and error.strerror:
         return False
-    told = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(error, OF_PYTHON)
+    telling = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(error, OF_PYTHON)
     spoken = not frames or any(folder in Path(frames[-1].filename).parents for folder in SPEAK)
-    return told and spoken and len(error.args) == 1 and bool(str(error).strip())
+    return telling and spoken and len(error.args) == 1 and bool(str(error).strip())
 
 
 def _explained(error: Exception) -> str:
     """A sentence about an error that was raised for whoever writes code: what failed, and where of ours it did."""
     kind, words, folder = type(error).__name__, sentence(str(error)), run_folder.get()
-    said = f"{kind}: {words}" if words.strip() else kind
+    text = f"{kind}: {words}" if words.strip() else kind
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name]
-        said = f"{' and '.join(names)}: {error.strerror}" if names else sentence(error.strerror)
+        text = f"{' and '.join(names)}: {error.strerror}" if names else sentence(error.strerror)
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [file for file in frames if any(folder in file.parents for folder in OURS) and file.name not in HULLS]
     if ours and not getattr(error, "filename", None):
-        said += f" (in {ours[-1].relative_to(ROOT)})"
-    if folder and folder.is_dir() and (NO_SPACE.search(said) or shutil.disk_usage(folder).free < NEARLY_NOTHING):
-        said = f"{folder}: its disk is full, or another that is written ({said})"
-    return f"{said}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) else said
+        text += f" (in {ours[-1].relative_to(ROOT)})"
+    if folder and folder.is_dir() and (NO_SPACE.search(text) or shutil.disk_usage(folder).free < NEARLY_NOTHING):
+        text = f"{folder}: its disk is full, or another that is written ({text})"
+    return f"{text}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) else text
 
 
-def _write_traceback(error: Exception, told: bool) -> Path | None:
+def _write_traceback(error: Exception, is_sentence: bool) -> Path | None:
     """Write the traceback into the run's folder, or of what says too little elsewhere; None if it is nowhere."""
     text, folder = redact("".join(traceback.format_exception(error))), run_folder.get()
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
@@ -197,7 +197,7 @@ def _write_traceback(error: Exception, told: bool) -> Path | None:
             return file
         except OSError:  # the folder may be what has failed
             pass
-    if told or (isinstance(error, OSError) and error.filename):
+    if is_sentence or (isinstance(error, OSError) and error.filename):
         return None
     try:
         handle, name = tempfile.mkstemp(prefix="funreason-", suffix=".traceback.txt")

@@ -49,11 +49,11 @@ def read_results(file: Path, ids: Collection[str]) -> Results:
     for number, line in enumerate(lines, start=1):
         try:
             result = json.loads(line)
-            whole = result["id"] in ids and isinstance(result["result"], str)
+            usable = result["id"] in ids and isinstance(result["result"], str)
         except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole or result["id"] in results:
-            what = f"repeats row {result['id']}" if whole else "is not a whole result of one of its rows"
+            usable = False
+        if not usable or result["id"] in results:
+            what = f"repeats row {result['id']}" if usable else "is not a whole result of one of its rows"
             raise ValueError(f"{file}, line {number} {what}: delete the line, and its row is answered again")
         results[result["id"]] = result
     return results

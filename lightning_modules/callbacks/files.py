@@ -14,7 +14,6 @@ from lightning_modules.callbacks.progress import say
 from lightning_modules.checkpointing.export import export_hf, rehearse_export
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.ranks import of_every_rank
-from lightning_modules.rollout.rollout import Rollout
 
 
 class MetricsCSV(Callback):
@@ -57,23 +56,26 @@ class RolloutWriter(Callback):
         """Begin the file."""
         self.path = Path(trainer.log_dir) / "rollouts.jsonl"  # `log_dir` is a collective: every rank asks
         self.part = self.path.with_suffix(".jsonl.part")
+        self.cut = 0
         if trainer.is_global_zero:
             self.part.parent.mkdir(parents=True, exist_ok=True)
             self.part.write_text("", encoding="utf-8")
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: list[Rollout], *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> None:
         """Append the batch of all ranks, to which its rows were dealt one by one."""
-        ranks = of_every_rank([rollout.as_row() for rollout in outputs])
+        ranks = of_every_rank(outputs)
+        self.cut += sum(row["finish_reason"] == "length" for dealt in ranks for row in dealt)
         if trainer.is_global_zero:
             append_jsonl(self.part, (row for dealt in zip_longest(*ranks) for row in dealt if row is not None))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
+    def on_predict_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
+        """Give the file its name, and say how many completions did not end."""
         if trainer.is_global_zero:
             os.replace(self.part, self.path)
-            print(f"Rollouts: {self.path}")
+            limit = f"model.generator.max_new_tokens {pl_module.generator.max_new_tokens:,}"
+            print(f"Rollouts: {self.path}" + (f"; {self.cut:,} of them were cut at {limit}" if self.cut else ""))
 
 
 class ExportHF(Callback):

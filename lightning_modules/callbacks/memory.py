@@ -162,13 +162,13 @@ def estimate(plan: Plan) -> Memory:
     gathered = plan.root * c if plan.fsdp else 0  # until its gradients are reduced
     kept, passing = layer_bytes(plan)
     given = 0 if plan.offload_activations else plan.tokens * plan.config.hidden_size * r
-    ends, whole = end_bytes(plan), layers - plan.again  # layers that keep everything, and not their input alone
+    ends, full = end_bytes(plan), layers - plan.again  # layers that keep everything, and not their input alone
     last = plan.again and (layers - 1) % plan.every_n_layers == 0  # else what it kept is freed before others compute
     awake = 0 if plan.sleeps else plan.engine
     learning = {"gradients": gradients, "rollouts": awake}
-    backward = learning | {"gathered": gathered, "activations": plan.again * given + whole * kept + ends}
-    backward["casts"] = whole * casts
-    layer = backward | {"casts": (whole + min(plan.again, 1)) * casts, "layer": (kept if last else 0) + passing}
+    backward = learning | {"gathered": gathered, "activations": plan.again * given + full * kept + ends}
+    backward["casts"] = full * casts
+    layer = backward | {"casts": (full + min(plan.again, 1)) * casts, "layer": (kept if last else 0) + passing}
     # What the other layers kept is free again.
     first = layer | {"activations": given + kept + ends, "casts": casts, "layer": passing, "reduced": reduced}
     one = plan.config.vocab_size * plan.config.hidden_size * w if plan.fsdp and plan.copy else 0

@@ -40,9 +40,10 @@ class RunSummary(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size before anything is waited for, and then what is."""
         self.begin(trainer, pl_module)
-        held_out = getattr(trainer.datamodule, "val_indices", [0])  # of other data nothing is known
+        held_out = getattr(trainer.datamodule, "val_indices", [0] * SANITY_ROWS)  # of other data nothing is known
         if trainer.is_global_zero and len(held_out):
-            print(f"validating {SANITY_ROWS} rows before the first step, to see that it works", flush=True)
+            rows = min(SANITY_ROWS, len(held_out))
+            print(f"validating {rows} rows before the first step, to see that it works", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size where nothing was validated before."""
@@ -137,12 +138,12 @@ def tokens_of_step(trainer: Trainer, module: FunctionCallingModule) -> dict[str,
         count = data.hparams.prompts_per_step * module.sampling.group_size // module.mini_batches
         longest = int(lengths.max()) + module.generator.max_new_tokens
         return {"tokens": f"at most {count * longest:,} a step: {count:,} rollouts x {longest:,} with their prompts"}
-    count = data.hparams.batch_size
+    count = min(data.hparams.batch_size, len(lengths))
     return {"tokens": f"about {count * lengths.mean():,.0f} a step: {count:,} rows x {lengths.mean():,.0f} on average"}
 
 
 def accuracy_table(metrics: dict[str, float]) -> str:
-    """Rates by category as a text table.
+    """Rates by category as a text table, and below it the share of completions without an end, if there are any.
 
     Args:
         metrics: What `CallAccuracy.compute` returns.
@@ -152,4 +153,6 @@ def accuracy_table(metrics: dict[str, float]) -> str:
         cells = [metrics.get(f"{prefix}/{rate}") for rate in RATES.values()]
         if None not in cells:
             lines.append(f"{label:<18}" + "".join(f"{cell:>15.3f}" for cell in cells))
+    if cut := metrics.get("completion/truncated_frac"):
+        lines.append(f"{cut:.1%} of the completions were cut at model.generator.max_new_tokens, before they ended")
     return "\n".join(lines)

@@ -42,11 +42,12 @@ def check_monitors(trainer: Trainer, module: LightningModule) -> None:
         ValueError: Naming the metric and what may be meant, or the mode that fits.
     """
     ours = all(type(one).__module__.startswith(OURS) for one in (module, *trainer.callbacks))
+    best = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)][-1:]
     for callback in trainer.callbacks:
         name, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
         if not isinstance(name, str):
             continue
-        of = "best_checkpoint" if isinstance(callback, ModelCheckpoint) else type(callback).__name__
+        of = "best_checkpoint" if callback in best else type(callback).__name__  # it follows those of trainer.callbacks
         if ours and name not in KNOWN and name.partition("/")[0] in ("tool", "val", name):
             near = difflib.get_close_matches(name, BETTER, 1)
             meant = f"is {near[0]} meant? " if near else ""

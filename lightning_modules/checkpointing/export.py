@@ -163,7 +163,7 @@ def export_checkpoint(ckpt_path: str, output_dir: str | None = None, init_from: 
             also see `check_replaceable` and `load`.
     """
     checkpoint = Path(resolve_checkpoint(ckpt_path))
-    run = checkpoint.parents[1]
+    run = checkpoint.parents[1] if len(checkpoint.parents) > 1 else checkpoint.absolute().parents[1]
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(
             f"--ckpt_path {checkpoint}: {run} holds no config.yaml, which says what model it is of."

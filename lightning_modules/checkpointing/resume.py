@@ -129,6 +129,11 @@ class LastCheckpoint(ModelCheckpoint):
         """Save the end of the run, so that more epochs can follow."""
         self._save(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where a training is broken off, and not a test of its model, which is at a step of its own, too."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_exception(trainer, pl_module, exception)
+
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
         """What the name is made of; the `step` logged last may be of the step before one that an error broke off."""
         return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}

@@ -63,8 +63,8 @@ class ReshardableCheckpoints:
         kept = {name: weight for name, weight in every.items() if not self.lightning_module.is_derived(name)}
         if self.save_sharded:
             return kept if self.background else {name: weight.cpu() for name, weight in kept.items()}
-        whole = ((name, unshard(weight)) for name, weight in kept.items())  # one at a time, on every rank
-        return {name: weight.cpu() for name, weight in whole if self.global_rank == 0}
+        unsharded = ((name, unshard(weight)) for name, weight in kept.items())  # one at a time, on every rank
+        return {name: weight.cpu() for name, weight in unsharded if self.global_rank == 0}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Optimizer state by parameter name, sharded or full as the weights are."""
@@ -188,13 +188,13 @@ def save_shards(
 
 def on_rank_zero(act: Callable[[], Any], group: ProcessGroup | None = None) -> Any:
     """Run a function on rank 0, and return its result or raise its error of the disk on all; a collective."""
-    told: list[Any] = [None]
+    outcome: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         try:
-            told = [act()]
+            outcome = [act()]
         except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
-            told = [error]
-    torch.distributed.broadcast_object_list(told, group=group)
-    if isinstance(told[0], Exception):
-        raise told[0]
-    return told[0]
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome, group=group)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]

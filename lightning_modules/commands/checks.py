@@ -82,7 +82,10 @@ def check_processes(trainer: Trainer) -> None:
     """
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > PER_CORE * cores:
-        raise ValueError(f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores")
+        raise ValueError(
+            f"trainer.devices: {trainer.num_devices} processes are too many for {cores} cores: give at most "
+            f"{PER_CORE * cores}"
+        )
 
 
 def check_alone(trainer: Trainer) -> None:

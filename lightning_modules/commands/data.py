@@ -83,7 +83,8 @@ def convert(
     if not path:
         raise ValueError("--path is empty: give the rows, as a file, a folder, a saved data set or a hub id")
     file, counts = file_to_write(out), Counter[str]()
-    beside = file.with_name(f"{file.stem}.bad_rows.jsonl")
+    # Rows of two formats may be written to one folder under one name.
+    beside = file.with_name(f"{file.stem if file.suffix == '.jsonl' else file.name}.bad_rows.jsonl")
     if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(beside):
         raise ValueError(f"--path {path} is the file that the bad rows of --out {out} replace: rename one of them")
     write = write_jsonl if file.suffix == ".jsonl" else write_parquet

@@ -13,6 +13,12 @@ from lightning_modules.commands.yaml_nodes import entries, scalar_in, written_ou
 
 CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
 IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
+ATTACHED = re.compile("^-c(?=[^=])")
+
+
+def apart(words: Sequence[str]) -> list[str]:
+    """A command line with each `-cFILE` as `-c=FILE`, which is the same to argparse."""
+    return [ATTACHED.sub("-c=", word) for word in words]
 
 
 def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -49,6 +55,11 @@ def overlay_alone(words: Sequence[str]) -> str | None:
     if any(option in CLASSES for option, _ in options) or any(map(class_named, roots.values())):
         return None
     return next(iter(roots), None)
+
+
+def names_nothing(words: Sequence[str]) -> bool:
+    """Whether a command line has no YAML and no class, of a model or of data."""
+    return not any(option in (*CONFIGS, *CLASSES, "--data", "--data.class_path") for option, _ in options_in(words))
 
 
 def nested_nulls(words: Sequence[str]) -> list[str]:

@@ -31,11 +31,11 @@ def help_on(words: Sequence[str], roots: Mapping[str, type]) -> str | None:
     wanted = asked[0][2] or ("" if asked[1].startswith("-") else asked[1])
     if names[0] not in roots:
         return None
-    chosen = {
-        found[1]: found[2] or after
-        for word, after in pairwise([*words, ""])
-        if (found := CHOOSES.fullmatch(word)) and not (found[2] is None and after.startswith("-"))
-    }
+    chosen = {}  # class by group of settings: --model=CLASS or --model CLASS
+    for word, after in pairwise([*words, ""]):
+        found = CHOOSES.fullmatch(word)
+        if found and (found[2] is not None or not after.startswith("-")):
+            chosen[found[1]] = found[2] or after
     kinds = [named(chosen[names[0]], roots[names[0]])] if names[0] in chosen else [roots[names[0]]]
     for name in names[1:]:
         owners = [owner for kind in kinds for owner in (kind, *subclasses(kind)) if name in parameters(owner)]
@@ -97,7 +97,7 @@ def named(name: str, *kinds: type) -> type:
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no class {name} to show the settings of: {error}") from error
+        raise ValueError(f"there is no class {name} ({error}): give one by its name or import path") from error
     return found
 
 

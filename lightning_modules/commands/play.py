@@ -88,4 +88,6 @@ def check_free(address: str, port: int) -> None:
     try:
         socket.create_server((address, port)).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--address {address} --port {port}: nothing can listen there ({error})") from error
+        raise ValueError(
+            f"--address {address} --port {port}: nothing can listen there ({error}): give another port"
+        ) from error

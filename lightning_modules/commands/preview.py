@@ -63,7 +63,10 @@ def prepare(trainer: Trainer, module: FunctionCallingModule, data: XLAMDataModul
         ValueError: What `fit` would refuse, too, or data that have no rows of calls.
     """
     if not isinstance(data, XLAMDataModule):
-        raise ValueError(f"data.class_path {type(data).__name__} has no rows with calls: there is nothing to show")
+        raise ValueError(
+            f"data.class_path {type(data).__name__} has no rows with calls, so there is nothing to show: give "
+            "XLAMSFTDataModule or XLAMPromptDataModule"
+        )
     check_attention(module.attn_implementation, trainer.strategy.root_device)
     check_monitors(trainer, module)
     check_model(module.init_from, module.attn_implementation)

@@ -21,6 +21,7 @@ from lightning_modules.generators import HFGenerator
 from lightning_modules.objectives import mean_cot_entropy
 from lightning_modules.policy.generation_config import stop_ids
 from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.policy.row_checks import learnt_positions
 from lightning_modules.rollout.buffer import RolloutBuffer
 from lightning_modules.rollout.collect import make_buffer, score_tokens
 from lightning_modules.rollout.dynamic import Drawn
@@ -85,9 +86,16 @@ def draw(
         seed: Of the sampling.
 
     Raises:
-        ValueError: A setting is out of its range, or the request holds a special token of the tokenizer.
+        ValueError: A setting is out of its range, the request holds a special token of the tokenizer, or the model has
+            no positions for the longest answer, which is scored as a whole.
     """
     prompt = encode_prompt(tokenizer, example, form)
+    has = learnt_positions(policy.causal_lm)
+    if has and len(prompt) + max_new_tokens > has:
+        raise ValueError(
+            f"{policy.causal_lm.name_or_path} has {has:,} positions, and the prompt has {len(prompt):,} tokens and an "
+            f"answer up to {max_new_tokens:,}: set max_new_tokens lower, or ask with fewer tools or words"
+        )
     generator = HFGenerator(max_new_tokens, temperature, seed=seed)
     stops = stop_ids(tokenizer, policy.causal_lm.generation_config)
     with _one_at_a_time:

@@ -97,10 +97,10 @@ def answer_lines(answers: Sequence[ScoredAnswer], totals: Sequence[float | None]
     """
     lines: list[Line] = []
     for i, answer in enumerate(answers):
-        said = f"{answer.name}: fails {answer.fails}" if answer.fails else answer.name
+        note = f"{answer.name}: fails {answer.fails}" if answer.fails else answer.name
         if totals is not None:
-            said += f"; model.rewards pay {'nothing, for one of them fails' if totals[i] is None else f'{totals[i]:g}'}"
-        lines.append((Span(f"{answer.result.score:g}", "bad" if answer.fails else "good"), Span(f"  {said}")))
+            note += f"; model.rewards pay {'nothing, for one of them fails' if totals[i] is None else f'{totals[i]:g}'}"
+        lines.append((Span(f"{answer.result.score:g}", "bad" if answer.fails else "good"), Span(f"  {note}")))
         lines.append(plain(f"   {shortened(answer.text)}", "faint"))
     return lines
 

@@ -72,8 +72,7 @@ class Generator(Protocol):
     def sync(self, policy: ScoredCausalLM) -> None:
         """Take over the policy's weights, where the generator keeps its own; every rank calls it.
 
-        Sampling from a policy that has changed since does it too. A caller of its own chooses the moment and sees the
-        time that it takes.
+        Sampling syncs by itself where the policy has changed. To call this before is to choose the moment, and time it.
 
         Args:
             policy: The model to sample from next.
@@ -83,7 +82,7 @@ class Generator(Protocol):
 
 @runtime_checkable
 class HoldsWeights(Protocol):
-    """What a generator does besides that has an engine with weights of its own.
+    """The further methods of a generator whose engine holds weights of its own.
 
     It takes a policy in the shards of FSDP2 as it is: no unsharded copy is made for it.
     """
@@ -93,12 +92,12 @@ class HoldsWeights(Protocol):
 
         Args:
             precision: As `trainer.precision`.
-            longest_prompt: Tokens of the longest prompt to come; None where nobody knows.
+            longest_prompt: Tokens of the longest prompt to come; None if unknown.
         """
         ...
 
     def rest(self, stale: bool = False) -> None:
-        """Free memory until the next call, for the policy is going to learn or a run is over; every rank calls it.
+        """Free memory until the next call, because the policy will learn or the run is over; every rank calls it.
 
         Args:
             stale: Whether the policy is about to change, so that the weights need not be kept.
@@ -110,6 +109,15 @@ def check_sampling(temperature: float, top_p: float) -> None:
     """Raise ValueError where a setting of the sampler is out of its range."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+
+
+def check_limits(timeout: float, probe_tolerance: float | None, **counts: int) -> None:
+    """Raise ValueError where a limit of a generator with an engine, or one of its counts by name, is out of range."""
+    if min(counts.values()) < 1 or timeout <= 0 or (probe_tolerance is not None and probe_tolerance <= 0):
+        raise ValueError(
+            f"{' and '.join(counts)} must be at least 1, timeout and probe_tolerance greater than 0, got "
+            f"{', '.join(map(str, counts.values()))}, {timeout} and {probe_tolerance}."
+        )
 
 
 def names_of(prompts: Sequence[Sequence[int]], names: Sequence[str | int] | None) -> Sequence[str | int]:

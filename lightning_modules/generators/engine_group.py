@@ -67,6 +67,10 @@ class EngineGroup:
         dist.scatter_object_list(mine, answers if self.leads else None, src=self.first, group=self.group)
         return mine[0]
 
+    def wait(self) -> None:
+        """Wait for the other ranks of the group; a collective."""
+        self.ask(None, list)
+
 
 def ranks_of_node(size: int) -> int:
     """How many neighbouring ranks are on each node; a collective.

@@ -31,9 +31,9 @@ class HFGenerator:
     A prompt is read once for all its samples. Under autocast the linear layers have copies of their weights in its
     dtype meanwhile, and the cache is of that dtype; on a CPU they have packed copies in any case.
 
-    A model that must do without all that, whose cache holds more than keys and values for one, is recognised the first
-    time (`decodes`) and generates as transformers does it. One for which padding changes what is generated, or whose
-    cache does, too (`find_mode`): then only prompts of equal length share a batch, and where need be there is no cache.
+    A model that does not allow all this, such as one whose cache holds more than keys and values, is recognised at its
+    first call (`decodes`) and generates by transformers' own method. If padding or its cache changes what it generates
+    (`find_mode`), only prompts of equal length share a batch, or there is no cache.
 
     Args:
         max_new_tokens: Tokens after which a completion is cut.

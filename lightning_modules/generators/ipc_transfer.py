@@ -52,8 +52,8 @@ class EngineClient:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Have the engine load a pack of weights; returns when it has a copy."""
         places = b64encode(pickle.dumps(update_info["ipc_handles"])).decode()  # as text, for they are Python objects
-        told = update_info | {"ipc_handles": None, "ipc_handles_pickled": places}
-        self.engine.tell("update_weights", update_info=told)
+        encoded = update_info | {"ipc_handles": None, "ipc_handles_pickled": places}
+        self.engine.tell("update_weights", update_info=encoded)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Have the engine use the weights that it has loaded."""

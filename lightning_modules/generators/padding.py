@@ -38,8 +38,8 @@ class GenerationMode(NamedTuple):
 @contextmanager
 def exactly(model: PreTrainedModel) -> Iterator[None]:
     """Context to try a model in: without autocast, whose rounding hides faults, if all of its weights are float32."""
-    whole = all(weight.dtype == torch.float32 for weight in model.parameters())
-    with torch.autocast(model.device.type, enabled=False) if whole else nullcontext():
+    in_float32 = all(weight.dtype == torch.float32 for weight in model.parameters())
+    with torch.autocast(model.device.type, enabled=False) if in_float32 else nullcontext():
         yield
 
 
@@ -71,7 +71,10 @@ def find_mode(model: PreTrainedModel) -> GenerationMode:
                 rank_zero_warn(_said(model, mode, seen[-1]))
             return mode
         seen.append(f"probabilities are off by {distance:.2g}")
-    raise ValueError(f"{type(model).__name__} does not generate what its forward pass predicts ({seen[-1]}).")
+    raise ValueError(
+        f"init_from: {model.name_or_path} cannot be sampled from: {type(model).__name__} does not generate what its "
+        f"forward pass predicts ({seen[-1]}); give another model."
+    )
 
 
 @torch.no_grad()

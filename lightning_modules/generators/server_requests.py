@@ -45,10 +45,15 @@ class Servers:
 
     def __init__(self, urls: Sequence[str], timeout: float, per_server: int) -> None:
         key = os.environ.get(KEY, "").strip()
+        self.urls = list(urls)
         self.every = [server_at(url, key) for url in urls]
         self.alive = list(self.every)
         self.lost: dict[str, str] = {}  # why, by the address
         self.timeout, self.per_server = timeout, per_server
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew in a process that is spawned, where nothing is known yet of what `redact` has to mask."""
+        return Servers, (self.urls, self.timeout, self.per_server)
 
     def answer(self, path: str, bodies: Sequence[Any], read: Callable[[Any], Answer], first: int = 0) -> list[Answer]:
         """The answers to requests, whichever servers give them.

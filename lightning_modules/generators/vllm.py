@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig
 
 from datamodules.loading import resolve_seed
 from datamodules.system.files import write_text
-from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
+from lightning_modules.generators.base import Completion, check_limits, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
 from lightning_modules.generators.ipc_transfer import send_over_ipc
 from lightning_modules.generators.vllm_engine import Engine, gpus_of_engine
-from lightning_modules.generators.vllm_lora import base_scores, check_lora, lora_options, write_apart
+from lightning_modules.generators.vllm_lora import MERGED, base_scores, check_lora, lora_options, write_apart
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import temporary_folder, untied_config, write_weights
@@ -31,11 +31,6 @@ from lightning_modules.ranks import failing_together, of_every_rank
 
 CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
-MERGED = (
-    "model.generator merges what model.lora learns into weights in {}, where a change of less than half their step is "
-    "lost: at first the engine samples almost from the model without adapters. Better set model.generator.enable_lora "
-    "to true, which has the engine apply them."
-)
 
 
 class VLLMGenerator:
@@ -108,15 +103,7 @@ class VLLMGenerator:
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("VLLMGenerator needs vLLM: pip install -e '.[vllm]', or use HFGenerator.")
-        if (
-            min(max_new_tokens, tensor_parallel_size) < 1
-            or timeout <= 0
-            or (probe_tolerance is not None and probe_tolerance <= 0)
-        ):
-            raise ValueError(
-                "max_new_tokens and tensor_parallel_size must be at least 1, timeout and probe_tolerance greater than "
-                f"0, got {max_new_tokens}, {tensor_parallel_size}, {timeout} and {probe_tolerance}."
-            )
+        check_limits(timeout, probe_tolerance, max_new_tokens=max_new_tokens, tensor_parallel_size=tensor_parallel_size)
         if enable_lora and transfer == "ipc":
             raise ValueError(
                 "transfer ipc sends all weights, and enable_lora adapters alone, as files: give one of both."
@@ -137,7 +124,8 @@ class VLLMGenerator:
         self.group: EngineGroup | None = None
         self.node: EngineGroup | None = None
         self.engine: Engine | None = None
-        self._half, self._longest_prompt, self._rests = False, None, False
+        self._half, self._longest_prompt = False, None  # see `prepare`
+        self._rests = False  # whether the engine has freed its GPU memory
         self._probed: tuple[Tensor, Tensor] | None = None  # scores by the policy and the engine after the last sync
         self._base: Tensor | None = None  # scores by the weights that adapters sit on, after the last sync
 
@@ -225,7 +213,9 @@ class VLLMGenerator:
         if self.enable_lora:
             check_lora(lora, getattr(torch, dtype), device)
         elif lora is not None and dtype != "float32":
-            rank_zero_warn(MERGED.format(dtype))
+            rank_zero_warn(
+                MERGED.format(dtype) + "set model.generator.enable_lora to true: the engine applies them then."
+            )
 
     def prepare(self, precision: str, longest_prompt: int | None) -> None:
         """Take from the run what the settings leave open; see `HoldsWeights`."""
@@ -246,7 +236,7 @@ class VLLMGenerator:
     def _wait(self) -> None:
         """Wait for the ranks that share the engine; a collective."""
         if self.group is not None:
-            self.group.ask(None, lambda every: every)
+            self.group.wait()
 
     def _is_behind(self, policy: ScoredCausalLM) -> bool:
         """Whether the engine of any rank needs a sync, in which all take part."""
@@ -257,7 +247,8 @@ class VLLMGenerator:
 
     def _answer(self, requests: list[tuple[list[Sequence[int]], list[Any]]]) -> list[list[Completion]]:
         """Completions for the rows of every rank that shares the engine."""
-        rows, settings = ([item for request in requests for item in request[part]] for part in (0, 1))
+        rows = [row for rows, _ in requests for row in rows]
+        settings = [each for _, settings in requests for each in settings]
         longest = max(map(len, rows), default=0) + self.max_new_tokens
         if longest > self.engine.max_model_len:
             raise ValueError(
@@ -274,34 +265,34 @@ class VLLMGenerator:
         torch.cuda.empty_cache()  # without effect where there is no GPU
         self._wait()  # by now the GPU of each has room
         self._start_if_first(policy)
-        self.node.ask(None, lambda every: every)  # on the CPU: the collectives that follow would wait on GPUs
+        self.node.wait()  # on the CPU: the collectives that follow would wait on GPUs
         with self.engine.loading() if self.group.leads else nullcontext():
             send_over_ipc(weights, self.engine)
 
     def _load(self, policy: ScoredCausalLM, takes_part: bool) -> None:
         """Give the engine weights, adapters or both through files."""
         base = base_scores(policy) if takes_part and self.enable_lora else None
-        lacks = takes_part and (base is None or self._base is None or not torch.equal(base, self._base))
-        lacks = any(of_every_rank(lacks))
+        changed = takes_part and (base is None or self._base is None or not torch.equal(base, self._base))
+        changed = any(of_every_rank(changed))  # adapters alone would not do
         with ExitStack() as stack:
             with failing_together():
                 folder = stack.enter_context(temporary_folder(self.weights_dir)) if self.node.leads else ""
             with failing_together():
-                given = self._write(policy, folder, lacks) if self.node.leads or is_sharded(policy) else ()
-            given = of_every_rank(given)[self.node.first]
+                folders = self._write(policy, folder, changed) if self.node.leads or is_sharded(policy) else ()
+            folders = of_every_rank(folders)[self.node.first]
             torch.cuda.empty_cache()  # without effect where there is no GPU
             self._wait()  # by now the GPU of each has room
             self._start_if_first(policy)
             if self.engine is not None:
-                self.engine.load(*given)
-            self.node.ask(None, lambda every: every)  # all have read the folder, which is removed now
+                self.engine.load(*folders)
+            self.node.wait()  # all have read the folder, which is removed now
         self._base = base
 
-    def _write(self, policy: ScoredCausalLM, folder: str, lacks: bool) -> Sequence[str | None]:
-        """Write what engines are to load, and give the folders of weights, where they lack these, and of adapters."""
+    def _write(self, policy: ScoredCausalLM, folder: str, weights: bool) -> Sequence[str | None]:
+        """Write what engines are to load; gives the folders of weights (None without `weights`) and of adapters."""
         dtype, write = self._engine_dtype(policy), self.node.leads
         if self.enable_lora:
-            return folder if lacks else None, write_apart(policy, folder, dtype, lacks, write)
+            return folder if weights else None, write_apart(policy, folder, dtype, weights, write)
         write_weights(policy, folder, dtype, write)
         return folder, None
 

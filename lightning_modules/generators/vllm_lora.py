@@ -17,6 +17,11 @@ NONE = (
     "model.generator: enable_lora has vLLM apply the policy's adapters, and it has none: set model.lora, or "
     "enable_lora to false."
 )
+MERGED = (
+    "model.generator merges what model.lora learns into weights in {}, where a change of less than half their step is "
+    "lost: at first the engine samples almost from the model without adapters. Better "
+)
+"""Of adapters in weights that are too coarse for what they learn at first; what to do follows."""
 
 
 def check_lora(lora: LoRA | None, dtype: torch.dtype, device: torch.device) -> None:

@@ -11,14 +11,16 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import check_addresses
-from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
+from lightning_modules.generators.base import Completion, check_limits, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
 from lightning_modules.generators.server_requests import Servers
+from lightning_modules.generators.vllm_lora import MERGED
 from lightning_modules.generators.vllm_probe import check_scores, probe_ids, probe_scores
 from lightning_modules.generators.vllm_sampling import sampling_params
 from lightning_modules.generators.weight_folder import temporary_folder, write_weights
@@ -52,8 +54,8 @@ class VLLMServerGenerator:
     Every rank sends its own requests, to whichever server has room. The first rank gives the servers the weights,
     adapters merged, before the first call and whenever the policy scores a few ids otherwise than before; then every
     server scores them, too, and one that disagrees with the policy ends the run. All servers have to answer at the
-    start. One that is lost later, or holds weights of another sync, is done without, and is asked again at the next
-    sync; with the last one the run ends.
+    start. The run goes on without a server that is lost later, or holds weights of another sync, and asks it again at
+    the next sync; when none is left the run ends.
 
     A completion depends on the weights, `seed`, its prompt's name and its number among the prompt's samples, up to the
     rounding of logits, in which the rows that happen to be computed together, or servers of unlike hardware, can
@@ -96,15 +98,7 @@ class VLLMServerGenerator:
         per_server: int = 64,
     ) -> None:
         check_sampling(temperature, top_p)
-        if (
-            min(max_new_tokens, per_server) < 1
-            or timeout <= 0
-            or (probe_tolerance is not None and probe_tolerance <= 0)
-        ):
-            raise ValueError(
-                "max_new_tokens and per_server must be at least 1, timeout and probe_tolerance greater than 0, got "
-                f"{max_new_tokens}, {per_server}, {timeout} and {probe_tolerance}."
-            )
+        check_limits(timeout, probe_tolerance, max_new_tokens=max_new_tokens, per_server=per_server)
         check_servers(servers, transfer)
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.seed = resolve_seed(seed)
@@ -148,7 +142,7 @@ class VLLMServerGenerator:
         temperature: float | None = None,
         top_p: float | None = None,
     ) -> list[list[Completion]]:
-        """As a call, from the weights of the last sync: neither a collective nor with an eye on the policy.
+        """As a call does, but from the weights of the last sync, whatever the policy is now; no collective.
 
         Raises:
             ValueError: See `__call__`.
@@ -184,6 +178,9 @@ class VLLMServerGenerator:
         self._meet()
         scores = probe_scores(policy)
         dtype, max_model_len = self._first(self._find)
+        if self.synced is None and policy.has_adapters and dtype != torch.float32:
+            told = MERGED.format(str(dtype).removeprefix("torch."))
+            rank_zero_warn(f"{told}start the servers with --dtype float32, or take VLLMGenerator with enable_lora.")
         if self.nccl is not None:
             self._send(self.nccl, policy, dtype)
         else:

@@ -71,8 +71,8 @@ class EntropyBonus:
 def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", valid: Tensor | None = None) -> Tensor:
     """Rewards relative to their group, (r - mean) / (std + 1e-6) (arXiv 2508.05118, eq. 1; arXiv 2402.03300).
 
-    A group whose rewards are all equal gets exactly 0, which a test for equality settles: the rounding of its mean and
-    the division by a tiny deviation would make something of nothing.
+    A group whose rewards are all equal gets exactly 0. A comparison finds it: a rounded mean and a division by a tiny
+    deviation could give it an advantage.
 
     Args:
         rewards: Scores of the G completions of each prompt, [P, G], of any dtype.
@@ -223,28 +223,25 @@ def shaping_entropy(
     return values if level == "token" else torch.where(cot, values, 0)
 
 
-def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
     """Soft penalty on long completions (DAPO, arXiv 2503.14476, section 3.4), to be added to their rewards.
 
-    It is 0 up to `max_length - buffer` tokens and falls linearly from there, to `-factor` at `max_length`.
+    It is 0 up to `max_length - buffer` tokens and falls linearly from there, to -1 at `max_length`.
 
     Args:
         lengths: Tokens of each completion, any shape.
         max_length: Tokens at which the whole penalty is due.
         buffer: Tokens over which it grows, in [1, max_length].
-        factor: At least 0.
 
     Returns:
         Penalties, at most 0, of the shape of `lengths`, float32.
 
     Raises:
-        ValueError: If the buffer or the factor is out of its range.
+        ValueError: If the buffer is out of its range.
     """
-    if not 1 <= buffer <= max_length or not factor >= 0:
-        raise ValueError(
-            f"buffer must lie in [1, max_length {max_length}] and factor be at least 0, got {buffer} and {factor}."
-        )
-    return -factor * ((lengths - (max_length - buffer)).to(torch.float32) / buffer).clamp(min=0)
+    if not 1 <= buffer <= max_length:
+        raise ValueError(f"buffer must lie in [1, max_length {max_length}], got {buffer}.")
+    return -((lengths - (max_length - buffer)).to(torch.float32) / buffer).clamp(min=0)
 
 
 def _check(entropy: Tensor, cot: Tensor, samples: Tensor) -> None:

@@ -87,8 +87,8 @@ def opener(sources: dict[str, str]) -> None:
         right.button("Open", on_click=fill, args=(rows[place],), width="stretch")
         recorded = st.session_state.get("recorded")
         if recorded:
-            said = f"It answered at step {recorded.get('step', '?')}, score {recorded.get('score', '?')}:"
-            st.caption(markdown_text(said, 200))
+            title = f"It answered at step {recorded.get('step', '?')}, score {recorded.get('score', '?')}:"
+            st.caption(markdown_text(title, 200))
             st.code(visible(str(recorded.get("completion", ""))), language=None, wrap_lines=True)
 
 

@@ -58,8 +58,8 @@ def answer_html(answer: SampledAnswer, number: int) -> str:
         facts.append(f"E <b>{answer.cot_entropy:.3f}</b> nats")
     cut = ", cut" if answer.rollout.finish_reason == "length" else ""
     facts.append(f'<span class="fr-dim">{len(answer.tokens)} tokens{cut}</span>')
-    said, colour = verdict(answer)
-    note = f'<div class="fr-note" style="color:{colour}">{html.escape(visible(said))}</div>'
+    words, colour = verdict(answer)
+    note = f'<div class="fr-note" style="color:{colour}">{html.escape(visible(words))}</div>'
     head = f'<div class="fr-head">{"".join(f"<span>{fact}</span>" for fact in facts)}</div>'
     return f'<div class="fr-card">{head}{tokens_html(answer.tokens)}{note}</div>'
 

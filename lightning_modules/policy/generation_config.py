@@ -37,18 +37,18 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     named = [*ids_of(config.eos_token_id), *ids_of(getattr(model.config.get_text_config(), "eos_token_id", None))]
     if odd := [i for i in named if not isinstance(i, int)]:
         raise ValueError(f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id")
-    config.eos_token_id, said = _of_the_model(config, model)
+    config.eos_token_id, note = _of_the_model(config, model)
     fault = _fault(config)
     if not fault:
-        return config, said
+        return config, note
     mended = deepcopy(config)
     mended.do_sample = True  # what a temperature means; checkpoints of Llama 2 have one and do not say so
     if not _fault(mended):
-        said += f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
-        return mended, said
+        note += f"The generation config of {source} samples without saying so: hf/ will have do_sample true."
+        return mended, note
     special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(**special), (
-        f"{said}The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
+        f"{note}The generation config of {source} is faulty, so hf/ will have but its special tokens: {fault}"
     )
 
 
@@ -79,8 +79,8 @@ def _of_the_model(config: GenerationConfig, model: PreTrainedModel) -> tuple[int
         missing += [i for i in ids_of(ends) if i not in (*kept, *missing)]
         if kept:
             break
-    said = f"eos_token_id {', '.join(map(str, missing))} is none of the {tokens:,} tokens and is left out. "
-    return (kept if isinstance(ends, list) else kept[0]) if kept else None, said if missing else ""
+    note = f"eos_token_id {', '.join(map(str, missing))} is none of the {tokens:,} tokens and is left out. "
+    return (kept if isinstance(ends, list) else kept[0]) if kept else None, note if missing else ""
 
 
 def _fault(config: GenerationConfig) -> str:

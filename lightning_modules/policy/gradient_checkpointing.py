@@ -32,8 +32,13 @@ def enable(model: PreTrainedModel, settings: GradientCheckpointing) -> None:
     """Let the layers of a model compute their activations again.
 
     Raises:
-        ValueError: This version of transformers offloads nothing.
+        ValueError: The family computes nothing again, or this version of transformers offloads nothing.
     """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"model.gradient_checkpointing: {type(model).__name__} (model_type {model.config.model_type}) of "
+            "transformers computes no layer again: set it to false, or give another model."
+        )
     if settings.offload and "offload" not in signature(model.gradient_checkpointing_enable).parameters:
         raise ValueError(
             f"model.gradient_checkpointing: transformers {transformers.__version__} knows no offload: install 5.17 or "

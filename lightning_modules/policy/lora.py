@@ -106,9 +106,10 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     mamba = {name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")}
     experts = any(p.ndim == 3 and ".experts." in name for name, p in model.named_parameters())
-    names = [name for name, module in modules.items() if type(module) in (nn.Linear, Conv1D) and module is not head]
-    return [
-        name
-        for name, (block, _, leaf) in zip(names, (name.rpartition(".") for name in names), strict=True)
-        if not (block in mamba and leaf in PAST_ADAPTERS) and not (experts and leaf in OF_EXPERTS)
-    ]
+    names = []
+    for name, module in modules.items():
+        block, _, leaf = name.rpartition(".")
+        passed_by = (block in mamba and leaf in PAST_ADAPTERS) or (experts and leaf in OF_EXPERTS)
+        if type(module) in (nn.Linear, Conv1D) and module is not head and not passed_by:
+            names.append(name)
+    return names

@@ -54,8 +54,8 @@ class ScoredCausalLM(nn.Module):
 
     Attributes:
         model: What was given: a `PreTrainedModel` or a `PeftModel` around one.
-        packed: Whether its rows hold several documents; what can be done with it is for `policy.probe` to say.
-        shares_prefixes: Whether documents of a row may go on from the beginning of another one; the probe says so, too.
+        packed: Whether its rows may hold several documents, as `policy.probe` finds out.
+        shares_prefixes: Whether a document may continue the beginning of another one in its row; from the probe, too.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
@@ -128,7 +128,7 @@ class ScoredCausalLM(nn.Module):
             options = flash_options(position_ids)
         if self.by_document or flash:
             # Flash's variable-length kernel recognises restarting positions in a single row only, and silently not in
-            # more. And what is compiled would be compiled anew for one row, and for a view of one.
+            # more. And compiled layers would be compiled again for one row, and for a view of one.
             input_ids, position_ids, targets = (x.reshape(1, -1).clone() for x in (input_ids, position_ids, targets))
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **options).last_hidden_state
         scored = targets != IGNORED
@@ -174,7 +174,7 @@ def build_policy(
         experts = "eager" if dtype == torch.float64 else None  # the fused products of experts know no float64
         options = {"dtype": dtype, "attn_implementation": kernel, "experts_implementation": experts}
         model = load_weights(init_from, empty, in_files, **options)
-        for config in (model.config, model.config.get_text_config()):  # some folders ask for all that a layer gives
+        for config in (model.config, model.config.get_text_config()):  # some ask for what every layer gives
             config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
         model.generation_config, mended = generation_config(resolve_model_folder(init_from), model)
         if mended and not empty:
@@ -187,7 +187,7 @@ def build_policy(
             model = add_adapters(model, lora)
     policy = ScoredCausalLM(model).train()
     if empty:
-        policy.causal_lm.tie_weights()  # what was shared was emptied apart
+        policy.causal_lm.tie_weights()  # emptying has untied shared weights
     keep_inputs_alone(policy.causal_lm)
     return_freed_before_embedding(policy.causal_lm.get_input_embeddings())
     return policy

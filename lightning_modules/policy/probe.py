@@ -20,7 +20,7 @@ from lightning_modules.ranks import failing_together
 LENGTHS = (11, 14, 7)
 """Tokens of the documents."""
 ROUNDING = 4
-"""Changes so many times as large as what rounding was seen to do are none of rounding's."""
+"""A change that is more times as large as the observed effect of rounding than this is no rounding."""
 EXACT = 1e-6
 """Nats by which log-probabilities may differ where nothing was seen to round."""
 ATTENDING = ("full_attention", "sliding_attention")
@@ -143,8 +143,8 @@ def may_attend_by_document(policy: ScoredCausalLM) -> bool:
     That is where attention is sdpa, layers can be told more, and all of them attend, in a window or to everything.
     """
     attend = all(kind in ATTENDING for kind in _kinds(policy))
-    told = takes_keywords(decoder_of(policy.causal_lm))
-    return policy.causal_lm.config._attn_implementation == "sdpa" and told and attend
+    takes_options = takes_keywords(decoder_of(policy.causal_lm))
+    return policy.causal_lm.config._attn_implementation == "sdpa" and takes_options and attend
 
 
 def _check_causal(policy: ScoredCausalLM, document: Encoded, own: Tensor, allowed: float) -> None:

@@ -58,20 +58,20 @@ def check_rows_fit(
             f"init_from: a row has {tokenizer.convert_ids_to_tokens(most)!r}, token {most:,} of the tokenizer of "
             f"{tokenizer.name_or_path}, whose model has {tokens:,}: resize the model's embeddings to its tokenizer"
         )
-    has = _learnt_positions(model)
+    has = learnt_positions(model)
     trained = getattr(data, "lengths", np.zeros(0))[getattr(data, "train_indices", [])]
     row, prompt = int(trained.max(initial=0)), int(getattr(data, "longest_prompt", 0))
-    said = f"init_from: {model.name_or_path} has {has:,} positions"
+    start = f"init_from: {model.name_or_path} has {has:,} positions"
     if has and row > has:
-        raise ValueError(f"{said}, and a row to train on has {row:,} tokens: set data.{data.LIMIT} {has}")
+        raise ValueError(f"{start}, and a row to train on has {row:,} tokens: set data.{data.LIMIT} {has}")
     if has and max_new_tokens and prompt + max_new_tokens > has:
         raise ValueError(
-            f"{said}, and the longest prompt has {prompt:,} tokens and its completion up to {max_new_tokens:,}: set "
+            f"{start}, and the longest prompt has {prompt:,} tokens and its completion up to {max_new_tokens:,}: set "
             "model.generator.max_new_tokens lower, or give a model or rows of other lengths"
         )
 
 
-def _learnt_positions(model: PreTrainedModel) -> int:
+def learnt_positions(model: PreTrainedModel) -> int:
     """How many positions a model looks up in a table; 0 if it has none."""
     tables = (
         name

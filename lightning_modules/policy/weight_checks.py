@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from lightning_modules.policy.weight_files import differ, is_finite, not_finite, whole_numbers
 
 SHOWN = 3  # names in an error
+GIVE_ANOTHER = "give a model that writes text"
 BESIDE_THE_TEXT = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|vision_embed\w*|audio_tower|multi_modal_projector|mtp\w*|v_head)\."
     r"|(inv_freq|masked_bias)$"
@@ -35,10 +36,10 @@ def check_names(source: str, info: dict[str, Any]) -> None:
         "not of this model": (name for name in info["unexpected_keys"] if not BESIDE_THE_TEXT.search(name)),
         "of another shape": shapes,
     }
-    told = [f"{len(names)} {word} ({some(names)})" for word, found in faults.items() if (names := sorted(found))]
-    if told:
+    bad = [f"{len(names)} {word} ({some(names)})" for word, found in faults.items() if (names := sorted(found))]
+    if bad:
         raise ValueError(
-            f"init_from: the weights of {source} do not fit its config.json: {', '.join(told)}; give the folder of one "
+            f"init_from: the weights of {source} do not fit its config.json: {', '.join(bad)}; give the folder of one "
             "whole model, or a config.json alone to start from random weights"
         )
 
@@ -47,11 +48,13 @@ def check_causal(source: str, model: PreTrainedModel) -> None:
     """Raise if each token of a model sees those after it, as far as its config tells; the probe tries it.
 
     Raises:
-        ValueError: It is an encoder, of those that embed texts or fill in masked words.
+        ValueError: It is an encoder, of those that embed texts or fill in masked words, or reads in any order.
     """
     text = model.config.get_text_config()
     signs = {
         "is_causal": getattr(text, "is_causal", None) is False,
+        "causal": getattr(text, "causal", None) is False,
+        "attn_type": getattr(text, "attn_type", None) == "bi",
         "use_bidirectional_attention": getattr(text, "use_bidirectional_attention", None) in (True, "all"),
         "is_decoder": any(
             name.endswith("attention.self") and getattr(module, "is_causal", None) is False
@@ -62,7 +65,7 @@ def check_causal(source: str, model: PreTrainedModel) -> None:
         if found:
             raise ValueError(
                 f"init_from: {source} is no causal language model, for each of its tokens sees those after it ({key} "
-                f"{getattr(text, key)} in its config.json): give a model that writes text"
+                f"{getattr(text, key)} in its config.json): {GIVE_ANOTHER}"
             )
 
 

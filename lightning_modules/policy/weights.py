@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.system.hub import refuse_unreachable
 from lightning_modules.policy.weight_checks import (
+    GIVE_ANOTHER,
     check_causal,
     check_kinds,
     check_names,
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 CONVERTED = re.compile(r"^(.+?) +\| +\S*CONVERSION", re.MULTILINE)
 """A weight in transformers' report that it could not make of several of a file, such as those of the experts."""
+NO_CLASS = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>")
+"""What transformers says of a family without a causal language model."""
 ODD_CONFIG = (
     *(RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     StrictDataclassError,
@@ -58,7 +61,7 @@ def load_weights(init_from: str, empty: bool, in_files: bool = False, **options:
             an adapter's, or if the architecture is unknown, no causal one or lacks a package or the attention kernel.
     """
     source = resolve_model_folder(init_from)
-    refuse_quantized(source, options)
+    refuse_by_config(source, options)
     random = Path(source).is_dir() and not has_weights(Path(source))
     if random and not empty:
         log.warning("%s holds a config.json and no weights: starting from random weights.", source)
@@ -92,7 +95,7 @@ def check_model(init_from: str, attn_implementation: str = "sdpa") -> None:
     if not Path(source).is_dir():
         refuse_unreachable(source)
     options = {"device_map": "meta", "attn_implementation": kernel_of(attn_implementation)}
-    refuse_quantized(source, options)
+    refuse_by_config(source, options)
     if not (Path(source).is_dir() and has_weights(Path(source))):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -105,23 +108,28 @@ def kernel_of(attn_implementation: str) -> str | None:
     return None if attn_implementation == "sdpa" else attn_implementation
 
 
-def refuse_quantized(source: str, options: dict[str, Any]) -> None:
-    """Refuse a model whose config.json says that its weights are quantized.
+def refuse_by_config(source: str, options: dict[str, Any]) -> None:
+    """Refuse a model whose config.json says that its weights are quantized, or are an encoder's and a decoder's.
 
-    What transformers makes of such weights depends on the machine: those of some methods it turns into floats where
-    there is no GPU, and else leaves them as they are.
+    What transformers makes of quantized weights depends on the machine: those of some methods it turns into floats
+    where there is no GPU, and else leaves them as they are. Of an encoder and a decoder it would take the latter alone.
 
     Raises:
         FileNotFoundError: There is no config.json.
-        ValueError: Naming the method; or the config.json cannot be read.
+        ValueError: Naming the method or the key; or the config.json cannot be read.
     """
     with _in_a_sentence(source, options):
-        found = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
-    if found is not None:
+        config = PreTrainedConfig.get_config_dict(source)[0]
+    if (found := config.get("quantization_config")) is not None:
         method = found.get("quant_method") if isinstance(found, dict) else repr(found)
         raise ValueError(
             f"init_from: {source} holds quantized weights (quantization_config {method} in its config.json), which "
             "nothing here can train or export: give the model they were made from"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ValueError(
+            f"init_from: {source} is no causal language model, for its decoder goes on from what an encoder reads "
+            f"(is_encoder_decoder true in its config.json): {GIVE_ANOTHER}"
         )
 
 
@@ -165,6 +173,11 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
                 f"init_from: the weights of {source} do not fit its config.json: not all that {some(mixed)} is made "
                 "of is there and of its shape"
             ) from error
+        if found := NO_CLASS.match(str(error)):
+            raise ValueError(
+                f"init_from: {source} is no causal language model: transformers has none for its {found[1]}; "
+                f"{GIVE_ANOTHER}"
+            ) from error
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         if isinstance(error, ODD_CONFIG):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -176,12 +189,12 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
 def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) -> PreTrainedModel:
     """A model of the dtype in `options` but for its parameters, which are those of the one given."""
     with init_empty_weights(include_buffers=False):  # which are computed in the dtype of the run
-        whole = _of_config(source, options)
-    own, parameters = whole.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        fresh = _of_config(source, options)
+    own, parameters = fresh.state_dict(), {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {n: w if n in parameters else w.to(own[n].dtype) for n, w in model.state_dict().items()}
-    whole.load_state_dict(state, assign=True)
-    whole.tie_weights()
-    return whole
+    fresh.load_state_dict(state, assign=True)
+    fresh.tie_weights()
+    return fresh
 
 
 def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:

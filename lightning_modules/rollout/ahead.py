@@ -47,7 +47,7 @@ class Ahead:
             self.groups |= zip(names, groups.result(), strict=True)
 
     def take(self, names: Sequence[str], size: int) -> Groups | None:
-        """The groups of so many of these prompts, and no others from now on; None if they were not sampled ahead."""
+        """The groups of these prompts, of `size` completions each; None unless all were sampled. Forgets all others."""
         self.wait()
         known = {name: self.groups[name] for name in names if name in self.groups}
         self.groups = {name: group for name, group in known.items() if len(group) == size}

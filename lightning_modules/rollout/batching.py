@@ -24,7 +24,7 @@ def cot_mask(
 
     Args:
         tokenizer: The tokenizer of the model that generated the ids.
-        completion_ids: Generated ids; any ids at all, be it half a character.
+        completion_ids: Generated ids; any ids, also of half a character.
         well_formed: Whether the think block is, where that is known already; parsed here when None.
 
     Returns:
@@ -91,8 +91,7 @@ def pack_rollouts(
         rows = [[i for group in row for i in groups[group]] for row in plan]
         batch = collate_packed(documents, rows)
         order = [i for row in rows for i in row]  # as they appear, which is how `doc_ids` counts them
-        padding = batch["doc_ids"] < 0
-        batch["doc_ids"] = torch.tensor(order)[batch["doc_ids"]].masked_fill(padding, -1)
+        batch["doc_ids"] = torch.tensor([*order, -1])[batch["doc_ids"]]  # -1, the padding, stays -1
         places = [torch.arange(starts[i], starts[i + 1]) for i in order]
         batch["tokens"] = torch.full_like(batch["targets"], -1)
         batch["tokens"][batch["targets"] != IGNORED] = torch.cat(places)

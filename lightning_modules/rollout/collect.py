@@ -78,7 +78,8 @@ def score_tokens(
     Returns:
         Both [N], float32 at least, on the CPU; None for entropies not asked for.
     """
-    places, logprobs, entropies = [], [], []
+    nothing = torch.zeros(0, dtype=torch.float32)
+    places, logprobs, entropies = [nothing.long()], [nothing], [nothing]
     training = model.training
     model.eval()  # without dropout, as when the tokens were sampled
     for i in range(rounds):
@@ -87,12 +88,11 @@ def score_tokens(
         if i < len(micros):
             places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
             logprobs.append(scored.logprobs.cpu())
-            entropies.append(scored.entropy.cpu() if entropy else scored.logprobs.cpu())
+            if entropy:
+                entropies.append(scored.entropy.cpu())
     model.train(training)
-    order = torch.cat([*places, torch.zeros(0, dtype=torch.long)]).argsort()
-    nothing = torch.zeros(0, dtype=torch.float32)
-    values = [torch.cat(column)[order] if column else nothing for column in (logprobs, entropies)]
-    return values[0], values[1] if entropy else None
+    order = torch.cat(places).argsort()
+    return torch.cat(logprobs)[order], torch.cat(entropies)[order] if entropy else None
 
 
 def set_advantages(
@@ -107,8 +107,8 @@ def set_advantages(
 
     Args:
         buffer: The rollouts, R of them with N tokens.
-        rewards: Theirs, by group, [P, G].
-        valid: Which of them have one, [P, G], bool.
+        rewards: Their rewards by group, [P, G].
+        valid: Which rollouts have a reward, [P, G], bool.
         entropy: Of each token, [N]; None where no bonus asks for it.
         scale: See `group_advantages`.
         bonus: The entropy bonus.
@@ -159,9 +159,8 @@ def fill_logprobs(
     Args:
         buffer: The rollouts.
         micros: All of them, packed.
-        policy: That sampled; None leaves its pass out, where nothing depends on it: the one update of a batch of
-            rollouts is made of the policy that sampled them, so that its own log-probabilities are the old ones, and no
-            bonus asks for entropy.
+        policy: The one that sampled. None leaves out its pass, where nothing depends on it: no bonus asks for entropy,
+            and in a single update per batch the policy's own log-probabilities are the old ones.
         reference: Gives the reference, if there is one.
         device: Where they compute.
         temperature: Divides the logits.

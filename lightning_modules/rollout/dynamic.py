@@ -17,9 +17,9 @@ class DynamicSampling:
 
     Attributes:
         max_draws: How often further prompts, as many as the batch has, are drawn and sampled from to take their place
-            (DAPO, arXiv 2503.14476, 3.2); 10 is verl's bound. Groups that are too many are thrown away; if they are too
-            few at last, the batch's own fill it up. `reward/...` and `rollout/...` are those of the groups that are
-            kept, and so no longer the policy's.
+            (DAPO, arXiv 2503.14476, 3.2); 10 is verl's bound. Groups beyond the size of the batch are thrown away; if
+            there are too few in the end, groups of the batch's own prompts fill it up. `reward/...` and `rollout/...`
+            are those of the groups that are kept, and so no longer the policy's.
         max_resample: How often such a group is sampled anew, from the same prompt: prompts that are nearly always or
             never answered right gain weight, and `reward/mean`, of the last attempt, is no longer the policy's, which
             `reward/mean_first` is.

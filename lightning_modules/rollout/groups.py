@@ -57,8 +57,8 @@ def score_groups(
     batch: PromptBatch,
     score: Callable[[Example, Sequence[int], Completion], Rollout],
     rewards: Rewards,
-    penalty: Callable[[Tensor], Tensor] | None = None,
-    of: int | None = None,
+    penalty: Callable[[Tensor], Tensor] = torch.zeros_like,
+    most_completions: int | None = None,
 ) -> list[Group]:
     """Groups of rollouts, scored with the reward and every reward function.
 
@@ -67,35 +67,32 @@ def score_groups(
         batch: The prompts.
         score: Makes a rollout of an example, its prompt and a completion.
         rewards: The reward functions.
-        penalty: Of lengths [R], if there is one.
-        of: The most completions that the batch may have over all ranks and attempts; these alone when None.
+        penalty: Gives that of completions by their lengths, [R]; 0 without it.
+        most_completions: The most that the batch may have over all ranks and attempts; those here when None.
 
     Returns:
         A group for each prompt.
     """
     flat = [completion for group in completions for completion in group]
-    asked = zip(batch.examples, batch.prompt_ids, completions, strict=True)
-    rollouts = [score(example, prompt, completion) for example, prompt, group in asked for completion in group]
+    prompts = zip(batch.examples, batch.prompt_ids, completions, strict=True)
+    rollouts = [score(example, prompt, completion) for example, prompt, group in prompts for completion in group]
     inputs = [(rollout.text, rollout.example.tools, rollout.example.answers) for rollout in rollouts]
-    answers = rewards(inputs, [rollout.result for rollout in rollouts], of)
+    answers = rewards(inputs, [rollout.result for rollout in rollouts], most_completions)
     lengths = torch.tensor([len(completion.token_ids) for completion in flat])
-    penalties = penalty(lengths).tolist() if penalty else [0.0] * len(flat)
-    rewarded = []
-    for i, (completion, rollout) in enumerate(zip(flat, rollouts, strict=True)):
+    penalties = penalty(lengths).tolist()
+    for i, completion in enumerate(flat):
         scores = {name: column[i].value for name, column in answers.items()}
-        rewarded.append(
-            replace(
-                rollout,
-                token_ids=completion.token_ids,
-                logprobs=completion.logprobs,
-                scores=scores,
-                reward=rewards.total(scores),
-                penalty=penalties[i],
-                errors={name: column[i].error for name, column in answers.items() if column[i].error},
-            )
+        rollouts[i] = replace(
+            rollouts[i],
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            scores=scores,
+            reward=rewards.total(scores),
+            penalty=penalties[i],
+            errors={name: column[i].error for name, column in answers.items() if column[i].error},
         )
-    places = iter(rewarded)
-    return [[next(places) for _ in group] for group in completions]
+    rewarded = iter(rollouts)
+    return [[next(rewarded) for _ in group] for group in completions]
 
 
 def all_equal(group: Group) -> bool:

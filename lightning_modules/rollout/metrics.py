@@ -19,7 +19,7 @@ from lightning_modules.rollout.rollout import Rollout
 Sums = dict[str, float]
 Peaks = dict[str, float]
 OF_ALL_REWARDS = ("mean", "mean_first", "std", "errors", "frac_zero_std", "overlong_penalty")
-"""Metrics under `reward/` that are not of one function, none of which may be called so."""
+"""Metrics under `reward/` that belong to no single function; no function may have one of these names."""
 
 
 def reward_sums(rewards: Tensor, valid: Tensor, scores: dict[str, list[float | None]]) -> Sums:

@@ -83,17 +83,17 @@ def sample_groups(
     a batch of prompts stays one. The random numbers of a group derive from the number of the optimizer step, the row's
     id and the attempt.
 
-    A group whose rewards are equal has no advantage, so what changes is how often each prompt contributes; the
-    differences shrink. In groups of two, of a prompt whose completions are right with p = 0.1 and of one with p = 0.5,
-    rewards differ in 2 p (1 - p) = 18 % and 50 % of the cases, and within two attempts in 1 - 0.82^2 = 33 % and
+    A group whose rewards are equal has no advantage. So resampling changes how often each prompt contributes: more
+    evenly. Take groups of two, a hard prompt (its completions are right with p = 0.1) and one with p = 0.5. Rewards of
+    a group differ in 2 p (1 - p) = 18 % and 50 % of the cases, within two attempts in 1 - 0.82^2 = 33 % and
     1 - 0.5^2 = 75 %: the hard prompt's share of the groups with an advantage grows from 26 % to 30 %. `reward/mean`, of
-    the last attempt, is biased towards that of such groups: 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and
-    0.83 for one with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
+    the last attempt, is biased towards such groups: 0.18 * 0.5 + 0.82 * 0.1 = 0.17 for the hard prompt, and 0.83 for
+    one with p = 0.9. `reward/mean_first`, of the first attempt, is the policy's: 0.1 and 0.9.
 
     Args:
         batch: This rank's share of the prompts.
         generate: Samples a group for each of some prompts, whose random numbers derive from names.
-        score: `score_groups` but for its first two arguments and `of`.
+        score: `score_groups` with all but its first two arguments and `most_completions` bound.
         group_size: Completions per prompt.
         max_resample: Attempts after the first.
         max_error_share: See `check_errors`.
@@ -107,24 +107,26 @@ def sample_groups(
         rewards of the first attempt.
     """
     groups: list[Group] = [[] for _ in batch.examples]
-    wanted, tried, resampled = list(range(len(groups))), [], 0
-    most = (len(groups) + (ranks > 1)) * ranks * group_size  # that all ranks sample at once: they differ by one
+    pending = list(range(len(groups)))  # places of the prompts to sample from
+    attempted: list[Group] = []  # the groups of all attempts, those of the first one in front
+    resampled = 0
+    most = (len(groups) + (ranks > 1)) * ranks * group_size  # of one attempt: shares of ranks differ by one prompt
     for attempt in range(1 + max_resample):
-        part = PromptBatch([batch.examples[i] for i in wanted], [batch.prompt_ids[i] for i in wanted])
-        again = f"/{attempt}" if attempt else ""
+        prompts = PromptBatch([batch.examples[i] for i in pending], [batch.prompt_ids[i] for i in pending])
+        suffix = f"/{attempt}" if attempt else ""
         with timed(clock, "time/generate"):
-            completions = generate(part.prompt_ids, [f"{step}/{example.id}{again}" for example in part.examples])
+            completions = generate(prompts.prompt_ids, [f"{step}/{example.id}{suffix}" for example in prompts.examples])
         with timed(clock, "time/reward"):
-            rewarded = score(completions, part, of=most * (attempt + 1))
-        tried += rewarded
+            scored = score(completions, prompts, most_completions=most * (attempt + 1))
+        attempted += scored
         with timed(clock, "time/wait"):
-            check_errors(tried, max_error_share)
-        for i, group in zip(wanted, rewarded, strict=True):
+            check_errors(attempted, max_error_share)
+        for i, group in zip(pending, scored, strict=True):
             groups[i] = group
-        wanted = [i for i in wanted if all_equal(groups[i])]
+        pending = [i for i in pending if all_equal(groups[i])]
         # Generation is a collective where the policy is sharded: all ranks take part in an attempt, or none.
-        if attempt == max_resample or not on_any_rank(bool(wanted)):
+        if attempt == max_resample or not on_any_rank(bool(pending)):
             break
-        resampled += len(wanted)
-    first = [rollout.reward for group in tried[: len(groups)] for rollout in group if rollout.rewarded]
+        resampled += len(pending)
+    first = [rollout.reward for group in attempted[: len(groups)] for rollout in group if rollout.rewarded]
     return groups, {"first/sum": float(sum(first)), "first/count": float(len(first)), "resampled": float(resampled)}

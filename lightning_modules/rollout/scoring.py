@@ -85,26 +85,29 @@ class Rewards:
             for name, function in self.functions.items()
             if timeout is not None and not isinstance(function, FunctionCallReward)
         }
-        self.pools = make_pools(apart, workers, timeout)  # now: there are neither threads nor devices yet
+        self.pools = make_pools(apart, workers, timeout)  # before there are threads and devices
 
     def __call__(
-        self, inputs: Sequence[RewardInput], results: Sequence[RewardResult] | None = None, of: int | None = None
+        self,
+        inputs: Sequence[RewardInput],
+        results: Sequence[RewardResult] | None = None,
+        most_completions: int | None = None,
     ) -> dict[str, list[Answer]]:
         """Score every completion with every function.
 
-        Once a function has failed for more than `max_error_share` of the batch it is certain that the run will be
-        stopped, and no other completion is scored: each may cost a time-out.
+        Once a function has failed for more than `max_error_share` of the batch the run is going to stop, so that no
+        other completion is scored: each may cost a time-out.
 
         Args:
             inputs: The completions.
             results: What `own` makes of them, which is not computed again.
-            of: The most completions that the batch may have over all ranks and attempts; those here when None.
+            most_completions: The most that the batch may have over all ranks and attempts; those here when None.
 
         Returns:
             For each function an answer per completion; without a value where it raised, hung, died, returned no finite
             number, or was not asked any more. Their order, unlike that of the calls, is that of the completions.
         """
-        most_errors = self.max_error_share * (len(inputs) if of is None else of)
+        most_errors = self.max_error_share * (most_completions or len(inputs))
         answers = {}
         for name, function in self.functions.items():
             if name in self.own and results is not None:
@@ -151,7 +154,7 @@ def check_reward(name: str, function: RewardFunction) -> None:
 
 
 def call_in_turn(function: Callable[..., float], inputs: Sequence[RewardInput], most_errors: float) -> list[Answer]:
-    """Call a function in this process, until it has failed more often than that."""
+    """Call a function in this process, until it has failed more than `most_errors` times."""
     answers, errors = [], 0
     for one in inputs:
         answers.append(call(function, one) if errors <= most_errors else Answer(None))

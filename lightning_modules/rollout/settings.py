@@ -29,7 +29,7 @@ def check_full_distribution(sampling: Sampling, importance: ImportanceSampling) 
 def check_ahead(
     sampling: Sampling, generator: Generator, importance: ImportanceSampling, dynamic: DynamicSampling
 ) -> None:
-    """Raise if batches are to be sampled ahead, and something stands against it.
+    """Raise if `sampling.ahead` is on and another setting does not allow it.
 
     Raises:
         ValueError: Naming the settings and what to do.
@@ -148,11 +148,6 @@ def objective_row(bonus: EntropyBonus, loss: PolicyLoss, lora: LoRA | None) -> s
     reference = "none" if not loss.kl_coef else "a frozen copy" if lora is None else "the model without adapters"
     own = "" if type(loss) is PolicyLoss else type(loss).__name__
     return f"{bonus.described()}; KL {loss.kl_coef:g} with {reference}; {own or loss.described()}"
-
-
-def validation_row(data: XLAMPromptDataModule) -> str:
-    """The row on validation: its prompts, and how many of them at a time."""
-    return f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all ranks"
 
 
 def extra_rows(data: XLAMPromptDataModule, max_draws: int, lora: LoRA | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from lightning_modules.rollout.metrics import Peaks, Sums
 def moving(buffer: RolloutBuffer, chosen: list[int], loss: PolicyLoss) -> tuple[list[int], list[int]]:
     """Rollouts that move the policy, and those that do not: their advantages are 0, and there is no KL.
 
-    A loss of one's own may have a gradient all the same, so that all rollouts count as moving it.
+    The loss of a user may have a gradient all the same: with it all rollouts count as moving the policy.
     """
     if loss.kl_coef > 0 or type(loss) is not PolicyLoss:
         return chosen, []
@@ -41,14 +41,13 @@ def micro_batches_of(
         packed: Whether rollouts share a row.
         shared: Whether those of a prompt share it in a row.
     """
-    moved, still = (
-        [
-            {name: tensor.to(device) for name, tensor in micro.items()}
-            for micro in buffer.pack(micro_batch_tokens, part, packed, shared)
-        ]
-        for part in moving(buffer, chosen, loss)
-    )
-    return moved, still
+
+    def packed_on_device(rollouts: list[int]) -> list[PackedBatch]:
+        micros = buffer.pack(micro_batch_tokens, rollouts, packed, shared)
+        return [{name: tensor.to(device) for name, tensor in micro.items()} for micro in micros]
+
+    moved, still = moving(buffer, chosen, loss)
+    return packed_on_device(moved), packed_on_device(still)
 
 
 def step_sizes(buffer: RolloutBuffer, chosen: list[int]) -> Sums:
@@ -81,17 +80,13 @@ def micro_loss(
     targets = micro["targets"] != IGNORED
     doc_ids, tokens = micro["doc_ids"][targets], micro["tokens"][targets]  # [N]
     scored = policy(micro["input_ids"], micro["position_ids"], micro["targets"], temperature, entropy=True)
-    old, weights, reference = (
-        None if values is None else at(values, tokens)
-        for values in (buffer.old_logprobs, buffer.weights, buffer.ref_logprobs)
-    )
     value, parts = loss(
         scored.logprobs,
-        scored.logprobs.detach() if old is None else old,
+        scored.logprobs.detach() if buffer.old_logprobs is None else at(buffer.old_logprobs, tokens),
         at(buffer.advantages, tokens),
         doc_ids,
-        weights=weights,
-        ref_logprobs=reference,
+        weights=None if buffer.weights is None else at(buffer.weights, tokens),
+        ref_logprobs=None if buffer.ref_logprobs is None else at(buffer.ref_logprobs, tokens),
         totals=totals,
         max_length=max_length,
     )

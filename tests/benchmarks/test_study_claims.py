@@ -153,6 +153,12 @@ def test_one_hit_of_60_rows_leaves_room_for_a_share_of_8_percent():
     assert low < 0.01 and 0.08 < high < 0.09
 
 
+def test_few_hits_of_several_seeds_that_are_all_of_one_row_count_as_one_of_its_rows():
+    hits = np.zeros((3, 60))
+    hits[:, 7] = 1  # a bootstrap over seeds and rows ends at 5 %
+    assert study_claims.of_hits(hits) == study_claims.of_hits(hits[:1])
+
+
 def test_a_table_has_a_line_for_each_claim():
     entry = {"claim": "a", "paper": "b", "scale": "real", "ours": 0.1, "interval": [0.05, 0.15]}
     entry |= {"prediction": None, "seeds": 1, "rows": 600, "held": True}

@@ -105,11 +105,11 @@ def attached(data, **rewards):
 def test_supervised_training_keeps_text_and_says_how_many_rows_validation_will_not_accept(
     make_module, text_rows, capsys
 ):
-    data = attached(make_module(text_rows, val_fraction=0.0), paying=[FunctionCallReward()])
+    data = attached(make_module(text_rows, val_fraction=0.0), reward_functions=[FunctionCallReward()])
     data.setup("fit")
     assert len(data.train_indices) == 9
     assert f"The gold answers of 1 rows of {text_rows} earn nothing under model.reward." in capsys.readouterr().out
-    data = attached(make_module(text_rows, val_fraction=0.0), paying=[TEXT])
+    data = attached(make_module(text_rows, val_fraction=0.0), reward_functions=[TEXT])
     data.setup("fit")
     assert "earn nothing" not in capsys.readouterr().out
 
@@ -128,17 +128,17 @@ def test_reinforcement_learning_leaves_out_rows_that_can_earn_nothing(text_rows,
         return data
 
     strict = FunctionCallReward()
-    for rewards in ({}, {"paying": [strict]}):
+    for rewards in ({}, {"reward_functions": [strict]}):
         with pytest.raises(ValueError, match=r"row 9, column 'response': as gold answer it earns no reward") as error:
             prompts(**rewards)
         assert str(error.value).startswith(text_rows) and "on_bad_row: skip" in str(error.value)
-    data = prompts(on_bad_row="skip", paying=[strict])
+    data = prompts(on_bad_row="skip", reward_functions=[strict])
     assert len(data.train_indices) == len(data.lengths) == 8 and "9 rows read, 1 bad" in capsys.readouterr().out
-    assert len(prompts(paying=[TEXT]).train_indices) == 9
+    assert len(prompts(reward_functions=[TEXT]).train_indices) == 9
     # Another function may pay for it, and an evaluation learns from nothing.
-    assert len(prompts(paying=[strict, len]).train_indices) == 9
-    assert len(prompts(paying=[len], reward=strict).train_indices) == 9
-    assert len(prompts(stage="test", paying=[strict]).val_indices) == 9
+    assert len(prompts(reward_functions=[strict, len]).train_indices) == 9
+    assert len(prompts(reward_functions=[len], reward=strict).train_indices) == 9
+    assert len(prompts(stage="test", reward_functions=[strict]).val_indices) == 9
 
 
 def test_no_row_left_is_one_sentence(write_rows, make_row, tiny_model_dir, tmp_path):

@@ -74,6 +74,14 @@ def test_bad_row_stops_with_one_sentence(write_rows, make_row, changes, column, 
     assert reason.lower() in bad[0]["reason"].lower()
 
 
+def test_a_bad_row_of_a_folder_is_named_with_its_file(tmp_path, make_row):
+    for name in ("train-0.jsonl", "train-1.jsonl"):
+        (tmp_path / name).write_text(json.dumps(make_row(1)) if name == "train-0.jsonl" else "{")
+    with pytest.raises(ValueError) as error:
+        read_examples(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'train-1.jsonl'}, row 1 (2 of {tmp_path}): is not JSON")
+
+
 @pytest.mark.parametrize(
     ("row", "column", "reason"),
     [

@@ -358,7 +358,16 @@ def test_test_prints_a_table_and_validate_takes_a_checkpoint(run, base_args, tmp
         assert [row[0] for row in table] == ["all", "simple"] and all(len(row) == 7 for row in table)
 
 
-def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_what_a_trained_model_cannot_be_scored_on_is_said_and_leaves_no_checkpoint(command, run, base_args, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"query": "weather in Oslo?"}\n')
+    options = {"model.init_args.init_from": run, "data.init_args.path": tmp_path / "rows.jsonl"}
+    with pytest.raises(SystemExit, match=r"rows\.jsonl, row 1, column 'tools': is missing"):
+        main([command, *CONFIG[1:], *base_args(tmp_path, **options)])
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path, capsys):
     from datamodules import read_examples
 
     main(["predict", "--config", "configs/sample.yaml", *base_args(tmp_path, **{"model.init_args.init_from": run})])
@@ -368,6 +377,8 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path):
     keys = {"query", "completion", "cot", "calls", "score", "parts", "prompt_tokens", "completion_tokens"}
     assert keys <= rows[0].keys() and rows[0]["completion_tokens"] <= 8
     assert len(read_examples(file)[0]) == 24
+    cut = sum(row["finish_reason"] == "length" for row in rows)
+    assert cut and f"{file}; {cut} of them were cut at model.generator.max_new_tokens 8\n" in capsys.readouterr().out
     assert not file.with_suffix(".jsonl.part").exists()
 
 
@@ -398,7 +409,7 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--ckpt_path=/absent/run"], "error:", ["ckpt_path", "/absent/run"]),
         (["--trainer.max_steps=0"], "error:", ["trainer", "max_steps"]),
         (["--trainer.max_epochs=0"], "error:", ["trainer.max_epochs"]),
-        (["--trainer.devices=1000"], "error:", ["trainer.devices", "1000"]),
+        (["--trainer.devices=1000"], "error:", ["trainer.devices", "1000", "give at most"]),
         (["--trainer.devices=none"], "error:", ["trainer", "devices"]),
         (["--trainer.accelerator=gpus"], "error:", ["trainer", "gpus"]),
         (["--trainer.check_val_every_n_epoch=0"], "error:", ["trainer.check_val_every_n_epoch", "0"]),
@@ -459,15 +470,27 @@ def test_settings_beside_their_class_are_told_where_they_belong(base_args, tmp_p
 
 def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(capsys):
     with pytest.raises(SystemExit):
-        main(["predict", "--config", "configs/sample.yaml", "--model.generator.max_new_tokens=8"])
+        main(["fit", "--config", "configs/srml.yaml", "--model.generator.max_new_tokens=8"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert '"generator": has settings and no class: name one before them, by --model.generator=CLASS or class' in last
+
+
+@pytest.mark.parametrize(
+    "words", [["fit"], ["fit", "--model.init_from=m"], ["test", "--model.init_from=m", "--data.path=r"]]
+)
+def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: no experiment is given: name its YAML, as --config")
+    )
 
 
 NO_METRIC = [
     ("best_checkpoint", "tool/exact_mtch", "max", "no metric is called tool/exact_mtch: is tool/exact_match meant?"),
     ("best_checkpoint", "exact_match", "max", "no metric is called exact_match: is tool/exact_match meant?"),
     ("EarlyStopping", "val_loss", "min", "no metric is called val_loss: is val/loss_"),
+    ("ModelCheckpoint", "val_loss", "min", "no metric is called val_loss: is val/loss_"),
     ("best_checkpoint", "val/loss_call", "max", "mode is max, and val/loss_call is best where it is minimal: set mode"),
     (
         "EarlyStopping",
@@ -483,7 +506,7 @@ def test_a_metric_that_nothing_logs_or_its_worst_is_refused_before_weights_are_r
     base_args, tmp_path, monkeypatch, callback, monitor, mode, words
 ):
     monkeypatch.setattr(SRMLModule, "load_policy", lambda *_, **__: pytest.fail("weights are read"))
-    stops = ["--trainer.callbacks=EarlyStopping"] * (callback == "EarlyStopping")
+    stops = [f"--trainer.callbacks={callback}"] * (callback != "best_checkpoint")
     keys = "trainer.callbacks" if stops else callback
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path), *stops, f"--{keys}.monitor={monitor}", f"--{keys}.mode={mode}"])

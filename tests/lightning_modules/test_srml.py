@@ -1,14 +1,17 @@
 """SRMLModule against a float64 oracle that sees one document at a time, and the optimizer around it."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
+from datamodules import XLAMSFTDataModule
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
 from lightning_modules.base import warmup_constant, warmup_cosine
@@ -182,6 +185,31 @@ def test_all_parameters_are_updated_by_one_kernel(tiny_model_dir):
     module._trainer = SimpleNamespace(estimated_stepping_batches=4, max_epochs=1)
     groups = module.configure_optimizers()["optimizer"].param_groups
     assert [group["fused"] for group in groups] == [True] * 3  # matrices, vectors, alpha
+
+
+def test_rows_of_another_tokenizer_are_refused(tiny_model_dir, rows_file, tmp_path):
+    """From Python the two are named apart; a copy of the model's folder has the same one."""
+    other, copy = tmp_path / "other", tmp_path / "copy"
+    for folder in (other, copy):
+        shutil.copytree(tiny_model_dir, folder)
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]  # as long, and another
+    file.write_text(json.dumps(tokenizer))
+    trainer = Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
+    options = {"path": str(rows_file), "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
+    trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(copy), **options))
+    with pytest.raises(ValueError, match=f"data.tokenizer {other} is not the tokenizer of model.init_from"):
+        trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(other), **options))
+
+
+def test_data_of_ones_own_need_not_say_how_many_rows_a_step_has(tiny_model_dir):
+    module = SRMLModule(init_from=str(tiny_model_dir))
+    module._trainer, module.packed = SimpleNamespace(datamodule=LightningDataModule()), True
+    assert module.settings_table().keys() == {"rows", "loss"}
+    module.data.hparams["batch_size"] = 3000
+    assert module.settings_table()["batch"] == "3,000 rows over all ranks"
 
 
 def test_alpha_stays_within_its_bounds(tiny_model_dir):

@@ -14,10 +14,11 @@ from datamodules.chat.segments import (
     prompt_text,
     target_text,
 )
-from datamodules.chat.templates import end_of_turn_id
+from datamodules.chat.templates import answer_by_template, end_of_turn_id
 from datamodules.example import BadRow, Example
 from datamodules.packing import Encoded
 from datamodules.rows import to_example
+from rewards import Call
 
 
 def encode(tokenizer, example):
@@ -179,6 +180,15 @@ def test_what_a_template_leaves_out_is_put_elsewhere_or_said(tiny_tokenizer, mak
         assert error.value.column == "history"
         with pytest.raises(BadRow, match="leaves out the calls of earlier turns"):
             prompt_text(tokenizer, called, ChatForm(prompt="template"))
+
+
+def test_an_answer_elsewhere_than_a_prompt_ends_is_told_another_form(tiny_tokenizer):
+    counts = copy.deepcopy(tiny_tokenizer)
+    counts.chat_template = "{{ messages | length }}" + counts.chat_template
+    with pytest.raises(
+        ValueError, match=r"^data\.answer_form is template, .*: set data\.answer_form to hermes, json or"
+    ):
+        answer_by_template(counts, "", [Call("f", {})])
 
 
 def test_turns_that_a_template_refuses_are_a_bad_row(tiny_tokenizer, make_row):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -40,7 +41,7 @@ def test_folder_without_tokenizer_or_template(tiny_model_dir, tmp_path):
     bare, mute = tmp_path / "bare", tmp_path / "mute"
     bare.mkdir()
     shutil.copy(tiny_model_dir / "config.json", bare)
-    with pytest.raises(FileNotFoundError, match=r"init_from: .*bare has no tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"init_from: .*bare has no tokenizer .*: add that"):
         load_tokenizer(str(bare))
     shutil.copytree(tiny_model_dir, mute)
     (mute / "chat_template.jinja").unlink()
@@ -65,10 +66,23 @@ def test_a_tokenizer_whose_vocabulary_is_missing_is_refused(tiny_model_dir, tmp_
         load_tokenizer(str(folder))
 
 
+def test_a_tokenizer_without_offsets_is_refused(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr("datamodules.chat.tokenizer._read_tokenizer", lambda folder: SimpleNamespace(is_fast=False))
+    with pytest.raises(ValueError, match=r"is not a fast one, .*: give a model with a tokenizer\.json"):
+        load_tokenizer(str(tiny_model_dir))
+
+
 def test_a_template_that_multiplies_text_is_refused_before_anything_is_made_tokens_of(tiny_model_dir, tmp_path):
     folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{{ 'x' * 10 ** 7 }}{{ messages[0].content }}")
-    with pytest.raises(ValueError, match=r"the chat template of .*model makes 10,000,010 characters of one question"):
+    with pytest.raises(
+        ValueError, match=r"of .*model makes 10,000,010 characters of one question: set data\.chat_templ"
+    ):
+        load_tokenizer(str(folder))
+    (folder / "chat_template.jinja").write_text("{{ messages | length }}")
+    with pytest.raises(
+        ValueError, match=r"of .*model leaves out what a user says: set data\.chat_template to chatml or"
+    ):
         load_tokenizer(str(folder))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datamodules.readers import fingerprint, json_files, read_rows
+from datamodules.readers import fingerprint, json_files, place_of_row, read_rows
 from datamodules.system import hub
 
 
@@ -146,6 +146,16 @@ def test_the_files_of_a_folder_are_those_of_the_split(tmp_path, make_row):
     assert fingerprint(str(tmp_path)) == before
     (tmp_path / "train-1.json").write_text("{}")
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_row_of_a_folder_is_found_in_its_file(tmp_path, make_row):
+    (tmp_path / "train-0.jsonl").write_text("\n\n".join(json.dumps(make_row(i)) for i in range(3)))  # lines 1, 3, 5
+    (tmp_path / "train-1.json").write_text(json.dumps([make_row(i) for i in range(2)]))
+    files = [tmp_path / name for name in ("train-0.jsonl", "train-1.json")]
+    assert place_of_row(str(tmp_path), 3) == f"{files[0]}, row 5 (3 of {tmp_path})"
+    assert place_of_row(f"{tmp_path}:train", 5) == f"{files[1]}, row 2 (5 of {tmp_path}:train)"
+    assert place_of_row(str(files[1]), 2) == f"{files[1]}, row 2"
+    assert place_of_row("toolbox", 2) == "toolbox, row 2"
 
 
 def test_nested_columns_of_arrow_are_read(tmp_path, make_row):

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,12 @@ def test_without_ray(tmp_path, monkeypatch):
 def test_rules_on_rows_of_others_are_said_to_be_for_the_shipped_corpus(tmp_path, capsys, make_row, write_rows):
     rows = write_rows([make_row(1)])
     main([*REFINE, f"--data.path={rows}", f"--output_dir={tmp_path / 'theirs'}"])
-    assert "RuleJudge goes by the words of the shipped corpus" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "RuleJudge goes by the words of the shipped corpus" in said
+    pairs = re.findall(r"(\w+\.yaml) after (\w+\.yaml)", said)
+    assert len(pairs) == 3
+    for overlay, recipe in pairs:  # as the overlay says itself
+        usage = f"--config configs/{recipe} --config configs/paper/{overlay} "
+        assert usage in Path("configs", "paper", overlay).read_text()
     main([*REFINE, "--data.path=toolbox:train:2", f"--output_dir={tmp_path / 'ours'}"])
     assert "RuleJudge" not in capsys.readouterr().out

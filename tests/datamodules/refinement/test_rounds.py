@@ -185,6 +185,12 @@ def test_the_hard_rows_of_a_refinement(tmp_path):
     assert [example.id for example in pool_examples(str(tmp_path / "rejected.jsonl"))] == [rows[0]["id"], rows[1]["id"]]
 
 
+def test_a_pool_without_hard_rows_is_refused(loop, tmp_path):
+    write_jsonl(tmp_path / "rejected.jsonl", [{"stage": "query"} | row for row in make_corpus("train", 2, 3)])
+    with pytest.raises(ValueError, match=r"^pool: .*rejected\.jsonl holds no rows to roll out on: give others"):
+        loop(Commands(bool), pool=str(tmp_path / "rejected.jsonl")).run()
+
+
 def test_a_rollout_without_its_think_block_is_no_candidate():
     row = {"id": "1", "query": "q", "tools": "[]", "history": "[]", "category": ""}
     assert candidate(row | {"completion": "[f()]"}) is None

@@ -689,8 +689,12 @@ def test_an_expected_output_that_a_table_has_in_the_place_of_nothing(nothing):
 def test_an_empty_list_of_calls_beside_a_request():
     for asked in ({"instruction": "Weather?"}, {"messages": [ASK]}):
         assert read(asked | {"tools": WRAPPED, "expected_output": []}) == ([], "", "")
+        assert read(asked | {"tools": WRAPPED, "answers": []}) == ([], "", "")
         with pytest.raises(BadRow, match="says nothing"):  # a server that sent none
             to_example(asked | {"tools": WRAPPED, "output": []})
+        if "messages" in asked:
+            with pytest.raises(BadRow, match="says nothing"):
+                to_example(asked | {"tools": WRAPPED, "tool_calls": [], "content": "Sunny."})
 
 
 def test_an_output_in_words_beside_the_one_that_was_expected():

@@ -92,6 +92,20 @@ def test_a_call_what_the_tool_gave_back_and_an_answer(messages):
     ]
 
 
+@pytest.mark.parametrize("name", ["result", "call", "invocation"])
+def test_tools_called_as_other_types_of_parts(name):
+    """The type of a part is `tool-result` where a tool is called `result`; the call was lost."""
+    part = PART | {"type": f"tool-{name}"}
+    call, answer = read_raw(
+        {"messages": [ASKED, ui(STEP, part, STEP, RAIN)], "tools": [{"name": name, "parameters": SCHEMA}]}, "every"
+    ).examples
+    assert json.loads(call.answers) == [{"name": name, "arguments": OSLO}]
+    assert json.loads(answer.history)[1:] == [
+        {"role": "assistant", "content": f"[{name}(city='Oslo')]"},
+        {"role": "tool", "content": "rain"},
+    ]
+
+
 def test_steps_that_are_numbered():
     """The older interface, without marks: what was called at once has one number."""
     time = {**DONE, "toolCallId": "d", "toolName": "now", "args": {}, "result": "12"}

@@ -1,6 +1,7 @@
 """Calls written in every known syntax are read back as those calls, and what is no call is plain text."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from datamodules.sources import marks
 from datamodules.sources.calls import calls_of
 from datamodules.sources.syntax import read_answer
-from datamodules.sources.thoughts import read_said
+from datamodules.sources.thoughts import read_assistant_text
 from datamodules.sources.values import read_whole
 from rewards import Call, render_calls
 
@@ -177,6 +178,20 @@ def test_words_before_the_calls(text, before):
             "<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>few</arg_value>\n</tool_call>",
             "and its tool declares integer",
         ),
+        ("Thought: Hm.\nAction: now", "no call at 'Thought: Hm."),
+        ("Thought: Hm.\nAction: now[Oslo]\nObservation: rain\nFinal Answer: Rain.", "no call at 'Thought: Hm."),
+        ("Tool: get_weather\nInput: Oslo", "no call at 'Tool: get_weather"),
+        ("tool: get_weather\nargs:\n  city: Oslo", "no call at 'tool: get_weather"),
+        ('<get_weather city="Oslo"/>', "no call at '<get_weather"),
+        ('<tool name="get_weather"><city>Oslo</city></tool>', "no call at '<tool name"),
+        ("<longcat_tool_call>get_weather\n<longcat_arg_key>", "no call at '<longcat_tool_call>"),
+        ("<|tool_call>call now<tool_call|>", "no call at '<|tool_call>"),
+        ('functions.get_weather({"city": "Oslo"})', "no named argument"),
+        ('{"name": "get_weather", "type": "rain"}', "a call of the type 'rain' has no arguments"),
+        ("Thought: Hm.\nAction: now[12]", "no call at 'Thought: Hm."),
+        ("I look: now{}", "no call at 'I look: now{}"),
+        ("I look: get_weather{city: 'Oslo'}", 'no call at "I look: get_weather{'),
+        ("I look: <now />", "no call at 'I look: <now />"),
     ],
 )
 def test_what_looks_like_calls_and_cannot_be_read_is_refused(text, reason):
@@ -196,6 +211,14 @@ def test_what_looks_like_calls_and_cannot_be_read_is_refused(text, reason):
         "[Note] none of these tools fits.",
         "Try this:\n```python\nprint(x=1)\n```",
         "I would use get_weather for that.",
+        "Parameters: there are none for get_weather.",
+        "The tool: get_weather",
+        "It has the method clock.now() to ask.",
+        "It rains now[1].",  # a footnote
+        "```python\nnow[0]\n```",
+        r"The limit is \now{2}, or \now(2).",  # LaTeX's
+        "Of two now{a, b} is the set.",
+        "Where a <now and b (or c) it holds.",
     ],
 )
 def test_plain_text(text):
@@ -213,6 +236,8 @@ def test_plain_text(text):
         ("[THINK]Oslo.[/THINK]Sorry.", "Oslo.", "Sorry.", None),
         ("<scratch_pad>Oslo.</scratch_pad>\n<tool_call>\n" + NEXT + "\n</tool_call>", "Oslo.", "", [TIME]),
         ("<think>Oslo.</think>\n<response> Sorry. </response>", "Oslo.", "Sorry.", None),
+        *((f"<{tag}>Sorry.</{tag}>", "", "Sorry.", None) for tag in ("final", "output", "final_answer")),
+        ("<final>A</final> <final>B</final>", "", "<final>A</final> <final>B</final>", None),
         (
             "<|channel|>analysis<|message|>Oslo.<|end|><|start|>assistant<|channel|>final<|message|>Hi<|return|>",
             "Oslo.",
@@ -239,21 +264,79 @@ def test_plain_text(text):
         ("Thought: Oslo.\n[now()]", "", "Oslo.", [TIME]),
         ("Thought: I know.\nFinal Answer: Rain.", "I know.", "Rain.", None),
         ("Thought: who knows?", "", "Thought: who knows?", None),
+        *(
+            (f"{start}Oslo.{end}\nSorry.", "Oslo.", "Sorry.", None)
+            for start, end in (
+                ("<seed:think>", "</seed:think>"),
+                ("<antThinking>", "</antThinking>"),
+                ("<|START_THINKING|>", "<|END_THINKING|>"),
+                ("<|begin_of_thought|>", "<|end_of_thought|>"),
+                ("<|think|>", "<|/think|>"),
+                ("◁think▷", "◁/think▷"),
+                ("", "[/THINK]"),
+                ("", "<|END_THINKING|>"),
+                ("Here is my thought process:", "Here is my response:"),
+                ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]"),
+            )
+        ),
+        ("<|START_THINKING|>Oslo.<|END_THINKING|><|START_RESPONSE|>Sorry.<|END_RESPONSE|>", "Oslo.", "Sorry.", None),
+        (
+            "<|begin_of_thought|>Oslo.<|end_of_thought|>\n<|begin_of_solution|>Sorry.<|end_of_solution|>",
+            "Oslo.",
+            "Sorry.",
+            None,
+        ),
+        (
+            "Here are my reasoning steps:\nOslo.\n[BEGIN FINAL RESPONSE]\nSorry.\n[END FINAL RESPONSE]\n<|end|>",
+            "Oslo.",
+            "Sorry.",
+            None,
+        ),
+        (
+            '<|START_THINKING|>Oslo.<|END_THINKING|><|START_ACTION|>[{"tool_name": "now", "parameters": {}}]'
+            "<|END_ACTION|>",
+            "Oslo.",
+            "",
+            [TIME],
+        ),
+        ("<think>Oslo.</think>\n<think>Rain.</think>Sorry.", "Oslo.\n\nRain.", "Sorry.", None),
+        (
+            "<|channel|>analysis<|message|>Oslo.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+            "<|start|>assistant<|channel|>analysis<|message|>Rain.<|end|>"
+            "<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>",
+            "Oslo.\n\nRain.",
+            "I look.",
+            [TIME],
+        ),
     ],
 )
 def test_chains_of_thought(text, cot, words, calls):
-    said = read_said(text, TOOLS)
+    said = read_assistant_text(text, TOOLS)
     assert (said.cot, said.text, said.calls) == (cot, words, calls)
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("Sure. <thinking>Oslo.</thinking> Sorry.", "<thinking>"),
+        ("<think>Oslo.</think>Sorry. <seed:think>Rain.</seed:think>", "<seed:think>"),
+        ("<|channel|>analysis to=python code<|message|>1<|call|>", "<|channel|>"),
+        ("<|START_RESPONSE|>Sorry.", "<|START_RESPONSE|>"),
+    ],
+)
+def test_marks_that_are_left_are_no_part_of_thought_or_answer(text, mark):
+    with pytest.raises(ValueError, match=re.escape(f"a mark that is not read where it stands: {mark!r}")):
+        read_assistant_text(text, TOOLS)
 
 
 def test_a_thought_that_does_not_end_is_refused():
     with pytest.raises(ValueError, match="does not end"):
-        read_said("<think>Oslo. [now()]", TOOLS)
+        read_assistant_text("<think>Oslo. [now()]", TOOLS)
 
 
 def test_calls_and_a_final_answer_in_one_turn_are_refused():
     with pytest.raises(ValueError, match="calls and a final answer"):
-        read_said("Thought: Oslo.\nAction: now\nAction Input: {}\nFinal Answer: Rain.", TOOLS)
+        read_assistant_text("Thought: Oslo.\nAction: now\nAction Input: {}\nFinal Answer: Rain.", TOOLS)
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -363,6 +446,13 @@ def test_text_without_marks_and_offered_names_is_plain(text):
 @given(value=values)
 def test_values_are_read_from_json_and_from_python(value):
     assert repr(read_whole(dumped(value))) == repr(read_whole(repr(value))) == repr(value)
+
+
+def test_values_of_xml_that_say_whether_they_are_texts():
+    """DeepSeek's attribute, which says more than the tool declares."""
+    call = '<invoke name="get_weather"><parameter name="{}" string="{}">12</parameter></invoke>'
+    for key, string, value in (("days", "true", "12"), ("days", "false", 12), ("other", "true", "12")):
+        assert read_answer(call.format(key, string), TOOLS) == ("", [Call("get_weather", {key: value})])
 
 
 def test_a_nullable_string_of_xml_stays_a_text():

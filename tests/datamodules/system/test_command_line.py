@@ -16,6 +16,14 @@ def test_bad_options_end_with_exit_code_2_and_without_usage(capsys):
     assert last.startswith("error: ") and "rows" in last and "many" in last
 
 
+def test_an_option_is_not_guessed_from_its_beginning(capsys):
+    parser = SentenceParser(prog="command")
+    parser.add_argument("--rows", type=int)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--row=1"])
+    assert capsys.readouterr().err.endswith("--row=1\n") and parser.parse_args(["--rows=1"]).rows == 1
+
+
 def test_debug_is_no_option_of_a_parser_and_shows_what_one_has_refused(capsys):
     parser = SentenceParser(prog="command")
     parser.add_argument("--rows", type=int)

@@ -1,9 +1,12 @@
 """The table at the start of a run: its sizes are those of the run."""
 
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from lightning_modules.callbacks.summary import RunSummary, accuracy_table, tokens_of_step
 from lightning_modules.cli import main
 
 
@@ -40,3 +43,20 @@ def test_a_run_begins_with_its_parameters_tokens_and_memory(experiment, tmp_path
     assert {"memory", "weights", "AdamW", "gradients"} <= rows.keys()
     assert ("reference" in rows) == (experiment == "grpo")
     assert "TOO" not in rows
+
+
+def test_fewer_rows_than_a_step_takes_are_counted_as_they_are(monkeypatch, capsys):
+    data = SimpleNamespace(lengths=np.array([10, 20, 30]), train_indices=np.array([0, 2]), val_indices=np.array([1]))
+    data.hparams = SimpleNamespace(batch_size=32)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True)
+    assert tokens_of_step(trainer, None) == {"tokens": "about 40 a step: 2 rows x 20 on average"}
+    summary = RunSummary()
+    monkeypatch.setattr(summary, "begin", lambda *_: None)
+    summary.on_sanity_check_start(trainer, None)
+    assert capsys.readouterr().out == "validating 1 rows before the first step, to see that it works\n"
+
+
+def test_the_table_of_a_test_says_how_many_completions_have_no_end():
+    said = "25.0% of the completions were cut at model.generator.max_new_tokens, before they ended"
+    assert accuracy_table({"completion/truncated_frac": 0.25}).splitlines()[1:] == [said]
+    assert len(accuracy_table({"completion/truncated_frac": 0.0}).splitlines()) == 1

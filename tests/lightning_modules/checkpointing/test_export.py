@@ -39,12 +39,13 @@ def base_model(tiny_model_dir, tmp_path):
 
 
 def test_a_base_model_is_trained_and_exported_with_the_end_and_the_prompt_it_was_taught(
-    base_model, base_args, tmp_path, capsys
+    base_model, base_args, tmp_path, monkeypatch
 ):
     given = {file.name: file.read_bytes() for file in base_model.glob("*.json")}
     main(SRML + base_args(tmp_path / "runs", **SHORT | {"model.init_args.init_from": base_model}))
     run = tmp_path / "runs" / "srml-fit-0"
-    main(["export", "--ckpt_path", str(run)])
+    monkeypatch.chdir(run / "checkpoints")
+    main(["export", "--ckpt_path", "last-000001.ckpt"])  # its run is found from where it lies, too
     for hf in (run / "hf", run / "hf-last-000001"):
         says = {name: json.loads((hf / f"{name}.json").read_text()) for name in ("config", "generation_config")}
         assert says["generation_config"]["eos_token_id"] == [2, 0]  # <|im_end|>, then the base model's own

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from families import GPT, Family
 
 from datamodules.chat.form import ChatForm
+from datamodules.chat.segments import encode_prompt
 from datamodules.example import Example
 from lightning_modules.cli import main
 from lightning_modules.commands import request
@@ -95,6 +97,19 @@ def test_answers_without_a_thought_are_spared_the_pass_for_entropies(tiny_model_
     found = entropies(*drawn)
     assert sum(scored) == 2 and found[0] is found[2] is None
     assert found[1::2] == pytest.approx(entropies(drawn[1]) + entropies(drawn[3])) and found[1] != found[3]
+
+
+def test_an_answer_ends_within_a_table_of_positions(tmp_path, tiny_tokenizer):
+    """One that may end a token later could be written, and not scored."""
+    folder = Family("gpt2", True, GPT).save(tmp_path, tiny_tokenizer)
+    policy, tokenizer, form = load_model(str(folder))
+    room = 512 - len(encode_prompt(tokenizer, request.request(QUERY, [TOOL]), form))
+    (answer,) = ask(policy, tokenizer, form, QUERY, [TOOL], max_new_tokens=room)
+    assert answer.prompt_tokens + answer.completion_tokens <= 512
+    with pytest.raises(
+        ValueError, match=f"512 positions, and the prompt has {512 - room} .* up to {room + 1}: set max"
+    ):
+        ask(policy, tokenizer, form, QUERY, [TOOL], max_new_tokens=room + 1)
 
 
 def test_calls_that_contradict_the_tools_are_told(taught):

@@ -50,7 +50,8 @@ def test_what_is_written_is_what_was_read(source, tmp_path, capsys, suffix, form
     assert json.loads(examples[0].answers) == [{"name": "get_weather", "arguments": {"city": "Oslo"}}]
     assert (examples[0].cot, json.loads(examples[0].tools)) == ("Oslo.", TOOLS)
     assert [example.response for example in examples[1:]] == ["It rains."] * (rows - 1)
-    (line,) = (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()
+    beside = {"jsonl": "out.bad_rows.jsonl", "parquet": "out.parquet.bad_rows.jsonl"}[suffix]
+    (line,) = (tmp_path / beside).read_text().splitlines()
     assert (json.loads(line)["row"], json.loads(line)["content"]) == (2, json.dumps(BAD) + "\n")
 
 
@@ -97,6 +98,14 @@ def test_a_file_that_another_run_is_writing(source, tmp_path):
     assert not out.exists()
     convert(source, out, "--on_bad_row", "skip")
     assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.bad_rows.jsonl"}
+
+
+def test_files_of_two_formats_have_bad_rows_of_their_own(source, tmp_path):
+    for out in ("out.jsonl", "out.parquet"):
+        convert(source, tmp_path / out, "--on_bad_row", "skip")
+    source.write_text(json.dumps(CHAT))
+    convert(source, tmp_path / "out.parquet")  # which has none any more
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.parquet", "out.bad_rows.jsonl"}
 
 
 def test_bad_rows_of_the_run_before_do_not_stay(source, tmp_path):

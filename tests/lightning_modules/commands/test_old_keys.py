@@ -170,6 +170,9 @@ def test_the_parser_takes_what_is_read_and_says_what_is_refused(tmp_path, capsys
     start = ["--config=configs/grpo.yaml", f"--trainer.default_root_dir={tmp_path}"]
     model = FunReasonCLI([*start, "--model.importance_cap=null", "--model.loss.clip_low=0.1"], run=False).model
     assert (model.importance_sampling.cap, model.loss.clip_low) == (None, 0.1)
+    (tmp_path / "old.yaml").write_text("model:\n  init_args:\n    clip_low: 0.3\n")
+    for words in (["-c", str(tmp_path / "old.yaml")], [f"-c={tmp_path / 'old.yaml'}"], [f"-c{tmp_path / 'old.yaml'}"]):
+        assert FunReasonCLI([*start, *words], run=False).model.loss.clip_low == 0.3
     (tmp_path / "c.yaml").write_text("model:\n  init_args:\n    clip_high: 0.3\n    loss: {clip_high: 0.4}\n")
     with pytest.raises(SystemExit, match="2"):
         FunReasonCLI([*start, f"--config={tmp_path / 'c.yaml'}"], run=False)

@@ -40,3 +40,10 @@ def test_help_on_settings(words, shown, capsys):
         main(["fit", "--config", "configs/srml.yaml", *words])
     printed = capsys.readouterr().out
     assert exit_.value.code == 0 and all(word in printed for word in shown), printed
+
+
+def test_help_on_a_class_that_there_is_not_says_how_to_name_one():
+    with pytest.raises(
+        SystemExit, match=r"^error: there is no class x\.Y \(.*\): give one by its name or import path$"
+    ):
+        main(["fit", "--config", "configs/srml.yaml", "--model.help=x.Y"])

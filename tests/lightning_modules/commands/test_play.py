@@ -44,8 +44,8 @@ def test_the_page_is_handed_what_the_command_was_given():
     [
         (["nowhere/at/all"], "no folder nowhere/at/all"),
         (["MODEL", "--data", "no/rows.jsonl"], "no/rows.jsonl"),
-        (["MODEL", "--port", "BUSY"], "nothing can listen there"),
-        (["MODEL", "--port", "99999"], "nothing can listen there"),
+        (["MODEL", "--port", "BUSY"], "): give another port"),
+        (["MODEL", "--port", "99999"], "): give another port"),
     ],
 )
 def test_what_cannot_be_played_is_one_sentence(started, tiny_model_dir, words, message):

@@ -360,7 +360,7 @@ def test_options_are_those_of_fit(show, capsys):
     with pytest.raises(SystemExit):
         show("srml", "--model.init_args.learning_rat=1")
     assert "learning_rat" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="PretrainingDataModule has no rows with calls"):
+    with pytest.raises(SystemExit, match=r"PretrainingDataModule has no rows with calls, .*: give XLAMS"):
         main(["show", "--config", "configs/pretrain.yaml"])
     main(["show", "--help"])
     assert "--row N" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """What of generation by servers needs no vLLM: where requests go, what becomes of those of a server that is lost, how
 weights reach all of them. The servers are fakes on the loopback; `make test-vllm` asks real ones."""
 
+import pickle
 import warnings
 from contextlib import ExitStack
 
@@ -9,9 +10,11 @@ import torch
 from fake_vllm import FakeVLLM
 from training_runs import command_on_ranks, metrics, rewards_module
 
+from datamodules.system import redaction
 from lightning_modules.generators import HFGenerator, VLLMServerGenerator, server_requests
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.sampling import row_key
+from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
 
 PROMPTS = [[5, 6, 7], [100, 200, 300, 9], [40], [8, 9, 10, 11, 12], [250, 3]]
@@ -259,6 +262,31 @@ def test_servers_of_unlike_dtypes_are_refused(policy, servers):
     servers[1].settings["dtype"] = "torch.bfloat16"
     with pytest.raises(ValueError, match=r"weights in torch\.bfloat16, torch\.float32: give all one --dtype"):
         generator(servers).sync(policy)
+
+
+def test_adapters_merged_into_coarse_weights_are_warned_of_once(policy, servers, tiny_model_dir):
+    for server in servers:
+        server.settings["dtype"] = "torch.bfloat16"
+    mine, adapted = generator(servers), build_policy(str(tiny_model_dir), LoRA(r=2))
+    with pytest.warns(
+        UserWarning, match=r"into weights in bfloat16, .* --dtype float32, or take VLLMGenerator"
+    ) as told:
+        mine.sync(adapted)
+        mine.sync(adapted)
+    assert len(told) == 1
+    with warnings.catch_warnings(action="error"):
+        generator(servers).sync(policy)
+        for server in servers:
+            server.settings["dtype"] = "torch.float32"
+        generator(servers).sync(adapted)
+
+
+def test_a_process_that_is_spawned_masks_what_the_one_before_does(monkeypatch):
+    sent = pickle.dumps(server_requests.Servers(["http://me:hunter22@127.0.0.1:8000"], 2.0, 3))
+    monkeypatch.setattr(redaction, "_kept", set())
+    got = pickle.loads(sent)
+    assert redaction.redact("401: no me hunter22") == "401: no me <secret>"
+    assert [server.url for server in got.alive] == ["http://127.0.0.1:8000"] and (got.timeout, got.per_server) == (2, 3)
 
 
 def test_a_sync_without_effect_is_noticed(policy, servers):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd.graph import save_on_cpu
-from transformers import Qwen2Config, Qwen2ForCausalLM, modeling_utils
+from transformers import AutoModelForCausalLM, CTRLConfig, Qwen2Config, Qwen2ForCausalLM, modeling_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_modules.cli import main
@@ -84,6 +84,8 @@ def test_settings_of_a_switch():
 
 def test_an_older_transformers_is_named_in_one_sentence():
     class Older:  # 5.16
+        supports_gradient_checkpointing = True
+
         def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, every_n_layers=1):
             self.options = gradient_checkpointing_kwargs, every_n_layers
 
@@ -92,6 +94,14 @@ def test_an_older_transformers_is_named_in_one_sentence():
     assert older.options == ({"use_reentrant": False}, 3)
     with pytest.raises(ValueError, match=r"transformers 5\.\d+\.\d+ knows no offload: install 5\.17 or newer"):
         enable(older, GradientCheckpointing(offload=True))
+
+
+def test_a_family_that_computes_nothing_again_is_refused():
+    model = AutoModelForCausalLM.from_config(
+        CTRLConfig(vocab_size=8, n_positions=8, n_embd=8, dff=8, n_layer=1, n_head=2)
+    )
+    with pytest.raises(ValueError, match=r"^model\.gradient_checkpointing: CTRLLMHeadModel .*: set it to false"):
+        enable(model, GradientCheckpointing())
 
 
 def test_a_run_takes_the_settings_and_says_what_they_need(base_args, tmp_path, capsys):

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from families import EXPERTS, FAMILIES, like_llama
+import transformers
+from families import EXPERTS, FAMILIES, Family, like_llama
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -359,21 +360,40 @@ def test_a_tied_head_may_be_in_the_files_or_not(folder, both):
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "sign"),
+    ("family", "sign"),
     [
-        ("llama", {"is_causal": False}, "is_causal False"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
-        ("bert", {}, "is_decoder False"),
+        (like_llama("llama", is_causal=False), "is_causal False"),
+        (like_llama("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention True"),
+        (like_llama("bert"), "is_decoder False"),
+        (Family("xlm", False, {"emb_dim": 32, "n_layers": 2, "n_heads": 4}), "causal False"),
+        (Family("xlnet", False, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}), "attn_type bi"),
     ],
+    ids=lambda value: getattr(value, "kind", None),
 )
-def test_encoders_are_refused_by_their_config(tmp_path, tiny_tokenizer, kind, config, sign):
-    place = like_llama(kind, **config).save(tmp_path / "model", tiny_tokenizer)
+def test_encoders_are_refused_by_their_config(tmp_path, tiny_tokenizer, family, sign):
+    place = family.save(tmp_path / "model", tiny_tokenizer)
     assert f"is no causal language model, for each of its tokens sees those after it ({sign} in its" in refusal(place)
 
 
 @pytest.mark.parametrize(("kind", "config"), [("bert", {"is_decoder": True}), ("mbart", {"d_model": 32})])
 def test_decoders_of_such_families_are_not(tmp_path, tiny_tokenizer, kind, config):
     check_model(str(like_llama(kind, **config).save(tmp_path / "model", tiny_tokenizer)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("T5ForConditionalGeneration", "goes on from what an encoder reads (is_encoder_decoder true in its"),
+        ("BartForConditionalGeneration", "goes on from what an encoder reads (is_encoder_decoder true in its"),
+        ("WhisperForConditionalGeneration", "goes on from what an encoder reads (is_encoder_decoder true in its"),
+        ("DistilBertForMaskedLM", "transformers has none for its DistilBertConfig; give a model that writes text"),
+    ],
+)
+def test_models_without_a_decoder_of_their_own_are_refused_by_their_config(tmp_path, kind, words):
+    getattr(transformers, kind).config_class().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()  # which is not read
+    said = refusal(tmp_path)
+    assert f"init_from: {tmp_path} is no causal language model" in said and words in said
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from datamodules import Example
-from lightning_modules.rollout.groups import check_errors
+from datamodules.loading import PromptBatch
+from lightning_modules.generators.base import Completion
+from lightning_modules.rollout.groups import check_errors, score_groups
 from lightning_modules.rollout.rollout import Rollout
+from lightning_modules.rollout.scoring import Rewards
 
 
 def rollout(error=""):
@@ -18,6 +21,27 @@ def rollout(error=""):
 
 def groups(errors, count):
     return [[rollout("ValueError: x")] for _ in range(errors)] + [[rollout()] for _ in range(count - errors)]
+
+
+def scored(example, prompt, completion):
+    return Rollout(example, "x" * len(completion.token_ids), None, None, len(prompt), 0, completion.finish_reason)
+
+
+def test_completions_are_scored_in_their_groups():
+    rows = [Example(id=name, query="q", tools="[]", answers="[]") for name in "ab"]
+    completions = [
+        [Completion([7], "stop"), Completion([7, 8, 9], "length")],
+        [Completion([5, 6], "stop", [-1.0, -2.0])],
+    ]
+    rewards = Rewards({"length": lambda completion, tools, answers: len(completion)}, timeout=None)
+    args = completions, PromptBatch(rows, [[1], [2, 3]]), scored, rewards
+    [[one, three], [two]] = score_groups(*args)
+    assert [rollout.reward for rollout in (one, three, two)] == [1.0, 3.0, 2.0]
+    assert [rollout.penalty for rollout in (one, three, two)] == [0, 0, 0]
+    assert (two.example.id, two.token_ids, two.logprobs) == ("b", [5, 6], [-1.0, -2.0])
+    [[one, three], [two]] = score_groups(*args, penalty=lambda lengths: -lengths / 4)
+    assert [rollout.penalty for rollout in (one, three, two)] == [-0.25, -0.75, -0.5]
+    assert (three.reward, three.total) == (3.0, 2.25)
 
 
 def test_share_of_one_rank():

@@ -113,7 +113,8 @@ def test_nobody_is_asked_any_more_once_it_is_certain_that_the_run_will_be_stoppe
     assert scores(moody, *completions, share=0.25, timeout=timeout, workers=1) == [None] * 8
     rewards = Rewards({"f": RewardTerm(moody)}, timeout, 0.25, 1)
     inputs = [(completion, *ROW) for completion in completions]
-    values = [answer.value for answer in rewards(inputs, of=16)["f"]]  # all may yet be well on the other ranks
+    # All may yet be well on the other ranks.
+    values = [answer.value for answer in rewards(inputs, most_completions=16)["f"]]
     assert values == [None] * 3 + [0.25] * 5
 
 
