@@ -21,10 +21,9 @@ from datamodules.loading import PromptLoader, resolve_seed
 from datamodules.packing import Packing
 from datamodules.reports import describe
 from datamodules.sources.targets import Turns
-from datamodules.system.errors import sentence
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
-from datamodules.xlam import OnBadRow, complaint, write_jsonl
+from datamodules.xlam import OnBadRow, left_out, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
@@ -291,7 +290,7 @@ class XLAMDataModule(LightningDataModule):
 def _report(summary: str, bad: list[BadRows], log_dir: str | None) -> None:
     print(visible(summary))
     for row in islice(chain.from_iterable(bad), SHOWN):
-        print(f"left out: {sentence(complaint(row)).rpartition(';')[0]}")
+        print(f"left out: {left_out(row)}")
     if (count := sum(map(len, bad))) and log_dir:
         write_jsonl(Path(log_dir) / "bad_rows.jsonl", chain.from_iterable(bad))
         print(f"all {count:,} bad rows are in {Path(log_dir) / 'bad_rows.jsonl'}")

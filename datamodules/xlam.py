@@ -13,6 +13,7 @@ from datamodules.readers import place_of_row, read_rows
 from datamodules.rows import parse_row, read_raw
 from datamodules.sources.columns import name_in
 from datamodules.sources.targets import Turns
+from datamodules.system.errors import sentence
 from datamodules.system.files import atomic_write
 
 OnBadRow = Literal["raise", "skip"]
@@ -108,9 +109,18 @@ def raise_if_bad(bad: Iterable[dict[str, Any]], on_bad_row: OnBadRow) -> None:
 
 def complaint(bad: Mapping[str, Any]) -> str:
     """The error message of a bad row that stops the run."""
-    column = f", column '{bad['column']}'" if bad["column"] else ""
     advice = "correct the row, or leave such rows out with on_bad_row: skip"
-    return f"{place_of_row(bad['file'], bad['row'])}{column}: {bad['reason']}; {advice}"
+    return f"{place_of_row(bad['file'], bad['row'])}{_reason(bad)}; {advice}"
+
+
+def left_out(bad: Mapping[str, Any]) -> str:
+    """What a report says of a bad row that is left out; of a folder's its number there, for nothing is read again."""
+    return sentence(f"{bad['file']}, row {bad['row']}{_reason(bad)}")
+
+
+def _reason(bad: Mapping[str, Any]) -> str:
+    column = f", column '{bad['column']}'" if bad["column"] else ""
+    return f"{column}: {bad['reason']}"
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Example | Mapping[str, Any]]) -> None:

@@ -12,12 +12,14 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedTokenizerFast
 
+from datamodules.base import XLAMDataModule
 from datamodules.chat.form import ChatForm
+from datamodules.chat.serving import same_prompts
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded
-from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, fingerprint_of, identity
+from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.metrics import CallAccuracy, TargetLoss
@@ -134,12 +136,11 @@ class EvaluationModule(LightningModule):
         Raises:
             ValueError: Saying which tokenizers these are; also see `policy.row_checks.check_rows_fit`.
         """
-        theirs = getattr(self.data, "tokenizer", None)  # named apart from the model in Python alone
-        named = theirs.name_or_path if isinstance(theirs, PreTrainedTokenizerFast) else tokenizer.name_or_path
-        if named != tokenizer.name_or_path and fingerprint_of(theirs) != fingerprint_of(tokenizer):
-            raise ValueError(
-                f"data.tokenizer {named} is not the tokenizer of model.init_from {self.init_from} (other vocabulary or "
-                "chat template), so that the model would read other words than the rows have: give both the same."
+        if isinstance(self.data, XLAMDataModule) and not same_prompts(self.data.tokenizer, tokenizer):
+            raise ValueError(  # Python alone can name the two apart
+                f"data.tokenizer {self.data.tokenizer.name_or_path} is not the tokenizer of model.init_from "
+                f"{self.init_from} (other vocabulary or chat template), so that the model would read other words than "
+                "the rows have: give both the same."
             )
         cut = isinstance(self.generator, HoldsWeights)  # vLLM ends completions at the last position
         check_rows_fit(tokenizer, policy.causal_lm, self.data, 0 if cut else self.generator.max_new_tokens)

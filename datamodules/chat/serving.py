@@ -180,6 +180,13 @@ def own_template(template: str) -> str:
     return template.partition(BELOW)[2] if template.startswith(OURS) else template
 
 
+def same_prompts(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether two tokenizers have the same ids, and templates that put a request alike."""
+    if one.name_or_path == other.name_or_path:
+        return True
+    return turns_text(one, CHATS[0]) == turns_text(other, CHATS[0]) and one.get_vocab() == other.get_vocab()
+
+
 def _text(text: str) -> str:
     """A text as Jinja reads it."""
     return json.dumps(text, ensure_ascii=True).replace("{", "\\u007b") if text else "''"

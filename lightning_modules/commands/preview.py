@@ -13,8 +13,7 @@ from datamodules.chat.form import frame_of
 from datamodules.chat.segments import target_text
 from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.encoding import segment_tokens
-from datamodules.system.errors import sentence
-from datamodules.xlam import complaint
+from datamodules.xlam import left_out
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.memory import estimate
@@ -121,15 +120,10 @@ def rows_read(data: XLAMDataModule) -> list[Line]:
     lines = [plain(line.strip()) for line in data.summary().splitlines()]
     bad = [data.rows.bad, *([data.val_rows.bad] if data.val_rows is not data.rows else [])]
     for rows in bad:
-        lines += [plain(f"left out: {reason_of(row)}", "bad") for row in islice(rows, SHOWN)]
+        lines += [plain(f"left out: {left_out(row)}", "bad") for row in islice(rows, SHOWN)]
         if len(rows) > SHOWN:
             lines.append(plain(f"and {len(rows) - SHOWN:,} more, which a run lists in its bad_rows.jsonl", "bad"))
     return lines
-
-
-def reason_of(bad: dict[str, Any]) -> str:
-    """The error of a bad row as a sentence without advice."""
-    return sentence(complaint(bad)).rpartition(";")[0]
 
 
 def place_of(data: XLAMDataModule, number: int | None) -> int:
@@ -143,7 +137,7 @@ def place_of(data: XLAMDataModule, number: int | None) -> int:
     numbers = np.array(data.rows.table["row"])
     if len(found := np.flatnonzero(numbers == number)):
         return int(found[0])
-    reason = next((reason_of(row) for row in data.rows.bad if row["row"] == number), "")
+    reason = next((left_out(row) for row in data.rows.bad if row["row"] == number), "")
     last = max([int(numbers.max()), *(row["row"] for row in data.rows.bad)])
     raise ValueError(f"--row {number}: {reason or f'the rows of {data.hparams.path} are numbered from 1 to {last:,}'}")
 

@@ -199,6 +199,8 @@ def test_rows_of_another_tokenizer_are_refused(tiny_model_dir, rows_file, tmp_pa
     file.write_text(json.dumps(tokenizer))
     trainer = Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     options = {"path": str(rows_file), "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
+    template = copy / "chat_template.jinja"
+    template.write_text("{#- of the same text -#}" + template.read_text())
     trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(copy), **options))
     with pytest.raises(ValueError, match=f"data.tokenizer {other} is not the tokenizer of model.init_from"):
         trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), XLAMSFTDataModule(tokenizer=str(other), **options))
