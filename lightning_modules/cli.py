@@ -109,7 +109,7 @@ class Parser(SentenceParser, LightningArgumentParser):
                 f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
                 f"as in --config configs/grpo.yaml --config {file}"
             )
-        if message.startswith(ASK_FOR_CLASSES) and names_nothing(self.words):
+        if message.startswith(ASK_FOR_CLASSES) and self.words and names_nothing(self.words):
             message = (
                 "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
                 "--config configs/rl.yaml for EGPO"

@@ -1,6 +1,6 @@
 """The clipped policy loss of GRPO and its relatives, on flat completion tokens.
 
-Letters: N completion tokens of a micro-batch, M of them that count. All tokens of a rollout are in one micro-batch.
+Letters: N completion tokens of a micro-batch, from any number of rollouts, whose tokens are never split over two.
 """
 
 import math
@@ -37,8 +37,8 @@ class PolicyTotals(NamedTuple):
 class PolicyLoss:
     """The policy loss: its settings, and when called `policy_loss` with them.
 
-    A loss of one's own is a subclass (also a frozen dataclass if it has settings) with another `__call__`. Training
-    calls it, and reads nothing but `kl_coef`: there is a reference where that is above 0.
+    A loss of one's own is a subclass (a frozen dataclass, too, if it has settings) whose `__call__` returns something
+    else. The training asks it for `kl_coef`, by which there is a reference or none, and calls it.
 
     Attributes:
         clip_low: A ratio below 1 - clip_low gains nothing where the advantage is negative; when None what goes with
@@ -185,28 +185,29 @@ def policy_loss(
     _check_settings(clip_low, clip_high, dual_clip, aggregation)
     if aggregation == "dr_grpo" and (max_length is None or max_length < 1):
         raise ValueError(f"aggregation 'dr_grpo' needs a max_length of at least 1, got {max_length}.")
-    counted = (samples >= 0).nonzero().squeeze(1)  # [M]: with a mask a GPU would be waited for at every use
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
-    logprobs = logprobs[counted].to(dtype)  # [M]
-    old, advantages = (x.detach()[counted].to(dtype) for x in (old_logprobs, advantages))
-    rollouts, group = torch.unique(samples[counted], return_inverse=True)
-    lengths = old.new_zeros(len(rollouts)).index_add(0, group, torch.ones_like(old))
-    n_rollouts, n_tokens = (lengths.new_full((), len(each)) for each in (rollouts, group))
-    totals = PolicyTotals(n_rollouts, n_tokens) if totals is None else totals
-    share = _shares(totals, aggregation, lengths[group], max_length)
+    counted = samples >= 0
+    logprobs = torch.where(counted, logprobs, 0).to(dtype)
+    old, advantage = (torch.where(counted, x.detach(), 0).to(dtype) for x in (old_logprobs, advantages))
+    present, group = torch.unique(torch.where(counted, samples, -1), return_inverse=True)
+    lengths = logprobs.new_zeros(len(present)).index_add(0, group, torch.ones_like(old))
+    n_rollouts, n_tokens = (present >= 0).sum().to(dtype), counted.sum().to(dtype)
+    share = _shares(PolicyTotals(n_rollouts, n_tokens) if totals is None else totals, aggregation, lengths, max_length)
 
     ratio = _ratio(logprobs, old, group, lengths, ratio_level)
-    surrogate = _surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    surrogate = _surrogate(ratio, advantage, clip_low, clip_high, dual_clip)
     if weights is not None:
-        surrogate = surrogate * weights.detach()[counted]
+        surrogate = surrogate * torch.where(counted, weights.detach(), 0)
+    share = torch.where(counted, share.expand(len(present))[group], 0)  # [N]
+    policy_term = loss = (share * surrogate).sum()
     kl = torch.zeros_like(old)
     if ref_logprobs is not None:
-        kl = kl_k3(logprobs, ref_logprobs.detach()[counted].to(dtype))
-    policy_term = (share * surrogate).sum()
-    return policy_term + kl_coef * (share * kl).sum(), {
+        kl = kl_k3(logprobs, torch.where(counted, ref_logprobs.detach(), 0).to(dtype))
+        loss = policy_term + kl_coef * (share * kl).sum()
+    return loss, {
         "loss": policy_term.detach(),
         "kl": kl.detach().sum(),
-        **_ratio_parts(ratio.detach(), advantages, clip_low, clip_high, dual_clip),
+        **_ratio_parts(torch.where(counted, ratio.detach(), 0), advantage, clip_low, clip_high, dual_clip),
         "tokens": n_tokens,
         "rollouts": n_rollouts,
     }
@@ -231,7 +232,7 @@ def with_published_defaults(
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, group: Tensor, lengths: Tensor, level: RatioLevel) -> Tensor:
-    """The ratio of each token, [M], or that of its rollout, with the gradient that the level asks for."""
+    """The ratio of each token, [N], or that of its rollout, with the gradient that the level asks for."""
     log_ratio = logprobs - old_logprobs
     if level == "sequence":
         mean = torch.zeros_like(lengths).index_add(0, group, log_ratio.detach()) / lengths
@@ -240,7 +241,7 @@ def _ratio(logprobs: Tensor, old_logprobs: Tensor, group: Tensor, lengths: Tenso
 
 
 def _surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None) -> Tensor:
-    """Loss of each token, [M]: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (arXiv 2508.05118, eq. 2)."""
+    """Loss of each token, [N]: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (arXiv 2508.05118, eq. 2)."""
     surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is None:
         return surrogate
@@ -250,7 +251,7 @@ def _surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: fl
 def _ratio_parts(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> dict[str, Tensor]:
-    """The parts of `policy_loss` that are about the ratio of each token, [M]."""
+    """The parts of `policy_loss` on the ratio of each token, [N]; ratio and advantage are 0 where it is ignored."""
     worse, better = advantages < 0, advantages > 0
     return {
         "clip_low": (worse & (ratio < 1 - clip_low)).sum().to(ratio.dtype),
@@ -262,7 +263,7 @@ def _ratio_parts(
 
 
 def _shares(totals: PolicyTotals, aggregation: Aggregation, lengths: Tensor, max_length: int | None) -> Tensor:
-    """Weight of each token in the loss of the step, [M], or one for all, 0-dim; `lengths` are those of its rollout."""
+    """What a token's loss is multiplied by in the loss of the step: for each rollout of `lengths`, or one for all."""
     rollouts, tokens = (torch.as_tensor(n, dtype=lengths.dtype, device=lengths.device).clamp(min=1) for n in totals)
     if aggregation == "token_mean":
         return 1 / tokens

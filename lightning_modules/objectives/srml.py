@@ -1,8 +1,8 @@
 """Multiscale loss of FunReason: reasoning tokens and call tokens averaged apart, then mixed (arXiv 2505.20192).
 
 v1 calls it MSL and fixes the weights (alpha L_think + beta L_result, alpha + beta = 1); v3 calls it SSB and makes alpha
-learnable (eq. 3, initial value 0.7). The papers leave the reduction over a batch open; both readings are here.
-Letters: N tokens, M of them supervised, G groups of tokens that are averaged together.
+learnable (eq. 3, initial value 0.7). Papers leave the reduction over a batch open; both readings are here.
+Letters: N tokens, G groups of tokens that are averaged together.
 """
 
 from typing import Literal, NamedTuple
@@ -69,30 +69,30 @@ def multiscale_loss(
         raise ValueError(f"nll, segments and samples must all be [N], got {shapes}.")
     if reduction not in ("sample", "token"):
         raise ValueError(f"reduction must be 'sample' or 'token', got {reduction!r}.")
-    supervised = (segments > 0).nonzero().squeeze(1)  # [M]: with a mask a GPU would be waited for at every use
     dtype = torch.promote_types(nll.dtype, torch.float32)
-    nll, segments = nll[supervised].to(dtype), segments[supervised]  # [M]
-    cot, call = (segments == COT).to(dtype), (segments == CALL).to(dtype)  # [M]
-    documents, group = torch.unique(samples[supervised], return_inverse=True)
-    group_cot, group_call = (cot.new_zeros(len(documents)).index_add(0, group, mask) for mask in (cot, call))  # [G]
-    n_samples, n_cot, n_call = cot.new_full((), len(documents)), cot.sum(), call.sum()
-    if totals is None:
-        totals = Totals(n_samples, n_cot, n_call, (group_cot > 0).sum(), (group_call > 0).sum())
+    cot, call = (segments == COT).to(dtype), (segments == CALL).to(dtype)  # [N]
+    groups, group = torch.unique(torch.where(segments > 0, samples, -1), return_inverse=True)
+    group_cot, group_call = (cot.new_zeros(len(groups)).index_add(0, group, mask) for mask in (cot, call))  # [G]
+    n_samples, n_cot, n_call = ((group_cot + group_call) > 0).sum().to(dtype), cot.sum(), call.sum()
+    with_cot, with_call = ((count > 0).sum() for count in (group_cot, group_call))
+    whole = Totals(n_samples, n_cot, n_call, with_cot, with_call) if totals is None else totals
     all_samples, all_cot, all_call, all_with_cot, all_with_call = (
-        torch.as_tensor(totals.samples if count is None else count, dtype=dtype, device=nll.device) for count in totals
+        torch.as_tensor(whole.samples if count is None else count, dtype=dtype, device=nll.device) for count in whole
     )
     if reduction == "token":  # the whole step is one document
         group = torch.zeros_like(group)
         group_cot, group_call = all_cot.reshape(1), all_call.reshape(1)
         all_samples = all_with_cot = all_with_call = all_samples.new_ones(())
     # A token's weight in the mean of its segment, times that mean's weight in the mean over documents.
-    of_cot = cot / (group_cot.clamp(min=1)[group] * all_samples.clamp(min=1))  # [M]
-    of_call = call / (group_call.clamp(min=1)[group] * all_samples.clamp(min=1))  # [M]
-    alpha = _cot_share(cot_weight, group_cot, group_call)[group]  # [M]
+    of_cot = cot / (group_cot.clamp(min=1)[group] * all_samples.clamp(min=1))  # [N]
+    of_call = call / (group_call.clamp(min=1)[group] * all_samples.clamp(min=1))  # [N]
+    alpha = _cot_share(cot_weight, group_cot, group_call)[group]  # [N]
+    nll = torch.where(segments > 0, nll, 0).to(dtype)
     loss = ((alpha * of_cot + (1 - alpha) * of_call) * nll).sum()
+    terms = nll.detach()
     return loss, {
-        "loss_cot": (of_cot * nll.detach()).sum() * all_samples / all_with_cot.clamp(min=1),
-        "loss_call": (of_call * nll.detach()).sum() * all_samples / all_with_call.clamp(min=1),
+        "loss_cot": (of_cot * terms).sum() * all_samples / all_with_cot.clamp(min=1),
+        "loss_call": (of_call * terms).sum() * all_samples / all_with_call.clamp(min=1),
         "samples": n_samples,
         "tokens_cot": n_cot,
         "tokens_call": n_call,

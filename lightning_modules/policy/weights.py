@@ -120,13 +120,14 @@ def refuse_by_config(source: str, options: dict[str, Any]) -> None:
     """
     with _in_a_sentence(source, options):
         config = PreTrainedConfig.get_config_dict(source)[0]
-    if (found := config.get("quantization_config")) is not None:
+        found, two_parts = config.get("quantization_config"), config.get("is_encoder_decoder")
+    if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else repr(found)
         raise ValueError(
             f"init_from: {source} holds quantized weights (quantization_config {method} in its config.json), which "
             "nothing here can train or export: give the model they were made from"
         )
-    if config.get("is_encoder_decoder"):
+    if two_parts:
         raise ValueError(
             f"init_from: {source} is no causal language model, for its decoder goes on from what an encoder reads "
             f"(is_encoder_decoder true in its config.json): {GIVE_ANOTHER}"
