@@ -53,9 +53,9 @@ not tested.
 none, up to commit 3bd6b58, so that these arms met it on BFCL alone. Held-out rows they were asked as they had been
 trained. What it does: of the first 20 drawn rows of `simple`, asked of the `srml_0.7_bare` of seed 0 that `egpo_bare`
 starts from, 3 answers did not end within 128 tokens, and others had a blank line after the calls, too; asked without
-that line, all ended right after the calls. On all 650 rows between 5 and 8 % of the answers of plain SFT do not end
-within 256 tokens, 12 to 32 % of those of SRML at 0.7, 73 % of those with a learnable alpha. So what these arms get on
-BFCL says little of the methods, and the claims on it wait for arms without the fault.
+that line, all ended. On all 650 rows between 5 and 8 % of the answers of plain SFT do not end within 256 tokens, 12
+to 32 % of those of SRML at 0.7, 73 % of those with a learnable alpha. So what these arms get on BFCL says little of
+the methods, and the claims on it wait for arms without the fault.
 
 `egpo_bare` and `grpo_bare` (one seed each, on two CPU cores) take all 25 steps, from a `srml_0.7_bare` of seed 0 that
 was trained anew there and gets 49 % of held-out rows. `rate_0_bare` is that start, sampled for the same prompts with

@@ -70,6 +70,12 @@ def test_columns_that_say_that_an_answer_is_whole():
         assert to_example({"messages": ASK, "tools": [NOW], "response": "Noon."} | column).response == "Noon."
 
 
+def test_a_completion_that_was_cut_leaves_the_gold_answer_beside_it_whole():
+    """As in the rollouts that `funreason predict` writes."""
+    row = {"query": "When?", "tools": [NOW], "answers": '[{"name": "now", "arguments": {}}]'}
+    assert to_example(row | {"completion": "[no", "finish_reason": "length"}).answers == row["answers"]
+
+
 @pytest.mark.parametrize("false", [False, "False", "false"])
 def test_an_answer_that_is_not_to_be_given_is_refused_in_a_table_of_texts_too(false):
     with pytest.raises(BadRow, match="'label': is false"):
