@@ -5,6 +5,7 @@ All commands are listed in `lightning_modules.commands.main`.
 
 import operator
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -73,8 +74,8 @@ CALLBACKS = {
     "rollouts": RolloutTable,
 }
 """Callbacks that a YAML may set and no overlay can drop, by their groups of settings."""
-ASK_FOR_CLASSES = ("the following arguments are required", 'Parser key "model"', 'Parser key "data"')
-"""Beginnings of what the parser says where no class is named."""
+ASKS_FOR_CLASSES = re.compile(r'the following arguments are required: \w+\.(?:model|data)|Parser key "(?:model|data)"')
+"""How it begins what the parser of a command says where no class is named; the parsers of classes ask for settings."""
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, **CALLBACKS}
 """The groups of settings, and their classes for help."""
 
@@ -109,7 +110,7 @@ class Parser(SentenceParser, LightningArgumentParser):
                 f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
                 f"as in --config configs/grpo.yaml --config {file}"
             )
-        if message.startswith(ASK_FOR_CLASSES) and self.words and names_nothing(self.words):
+        if ASKS_FOR_CLASSES.match(message) and names_nothing(self.words):
             message = (
                 "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
                 "--config configs/rl.yaml for EGPO"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import constants
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,7 @@ from datamodules.sft import XLAMSFTDataModule
 from lightning_modules import SRMLModule
 from lightning_modules.callbacks.validations import check_monitors
 from lightning_modules.checkpointing.resume import LastCheckpoint
-from lightning_modules.cli import FunReasonCLI, main
+from lightning_modules.cli import FunReasonCLI, Parser, main
 from lightning_modules.policy.lora import LoRA
 
 # 23 rows to train on and 8 a step: steps 1-3 are the first epoch, 4-6 the second; dropout draws random numbers.
@@ -479,6 +480,11 @@ def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(caps
     "words", [["fit"], ["fit", "--model.init_from=m"], ["test", "--model.init_from=m", "--data.path=r"]]
 )
 def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
+    """But the parser of a class, which is kept from one command line to the next, asks for what the class lacks."""
+    of_class = Parser(exit_on_error=False)
+    of_class.words = words
+    with pytest.raises(ArgumentError, match=r"^the following arguments are required: init_from$"):
+        of_class.error("the following arguments are required: init_from")
     with pytest.raises(SystemExit):
         main(words)
     assert (
