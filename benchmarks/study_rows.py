@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ QUICK = {TRAIN: 16, HELD_OUT: 4, RL_ROWS: 16}
 BFCL_ROWS, BFCL_QUICK = 650, 13
 HELD_OUT_TOOLS = 0.1  # share of the names of tools that no row to train on offers
 LONGEST, LONGEST_R1, LONGEST_RL = 640, 1024, 120  # tokens of a row; of one by R1; of an answer to learn by sampling
-TEXTS = {"english": ["README.md", "docs"], "code": ["rewards"]}
-TEXT_CHARS = 30000
+PLAIN_TEXT = ROOT / "benchmarks/study_text.json"  # of README, docs and code as they were for the first runs
 DATA_OF_BFCL = ("constants/default_prompts.py", "constants/model_config.py", "model_handler/parser")
 
 
@@ -49,7 +47,7 @@ def prepare(model: str, rows: Path, r1: Path | None, folder: Path, quick: bool) 
         facts |= write_rows(model, rows, r1, unfinished, QUICK if quick else SIZES)
         facts |= {"system_prompt": instructions(find_package("bfcl_eval"))}
         facts |= {"bfcl_sizes": write_bfcl(unfinished / BFCL, BFCL_QUICK if quick else BFCL_ROWS)}
-        write_text(unfinished / TEXT, json.dumps({kind: plain_text(places) for kind, places in TEXTS.items()}))
+        shutil.copy(PLAIN_TEXT, unfinished / TEXT)
         files = sorted(file for file in unfinished.rglob("*.json*") if file.is_file())
         facts["hashes"] = {
             str(file.relative_to(unfinished)): _hash(file) for file in files if file.parent == unfinished
@@ -160,13 +158,6 @@ def write_bfcl(folder: Path, limit: int) -> dict[str, int]:
     metadata = f"Metadata-Version: 2.1\nName: bfcl-eval\nVersion: {package.release}\n"
     write_text(folder / f"bfcl_eval-{package.release}.dist-info" / "METADATA", metadata)
     return sizes
-
-
-def plain_text(places: Sequence[str]) -> str:
-    """The first characters of files of this repository."""
-    found = [ROOT / place for place in places]
-    files = [file for place in found for file in ([place] if place.is_file() else sorted(place.rglob("*.[mp][dy]")))]
-    return "\n\n".join(file.read_text(encoding="utf-8") for file in files)[:TEXT_CHARS]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
