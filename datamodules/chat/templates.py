@@ -20,6 +20,7 @@ _PRESENT_DATE = re.compile(r"""strftime_now\(\s*+(["'])([^"'\n]*+)\1\s*+\)""")
 _THINK_OPENED = re.compile(r"<think>\s*(</think>\s*)?\Z")  # what some templates append to the generation prompt
 _EMPTY_THINK = re.compile(r"\A\s*<think>\s*</think>\s*")
 _USER = {"role": "user", "content": "question"}
+_RULES = "the-rules <think></think>"
 _LEFT_OUT = {"tool": "what a tool gives back", "calls": "the calls of earlier turns"}
 _PROBE = [Call("get_weather", {"city": "Oslo", "days": 2}), Call("get_time", {"zone": "UTC"})]
 _TOOLS = [
@@ -69,12 +70,13 @@ def unended(template: str) -> str:
 
 @lru_cache(maxsize=8)
 def takes_system(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the chat template takes a system message; else its text goes on top of the first request.
+    """Whether the chat template takes a system message as it is; else its text goes on top of the first request.
 
-    Gemma 2's refuses one, and that of Phi-3 mini prints the other turns as if there were none.
+    Gemma 2's refuses one, that of Phi-3 mini prints the other turns as if there were none, and SmolLM3's takes
+    `/think` for a switch and out of the text, tags of ours and paths in tools with it.
     """
     try:
-        return "the-rules" in rendered(tokenizer, [{"role": "system", "content": "the-rules"}, _USER])
+        return _RULES in rendered(tokenizer, [{"role": "system", "content": _RULES}, _USER])
     except ValueError:
         return False
 

@@ -147,6 +147,30 @@ def test_the_exported_template_renders_the_training_prompt(tokenizer_of, kind, f
     assert own_template(served.chat_template) == served_tokenizer(tokenizer).chat_template
 
 
+def test_tools_are_sent_as_the_rows_have_them_and_elsewhere_as_schemas(tokenizer_of):
+    flat = {"name": "f", "description": "d", "parameters": {"city": {"type": "str", "description": "a city"}}}
+    schema = flat | {
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "a city"}},
+            "required": ["city"],
+        }
+    }
+    tokenizer, row = tokenizer_of("tools"), replace(PLAIN, tools=json.dumps([flat]), answers="[]")
+    turns = [{"role": "user", "content": row.query}]
+    bfcl, template = ChatForm(system_prompt="Call.\n", tool_form="bfcl"), ChatForm("template", "template")
+    for form, sent in ((ChatForm(), flat), (bfcl, schema), (template, schema)):
+        served = served_tokenizer(tokenizer, form)
+        same = [
+            served.apply_chat_template(
+                turns, tools=[{"type": "function", "function": tool}], tokenize=False, add_generation_prompt=True
+            )
+            == prompt_text(tokenizer, row, form)
+            for tool in (flat, schema)
+        ]
+        assert same == [sent is flat, sent is schema]
+
+
 def test_parts_of_text_and_requests_without_tools(tokenizer_of):
     for kind in ("chatml", "refusing"):
         served = served_tokenizer(tokenizer_of(kind), ChatForm())

@@ -182,6 +182,20 @@ def test_what_a_template_leaves_out_is_put_elsewhere_or_said(tiny_tokenizer, mak
             prompt_text(tokenizer, called, ChatForm(prompt="template"))
 
 
+def test_a_system_text_that_a_template_rewrites_goes_on_top_of_the_request(tiny_tokenizer, make_row):
+    """SmolLM3's takes `/think` out of it, which left of our text `<think><>`, and of a tool's path what it could."""
+    smol = copy.deepcopy(tiny_tokenizer)
+    smol.chat_template = (
+        "{% if messages[0].role == 'system' %}{% set own = messages[0].content.replace('/think', '') %}{% endif %}"
+        "<|system|>{{ own or 'I am SmolLM.' }}"
+        "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    )
+    row = to_example(make_row(1, query="And in Bergen?", tools='[{"name": "get_weather", "description": "a/think"}]'))
+    text = prompt_text(smol, row)
+    assert text.startswith("<|system|>I am SmolLM.<|user|>Reason inside <think></think>: which tools fit")
+    assert text.endswith('# Tools\n[{"name":"get_weather","description":"a/think"}]\n\nAnd in Bergen?<|assistant|>')
+
+
 def test_an_answer_elsewhere_than_a_prompt_ends_is_told_another_form(tiny_tokenizer):
     counts = copy.deepcopy(tiny_tokenizer)
     counts.chat_template = "{{ messages | length }}" + counts.chat_template

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import Call, match_bfcl
+from rewards import Call, FunctionCallReward, decode_bfcl, match_bfcl
 from rewards.bfcl.java import MAX_COLLECTION, java_value
 from rewards.bfcl.javascript import javascript_value
 
@@ -249,3 +249,39 @@ def test_no_prediction_raises(predicted, category, in_java):
         predicted = None if isinstance(predicted, str) else predicted
     answers = [{"f": {"a": ["", [{"k": [1]}]], "b": [{"k": ["x", ""]}], "c": [1.5, ""]}}]
     match_bfcl(predicted, answers, [described], category, "java" if in_java else "python")
+
+
+CALL = "f(a=5.0, s='New York', l=[1.0, 2.5])"
+
+
+@pytest.mark.parametrize(
+    "answer, paid, right",
+    [
+        (f"[{CALL}]", True, True),
+        (f"[{CALL}]".replace("5.0", "5"), True, True),
+        (f"[{CALL}]".replace("New York", "new-york"), False, True),
+        (f"```[{CALL}]```", False, True),
+        (f"[{CALL}]".replace("])", "], o=3)"), False, True),  # the default of an optional argument
+        (f"[ {CALL}]", True, False),  # what is left of it without brackets begins with a blank
+        (f"[\n  {CALL}\n]", True, False),
+        (f"[{CALL}]".replace("[1.0, 2.5]", "(1.0, 2.5)"), True, False),
+        (f"[{CALL}]".replace("[1.0", "[1"), True, False),
+        (f"[{CALL}]".replace("5.0", "+5.0"), True, False),  # read as -5.0
+        ('[{"name": "f", "arguments": {"a": 5.0, "s": "New York", "l": [1.0, 2.5]}}]', True, False),
+    ],
+)
+def test_where_the_reward_of_training_is_another_rule(official, answer, paid, right):
+    """As docs/bfcl.md says; the official decoder and checker agree with ours about each."""
+    functions = [function(required=["a"], a="float", s="string", l="array:float", o="integer")]
+    accepted = [{"f": {"a": [5.0], "s": ["New York"], "l": [[1.0, 2.5]], "o": ["", 3]}}]
+    gold = [Call("f", {"a": 5.0, "s": "New York", "l": [1.0, 2.5]})]
+    reward = FunctionCallReward()
+    reward.think, reward.form = False, "python"
+    assert (reward(answer, functions, gold).score == 1) is paid
+    assert match_bfcl(decode_bfcl(answer)[0], accepted, functions, "simple").matched is right
+    try:
+        calls = official.decode(answer)
+    except Exception:
+        calls = None
+    told = official.is_calls(calls) and official.check(functions, calls, accepted, "Python", "simple")
+    assert bool(told) is right
