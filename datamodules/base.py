@@ -1,9 +1,10 @@
 """The base of the data modules over xLAM rows: reading, holding out a part, and prompts to evaluate on."""
 
+import inspect
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -21,22 +22,13 @@ from datamodules.loading import PromptLoader, resolve_seed
 from datamodules.packing import Packing
 from datamodules.reports import describe
 from datamodules.sources.targets import Turns
+from datamodules.system.arguments import taken
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
 from datamodules.xlam import OnBadRow, left_out, write_jsonl
 from rewards import FunctionCallReward
 
 SHOWN = 5  # bad rows printed one by one
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "packing": ("auto", "on", "off"),
-    "on_bad_row": get_args(OnBadRow),
-    "turns": get_args(Turns),
-    "prompt": (*get_args(Prompt), None),
-    "answer_form": (*get_args(AnswerForm), None),
-    "think": get_args(Think),
-    "tool_form": (*get_args(ToolForm), None),
-}
-"""The values of arguments that are one of a few words."""
 
 
 class XLAMDataModule(LightningDataModule):
@@ -121,6 +113,11 @@ class XLAMDataModule(LightningDataModule):
     def _check(self) -> None:
         """Refuse impossible arguments."""
         h = self.hparams
+        h.packing = {True: "on", False: "off"}.get(h.packing, h.packing)
+        for kind in type(self).__mro__:
+            for name, wanted in inspect.get_annotations(vars(kind).get("__init__", object.__init__)).items():
+                if name in h:
+                    h[name] = taken(f"data.{name}", h[name], wanted)
         for name in ("path", "val_path", "cache_dir"):
             if h[name] == "":
                 raise ValueError(f"data.{name} is empty; give a path, or leave it out")
@@ -133,11 +130,6 @@ class XLAMDataModule(LightningDataModule):
             raise ValueError(
                 f"data.val_fraction is {h.val_fraction}; give a fraction from 0 up to, but not including, 1"
             )
-        h.packing = {True: "on", False: "off"}.get(h.packing, h.packing)
-        for name, choices in CHOICES.items():
-            if h[name] not in choices:
-                *others, last = filter(None, choices)
-                raise ValueError(f"data.{name} is {h[name]!r}; give {', '.join(others)} or {last}")
         if h.prompt != "template" and h.answer_form == "template":
             ChatForm(answer_form="template").check()
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.base import XLAMDataModule
 from datamodules.chat.form import recorded_form
 from datamodules.packing import PackedBatch, idle_batch
+from datamodules.system.arguments import declared
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
 from lightning_modules.checkpointing.identity import check_settings
 from lightning_modules.checkpointing.resume import unbroken
@@ -47,6 +48,7 @@ def check_numbers(**settings: tuple[Any, bool, str]) -> None:
             raise ValueError(f"model.{name} is {value}; give {wanted}.")
 
 
+@declared
 class FunctionCallingModule(EvaluationModule):
     """Trains a causal language model: an `EvaluationModule` with AdamW, its schedule, and checkpoints to resume from.
 

@@ -19,6 +19,7 @@ from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
 from datamodules.packing import Encoded
+from datamodules.system.arguments import declared
 from lightning_modules.checkpointing.identity import check_run, check_same_model, fingerprint, identity
 from lightning_modules.generators import Completion, Generator, HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
@@ -39,6 +40,7 @@ from rewards import FunctionCallReward
 SANITY_ROWS = 2  # validated on, over all ranks, before the first step
 
 
+@declared
 class EvaluationModule(LightningModule):
     """Validates, tests and predicts with a causal language model by generating completions and scoring them.
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from datamodules.loading import PromptBatch
 from datamodules.packing import PackedBatch
 from datamodules.prompts import XLAMPromptDataModule
+from datamodules.system.arguments import declared
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.generators import Completion
@@ -62,6 +63,7 @@ ALL_CUT = (
 SHARED = "; completions of a prompt share it, as many as a micro-batch holds"
 
 
+@declared
 class GRPOModule(FunctionCallingModule):
     """Learns from groups of its own completions; one `training_step` is one optimizer step.
 
@@ -120,7 +122,6 @@ class GRPOModule(FunctionCallingModule):
             mini_batches=(mini_batches, mini_batches >= 1, "at least 1"),
             inner_epochs=(inner_epochs, inner_epochs >= 1, "at least 1"),
             micro_batch_tokens=(micro_batch_tokens, micro_batch_tokens >= 1, "at least 1"),
-            advantage_scale=(advantage_scale, advantage_scale in ("std", "none"), "std or none"),
         )
         check_full_distribution(sampling, importance_sampling)
         check_ahead(sampling, self.generator, importance_sampling, dynamic_sampling)

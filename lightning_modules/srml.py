@@ -14,12 +14,14 @@ from torch import Tensor
 
 from datamodules.packing import CALL, COT, IGNORED, PROMPT, PackedBatch
 from datamodules.sft import XLAMSFTDataModule
+from datamodules.system.arguments import declared
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_metrics
 from lightning_modules.objectives import Totals, multiscale_loss
 
 
+@declared
 class SRMLModule(FunctionCallingModule):
     """Fine-tunes on packed documents with the multiscale loss; one `training_step` is one optimizer step.
 

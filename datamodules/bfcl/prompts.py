@@ -8,8 +8,10 @@ from datamodules.bfcl.rows import CATEGORIES, chat, check_categories, language_o
 from datamodules.chat.templates import turns_text
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.loading import PromptLoader
+from datamodules.system.arguments import declared
 
 
+@declared
 class BFCLDataModule(LightningDataModule):
     """Rows of BFCL v3 or v4 with the official prompts, for `funreason test` with a `BFCLModule`.
 

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.loading import ResumableLoader
 from datamodules.packing import CALL, PROMPT, Encoded, PackedBatch, collate_packed, micro_batches
+from datamodules.system.arguments import declared
 from datamodules.toolbox.catalogue import FUNCTIONS, Function, Parameter, sample_arguments
 from datamodules.toolbox.functions import CATALOGUE
 from datamodules.toolbox.rows import JOINERS, WORDINGS, request_text
@@ -199,6 +200,7 @@ def make_document(index: int, seed: int) -> list[Message]:
     return rng.choices(makers, weights=(5, 3, 2))[0](rng)
 
 
+@declared
 class PretrainingDataModule(LightningDataModule):
     """Documents packed like fine-tuning rows; the assistant's turns are supervised.
 

@@ -13,6 +13,7 @@ from datamodules.bfcl.rows import BFCLRow
 from datamodules.chat.tokenizer import resolve_model_folder
 from datamodules.loading import PromptBatch
 from datamodules.readers import fingerprint
+from datamodules.system.arguments import declared
 from datamodules.system.files import append_jsonl, write_text
 from lightning_modules.bfcl.results import (
     SETTINGS,
@@ -31,6 +32,7 @@ from lightning_modules.ranks import failing_together, of_every_rank
 from rewards.parser import split_completion
 
 
+@declared
 class BFCLModule(EvaluationModule):
     """Evaluates a model on BFCL: answers the rows, writes answers in the official layout, scores them as BFCL does.
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from datamodules.system.arguments import declared
 from lightning_modules.callbacks.ending import ended
 from lightning_modules.evaluation import EvaluationModule
 
@@ -22,6 +23,7 @@ SHOWN = {
 LOSSES, SCORE = ("train/loss", "policy/loss"), "reward/mean"
 
 
+@declared
 class Progress(Callback):
     """Shows how far a command is: one bar where the output is a terminal, else a line every so many steps.
 

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from datamodules.system.arguments import declared
 from datamodules.system.escaping import markdown_text
 from datamodules.system.files import append_jsonl
 from lightning_modules.grpo import GRPOModule
@@ -15,6 +16,7 @@ from lightning_modules.rollout.rollout import Rollout
 from rewards import differences, render_calls
 
 
+@declared
 class SampleTable(Callback):
     """Shows the first completions of every validation and test in TensorBoard, and appends them to `samples.jsonl`.
 
@@ -52,6 +54,7 @@ class SampleTable(Callback):
     on_test_end = on_validation_end
 
 
+@declared
 class RolloutTable(Callback):
     """Shows a group of the training's rollouts in TensorBoard, and appends it to `train_samples.jsonl`.
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from datamodules.loading import ResumableLoader
+from datamodules.system.arguments import declared
 from datamodules.system.files import clear_unfinished
 from lightning_modules.ranks import of_every_rank
 
@@ -71,6 +72,7 @@ def _step(checkpoint: Path) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
+@declared
 class LastCheckpoint(ModelCheckpoint):
     """Saves the newest state of a run: every so many steps, at its end, and where an exception or SIGTERM ends it.
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from datamodules.loading import resolve_seed
+from datamodules.system.arguments import declared
 from lightning_modules.generators.base import Completion, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.casting import cast_once
 from lightning_modules.generators.decoding import Row, decode
@@ -20,6 +21,7 @@ from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.torch_compile import uncompiled
 
 
+@declared
 class HFGenerator:
     """Generates with `transformers`: a key-value cache of rows of like length, where waiting rows follow ended ones.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from datamodules.loading import resolve_seed
+from datamodules.system.arguments import declared
 from datamodules.system.files import write_text
 from lightning_modules.generators.base import Completion, check_limits, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.engine_group import EngineGroup, ranks_of_node
@@ -33,6 +34,7 @@ CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
 
 
+@declared
 class VLLMGenerator:
     """Generates with a vLLM engine (arXiv 2309.06180), one per rank or group of ranks, started when first needed.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datamodules.loading import resolve_seed
 from datamodules.refinement.exchange import check_addresses
+from datamodules.system.arguments import declared
 from lightning_modules.generators.base import Completion, check_limits, check_sampling, config_stop_ids, names_of
 from lightning_modules.generators.nccl_transfer import NCCLTransfer
 from lightning_modules.generators.server_protocol import GENERATE, describe, is_loopback, load, read_completion, settle
@@ -48,6 +49,7 @@ class Synced(NamedTuple):
     scores: Tensor
 
 
+@declared
 class VLLMServerGenerator:
     """Generates with vLLM servers (arXiv 2309.06180) of one's own, any number of them, on this node or others.
 

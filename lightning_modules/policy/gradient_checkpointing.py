@@ -6,7 +6,10 @@ from inspect import signature
 import transformers
 from transformers import PreTrainedModel
 
+from datamodules.system.arguments import declared
 
+
+@declared
 @dataclass(frozen=True)
 class GradientCheckpointing:
     """Decoder layers keep what they were given, and compute their activations again in the backward pass.

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from datamodules.system.arguments import declared
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -18,6 +20,7 @@ PAST_ADAPTERS = ("dt_proj", "out_proj")
 OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
+@declared
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adapters (arXiv 2106.09685) on top of frozen weights.

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.loading import PromptBatch
+from datamodules.system.arguments import declared
 from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.groups import Group, all_equal
 from lightning_modules.rollout.metrics import Sums
 from lightning_modules.rollout.rollout import Rollout
 
 
+@declared
 @dataclass(frozen=True)
 class DynamicSampling:
     """Settings of dynamic sampling: what replaces groups whose rewards are all equal, which have no advantage.

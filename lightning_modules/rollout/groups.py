@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules.example import Example
 from datamodules.loading import PromptBatch
+from datamodules.system.arguments import declared
 from lightning_modules.generators.base import Completion
 from lightning_modules.objectives import overlong_penalty
 from lightning_modules.ranks import of_every_rank
@@ -19,6 +20,7 @@ from lightning_modules.rollout.subprocess_reward import SHOWN
 Group = list[Rollout]
 
 
+@declared
 @dataclass(frozen=True)
 class Overlong:
     """Treatment of overlong completions: those truncated at the limit, or near it.
@@ -36,8 +38,6 @@ class Overlong:
     buffer: int = 64
 
     def __post_init__(self) -> None:
-        if self.treatment not in ("none", "mask", "penalty"):
-            raise ValueError(f"model.overlong.treatment is {self.treatment!r}; give none, mask or penalty.")
         if not self.buffer >= 1:
             raise ValueError(f"model.overlong.buffer is {self.buffer}; give at least 1.")
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from datamodules.loading import PromptBatch
+from datamodules.system.arguments import declared
 from lightning_modules.generators.base import Completion, Generator
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.rollout.groups import Group, all_equal, check_errors
 from lightning_modules.rollout.metrics import Sums, timed
 
 
+@declared
 @dataclass(frozen=True)
 class Sampling:
     """Settings of sampling: group size, temperature and top-p of the rollouts to learn from.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from datamodules.system.arguments import declared
 from lightning_modules.rollout.metrics import OF_ALL_REWARDS
 from lightning_modules.rollout.subprocess_reward import Answer, call, call_all, make_pools
 from rewards import FunctionCallReward, RewardResult
@@ -20,6 +21,7 @@ RewardInput = tuple[str, str, str]
 LARGEST = 1e30  # magnitude of scores and weights: sums of squares of their products are finite
 
 
+@declared
 @dataclass(frozen=True)
 class RewardTerm:
     """One of several reward functions.

@@ -42,7 +42,7 @@ REWARDS = {text: r for group, rs in zip(TEXTS, [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]
 class Recorded:
     """A generator that returns what it was given, with log-probabilities of its own if wanted."""
 
-    max_new_tokens = 64
+    max_new_tokens, seed = 64, 0
 
     def __init__(self, tokenizer, reports_logprobs=False, cut=()):
         self.tokenizer, self.reports_logprobs, self.cut, self.names = tokenizer, reports_logprobs, cut, []
@@ -523,7 +523,9 @@ def test_other_prompts_before_the_rollouts_have_served(tiny_model_dir, tiny_toke
         ({"mini_batches": 0}, "model.mini_batches is 0; give at least 1"),
         ({"inner_epochs": 0}, "model.inner_epochs is 0; give at least 1"),
         ({"micro_batch_tokens": 0}, "model.micro_batch_tokens is 0; give at least 1"),
-        ({"advantage_scale": "mean"}, "model.advantage_scale is mean; give std or none"),
+        ({"advantage_scale": "mean"}, "GRPOModule: advantage_scale is 'mean'; give std or none"),
+        ({"sampling": {"group_size": 4}}, "GRPOModule: sampling is {'group_size': 4}; give an object of .*Sampling"),
+        ({"rewards": [look_up]}, r"GRPOModule: rewards is \[<function look_up .*\]; give a dict, by name, of"),
         ({"max_reward_errors": 1.5}, "max_reward_errors"),
         ({"reward_workers": 0}, "reward_workers"),
     ],
@@ -544,7 +546,7 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(options, word
         (DynamicSampling, {"max_draws": -1}, "model.dynamic_sampling.max_draws is -1; give at least 0"),
         (DynamicSampling, {"max_draws": 1, "max_resample": 1}, r"max_resample 1 samples .*max_draws 1 others"),
         (Overlong, {"buffer": 0}, "model.overlong.buffer is 0; give at least 1"),
-        (Overlong, {"treatment": "cut"}, "model.overlong.treatment is 'cut'; give none, mask or penalty"),
+        (Overlong, {"treatment": "cut"}, "Overlong: treatment is 'cut'; give none, mask or penalty"),
     ],
 )
 def test_impossible_settings_of_rollouts_are_refused_when_they_are_made(settings, options, words):

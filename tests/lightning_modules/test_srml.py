@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -15,8 +17,10 @@ from datamodules import XLAMSFTDataModule
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
 from lightning_modules.base import warmup_constant, warmup_cosine
+from lightning_modules.generators import HFGenerator
 from lightning_modules.metrics import SEGMENT_SUMS, segment_metrics
 from lightning_modules.objectives import Totals
+from lightning_modules.policy.lora import LoRA
 
 # Tokens of prompt, CoT and call; one document has no chain of thought.
 SIZES = [(5, 9, 4), (3, 2, 7), (8, 0, 3), (2, 20, 2), (6, 5, 5), (4, 1, 1)]
@@ -255,11 +259,37 @@ def test_step_without_supervised_tokens_is_an_error(tiny_model_dir):
         ({"balance": "learnable", "cot_weight": 0.99}, "model.alpha_bounds"),
         ({"balance": "learnable", "alpha_bounds": (0.0, 1.0)}, "model.alpha_bounds"),
         ({"balance": "sft", "reduction": "sample"}, "every token alike, and model.reduction sample every document"),
+        ({"balance": "plain"}, "SRMLModule: balance is 'plain'; give fixed, learnable or sft"),
+        ({"schedule": "linear"}, "SRMLModule: schedule is 'linear'; give cosine or constant"),
+        (
+            {"lora": {"r": 4}},
+            "SRMLModule: lora is {'r': 4}; give an object of .*policy.lora.LoRA or None",
+        ),
+        ({"generator": HFGenerator}, "SRMLModule: generator is <class .*HFGenerator'>; give an object of .*Generator"),
+        ({"reward": len}, "SRMLModule: reward is <built-in function len>; give an object of .*FunctionCallReward or"),
     ],
 )
 def test_impossible_weights_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SRMLModule(init_from="anything", **options)
+
+
+def test_a_run_goes_on_whose_settings_were_paths_and_numbers_of_numpy(tiny_model_dir, rows_file, tmp_path):
+    """They are in its checkpoint, of which nothing is read but plain values."""
+    files = {"tokenizer": Path(tiny_model_dir), "path": Path(rows_file), "cache_dir": tmp_path / "cache"}
+
+    def fit_to(steps, **options):
+        module = SRMLModule(init_from=Path(tiny_model_dir), learning_rate=np.float64(0.5), lora=LoRA(r=np.int64(2)))
+        rows = XLAMSFTDataModule(**files, batch_size=np.int64(1), val_fraction=0)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(module, rows, **options)
+        return trainer
+
+    fit_to(1).save_checkpoint(tmp_path / "a.ckpt")
+    assert fit_to(2, ckpt_path=tmp_path / "a.ckpt").global_step == 2
 
 
 def test_warm_up_and_cosine_by_hand():
