@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import XLAMDataModule
 from datamodules.chat.form import recorded_form
+from datamodules.loading import ResumableLoader
 from datamodules.packing import PackedBatch, idle_batch
 from datamodules.system.arguments import declared
 from lightning_modules.checkpointing.formats import group_names, optimizer_state_to_names, optimizer_state_to_places
@@ -182,7 +183,9 @@ class FunctionCallingModule(EvaluationModule):
         """
         steps = self.trainer.estimated_stepping_batches if self.trainer.max_epochs else 0
         if not 1 <= steps < math.inf:
-            raise ValueError(f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some.")
+            raise ValueError(
+                f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some, and an end."
+            )
         groups = self.parameter_groups()
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
         warmup, factor = self.warmup_steps(steps), warmup_cosine if self.schedule == "cosine" else warmup_constant
@@ -257,6 +260,12 @@ class FunctionCallingModule(EvaluationModule):
     def rounds(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
         """This rank's micro-batches and then idle ones, a token of weight 0: collectives must match over ranks."""
         return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
+
+    def on_train_epoch_start(self) -> None:
+        """Begin with the same rows each epoch under `trainer.overfit_batches`; our loaders go on to others else."""
+        loader = self.trainer.train_dataloader
+        if self.trainer.overfit_batches and isinstance(loader, ResumableLoader):
+            loader.epoch = loader.batch = 0
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Return memory that a step on the CPU has freed to the system: in pieces the next step could not use it."""

@@ -14,6 +14,7 @@ from training_runs import Steps
 from transformers import AutoModelForCausalLM
 
 from datamodules import XLAMSFTDataModule
+from datamodules.loading import ResumableLoader, epoch_order
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
 from lightning_modules.base import warmup_constant, warmup_cosine
@@ -290,6 +291,21 @@ def test_a_run_goes_on_whose_settings_were_paths_and_numbers_of_numpy(tiny_model
 
     fit_to(1).save_checkpoint(tmp_path / "a.ckpt")
     assert fit_to(2, ckpt_path=tmp_path / "a.ckpt").global_step == 2
+
+
+def test_overfit_batches_trains_on_the_same_rows_in_each_epoch(tiny_model_dir):
+    class Loader(LightningDataModule):
+        def train_dataloader(self):
+            return ResumableLoader(4, 2, lambda rows: seen.append(rows) or micro_batches(1))
+
+    seen = []
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, overfit_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), Loader())
+    first = epoch_order(4, 0, 0)[:2]  # of two batches of two rows; the second, and the first of a new order, came next
+    assert seen == [first, first, first]
 
 
 def test_warm_up_and_cosine_by_hand():
