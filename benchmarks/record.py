@@ -44,9 +44,8 @@ def record(
         return
     results = FOLDER / "results.json"
     known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    module, *words = (
-        Path(word).stem if Path(word).is_absolute() else word for word in sys.argv
-    )  # no paths of a machine
+    # No paths of a machine.
+    module, *words = (Path(word).stem if Path(word).is_absolute() else word for word in sys.argv)
     here = f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     known[title] = {
         "command": " ".join(["python -m", f"benchmarks.{module}", *words]),

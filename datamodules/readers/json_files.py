@@ -17,11 +17,9 @@ _CHUNK = 1 << 18  # characters read at a time from a JSON array
 MAX_ROW = 1 << 24  # characters of a row of JSON; a context of a million tokens is a quarter of that
 MAX_OBJECT = 1 << 30  # characters of a file that is read as a whole, because it is one object that holds the rows
 _DECODER = json.JSONDecoder()
-_FIRST, _NEXT, _END = (
-    re.compile(r"\s*\[\s*"),
-    re.compile(r"\s*,\s*"),
-    re.compile(r"\s*+(?:[\[,]\s*+)?\]"),
-)  # a comma may be too many
+_FIRST = re.compile(r"\s*\[\s*")
+_NEXT = re.compile(r"\s*,\s*")
+_END = re.compile(r"\s*+(?:[\[,]\s*+)?\]")  # a comma may be too many
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, Any]]:

@@ -210,18 +210,18 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     wide = heads * width  # A
     # Each keeps its input in float32, and that scaled to 1; or what it was given, with the MLP's activation computed
     # again, too (`policy.recompute`).
-    norms = 2 * (r if by_blocks(plan, hidden) else 4 + r) * hidden
+    norms = 2 * (r if in_blocks(plan, hidden) else 4 + r) * hidden
     # Products of one input share it (q, k, v; gate, up), unless autocast rounds it for each.
     inputs = (2 if r == c else 5) * c * hidden
     # q, k, v, of which k and v are repeated for every head, and what comes out: by document in parts and joined again.
     attention = (5 if plan.attention == BY_DOCUMENT else 4) * c * wide
-    mlp = (3 if by_blocks(plan, inner) else 4) * c * inner  # gate, silu(gate), up and their product
+    mlp = (3 if in_blocks(plan, inner) else 4) * c * inner  # gate, silu(gate), up and their product
     # Adapters of half-precision weights are in float32 (peft), and each rounds its input to that.
     adapters = 0 if plan.everything or plan.widths[0] > 2 else 4 * (5 * hidden + wide + inner)
     # SDPA turns the boolean mask into numbers in every layer; eager attention keeps probabilities in float32 and c.
     mask = {"sdpa": c * squares, "eager": (4 + c) * heads * squares}.get(plan.attention, 0)
     # Gradients of the product and of one of its factors, or of both.
-    passing = (3 if by_blocks(plan, inner) else 2) * c * inner * plan.tokens
+    passing = (3 if in_blocks(plan, inner) else 2) * c * inner * plan.tokens
     if plan.fsdp:  # this layer and the next one gathered; its gradients, and those to be reduced, in float32
         passing += 2 * c * plan.block
         passing += (c + 4) * plan.block + c * plan.root // 2 if plan.everything else 0  # the head's wait for the end
@@ -231,12 +231,12 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
 def end_bytes(plan: Plan) -> int:
     """Bytes that are kept beside the layers: of the last norm (input in float32, scaled, result) and of masks."""
     _, _, r = plan.widths
-    norm = 2 * r if by_blocks(plan, plan.config.hidden_size) else 4 + 2 * r
+    norm = 2 * r if in_blocks(plan, plan.config.hidden_size) else 4 + 2 * r
     mask = plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
     return plan.tokens * plan.config.hidden_size * norm + mask
 
 
-def by_blocks(plan: Plan, width: int) -> bool:
+def in_blocks(plan: Plan, width: int) -> bool:
     """Whether states of that width are computed again by blocks, as CPUs do it."""
     return not plan.cuda and plan.tokens * width > BLOCK
 

@@ -2,15 +2,14 @@
 
 import socket
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
 
 from datamodules.refinement.servers import Server
+from datamodules.system.threads import in_thread
 from lightning_modules.generators.server_protocol import is_loopback
 from lightning_modules.generators.server_requests import Ask, Servers
 from lightning_modules.generators.vllm_engine import AFTERWARDS
@@ -65,18 +64,12 @@ class NCCLTransfer:
         self._timed(partial(self._send, weights), weights.device)
 
     def _timed(self, call: Callable[[], None], device: torch.device) -> None:
-        outcome: Future[None] = Future()
-
         def calling() -> None:
-            try:
-                torch.cuda.set_device(device)  # that of a new thread is the first one
-                outcome.set_result(call())
-            except Exception as error:  # it belongs to the caller, who is in another thread
-                outcome.set_exception(error)
+            torch.cuda.set_device(device)  # that of a new thread is the first one
+            call()
 
-        Thread(target=calling, daemon=True).start()  # nothing stops one that waits in NCCL
         try:
-            outcome.result(self.timeout)
+            in_thread(calling).result(self.timeout)  # nothing stops one that waits in NCCL
         except TimeoutError as error:
             raise TimeoutError(
                 f"Weights were on their way to the vLLM servers for more than {self.timeout:g} s: raise "

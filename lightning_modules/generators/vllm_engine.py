@@ -3,15 +3,15 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.system.guard import environment_of_children, kill_at_exit
+from datamodules.system.threads import in_thread
 
 AFTERWARDS = "resume from the last checkpoint with --ckpt_path."
 
@@ -46,9 +46,7 @@ class Engine:
         self.emptied = options.get("load_format") == "dummy"
         self._llm: Any = None
         torch.cuda.empty_cache()  # without effect where there is no GPU
-        if (
-            "weight_transfer_config" in options
-        ):  # the engine's processes unpickle where weights are; both sides must know
+        if "weight_transfer_config" in options:  # its processes unpickle where weights are; both sides must know
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         with _own_environment(device, options.get("tensor_parallel_size", 1)):
             from vllm import LLM
@@ -151,8 +149,7 @@ class Engine:
 
     def _ask(self, doing: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make a call from another thread, for nothing stops one that waits for a process that hangs."""
-        outcome: Future[Any] = Future()
-        Thread(target=_settle, args=(outcome, call, args, kwargs), daemon=True).start()
+        outcome = in_thread(call, *args, **kwargs)
         deadline = time.monotonic() + self.timeout
         while not (outcome.done() or self._is_dead()) and (left := deadline - time.monotonic()) > 0:
             wait([outcome], min(left, 1.0))  # vLLM itself waits for ever for an engine that was killed
@@ -170,13 +167,6 @@ class Engine:
         if error is not None:
             raise RuntimeError(f"The vLLM engine failed while {doing}: {str(error).strip()}") from error
         return outcome.result()
-
-
-def _settle(outcome: "Future[Any]", call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        outcome.set_result(call(*args, **kwargs))
-    except BaseException as error:  # all of them belong to the caller, who is in another thread
-        outcome.set_exception(error)
 
 
 def gpus_of_engine(first: int, count: int) -> list[str]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from threading import Thread
 from typing import Any
 
+from datamodules.system.threads import in_thread
 from lightning_modules.generators.base import Completion
 
 Groups = list[list[Completion]]
@@ -27,18 +27,8 @@ class Ahead:
             names: Of the prompts.
             sample: Gives a group for each of them; touches nothing of the trainer's.
         """
-        if all(name in self.groups for name in names):
-            return
-        groups: Future[Groups] = Future()
-
-        def sampling() -> None:
-            try:
-                groups.set_result(sample())
-            except Exception as error:  # it belongs to whoever takes the groups
-                groups.set_exception(error)
-
-        Thread(target=sampling, daemon=True).start()
-        self._pending = names, groups
+        if not all(name in self.groups for name in names):
+            self._pending = names, in_thread(sample)
 
     def wait(self) -> None:
         """Wait for what is being sampled; raises what sampling has raised."""
