@@ -137,6 +137,31 @@ def test_losses_of_the_segments_are_means_over_the_documents_that_have_them(tiny
         assert metrics[f"train/loss_{name}"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_accuracy_entropy_and_sizes_of_a_step_by_hand(tiny_model_dir, split):
+    module = SRMLModule(init_from=str(tiny_model_dir))
+    module.speed = lambda start, tokens, samples: {"tokens": tokens, "samples": samples}
+    _, metrics = gradients_of_a_step(module, micro_batches(split))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64)
+    found = {1: [], 2: []}  # whether each token of a segment is the most likely one, and the entropy there
+    for doc in documents():
+        logprobs = model(torch.tensor([doc.input_ids]), use_cache=False).logits[0, :-1].log_softmax(-1).detach()
+        for row, target, segment in zip(logprobs, doc.input_ids[1:], doc.segments[1:], strict=True):
+            if segment:
+                found[segment].append((int(row.argmax()) == target, -float((row.exp() * row).sum())))
+    for name, segment, count in (("cot", 1, 37), ("call", 2, 22)):
+        assert len(found[segment]) == count
+        accuracy, entropy = (sum(values) / count for values in zip(*found[segment], strict=True))
+        assert metrics[f"train/token_acc_{name}"] == pytest.approx(accuracy, rel=1e-6)
+        assert metrics[f"train/entropy_{name}"] == pytest.approx(entropy, rel=1e-6)
+    # 18 + 12 + 11 + 24 + 16 + 6 tokens of 6 documents; in one micro-batch rows of 18 + 11 + 16 = 45 and of
+    # 12 + 24 + 6 = 42, in two of 18 and 24, and of 12 + 16 = 28 and 11 + 6 = 17, in four of 6, of 18 and 12, of 11
+    # and 24, and of 16.
+    padding = {1: 3, 2: 6 + 11, 4: 6 + 13}[split]
+    assert (metrics["tokens"], metrics["samples"]) == (87, 6)
+    assert metrics["perf/pad_frac"] == pytest.approx(padding / (87 + padding), rel=1e-6)
+
+
 def test_metrics_of_a_step_do_not_depend_on_the_split(tiny_model_dir):
     seen = []
     for split in SPLITS:
