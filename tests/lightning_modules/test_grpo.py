@@ -368,6 +368,110 @@ def test_metrics_of_recorded_rollouts(tiny_model_dir, tiny_tokenizer):
     assert all(value == value and abs(value) < 1e6 for value in metrics.values())
 
 
+BY_HAND = {"clip_low": 0.002, "clip_high": 0.003, "dual_clip": 1.01, "kl_coef": 0.5}
+
+
+def logged_by_hand(folder, tokenizer, cut):
+    """What two updates on the batch log, worked out again rollout by rollout and token by token."""
+    model, reference = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for _ in range(2))
+
+    def scores(of, prompt, ids):
+        logits = of(torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logprobs = (logits / TEMPERATURE).log_softmax(-1)
+        return logprobs[range(len(ids)), ids], -(logprobs.exp() * logprobs).sum(-1)
+
+    rollouts = []
+    for prompt, texts in zip(PROMPTS, TEXTS, strict=True):
+        rewards = [REWARDS[text] for text in texts]
+        mean = sum(rewards) / 3
+        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 2)
+        for text, reward in zip(texts, rewards, strict=True):
+            completion = Recorded(tokenizer, True, cut).completion(text)
+            ids, inside = completion.token_ids, cot_mask(tokenizer, completion.token_ids)
+            with torch.no_grad():
+                (old, entropy), (ref, _) = (scores(of, prompt, ids) for of in (model, reference))
+            thought = [e for e, within in zip(entropy.tolist(), inside, strict=True) if within]
+            level = sum(thought) / len(thought) if thought else None
+            plain = (reward - mean) / (deviation + 1e-6)
+            bonus = min(0.4 * (level or 0.0), abs(plain) / 2)
+            raw = [math.exp(o - s) for o, s in zip(old.tolist(), completion.logprobs, strict=True)]
+            gaps = [abs(o - s) for o, s in zip(old.tolist(), completion.logprobs, strict=True)]
+            rollouts.append((prompt, ids, old, ref, level, plain, bonus, raw, gaps))
+
+    def column(place):
+        return [rollout[place] for rollout in rollouts]
+
+    lengths, levels, plain, bonus = [len(ids) for ids in column(1)], column(4), column(5), column(6)
+    shaped = [a + b for a, b in zip(plain, bonus, strict=True)]
+    raw, gaps = ([value for values in column(place) for value in values] for place in (7, 8))
+    thinking = [level for level in levels if level is not None]
+    tokens, held = sum(lengths), [0.4 * (e or 0) > abs(a) / 2 for e, a in zip(levels, plain, strict=True) if a]
+    steps = [{
+        "reward/mean": 6.5 / 9, "reward/look_up/mean": 6.5 / 9, "reward/mean_first": 6.5 / 9, "reward/errors": 0,
+        "reward/std": math.sqrt((6 + 0.25) / 9 - (6.5 / 9) ** 2), "reward/frac_zero_std": 1 / 3,
+        "advantage/mean": sum(shaped) / 9, "advantage/min": min(shaped), "advantage/max": max(shaped),
+        "advantage/std": math.sqrt(sum((a - sum(shaped) / 9) ** 2 for a in shaped) / 9),
+        "entropy_bonus/cot_entropy": sum(thinking) / len(thinking), "entropy_bonus/mean": sum(bonus) / 9,
+        "entropy_bonus/raw_mean": 0.4 * sum(thinking) / 9, "entropy_bonus/clipped_frac": sum(held) / len(held),
+        "entropy_bonus/share_of_advantage": sum(bonus) / sum(map(abs, plain)),
+        "completion/mean_length": tokens / 9, "completion/min_length": min(lengths),
+        "completion/max_length": max(lengths), "completion/truncated_frac": 1 / 9, "completion/no_eos_frac": 1 / 9,
+        "completion/mean_terminated_length": (tokens - lengths[2]) / 8, "sampling/resampled_frac": 0,
+        "sampling/logp_diff_mean": sum(gaps) / tokens, "sampling/logp_diff_max": max(gaps),
+        "sampling/is_ratio_raw_mean": sum(raw) / tokens, "sampling/is_ratio_raw_min": min(raw),
+        "sampling/is_ratio_raw_max": max(raw), "sampling/masked_frac": sum(r > 2 for r in raw) / tokens,
+        "sampling/ess": sum(raw) ** 2 / (tokens * sum(r * r for r in raw)),
+    }, {}]  # fmt: skip
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) is many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, eps=0.001)
+    for metrics, rate in zip(steps, (0.001, 0.002), strict=True):  # two steps of warm-up
+        losses, kls, entropies, ratios, clipped = [], [], [], [], Counter()
+        for (prompt, ids, old, ref, *_, raw_weights, _), advantage in zip(rollouts, shaped, strict=True):
+            new, entropy = scores(model, prompt, ids)
+            entropies += entropy.tolist()
+            for n, o, r, weight in zip(new, old.tolist(), ref.tolist(), raw_weights, strict=True):
+                ratio = (n - o).exp()
+                bounded = min(max(ratio, 1 - 0.002), 1 + 0.003)
+                gain = min(ratio * advantage, bounded * advantage)
+                ratios.append(float(ratio.detach()))
+                if advantage < 0:
+                    clipped["low"] += ratios[-1] < 0.998
+                    clipped["dual"] += ratios[-1] > 1.01
+                    gain = gain if gain > 1.01 * advantage else 0 * n + 1.01 * advantage
+                clipped["high"] += advantage > 0 and ratios[-1] > 1.003
+                losses.append(-gain * min(weight, 2.0))
+                kls.append(((r - n).exp() - (r - n) - 1).clamp(max=10))  # beyond it no gradient flows
+        (sum(losses) / tokens + 0.5 * sum(kls) / tokens).backward()
+        means = {"loss": sum(losses), "kl": sum(kls), "entropy": sum(entropies), "ratio_mean": sum(ratios)}
+        means |= {f"clip_{bound}": clipped[bound] for bound in ("low", "high", "dual")}
+        metrics |= {f"policy/{name}": float(value) / tokens for name, value in means.items()}
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item()
+        metrics |= {"policy/ratio_max": max(ratios), "train/grad_norm": norm, "train/lr": rate, "samples": 9}
+        metrics |= {"tokens": tokens + 3 * sum(map(len, PROMPTS))}
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return steps
+
+
+def test_every_number_that_two_updates_log_by_hand(tiny_model_dir, tiny_tokenizer):
+    module = make(
+        tiny_model_dir, tiny_tokenizer, reports_logprobs=True, cut=("no thought",), loss=BY_HAND, inner_epochs=2,
+        learning_rate=0.002, warmup_ratio=1.0, weight_decay=0.1, epsilon=0.001, max_grad_norm=0.5,
+        micro_batch_tokens=90,
+    )  # fmt: skip
+    module.speed = lambda start, tokens, samples: {"tokens": tokens, "samples": samples}
+    _, _, metrics = fit(module, steps=2)
+    expected = logged_by_hand(tiny_model_dir, tiny_tokenizer, ("no thought",))
+    for got, want in zip(metrics, expected, strict=True):
+        got = {name: value for name, value in got.items() if not name.startswith(("time/", "perf/", "rollout/"))}
+        assert got == pytest.approx(want, rel=1e-6, abs=1e-9)
+    assert metrics[0]["train/grad_norm"] > 0.5  # it is clipped
+    assert min(metrics[1][f"policy/clip_{bound}"] for bound in ("low", "high", "dual")) > 0
+
+
 def test_equal_rewards_leave_only_the_kl(tiny_model_dir, tiny_tokenizer, moved_reference):
     rewards = {"one": RewardTerm(lambda *_: 1)}
     with pytest.warns(UserWarning, match="all rewards were equal"):
