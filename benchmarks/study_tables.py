@@ -44,10 +44,10 @@ without its last line. BFCL's rows are always asked under the leaderboard's. `sr
 after 60 steps. A held-out row is right if all calls match exactly, a row of BFCL by BFCL's rules; where no tool fits,
 calling none is right. "Call rows" are those that want calls: of BFCL all but the two categories of irrelevance, for
 which alone a model that never calls gets 18.5 % of all rows. Forgetting is measured on plain text, documents and code
-of this repository as they were for the first runs; `srml_0.7_60_bare` was measured on a later state of them, so that its loss there does not
-compare with the others'. Reinforcement starts from `srml_0.7` and takes 25 steps of 8 prompts x 8 completions at
-1e-4; `grpo_11_bare` and `egpo_11_bare` were stopped by the clock in the 11th to 13th, count by the first 11, and were
-not tested.
+of this repository as they were for the first runs; `srml_0.7_60_bare` was measured on a later state of them, so that
+its loss there does not compare with the others'. Reinforcement starts from `srml_0.7` and takes 25 steps of 8 prompts
+x 8 completions at 1e-4; `grpo_11_bare` and `egpo_11_bare` were stopped by the clock in the 11th to 13th, count by the
+first 11, and were not tested.
 
 **A fault of the `_bare` arms.** The official prompt has a blank line after the list of tools. Training prompts had
 none, up to commit 3bd6b58, so that these arms met it on BFCL alone. Held-out rows they were asked as they had been
