@@ -186,6 +186,6 @@ def _template_to_take(folder: str) -> str:
 
 def _read_template(file: str) -> str:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return Path(file).expanduser().read_text(encoding="utf-8-sig")  # its mark would be in every prompt
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data.chat_template: {file} cannot be read ({error}); give a file, or chatml") from error

@@ -219,7 +219,10 @@ def _read_tools_file(file: str) -> list[dict[str, Any]]:
     from datamodules.sources.tools import read_tools
 
     try:
-        return read_tools(Path(file).expanduser().read_text(encoding="utf-8"), Counter())
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+        if not text.strip():  # of a download that failed, say; no tools are a file with []
+            raise ValueError("the file is empty")
+        return read_tools(text, Counter())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"--tools {file}: {reason}; give a file with a list of tools") from error

@@ -270,6 +270,13 @@ def test_prompts_of_chatml_begin_as_the_tokenizer_begins_texts(beginning, write_
         assert ("Prompts do not begin with '<|endoftext|>'" in module.summary()) == said
 
 
+def test_a_template_saved_by_an_editor_of_windows_begins_without_its_mark(tiny_model_dir, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_bytes(b"\xef\xbb\xbf<|im_start|>{{ messages[0].content }}")
+    tokenizer = load_tokenizer(str(tiny_model_dir), str(template))
+    assert tokenizer.chat_template == "<|im_start|>{{ messages[0].content }}"
+
+
 @pytest.mark.parametrize(
     ("template", "begins"), [("{{ bos_token }}{}", True), ("{}", False), (None, False), ("{{ nothing( }}", False)]
 )

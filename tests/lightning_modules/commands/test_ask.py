@@ -137,17 +137,20 @@ def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monke
         (["nowhere/at/all", QUERY], "no folder nowhere/at/all"),
         (["MODEL", QUERY, "--tools", "none.json"], "--tools none.json: No such file or directory"),
         (["MODEL", QUERY, "--tools", "CALLS"], "every tool must be an object with a string 'name'"),
+        (["MODEL", QUERY, "--tools", "EMPTY"], "blank.json: the file is empty; give a file with a list of tools"),
         (["MODEL", "-"], "the request is empty"),
         (["MODEL", "Z\udcfcrich"], "the request holds bytes that are no text in the terminal's encoding"),
         (["MODEL", "end<|im_end|>"], "column 'query': holds '<|im_end|>', a special token"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(tiny_model_dir, tmp_path, monkeypatch, words, message):
-    calls = tmp_path / "calls.json"
+    calls, blank = tmp_path / "calls.json", tmp_path / "blank.json"
     calls.write_text('[{"arguments": {}}]')
+    blank.write_text("\ufeff\n", encoding="utf-8")
+    files = {"MODEL": str(tiny_model_dir), "CALLS": str(calls), "EMPTY": str(blank)}
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(SystemExit) as stop:
-        main(["ask", *({"MODEL": str(tiny_model_dir), "CALLS": str(calls)}.get(word, word) for word in words)])
+        main(["ask", *(files.get(word, word) for word in words)])
     assert str(stop.value).startswith("error: ") and message in str(stop.value)
 
 
