@@ -85,6 +85,9 @@ def _taken(value: Any, kind: Any) -> Any:
     elif origin is dict:
         if isinstance(value, Mapping):
             return {key: _taken(one, of[1]) for key, one in value.items()}
+    elif getattr(origin, "_is_protocol", False):
+        if callable(value) and not isinstance(value, type):  # the rest of it shows where it is called
+            return value
     elif origin is Any or not isinstance(origin, type) or isinstance(value, origin):
         return value
     raise TypeError

@@ -29,7 +29,6 @@ class Completion:
         return tokenizer.decode(self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids)
 
 
-@runtime_checkable
 class Generator(Protocol):
     """Samples completions of prompts; what comes out depends on seed and names, not on how rows are batched.
 

@@ -26,7 +26,7 @@ TIMES = ("time/", "perf/tokens_per_s", "perf/samples_per_s")
 class Engine:
     """A generator that reports log-probabilities, which bfloat16 would round, of random completions."""
 
-    max_new_tokens, reports_logprobs, seed = 64, True, 0
+    max_new_tokens, reports_logprobs = 64, True
 
     def __call__(self, policy, prompts, names, n, stop_ids, temperature, top_p):
         return [[self.completion(len(prompt) + 7 * i) for i in range(n)] for prompt in prompts]

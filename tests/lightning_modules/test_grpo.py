@@ -42,7 +42,7 @@ REWARDS = {text: r for group, rs in zip(TEXTS, [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]
 class Recorded:
     """A generator that returns what it was given, with log-probabilities of its own if wanted."""
 
-    max_new_tokens, seed = 64, 0
+    max_new_tokens = 64
 
     def __init__(self, tokenizer, reports_logprobs=False, cut=()):
         self.tokenizer, self.reports_logprobs, self.cut, self.names = tokenizer, reports_logprobs, cut, []
