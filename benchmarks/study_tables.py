@@ -55,10 +55,11 @@ trained. What it does: of the first 20 drawn rows of `simple`, asked of the `srm
 starts from, 3 answers did not end within 128 tokens, and others had a blank line after the calls, too; asked without
 that line, all ended. On all 650 rows between 5 and 8 % of the answers of plain SFT do not end within 256 tokens, 12
 to 32 % of those of SRML at 0.7, 73 % of those with a learnable alpha. Trained with the line, one seed so far (0,
-on two CPU cores beside other work): `srml_0.7` leaves 4 % of its answers on BFCL unended, where `srml_0.7_bare` left
-32, and gets 77 of the 530 rows that want calls right, where that got 34 (49 gained, 6 lost), 56 of the 120 rows of
-irrelevance (82) and 90 of the 200 held-out rows (102). That is where plain SFT stands without the line (71, 84 and 83
-of the 530 by its three seeds). `srml_0.7_60` beside `srml_0.7_60_bare`: 16 % unended against 30, 58 of the 530 against
+on two CPU cores; those without it on a GPU): `srml_0.7` leaves 4 % of its answers on BFCL unended, where the three
+seeds of `srml_0.7_bare` left 32, 12 and 29. It gets 77 of the 530 rows that want calls right, where they got 34, 69
+and 39 (49 gained and 6 lost beside the 34 of the same seed), 56 of the 120 rows of irrelevance (82, 53 and 92) and 90
+of the 200 held-out rows (102, 97 and 103). On calls that is where plain SFT stands without the line (71, 84 and 83).
+`srml_0.7_60` beside `srml_0.7_60_bare`: 16 % unended against 30, 58 of the 530 against
 43 (20 gained, 5 lost), 35 of irrelevance against 51. What `_bare` arms get on BFCL has this fault in it, more of it in
 some than in others, and the claims on it wait for three seeds of the arms without.
 
