@@ -113,7 +113,8 @@ class XLAMDataModule(LightningDataModule):
     def _check(self) -> None:
         """Refuse impossible arguments."""
         h = self.hparams
-        h.packing = {True: "on", False: "off"}.get(h.packing, h.packing)
+        if isinstance(h.packing, bool):  # as YAML reads `on` and `off`
+            h.packing = "on" if h.packing else "off"
         for kind in type(self).__mro__:
             for name, wanted in inspect.get_annotations(vars(kind).get("__init__", object.__init__)).items():
                 if name in h:

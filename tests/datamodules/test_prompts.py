@@ -200,6 +200,7 @@ def test_rows_to_predict_need_no_answer(make_prompts, write_rows, make_row, caps
         ({"val_fraction": 1.0}, r"data\.val_fraction is 1"),
         ({"on_bad_row": "drop"}, r"data\.on_bad_row is 'drop'; give raise or skip"),
         ({"packing": None}, r"data\.packing is None; give auto, on or off"),
+        ({"packing": ["on"]}, r"data\.packing is \['on'\]; give auto, on or off"),
         ({"prompt": "papers"}, r"data\.prompt is 'papers'; give paper or template"),
         ({"answer_form": "xml"}, r"data\.answer_form is 'xml'; give python, json, hermes or template"),
         ({"think": True}, r"data\.think is True; give auto, require or none"),
