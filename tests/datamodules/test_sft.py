@@ -342,6 +342,13 @@ def test_turns_are_last_or_every(make_module, write_rows, make_row):
         make_module(write_rows([make_row(0)]), turns="all")
 
 
+@pytest.mark.parametrize("key", ["path", "val_path"])
+def test_a_list_of_files_is_told_where_they_go(tiny_model_dir, key):
+    words = rf"^data\.{key} takes one file or folder, and got a list: put its files into a folder, and give that$"
+    with pytest.raises(ValueError, match=words):
+        XLAMSFTDataModule(str(tiny_model_dir), **{"path": "a.jsonl", key: ["a.jsonl", "b.jsonl"]})
+
+
 def test_a_row_whose_turns_the_template_refuses_is_skipped(tmp_path, tiny_model_dir, write_rows, make_row):
     folder = tmp_path / "strict"
     shutil.copytree(tiny_model_dir, folder)
