@@ -120,6 +120,7 @@ class XLAMDataModule(LightningDataModule):
         for name in ("path", "val_path"):
             if isinstance(h[name], list | tuple):
                 raise ValueError(f"data.{name} {ONE_PATH}")
+        # `declared` would do so, but `save_hyperparameters` sees no argument of a subclass past what that puts between.
         for kind in type(self).__mro__:
             for name, wanted in inspect.get_annotations(vars(kind).get("__init__", object.__init__)).items():
                 if name in h:
