@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Trainer
-from recorder import Recorder
+from recorder import Recorder, at_rank
 from transformers import AutoTokenizer
 
 from datamodules import PromptBatch, XLAMSFTDataModule, cache
@@ -35,12 +35,6 @@ def documents(batches):
                 if sample >= 0:
                     found.append(tuple(batch["input_ids"][r][batch["doc_ids"][r] == sample].tolist()))
     return sorted(found)
-
-
-def at_rank(module, rank, ranks):
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, log_dir=None, state=SimpleNamespace(fn="fit"))
-    module.setup("fit")
-    return module
 
 
 def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_file, tiny_tokenizer, make_row):

@@ -3,7 +3,8 @@
 import random
 import re
 from itertools import islice
-from types import SimpleNamespace
+
+from recorder import at_rank
 
 from datamodules.toolbox.catalogue import FUNCTIONS
 from datamodules.toolbox.pretraining import NAMES, PretrainingDataModule, invented_function, make_document
@@ -37,10 +38,8 @@ def test_invented_functions_are_none_of_the_catalogue_and_can_be_called_by_keywo
 
 def test_ranks_share_the_documents_of_a_step():
     data = PretrainingDataModule("assets/tiny-base", documents=5, batch_size=5)
-    data.setup("fit")
     shares = []
     for rank in range(2):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, lightning_module=None)
-        (step,) = data.train_dataloader()
+        (step,) = at_rank(data, rank, 2).train_dataloader()
         shares.append(sum(len(set(row.tolist()) - {-1}) for micro in step for row in micro["doc_ids"]))
     assert shares == [3, 2]
