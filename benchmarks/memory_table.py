@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig, Qwen3Config
+from transformers import PreTrainedConfig, Qwen3Config
 
 from benchmarks.sharded_step import Case
 from lightning_modules.callbacks import plan as planning
@@ -39,7 +39,7 @@ QWEN3_4B = Qwen3Config(
     head_dim=128,
     tie_word_embeddings=True,
 )
-MODELS: dict[str, PretrainedConfig] = {"Qwen3-4B": QWEN3_4B}
+MODELS: dict[str, PreTrainedConfig] = {"Qwen3-4B": QWEN3_4B}
 MODELS |= {f"Qwen2.5-{size}": Case("SRML", size).config for size in ("7B", "32B", "72B")}
 METHODS = {
     "SRML, LoRA": ("finetune.yaml",),
@@ -61,7 +61,7 @@ EMPTY: dict[tuple[str, LoRA | None], ScoredCausalLM] = {}
 """Models without weights that were built, by config and adapters: the large ones take seconds."""
 
 
-def built(config: PretrainedConfig, init_from: str, lora: LoRA | None = None, **options: Any) -> ScoredCausalLM:
+def built(config: PreTrainedConfig, init_from: str, lora: LoRA | None = None, **options: Any) -> ScoredCausalLM:
     """`build_policy`, once for each model and kind of adapters."""
     key = (str(config), lora)
     if key not in EMPTY:
@@ -77,7 +77,7 @@ def built_run(*files: str) -> FunReasonCLI:
     return FunReasonCLI([*(f"--config={CONFIGS / file}" for file in files), *(f"--{one}" for one in given)], run=False)
 
 
-def plan(files: Sequence[str], config: PretrainedConfig, gpus: int, memory: int) -> Plan:
+def plan(files: Sequence[str], config: PreTrainedConfig, gpus: int, memory: int) -> Plan:
     """What a run of these files plans on so many GPUs, with rows as long as it takes.
 
     Args:

@@ -23,6 +23,7 @@ from datamodules.packing import Packing
 from datamodules.reports import describe
 from datamodules.sources.targets import Turns
 from datamodules.system.arguments import taken
+from datamodules.system.errors import ONE_PATH
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
 from datamodules.xlam import OnBadRow, left_out, write_jsonl
@@ -40,7 +41,8 @@ class XLAMDataModule(LightningDataModule):
     Args:
         tokenizer: The model whose tokenizer and chat template to use (`model.init_args.init_from`).
         path: The rows of the command: those to train on in `fit`, those to evaluate in `validate`, `test` and
-            `predict`. A file, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see `readers.read_rows`.
+            `predict`. A file, a folder of files, a saved data set, a hub id or `toolbox[:split[:rows[:seed]]]`; see
+            `readers.read_rows`.
         val_path: The rows that `fit` validates on; a held-out part of `path` when None.
         val_fraction: How much of `path` to hold out where there is no `val_path`; 0 is no validation.
         limit_val: Validate `fit` on at most so many rows, always the same ones.
@@ -115,6 +117,10 @@ class XLAMDataModule(LightningDataModule):
         h = self.hparams
         if isinstance(h.packing, bool):  # as YAML reads `on` and `off`
             h.packing = "on" if h.packing else "off"
+        for name in ("path", "val_path"):
+            if isinstance(h[name], list | tuple):
+                raise ValueError(f"data.{name} {ONE_PATH}")
+        # `declared` would do so, but `save_hyperparameters` sees no argument of a subclass past what that puts between.
         for kind in type(self).__mro__:
             for name, wanted in inspect.get_annotations(vars(kind).get("__init__", object.__init__)).items():
                 if name in h:

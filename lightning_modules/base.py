@@ -347,6 +347,21 @@ class FunctionCallingModule(EvaluationModule):
         settings = self.adapter_settings() | (self.optimizer_settings() if self.fitting else {})
         check_settings(checkpoint.get("optimizer_settings", {}), settings)
 
+    def check_kind(self, ours: bool) -> None:
+        """Refuse the checkpoint of a run of another kind where one goes on from it; its weights alone may be evaluated.
+
+        Args:
+            ours: Whether the checkpoint is one of this kind.
+
+        Raises:
+            ValueError: It is not, and the trainer is in `fit`, or there is none yet (`load_from_checkpoint`).
+        """
+        if not ours and (self.fitting or self._trainer is None):
+            raise ValueError(
+                f"The checkpoint is not one of {type(self).__name__}: to start from its run, give it to "
+                "model.init_from."
+            )
+
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""
         return self.lora is not None and name.startswith("policy.") and ".lora_" not in name

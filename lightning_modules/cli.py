@@ -272,7 +272,7 @@ def run(words: list[str]) -> None:
     """
     try:
         FunReasonCLI(words)
-        if dist.is_available() and dist.is_initialized():  # of NCCL Lightning does it, at exit
+        if dist.is_initialized():  # of NCCL Lightning does it, at exit
             # Gloo's threads let go of a collective's tensors under the interpreter's lock; one that ends first aborts.
             dist.destroy_process_group()
     except MisconfigurationException as error:

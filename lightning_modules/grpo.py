@@ -336,10 +336,7 @@ class GRPOModule(FunctionCallingModule):
         Raises:
             ValueError: Saying what differs.
         """
-        if self.fitting and "rollouts" not in checkpoint:
-            raise ValueError(
-                "The checkpoint is not one of GRPOModule: to start from its run, give it to model.init_from."
-            )
+        self.check_kind("rollouts" in checkpoint)
         super().check_checkpoint(checkpoint, shapes)
 
     def is_derived(self, name: str) -> bool:

@@ -18,7 +18,7 @@ def of_every_rank(value: Any) -> list[Any]:
         The values in order of the ranks, on each of them.
     """
     values = [value]
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         values = [None for _ in range(dist.get_world_size())]
         dist.all_gather_object(values, value)
     return values
@@ -39,7 +39,7 @@ def over_ranks(
     """
     mine = torch.tensor([*sums.values(), *peaks.values()], dtype=torch.float64, device=device)
     every_rank = [mine]
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         every_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(every_rank, mine)
     stacked = torch.stack(every_rank)

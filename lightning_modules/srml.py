@@ -154,6 +154,15 @@ class SRMLModule(FunctionCallingModule):
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
         return totals, int(every_rank[:, 5].max())
 
+    def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse the checkpoint of another model or module; that of `GRPOModule` holds its rollouts.
+
+        Raises:
+            ValueError: Saying what differs.
+        """
+        self.check_kind("rollouts" not in checkpoint)
+        super().check_checkpoint(checkpoint, shapes)
+
     def settings_table(self) -> dict[str, str]:
         """Rows of the batch, its packing and its loss, for the table at the start of a run."""
         weights = {

@@ -1,7 +1,7 @@
 """One refinement: its settings and rows, and its folder, in which a run that was stopped goes on."""
 
 import importlib.util
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -132,7 +132,7 @@ class Refinement:
             return islice(read_rows(self.data.path), self.limit)
         return islice(((n, row) for n, (row, _, _) in enumerate(corrupted_rows(self.corpus), start=1)), self.limit)
 
-    def planted(self, outcomes: Any) -> dict[str, Any]:
+    def planted(self, outcomes: Iterator[Outcome]) -> dict[str, Any]:
         """Metrics of the planted defects of `corpus`."""
         return planted_metrics(outcomes, islice(corrupted_rows(self.corpus), self.limit))
 

@@ -32,6 +32,8 @@ NO_FUNCTION = re.compile(
 """What it says of a function that it cannot make of a name or a class: the reason is in it."""
 NO_GROUP = re.compile(r"""(Parser key "[\w.]+": )Unable to load config (['"])(.*?)\2( \1Unable to load config .*)?""")
 """What jsonargparse says of a value in the place of several settings, which it takes for the name of a YAML."""
+MANY_PATHS = re.compile(r"""(Parser key "(?:val_)?path": )Expected a <class 'str'>\.? (?:Got|Given) value: \[.*""")
+"""What it says of several files in the place of one."""
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
 """What jsonargparse says of a class whose argument has no default and no value."""
 NO_CLASS = re.compile(
@@ -45,6 +47,7 @@ NO_NAME = re.compile(
     r"Expected a dot import path string: (.+?)( Expected a .*| Given value: .*|$)"
 )
 """What it says of a name that no class has."""
+ONE_PATH = "takes one file or folder, and got a list: put its files into a folder, and give that"
 DEBUG = "--debug"
 HULLS = ("cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")  # what every command runs inside
 NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
@@ -121,6 +124,7 @@ def sentence(message: str) -> str:
     text = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
+    text = MANY_PATHS.sub(rf"\1{ONE_PATH}", text)
     if text.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
         text += " takes the name of a function, or class_path and init_args in a YAML"
     text = visible(redact(LACKS.sub(_ask, _on_classes(text, message))))

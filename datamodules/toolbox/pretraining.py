@@ -207,7 +207,7 @@ class PretrainingDataModule(LightningDataModule):
     Args:
         tokenizer: The folder of the tokenizer and its chat template (`model.init_args.init_from`).
         documents: How many documents an epoch has.
-        batch_size: Documents per optimizer step.
+        batch_size: Documents per optimizer step, over all ranks.
         max_length: Tokens of a packed row; longer documents are cut there.
         micro_batch_tokens: Tokens of one forward pass.
         seed: Seed of the documents and of their order.
@@ -258,8 +258,9 @@ class PretrainingDataModule(LightningDataModule):
         return Encoded(ids[:limit], segments[:limit])
 
     def _packed(self, indices: list[int]) -> list[PackedBatch]:
-        h = self.hparams
-        documents = [self.encode(self.document(index)) for index in indices]
+        """This rank's share of a global batch, in micro-batches; empty where there are more ranks than documents."""
+        h, (rank, ranks) = self.hparams, (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        documents = [self.encode(self.document(index)) for index in indices[rank::ranks]]
         lengths = [len(document.input_ids) for document in documents]
         packed = getattr(getattr(self.trainer, "lightning_module", None), "packed", True)
         plan = micro_batches(lengths, h.max_length, h.micro_batch_tokens, packed)

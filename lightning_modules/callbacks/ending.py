@@ -4,11 +4,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.base import XLAMDataModule
 from datamodules.system.escaping import visible
 from lightning_modules.checkpointing.resume import step_of
 
@@ -67,7 +67,7 @@ def next_commands(trainer: Trainer, run: Path, best: str) -> list[str]:
     return [visible(command) for command in commands if command][:COMMANDS]
 
 
-def question(data: Any, run: Path) -> str:
+def question(data: XLAMDataModule, run: Path) -> str:
     """The command that asks the model one of the rows validated on, whose tools it writes; "" where none is short."""
     rows, indices = (data.val_rows, data.val_indices) if len(data.val_indices) else (data.rows, data.train_indices)
     asked = [

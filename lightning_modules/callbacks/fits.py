@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 
-import torch
 from lightning.pytorch import Trainer
 
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.cheaper import changes
 from lightning_modules.callbacks.memory import Plan, estimate, has_room, room
 from lightning_modules.callbacks.memory_text import refusal, shown, size_of
-from lightning_modules.callbacks.plan import plan_of_evaluation, share_of
+from lightning_modules.callbacks.plan import gpu_memory, plan_of_evaluation, share_of
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
@@ -116,8 +115,3 @@ def check_copy(plan: Plan, generator: Generator, available: int) -> None:
         "(--config configs/trainer/ddp.yaml with --trainer.precision bf16-true: "
         f"{shown(2 * plan.frozen + plan.engine)}); --fit_anyway starts it all the same."
     )
-
-
-def gpu_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU's memory; None of another device."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -7,7 +7,8 @@ counted: what the allocator loses to fragments, CUDA's context, buffers of NCCL,
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+from transformers import PreTrainedConfig
 
 from lightning_modules.objectives.logprobs import tile
 from lightning_modules.policy.attention import BY_DOCUMENT
@@ -51,7 +52,7 @@ class Plan:
         compiled: Whether decoder layers are compiled, of which the arithmetic knows nothing.
     """
 
-    config: Any
+    config: PreTrainedConfig
     trained: int
     frozen: int
     precision: str
@@ -264,13 +265,13 @@ def embedding_bytes(plan: Plan) -> int:
     return (c + 4) * plan.root if plan.fsdp else w * plan.root // 2  # as in `layer_bytes`; or one gradient to be added
 
 
-def heads_of(config: Any) -> tuple[int, int]:
+def heads_of(config: PreTrainedConfig) -> tuple[int, int]:
     """Attention heads of a layer and the width of one; of a model without attention those of its states, or one."""
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 1
     return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-def cache_bytes(config: Any, rows: int, length: int) -> int:
+def cache_bytes(config: PreTrainedConfig, rows: int, length: int) -> int:
     """Keys and values, as numbers, of rows of that length; layers with a sliding window keep no more than that."""
     heads, width = heads_of(config)
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or length
@@ -279,7 +280,7 @@ def cache_bytes(config: Any, rows: int, length: int) -> int:
     return 2 * rows * columns * (getattr(config, "num_key_value_heads", None) or heads) * width
 
 
-def adapters(config: Any, rank: int) -> int:
+def adapters(config: PreTrainedConfig, rank: int) -> int:
     """Number of parameters of LoRA on all linear layers."""
     hidden, (heads, width) = config.hidden_size, heads_of(config)
     key = width * (getattr(config, "num_key_value_heads", None) or heads)

@@ -256,6 +256,9 @@ def offloads(strategy: FSDP1 | FSDP2) -> bool:
 
 def device_memory(trainer: Trainer, device: torch.device) -> int:
     """Bytes of the GPU's memory, or of this process's share of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.num_devices
+    return gpu_memory(device) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // trainer.num_devices
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None of another device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

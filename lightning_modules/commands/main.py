@@ -63,7 +63,7 @@ def first_to_report() -> bool:
     They are counted by rank 0, and nowhere any more once it has ended, so that it waits for those that come to ask.
     """
     dist = sys.modules.get("torch.distributed")
-    if dist is None or not (dist.is_available() and dist.is_initialized()):
+    if dist is None or not dist.is_initialized():
         return True
     try:
         store = dist.distributed_c10d._get_default_store()

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.base import SHOWN, XLAMDataModule
@@ -39,7 +41,7 @@ class Preview(FunReasonCLI):
 
     starts = False
 
-    def add_arguments_to_parser(self, parser: Any) -> None:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of `show` to those of `fit`."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--row", type=int | None, default=None)
@@ -50,7 +52,7 @@ class Preview(FunReasonCLI):
         """Train nothing."""
 
     @property
-    def options(self) -> Any:
+    def options(self) -> Namespace:
         """The settings, `row`, `html` and `color` among them."""
         return self.config[self.subcommand]
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_modules.policy.generation_config import ids_of
 from lightning_modules.policy.model import ScoredCausalLM
 
 
@@ -132,7 +133,6 @@ def names_of(prompts: Sequence[Sequence[int]], names: Sequence[str | int] | None
 
 def config_stop_ids(policy: ScoredCausalLM) -> list[int]:
     """The ids that end a completion by the model's generation config; ValueError if it has none."""
-    ids = policy.causal_lm.generation_config.eos_token_id
-    if ids is None:
+    if not (ids := ids_of(policy.causal_lm.generation_config.eos_token_id)):
         raise ValueError("The model's generation config has no eos_token_id: give stop_ids.")
-    return [ids] if isinstance(ids, int) else list(ids)
+    return ids

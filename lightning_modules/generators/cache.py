@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 64  # columns beside those in use: how many tokens a row gets before its keys are moved
@@ -100,7 +100,7 @@ def _states(like: Tensor, rows: int, columns: int) -> Tensor:
     return torch.empty(rows, like.shape[1], columns, like.shape[3], dtype=dtype, device=device)
 
 
-def row_cache(config: PretrainedConfig) -> Cache:
+def row_cache(config: PreTrainedConfig) -> Cache:
     """An empty cache for a model of that configuration.
 
     Raises:

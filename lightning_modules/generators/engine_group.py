@@ -31,7 +31,7 @@ class EngineGroup:
     """
 
     def __init__(self, size: int, timeout: float = 1800.0) -> None:
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks % size:
             raise ValueError(
                 f"The generator's tensor_parallel_size {size} does not divide the {ranks} ranks of this run: give a "

@@ -218,7 +218,7 @@ class VLLMServerGenerator:
 
     def _meet(self) -> None:
         """Wait until no rank samples any more, in a group that waits as long as the first rank's sync may take."""
-        if self._group is None and dist.is_available() and dist.is_initialized():
+        if self._group is None and dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=8 * self.timeout))
         if self._group is not None:
             dist.barrier(self._group)
@@ -281,4 +281,4 @@ def check_servers(urls: Sequence[str], transfer: str) -> None:
 
 
 def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0

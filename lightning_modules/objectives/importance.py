@@ -53,9 +53,10 @@ def truncated_importance_weights(
         above: What a token whose ratio is above the cap weighs: the cap, or nothing.
 
     Returns:
-        Weights [N], float32 at least, detached, and 0-dim parts of the ratios before the cap. Sums, which add up over
-        micro-batches: "tokens", "ratio", "ratio_squared", "capped" (tokens above the cap) and "logprob_gap"
-        (|difference|). Extremes: "ratio_min" (infinite without tokens), "ratio_max" and "logprob_gap_max".
+        Weights [N], float32 at least, detached, and 0-dim parts of the ratios before the cap, a difference of more than
+        `LOG_RATIO_LIMIT` nats taken for one of so many. Sums, which add up over micro-batches: "tokens",
+        "ratio", "ratio_squared", "capped" (tokens above the cap) and "logprob_gap" (|difference|). Extremes:
+        "ratio_min" (infinite without tokens), "ratio_max" and "logprob_gap_max".
         The effective sample size, as a share of the tokens, is ratio^2 / (tokens * ratio_squared).
 
     Raises:

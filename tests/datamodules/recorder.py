@@ -1,4 +1,6 @@
-"""A module that remembers its batches, and runs of it that save after every step."""
+"""A module that remembers its batches, and runs of it that save after every step; data as on one of several ranks."""
+
+from types import SimpleNamespace
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -41,3 +43,10 @@ def batches_of_a_run(data, folder, steps, ckpt_path=None, **options):
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return module.batches
+
+
+def at_rank(module, rank, ranks):
+    """A DataModule that is set up to train on one of several ranks."""
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, log_dir=None, state=SimpleNamespace(fn="fit"))
+    module.setup("fit")
+    return module

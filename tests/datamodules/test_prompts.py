@@ -2,10 +2,9 @@
 
 import inspect
 import json
-from types import SimpleNamespace
 
 import pytest
-from recorder import batches_of_a_run
+from recorder import at_rank, batches_of_a_run
 
 from datamodules import PromptBatch, XLAMPromptDataModule, XLAMSFTDataModule
 from datamodules.base import XLAMDataModule
@@ -28,12 +27,6 @@ def make_prompts(tmp_path, tiny_model_dir):
 def rows_file(write_rows, make_row):
     """20 rows, of which the odd ones have no chain of thought."""
     return write_rows([make_row(i, cot="because" if i % 2 else None) for i in range(20)])
-
-
-def at_rank(module, rank, ranks):
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, log_dir=None, state=SimpleNamespace(fn="fit"))
-    module.setup("fit")
-    return module
 
 
 def ids(batches):

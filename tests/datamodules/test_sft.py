@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Trainer
-from recorder import Recorder
+from recorder import Recorder, at_rank
 from transformers import AutoTokenizer
 
 from datamodules import PromptBatch, XLAMSFTDataModule, cache
@@ -35,12 +35,6 @@ def documents(batches):
                 if sample >= 0:
                     found.append(tuple(batch["input_ids"][r][batch["doc_ids"][r] == sample].tolist()))
     return sorted(found)
-
-
-def at_rank(module, rank, ranks):
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, log_dir=None, state=SimpleNamespace(fn="fit"))
-    module.setup("fit")
-    return module
 
 
 def test_an_epoch_trains_on_every_row_that_is_not_held_out(make_module, rows_file, tiny_tokenizer, make_row):
@@ -340,6 +334,13 @@ def test_the_summary_says_what_rows_were_read_as(make_module, write_rows, make_r
 def test_turns_are_last_or_every(make_module, write_rows, make_row):
     with pytest.raises(ValueError, match=r"data\.turns is 'all'; give last or every"):
         make_module(write_rows([make_row(0)]), turns="all")
+
+
+@pytest.mark.parametrize("key", ["path", "val_path"])
+def test_a_list_of_files_is_told_where_they_go(tiny_model_dir, key):
+    words = rf"^data\.{key} takes one file or folder, and got a list: put its files into a folder, and give that$"
+    with pytest.raises(ValueError, match=words):
+        XLAMSFTDataModule(str(tiny_model_dir), **{"path": "a.jsonl", key: ["a.jsonl", "b.jsonl"]})
 
 
 def test_a_row_whose_turns_the_template_refuses_is_skipped(tmp_path, tiny_model_dir, write_rows, make_row):

@@ -463,7 +463,7 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
 def test_checkpoints_of_other_models_are_refused(run, base_args, tmp_path):
     cases = [
         (CONFIG, RUN, "The checkpoint holds another model than model.init_from"),  # LoRA's, and this run has none
-        (["fit", "--config", "configs/srml.yaml"], {"data.init_args.val_path": "null"}, "holds another model"),
+        (["fit", "--config", "configs/srml.yaml"], {"data.init_args.val_path": "null"}, "is not one of SRMLModule"),
     ]
     for config, options, words in cases:
         with pytest.raises(SystemExit) as exit_:

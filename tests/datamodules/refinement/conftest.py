@@ -1,10 +1,17 @@
 """Judges whose replies a test writes."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 YES, NO = "<judge>True</judge>", "<judge>False</judge>"
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    """Shipped configs are named as from the top of the repository."""
+    monkeypatch.chdir(Path(__file__).parents[3])
 
 
 class Scripted:

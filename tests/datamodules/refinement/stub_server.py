@@ -6,7 +6,13 @@ import sys
 from collections import Counter
 from threading import Thread
 
-YES = "<think>fine</think><judge>True</judge>"
+YES, NO = "<think>fine</think><judge>True</judge>", "<think>not so</think><judge>False</judge>"
+
+
+def by_prompt(number, body):
+    """Judges by the prompt alone: one in seven is a no, one in fifty no judgement."""
+    draw = sum(body["messages"][0]["content"].encode()) % 350
+    return NO if draw % 7 == 0 else "what?" if draw % 50 == 1 else YES
 
 
 def completion(text, reason="stop"):

@@ -14,11 +14,6 @@ DEMO = ["--config", "configs/refine_demo.yaml"]
 REFINE = ["--config", "configs/refine.yaml"]
 
 
-@pytest.fixture(autouse=True)
-def root(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
-
-
 def test_the_command_is_imported_without_torch_and_ray():
     code = "import sys, datamodules.refinement.cli; print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +11,6 @@ from datamodules.refinement.journal import NAME, Journal
 from datamodules.toolbox.rows import make_corpus
 
 RESULTS = {"config.yaml", "refined.jsonl", "rejected.jsonl", "report.json", "report.md"}
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
 
 
 @pytest.fixture

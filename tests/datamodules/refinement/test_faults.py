@@ -2,7 +2,6 @@
 
 import errno
 import json
-from pathlib import Path
 
 import pytest
 from stub_server import YES, Stub, completion
@@ -14,11 +13,6 @@ from datamodules.toolbox.rows import make_corpus
 
 ROWS = 60
 WELL = 30  # questions that are answered before something goes wrong
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from secrets import token_hex
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stub_server import YES, Stub
+from stub_server import Stub, by_prompt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.readers import read_rows
@@ -23,7 +23,6 @@ from datamodules.toolbox.rows import make_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 ROOT = Path(__file__).parents[3]
-NO = "<think>not so</think><judge>False</judge>"
 KINDS = ("refined", "rejected", "validation")
 
 
@@ -45,11 +44,6 @@ def cluster():
         )
         yield context.address_info["gcs_address"]
         ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 def rows_with_faults():
@@ -104,18 +98,12 @@ def parts(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for kind in KINDS for path in (folder / kind).glob("*")}
 
 
-def behave(number, body):
-    """Judges by the prompt alone: one in seven is a no, one in fifty no judgement."""
-    draw = sum(body["messages"][0]["content"].encode()) % 350
-    return NO if draw % 7 == 0 else "what?" if draw % 50 == 1 else YES
-
-
 def test_what_two_processes_write_is_what_one_writes(tmp_path, capsys):
     lines = [json.dumps(row) for row in rows_with_faults()]
     lines[25:25] = ["", "{not json"]  # an empty line counts in the numbers, and is no row
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     source, one, two = tmp_path / "rows.jsonl", tmp_path / "one", tmp_path / "two"
-    with Stub(behave) as stub:
+    with Stub(by_prompt) as stub:
         judge = {"class_path": "datamodules.refinement.OpenAIJudge", "init_args": {"model": "m", "servers": [stub.url]}}
         main(command(one, source, judge, val_fraction=0.2))
         main(on_ray(two, source, judge, val_fraction=0.2, block_rows=15))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from stub_server import YES, Stub
+from stub_server import NO, YES, Stub, by_prompt
 
 from datamodules import read_examples
 from datamodules.holdout import hold_out, query_places
@@ -22,7 +22,6 @@ from datamodules.refinement.run import refine_rows, write_results
 from datamodules.rows import unchecked_example
 from datamodules.toolbox.rows import make_corpus
 
-NO = "<think>not so</think><judge>False</judge>"
 WRITTEN = ("refined.jsonl", "rejected.jsonl", "report.json", "report.md")
 
 
@@ -221,12 +220,6 @@ def test_a_held_out_part_is_written_apart(tmp_path, scripted):
     assert 5 <= hold_out(query_places(left), 0.05).sum() <= 40  # what training holds out of it, 380 x 0.05 = 19
 
 
-def behave(number, body):
-    """Judges by the prompt alone: one in seven is a no, one in fifty no judgement."""
-    draw = sum(body["messages"][0]["content"].encode()) % 350
-    return NO if draw % 7 == 0 else "what?" if draw % 50 == 1 else YES
-
-
 def options(folder, rows, stub, **more):
     values = {"data.path": rows, "output_dir": folder, "in_flight": 8} | more
     judge = {"class_path": "datamodules.refinement.OpenAIJudge", "init_args": {"model": "m", "servers": [stub.url]}}
@@ -288,14 +281,13 @@ def rows_asked_about(asked, rows):
 
 
 @pytest.mark.kills
-def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
+def test_killed_at_ten_random_moments(tmp_path, rows):
     corpus = [json.loads(line) for line in Path(rows).read_text().splitlines()]
     rng = random.Random()
-    with Stub(behave, delay=0.02) as stub:
+    with Stub(by_prompt, delay=0.02) as stub:
         assert in_child(options(tmp_path / "whole", rows, stub)).join() is None
     whole = files(tmp_path / "whole")
-    with Stub(behave, delay=0.02) as stub:
+    with Stub(by_prompt, delay=0.02) as stub:
         asked, decided = [set()], [set()]  # ids of rows, before each kill
         for _ in range(10):
             before, process = len(stub.asked), in_child(options(tmp_path / "killed", rows, stub))
@@ -322,8 +314,7 @@ def test_killed_at_ten_random_moments(tmp_path, rows, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_order_of_sets_reaches_no_output(tmp_path, rows, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
+def test_the_order_of_sets_reaches_no_output(tmp_path, rows):
     arguments = ["--config", "configs/refine.yaml", "--data.path", rows, "--output_dir"]
     runs = [start(seed, [*arguments, tmp_path / str(seed)]) for seed in (1, 2)]
     assert [run.wait() for run in runs] == [0, 0]
@@ -332,8 +323,7 @@ def test_the_order_of_sets_reaches_no_output(tmp_path, rows, monkeypatch):
     assert b"The request does not ask for 'find_parking_60'." in written["rejected.jsonl"]  # as it does for the other
 
 
-def test_parts_joined_are_the_whole(tmp_path, rows, write_rows, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[3])
+def test_parts_joined_are_the_whole(tmp_path, rows, write_rows):
     lines = Path(rows).read_text().splitlines()
     parts = {"part-0": lines[:50], "part-1": lines[50:]}
     sources = {name: write_rows(map(json.loads, part), f"{name}.jsonl") for name, part in parts.items()} | {"all": rows}
@@ -345,8 +335,7 @@ def test_parts_joined_are_the_whole(tmp_path, rows, write_rows, monkeypatch):
     assert joined == whole and joined.count("\n") > 100
 
 
-def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[3])
+def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, capsys):
     folder = tmp_path / "run"
     arguments = ["--config", "configs/refine.yaml", f"--data.path={rows}", f"--output_dir={folder}"]
     main(arguments)
@@ -361,8 +350,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, rows, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_servers_that_go_down_leave_what_was_decided(tmp_path, rows, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[3])
+def test_servers_that_go_down_leave_what_was_decided(tmp_path, rows, capsys):
     with Stub(lambda number, body: YES if number <= 60 else None, healthy=lambda: len(stub.asked) <= 60) as stub:
         arguments = options(tmp_path / "run", rows, stub)
         arguments[2] = arguments[2].replace('"servers"', '"patience": 0.6, "servers"')

@@ -42,6 +42,31 @@ def test_a_value_in_the_place_of_several_settings_is_told_what_goes_there():
     assert sentence(said) == wanted
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("path", " Expected a <class 'str'>. Got value: ['a.jsonl', 'b.jsonl']"),
+        (
+            "val_path",
+            """
+    Does not validate against any of the Union subtypes
+    Subtypes: [<class 'str'>, <class 'NoneType'>]
+    Errors:
+      - Expected a <class 'str'>
+      - Expected a <class 'NoneType'>
+    Given value type: <class 'list'>
+    Given value: ['a.jsonl', 'b.jsonl']""",
+        ),
+    ],
+)
+def test_a_list_of_files_is_told_where_they_go(key, said):
+    advice = "takes one file or folder, and got a list: put its files into a folder, and give that"
+    assert (
+        sentence(f'Parser key "data":\n  Parser key "{key}":{said}')
+        == f'Parser key "data": Parser key "{key}": {advice}'
+    )
+
+
 def test_what_is_no_function_is_told_once_and_why():
     kind = "Type collections.abc.Callable[[str, str], typing.Any] expects a function or a callable class: "
     hull = f"{kind}Expected 'typing.Any' to be a class that instantiates into callable. Got value: Namespace(a=1)"

@@ -4,8 +4,10 @@ import random
 import re
 from itertools import islice
 
+from recorder import at_rank
+
 from datamodules.toolbox.catalogue import FUNCTIONS
-from datamodules.toolbox.pretraining import NAMES, invented_function, make_document
+from datamodules.toolbox.pretraining import NAMES, PretrainingDataModule, invented_function, make_document
 
 UNSEEN = {function.name for function in FUNCTIONS if function.unseen}
 
@@ -32,3 +34,12 @@ def test_invented_functions_are_none_of_the_catalogue_and_can_be_called_by_keywo
     for function in islice(iter(lambda: invented_function(rng), None), 500):
         assert function.name not in NAMES
         compile(f"{function.name}({', '.join(f'{p.name}=0' for p in function.parameters)})", "", "eval")
+
+
+def test_ranks_share_the_documents_of_a_step():
+    data = PretrainingDataModule("assets/tiny-base", documents=5, batch_size=5)
+    shares = []
+    for rank in range(2):
+        (step,) = at_rank(data, rank, 2).train_dataloader()
+        shares.append(sum(len(set(row.tolist()) - {-1}) for micro in step for row in micro["doc_ids"]))
+    assert shares == [3, 2]

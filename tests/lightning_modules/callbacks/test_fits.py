@@ -16,7 +16,7 @@ from lightning_modules.callbacks import fits, summary
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.cheaper import changes, ways
 from lightning_modules.callbacks.fits import check_fits
-from lightning_modules.callbacks.memory import Plan, estimate, has_room
+from lightning_modules.callbacks.memory import estimate, has_room
 from lightning_modules.callbacks.memory_text import refusal, shown
 from lightning_modules.callbacks.plan import generation, streamed
 from lightning_modules.callbacks.summary import RunSummary
@@ -31,12 +31,6 @@ SHARE = (
     r"^The vLLM engine is estimated to need 26\.1 GiB .* and gpu_memory_utilization 0\.3 gives it 23\.7 GiB: "
     r"set model\.generator\.gpu_memory_utilization to 0\.34 or more, or tensor_parallel_size above 1; --fit_anyway"
 )
-
-
-@pytest.fixture
-def plan(tiny_model_dir):
-    config = AutoConfig.from_pretrained(tiny_model_dir)
-    return Plan(config, 10_000_000, 0, "bf16-mixed", rows=4, length=1024, checkpointing=False)
 
 
 def gpu(needed):

@@ -3,19 +3,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pytest
-from transformers import AutoConfig
-
 from lightning_modules.callbacks.cheaper import cheaper
-from lightning_modules.callbacks.memory import Plan, estimate
+from lightning_modules.callbacks.memory import estimate
 from lightning_modules.callbacks.memory_text import memory_rows, refusal, shown
 from lightning_modules.strategies import FSDP1
-
-
-@pytest.fixture
-def plan(tiny_model_dir):
-    config = AutoConfig.from_pretrained(tiny_model_dir)
-    return Plan(config, 10_000_000, 0, "bf16-mixed", rows=4, length=1024, checkpointing=False)
 
 
 def test_an_estimate_above_the_device_names_settings_that_need_less_least_first(plan):
