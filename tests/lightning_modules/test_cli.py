@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -329,6 +330,25 @@ def test_a_run_does_not_go_on_with_as_many_other_rows(run, base_args, rows_file,
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path, **options), "--ckpt_path", str(run)])
     assert "error: the training rows are not those of the run that wrote the checkpoint" in exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"data.init_args.path": "other.jsonl"}, "error: the training rows are not those of the run that wrote"),
+        ({"data.init_args.batch_size": 3}, "error: data.batch_size is 3 in this run and was 8 in the one that wrote"),
+    ],
+)
+def test_a_run_that_cannot_go_on_within_an_epoch_says_why_and_leaves_no_checkpoint(
+    base_args, rows_file, tmp_path, monkeypatch, option, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("other.jsonl").write_text(rows_file.read_text().replace("No tool fits.", "No tool helps.", 1))
+    main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_steps": 1})])
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **RUN | option), "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    assert words in exit_.value.code
+    assert not [*(tmp_path / "srml-fit-1").rglob("*.ckpt")]
 
 
 def test_another_place_of_the_rows_changes_nothing_and_another_seed_is_told(
