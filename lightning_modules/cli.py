@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ import datamodules.toolbox.pretraining  # noqa: F401
 import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.system.command_line import SentenceParser
+from datamodules.system.command_line import SentenceParser, configs_first
 from datamodules.system.errors import OF_PYTHON, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
@@ -84,12 +84,16 @@ class Parser(SentenceParser, LightningArgumentParser):
     """Lightning's parser, which also reads the keys of earlier versions, and whose errors are one sentence."""
 
     words: Sequence[str] = ()  # of the command line
+    overlays: Mapping[str, str | None] = {}  # YAMLs that change what nothing before them names, by groups of settings
+    nothing = False  # whether the command line and its YAMLs name no class
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
         self.words = list(sys.argv[1:] if args is None else args)
         if all(isinstance(word, str) for word in self.words):
-            self.words = apart(self.words)
+            self.words = configs_first(apart(self.words))
+            self.overlays = {group: overlay_alone(self.words, group) for group in ("model", "data")}
+            self.nothing = names_nothing(self.words)  # asked here, for files are found from another folder within one
             if text := help_on(self.words, ROOTS):
                 print(text)
                 sys.exit(0)
@@ -105,12 +109,13 @@ class Parser(SentenceParser, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error and what may be meant or, of a YAML that only changes another, that the other is missing."""
-        if message.startswith('Parser key "model"') and (file := overlay_alone(self.words)):
-            message = (
-                f"{file} is an overlay, it names no model.class_path: give the experiment that it changes before it, "
-                f"as in --config configs/grpo.yaml --config {file}"
-            )
-        if ASKS_FOR_CLASSES.match(message) and names_nothing(self.words):
+        for group, file in self.overlays.items():
+            if file and message.startswith(f'Parser key "{group}"'):
+                message = (
+                    f"{file} is an overlay, it names no {group}.class_path: give the experiment that it changes before "
+                    f"it, as in --config configs/grpo.yaml --config {file}"
+                )
+        if ASKS_FOR_CLASSES.match(message) and self.nothing:
             message = (
                 "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
                 "--config configs/rl.yaml for EGPO"

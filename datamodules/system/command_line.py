@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import IO, Any, NoReturn
 
@@ -14,7 +14,9 @@ from jsonargparse import ArgumentParser
 from datamodules.system.errors import DEBUG, sentence
 from datamodules.system.files import shipped
 
+NULL = "tag:yaml.org,2002:null"
 CONFIG = re.compile("(--config|-c)(=|$)")
+CLASS = re.compile(r"--(model|data)(\.class_path)?(=|$)")
 
 
 class SentenceParser(ArgumentParser):
@@ -27,7 +29,7 @@ class SentenceParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Parse as jsonargparse does, once every YAML is known to be one."""
-        words = _shipped_configs(sys.argv[1:] if args is None else args)
+        words = _shipped_configs(configs_first(sys.argv[1:] if args is None else args))
         named = [
             (word.partition("=")[2] if "=" in word else after)
             for word, after in pairwise([*words, ""])
@@ -44,6 +46,23 @@ class SentenceParser(ArgumentParser):
 
     def print_usage(self, file: IO[str] | None = None) -> None:
         """Print nothing: an error message already names the command that shows the options."""
+
+
+def configs_first(args: Sequence[str]) -> list[str]:
+    """The words of a command line with its YAMLs before the other options, which win over them wherever they stand.
+
+    A class whose settings a YAML may hold stays before it.
+    """
+    options = list[list[str]]()  # each with its values; the first words may be a command
+    for word in args:
+        if options and not word.startswith("-"):
+            options[-1].append(word)
+        else:
+            options.append([word])
+    last = max((place for place, (word, *_) in enumerate(options) if CONFIG.match(word)), default=-1)
+    first = [CONFIG.match(word) or CLASS.match(word) or not word.startswith("-") for word, *_ in options[: last + 1]]
+    ordered = sorted(range(last + 1), key=lambda place: not first[place])
+    return [word for place in (*ordered, *range(last + 1, len(options))) for word in options[place]]
 
 
 def _shipped_configs(args: Sequence[str]) -> list[str]:
@@ -73,13 +92,12 @@ def fault_of_yaml(file: str) -> str:
         return f"{file} is not YAML of settings: it is nested too deeply"
     if not isinstance(node, yaml.MappingNode):
         return f"{file} holds no settings: give lines of the form `key: value`"
-    if key := _twice(node):
-        return f"{file}, line {key.start_mark.line + 1}: {key.value} is set twice in one place: leave one of them"
-    return ""
+    fault = _fault_of_entries(node)
+    return fault and f"{file}, line {fault}"
 
 
-def _twice(root: yaml.Node) -> yaml.ScalarNode | None:
-    """The first key found that stands twice in one mapping: of its values, one would silently win."""
+def _fault_of_entries(root: yaml.Node) -> str:
+    """What is found wrong with an entry of a mapping, behind its line: of two values one would silently win."""
     nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
@@ -87,9 +105,21 @@ def _twice(root: yaml.Node) -> yaml.ScalarNode | None:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            counts = Counter(key.value for key in keys)
-            if repeated := [key for key in keys if counts[key.value] > 1]:
-                return repeated[-1]
+            counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for key, value in reversed(node.value):
+                if fault := _fault_of_entry(key, value, counts):
+                    return f"{key.start_mark.line + 1}: {fault}"
         nodes += [child for _, child in node.value] if isinstance(node, yaml.MappingNode) else node.value
-    return None
+    return ""
+
+
+def _fault_of_entry(key: yaml.Node, value: yaml.Node, counts: Mapping[str, int]) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        return "a mapping or a list is no key; a value with {{ }} is put in quotes"
+    if counts[key.value] > 1:
+        return f"{key.value} is set twice in one place: leave one of them"
+    if key.value == "init_args" and isinstance(value, yaml.SequenceNode):
+        return "init_args is a list: give settings of the class, key: value, without dashes"
+    if key.value == "class_path" and (not isinstance(value, yaml.ScalarNode) or value.tag == NULL):
+        return "class_path names no class: give one by its import path"
+    return ""

@@ -44,10 +44,13 @@ NO_CLASS = re.compile(
 """What jsonargparse says of settings that it cannot give to a class."""
 NO_NAME = re.compile(
     r"(Expected a path but .+? either not accessible or invalid )?"
-    r"Expected a dot import path string: (.+?)( Expected a .*| Given value: .*|$)"
+    r"Expected a dot import path string: (.+?)"
+    r"( Expected a .*| Not a valid subclass of .*| Does not implement protocol .*| Given value: .*|$)"
 )
 """What it says of a name that no class has."""
 ONE_PATH = "takes one file or folder, and got a list: put its files into a folder, and give that"
+LIST = re.compile(r"Subtypes: (?!.*\blist\[)[^\n]*\n(?s:.*)Given value type: <class 'list'>")
+"""What it says where a list is given and none is taken."""
 DEBUG = "--debug"
 HULLS = ("cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")  # what every command runs inside
 NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
@@ -145,6 +148,8 @@ def _on_classes(text: str, message: str) -> str:
     head, value = text[: found.start()], text[found.end() :].partition("Given value: ")[2]
     if head and not head.endswith('": '):  # there is a reason of a class that was found
         return head.rstrip()
+    if LIST.search(message):
+        return f"{head}takes class_path and init_args, and got a list: leave out the dash before them"
     if "'class_path'" in message:
         return f"{head}beside class_path stands a setting of the class: put all of them below init_args"
     if value:

@@ -97,10 +97,17 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self.fsync, self.asynchronous = fsync, asynchronous
         self.terminated = False  # whether this rank of several has received SIGTERM
+        self.begun = False  # whether the run has been put where it goes on from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note that nothing has begun."""
+        super().setup(trainer, pl_module, stage)
+        self.begun = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the place of Lightning's handler, which puts back the one before it when the run is over."""
         super().on_train_start(trainer, pl_module)
+        self.begun = True
         if trainer.is_global_zero and not self.fsync:
             print(
                 "last_checkpoint.fsync is off: a power cut may take the newest checkpoint and the one before with it."
@@ -132,8 +139,11 @@ class LastCheckpoint(ModelCheckpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where a training is broken off, and not a test of its model, which is at a step of its own, too."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        """Save where a training is broken off, and not a test of its model, which is at a step of its own, too.
+
+        A run that cannot go on from a checkpoint has its weights and step by then, and not its place among the rows.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and self.begun:
             super().on_exception(trainer, pl_module, exception)
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:

@@ -43,23 +43,31 @@ def settings_in(file: str) -> yaml.Node | None:
     return written_out(Path(file).read_text("utf-8"))
 
 
-def class_named(root: yaml.Node) -> str:
-    """The class that a YAML names for the model, by name or path; empty where it names none."""
-    return scalar_in(entries(root).get("model")) or scalar_in(entries(root, "model").get("class_path"))
+def class_named(root: yaml.Node, group: str = "model") -> str:
+    """The class that a YAML names for the model, or the data, by name or path; empty where it names none."""
+    return scalar_in(entries(root).get(group)) or scalar_in(entries(root, group).get("class_path"))
 
 
-def overlay_alone(words: Sequence[str]) -> str | None:
-    """The first YAML of a command line, if no class of a model is named anywhere on it."""
-    options = [*options_in(words)]
-    roots = {value: root for option, value in options if option in CONFIGS and value and (root := settings_in(value))}
-    if any(option in CLASSES for option, _ in options) or any(map(class_named, roots.values())):
-        return None
-    return next(iter(roots), None)
+def overlay_alone(words: Sequence[str], group: str) -> str | None:
+    """The YAML of a command line that has settings for the model, or the data, before its class is named."""
+    for option, value in options_in(words):
+        root = settings_in(value) if value and option in CONFIGS else None
+        if option in (f"--{group}", f"--{group}.class_path") or (root and class_named(root, group)):
+            return None
+        if root and entries(root, group):
+            return value
+    return None
 
 
 def names_nothing(words: Sequence[str]) -> bool:
-    """Whether a command line has no YAML and no class, of a model or of data."""
-    return not any(option in (*CONFIGS, *CLASSES, "--data", "--data.class_path") for option, _ in options_in(words))
+    """Whether a command line, with its YAMLs, names no class, of a model or of data."""
+    for option, value in options_in(words):
+        root = settings_in(value) if value and option in CONFIGS else None
+        if option in (*CLASSES, "--data", "--data.class_path"):
+            return False
+        if root and (class_named(root) or class_named(root, "data")):
+            return False
+    return True
 
 
 def nested_nulls(words: Sequence[str]) -> list[str]:

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
@@ -330,6 +332,25 @@ def test_a_run_does_not_go_on_with_as_many_other_rows(run, base_args, rows_file,
     assert "error: the training rows are not those of the run that wrote the checkpoint" in exit_.value.code
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"data.init_args.path": "other.jsonl"}, "error: the training rows are not those of the run that wrote"),
+        ({"data.init_args.batch_size": 3}, "error: data.batch_size is 3 in this run and was 8 in the one that wrote"),
+    ],
+)
+def test_a_run_that_cannot_go_on_within_an_epoch_says_why_and_leaves_no_checkpoint(
+    base_args, rows_file, tmp_path, monkeypatch, option, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("other.jsonl").write_text(rows_file.read_text().replace("No tool fits.", "No tool helps.", 1))
+    main([*CONFIG, *base_args(tmp_path, **RUN | {"trainer.max_steps": 1})])
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path, **RUN | option), "--ckpt_path", str(tmp_path / "srml-fit-0")])
+    assert words in exit_.value.code
+    assert not [*(tmp_path / "srml-fit-1").rglob("*.ckpt")]
+
+
 def test_another_place_of_the_rows_changes_nothing_and_another_seed_is_told(
     run, base_args, rows_file, tmp_path, capsys
 ):
@@ -438,6 +459,7 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--model=SRML"], 2, ["SRML names no class", "--model.help"]),
         (["--model.generator=HFGenerator"], 2, ["HFGenerator names no class", "import path", "--model.generator.help"]),
         (["--trainer.callbacks=[EarlyStopping]"], 2, ["trainer.callbacks", "are required: monitor"]),
+        (["--trainer.callbacks=[{class_path: EarlyStoping}]"], 2, ["trainer.callbacks", "EarlyStoping names no class"]),
         (["--ckpt_path="], "error:", ["ckpt_path"]),
     ],
 )
@@ -457,6 +479,11 @@ def test_bad_input_ends_with_one_sentence_that_names_it(base_args, tmp_path, cap
         (
             "{class_path: SRMLModule, init_args: {init_from: a, lora: true}}",
             '"lora": takes several settings, key: valu',
+        ),
+        ("[{class_path: SRMLModule}]", '"model": takes class_path and init_args, and got a list: leave out the dash'),
+        (
+            "{class_path: SRMLModule, init_args: {init_from: a, generator: [{class_path: HFGenerator}]}}",
+            '"generator": takes class_path and init_args, and got a list',
         ),
     ],
 )
@@ -490,6 +517,33 @@ def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
     assert (
         capsys.readouterr().err.splitlines()[-1].startswith("error: no experiment is given: name its YAML, as --config")
     )
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+def test_an_overlay_before_its_experiment_is_named_wherever_it_lies(tmp_path, monkeypatch, capsys, group):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    setting = {"model": "learning_rate: 0.1", "data": "batch_size: 4"}[group]
+    (tmp_path / "sub" / "mine.yaml").write_text(f"{group}:\n  init_args:\n    {setting}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "sub/mine.yaml", "--config", "configs/srml.yaml"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: sub/mine.yaml is an overlay, it names no {group}.class_path: give the experiment")
+
+
+def test_a_yaml_that_names_no_class_is_no_experiment(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 1\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "mine.yaml"])
+    assert "no experiment is given: name its YAML" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_before_the_experiment_win_over_it(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--trainer.max_epochs=7", "--model.learning_rate=0.5", *CONFIG[1:], "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["trainer"]["max_epochs"] == 7 and settings["model"]["init_args"]["learning_rate"] == 0.5
 
 
 NO_METRIC = [

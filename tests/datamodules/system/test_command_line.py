@@ -2,7 +2,7 @@
 
 import pytest
 
-from datamodules.system.command_line import SentenceParser
+from datamodules.system.command_line import SentenceParser, configs_first
 from datamodules.system.errors import one_sentence
 
 
@@ -44,6 +44,9 @@ def test_debug_is_no_option_of_a_parser_and_shows_what_one_has_refused(capsys):
         (b"a:\n- rows: 1\nb: *x\n", ["c.yaml", "not YAML"]),
         (b"rows: 1\nlist: [{x: &a {y: 1}, z: *a}]\nrows: 2\n", ["c.yaml, line 3", "rows is set twice"]),
         (b"a:\n- {x: 1, y: 2, x: 1}\n", ["c.yaml, line 2", "x is set twice"]),
+        (b"rows: 1\na: {{ROWS}}\n", ["c.yaml, line 2", "a value with {{ }} is put in quotes"]),
+        (b"a:\n  init_args:\n  - x: 1\n", ["c.yaml, line 2", "init_args is a list: give settings"]),
+        (b"a:\n  class_path:\n  init_args:\n    x: 1\n", ["c.yaml, line 2", "class_path names no class"]),
     ],
 )
 def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, words):
@@ -56,3 +59,26 @@ def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, words):
             parser.parse_args(args)
         last = capsys.readouterr().err.splitlines()[-1]
         assert exit_.value.code == 2 and all(word in last for word in words), last
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        ("fit --a 1 --config c --b=2 -c d", "fit --config c -c d --a 1 --b=2"),
+        ("--a -1 --config=c --a 2", "--config=c --a -1 --a 2"),
+        ("fit --a 1 --model M --config c --data.class_path=D", "fit --model M --config c --a 1 --data.class_path=D"),
+        ("fit --config c --model M", "fit --config c --model M"),
+        ("ask run --a 1", "ask run --a 1"),
+        ("fit --a 1 --config", "fit --config --a 1"),
+    ],
+)
+def test_files_of_options_come_before_the_options_that_win_over_them(given, ordered):
+    assert configs_first(given.split()) == ordered.split()
+
+
+def test_an_option_wins_over_a_file_that_follows_it(tmp_path):
+    parser = SentenceParser(prog="command")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--rows", type=int)
+    (tmp_path / "c.yaml").write_text("rows: 1\n")
+    assert parser.parse_args(["--rows=2", "--config", str(tmp_path / "c.yaml")]).rows == 2
