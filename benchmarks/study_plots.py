@@ -25,8 +25,7 @@ NAMES = {"grpo": "GRPO", "egpo": "EGPO", "rate_0": "their start"}
 SUFFIXES = {"real": f"_11{BARE}", "small": ""}  # of the arms whose curves are drawn
 LEARNING = {"kl": "KL to the reference, nats a token", "reward": "mean reward"}
 REASONING = {"cot_entropy": "entropy of chains of thought, nats", "completion_length": "tokens of a completion"}
-TRAINED = {"sft": "plain SFT", "srml_0.7": "SRML, alpha 0.7", "grpo": "GRPO", "egpo": "EGPO"}
-BARS = {f"{arm}{BARE}": name for arm, name in TRAINED.items()}  # beside FunctionGemma
+BARS = {"sft": "plain SFT", "srml_0.7": "SRML, alpha 0.7", "grpo": "GRPO", "egpo": "EGPO"}  # beside FunctionGemma
 DPI = 90
 
 
