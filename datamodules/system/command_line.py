@@ -32,9 +32,11 @@ class SentenceParser(ArgumentParser):
         words = _shipped_configs(configs_first(sys.argv[1:] if args is None else args))
         named = [
             (word.partition("=")[2] if "=" in word else after)
-            for word, after in pairwise([*words, ""])
+            for word, after in pairwise([*words, "-"])
             if CONFIG.match(word)
         ]
+        if "" in named:
+            self.error("--config names no file: give one, or look whether a variable of the shell is empty")
         for file in filter(os.path.isfile, named):
             if fault := fault_of_yaml(file):
                 self.error(fault)

@@ -82,3 +82,13 @@ def test_an_option_wins_over_a_file_that_follows_it(tmp_path):
     parser.add_argument("--rows", type=int)
     (tmp_path / "c.yaml").write_text("rows: 1\n")
     assert parser.parse_args(["--rows=2", "--config", str(tmp_path / "c.yaml")]).rows == 2
+
+
+@pytest.mark.parametrize("given", [["--config", ""], ["--config="], ["-c", "", "--rows=1"]])
+def test_an_empty_name_of_a_file_of_options_is_told(capsys, given):
+    parser = SentenceParser(prog="command")
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--rows", type=int)
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --config names no file: give one")
