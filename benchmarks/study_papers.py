@@ -2,7 +2,7 @@
 
 FunReason is arXiv 2505.20192 (v1; v3 under the name BalanceSFT), FunRL and EGPO are arXiv 2508.05118 (v1 and v4). The
 weights were chosen before the runs that count, where an arm of SRML stands for all with an alpha of 0.7, which v3
-starts from; `study_tables.HEAD` says which were not.
+starts from; `study_page.md` says which were not.
 """
 
 from collections.abc import Mapping
