@@ -2,7 +2,8 @@
 
 FunReason's loop (arXiv 2505.20192v1) asks for every query of the pool again in each round. With `hard` it is v3's
 re-sampling of hard data (eq. 5-10): a query leaves the pool with its first accepted sample, and the loop ends when the
-pool is empty. What the papers leave open: the next round starts from the round before, on the new samples alone.
+pool is empty. What the papers leave open: the next round starts from the round before, on the new samples alone. And
+a round of which nothing is accepted is the last, for there is nothing to train on.
 
 Each step of a round is a command with files between them, printed as it is run, and is not run again once its file is
 there: a loop that was stopped resumes where it was. One rule is ours: a sample without a call counts only where the
