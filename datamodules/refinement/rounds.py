@@ -32,7 +32,8 @@ from rewards import parse_calls
 from rewards.parser import split_completion
 
 HARD_STAGES = ("call", "format")
-"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed)."""
+"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed). So are rows
+whose own answer failed there and to whose correction the chain of thought did not lead."""
 
 COLUMNS = ("round", "pool", "sampled", "well_formed", "accepted", "acceptance", "queries_answered", "score")
 
@@ -185,7 +186,8 @@ def pool_examples(path: str) -> Iterator[Example]:
     """The rows of a pool; of a refinement's rejected rows, the hard ones. Their answers may be wrong."""
     for number, raw in read_rows(path):
         row = parse_row(raw)
-        if "stage" not in row or row["stage"] in HARD_STAGES:
+        corrected = row.get("stage") == "cot" and row.get("tried")
+        if "stage" not in row or row["stage"] in HARD_STAGES or corrected:
             example = unchecked_example(row)
             yield replace(example, id=example.id or f"row-{number}")
 
