@@ -32,8 +32,8 @@ from rewards import parse_calls
 from rewards.parser import split_completion
 
 HARD_STAGES = ("call", "format")
-"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed). So are rows
-whose own answer failed there and to whose correction the chain of thought did not lead."""
+"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed). Hard are
+also rows whose own answer failed there and to whose correction the chain of thought did not lead."""
 
 COLUMNS = ("round", "pool", "sampled", "well_formed", "accepted", "acceptance", "queries_answered", "score")
 
