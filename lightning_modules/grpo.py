@@ -7,6 +7,8 @@ The papers leave open, and this module decides:
   flows through it.
 * The sampling temperature also divides the logits of the ratio and of the KL.
 * Mini-batches are the same in every pass over a batch.
+* Where the generator reports probabilities (vLLM), tokens are weighted by the ratio of the policy's to those, at most 2
+  unless told otherwise (`importance_sampling`).
 * There is no dropout, neither of adapters nor of the model, so that the ratio of a policy to itself is 1.
 """
 

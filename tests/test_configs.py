@@ -202,7 +202,9 @@ def test_a_recipe_inherits_nothing_of_the_embedded_default(name, monkeypatch):
 
 def test_papers_rounds_train_by_the_papers_recipe_and_ask_for_rows_of_ones_own(capsys):
     config = yaml.safe_load((ROOT / "configs/paper/hard_resampling.yaml").read_text())
-    assert config["fit"][:2] == ["--config=configs/finetune.yaml", "--config=configs/paper/funreason.yaml"]
+    assert config["fit"][:2] == ["--config=configs/finetune.yaml", "--config=configs/paper/balancesft.yaml"]
+    judges = yaml.safe_load((ROOT / "configs/paper/hard_judges.yaml").read_text())
+    assert judges["regenerations"] == 0  # a sample whose answer fails goes back to the pool
     with pytest.raises(SystemExit):
         rounds.main(["--config", str(ROOT / "configs/paper/hard_resampling.yaml"), "--init_from=own"])
     assert "val_path" in capsys.readouterr().err

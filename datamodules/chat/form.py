@@ -90,7 +90,8 @@ class ChatForm:
 
 
 PAPER = ChatForm()
-"""The papers' form."""
+"""The papers' form: a thought, then a Python list. Our words ask for it; theirs are BFCL's, which v1 of FunReason takes
+as they are (`system_prompt` "bfcl") and the later papers follow by an instruction to think."""
 
 
 def recorded_form(tokenizer: PreTrainedTokenizerFast) -> ChatForm | None:

@@ -119,8 +119,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], targets
         targets: Texts of `target_text`, one for each prompt.
 
     Returns:
-        Ids and segments: 0 prompt; 1 chain of thought, both tags included; 2 everything after `</think>`, the
-        end-of-turn token included (arXiv 2505.20192, figure of the multiscale loss).
+        Ids and segments: 0 prompt; 1 chain of thought, both tags included; 2 everything after `</think>` (arXiv
+        2505.20192, figure of the multiscale loss), and the end-of-turn token, which the figure does not show.
     """
     before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     after = tokenizer(targets, add_special_tokens=False, return_offsets_mapping=True)

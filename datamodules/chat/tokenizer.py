@@ -93,7 +93,8 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         chat_template: A file with the template to use, or "chatml"; the tokenizer's own when None.
 
     Returns:
-        The fast tokenizer. Of a model that this project exported, its template is the one that was trained with.
+        The fast tokenizer, which decodes to what its tokens say. Of a model that this project exported, its template is
+        the one that was trained with.
 
     Raises:
         FileNotFoundError: The folder has no tokenizer, or the name is neither a folder nor a model of the hub.
@@ -126,6 +127,7 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
         )
     _settle_template(tokenizer, folder, chat_template)
+    tokenizer.clean_up_tokenization_spaces = False  # where it is on, decoding loses the blank of "Oslo ,"
     return tokenizer
 
 

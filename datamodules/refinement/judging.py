@@ -87,10 +87,11 @@ class Verdict:
     Attributes:
         stage: The stage.
         passed: None where no judgement could be had.
-        fault: What is wrong: the stage's name, or more precisely "function", "parameter" or "type"; "" if passed.
+        fault: What is wrong: the stage's name, or more precisely "function", "parameter" or "type"; "" if passed or
+            undecided.
         reason: A sentence of ours.
         words: What the judges wrote.
-        correction: The answer as it should be, where one was given.
+        correction: The answer as it should be, where the judges say no and give one.
         replies: How many replies were read.
         needs_tool: Whether the request needs a tool, where that was asked and the judges agree.
     """
@@ -233,10 +234,10 @@ class Panel:
         return Verdict(
             stage=question.stage,
             passed=passed,
-            fault="" if passed else named,
+            fault=named if passed is False else "",
             reason="no judgement could be had" if passed is None else "" if passed else reason,
             words="\n---\n".join(reply.words for reply in replies),
-            correction="" if passed else next((reply.correction for reply in against if reply.correction), ""),
+            correction=next((reply.correction for reply in against if reply.correction), "") if passed is False else "",
             replies=sum(map(len, answers)),
             needs_tool=replies[0].needs_tool if len({reply.needs_tool for reply in replies}) == 1 else None,
         )

@@ -2,7 +2,8 @@
 
 FunReason's loop (arXiv 2505.20192v1) asks for every query of the pool again in each round. With `hard` it is v3's
 re-sampling of hard data (eq. 5-10): a query leaves the pool with its first accepted sample, and the loop ends when the
-pool is empty. What the papers leave open: the next round starts from the round before, on the new samples alone.
+pool is empty. What the papers leave open: the next round starts from the round before, on the new samples alone. And
+a round of which nothing is accepted is the last, for there is nothing to train on.
 
 Each step of a round is a command with files between them, printed as it is run, and is not run again once its file is
 there: a loop that was stopped resumes where it was. One rule is ours: a sample without a call counts only where the
@@ -31,7 +32,8 @@ from rewards import parse_calls
 from rewards.parser import split_completion
 
 HARD_STAGES = ("call", "format")
-"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed)."""
+"""Rows that these stages rejected are hard; others were bad data (arXiv 2505.20192v3: BQC passed, AC failed). Hard are
+also rows whose own answer failed there and to whose correction the chain of thought did not lead."""
 
 COLUMNS = ("round", "pool", "sampled", "well_formed", "accepted", "acceptance", "queries_answered", "score")
 
@@ -184,7 +186,8 @@ def pool_examples(path: str) -> Iterator[Example]:
     """The rows of a pool; of a refinement's rejected rows, the hard ones. Their answers may be wrong."""
     for number, raw in read_rows(path):
         row = parse_row(raw)
-        if "stage" not in row or row["stage"] in HARD_STAGES:
+        corrected = row.get("stage") == "cot" and row.get("tried")
+        if "stage" not in row or row["stage"] in HARD_STAGES or corrected:
             example = unchecked_example(row)
             yield replace(example, id=example.id or f"row-{number}")
 

@@ -156,7 +156,7 @@ def shown_tokens(
     """
     ids, texts, written = list(ids), [], ""
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(ids[:end])
         text = text if end == len(ids) else text.rstrip("\ufffd")
         texts.append(text[len(written) :])
         written += texts[-1]

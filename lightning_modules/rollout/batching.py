@@ -31,7 +31,7 @@ def cot_mask(
         A boolean for each id.
     """
     ids = list(completion_ids)
-    text = _decode(tokenizer, ids)
+    text = tokenizer.decode(ids)
     if well_formed is None:
         well_formed = split_completion(text)[2] is None
     if not well_formed or OPEN not in text or CLOSE not in text:  # a reward of one's own may read other tags
@@ -125,10 +125,6 @@ def _document(prompt: Sequence[int], completion: Sequence[int], cot: Sequence[bo
     return Encoded([*prompt[start:], *completion], [PROMPT] * (len(prompt) - start) + segments, start)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
 def _tokens_until(tokenizer: PreTrainedTokenizerBase, ids: list[int], characters: int) -> int:
     """The fewest leading tokens whose text has so many characters, found by bisection over decoded prefixes.
 
@@ -138,7 +134,7 @@ def _tokens_until(tokenizer: PreTrainedTokenizerBase, ids: list[int], characters
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if len(_decode(tokenizer, ids[:middle]).rstrip("\ufffd")) >= characters:
+        if len(tokenizer.decode(ids[:middle]).rstrip("\ufffd")) >= characters:
             high = middle
         else:
             low = middle + 1

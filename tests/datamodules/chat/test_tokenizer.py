@@ -66,6 +66,22 @@ def test_a_tokenizer_whose_vocabulary_is_missing_is_refused(tiny_model_dir, tmp_
         load_tokenizer(str(folder))
 
 
+def test_decoding_keeps_every_blank_whatever_the_settings_of_a_tokenizer(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    settings = folder / "tokenizer_config.json"
+    name = "clean_up_tokenization_spaces"
+    both = {name: True, f"{name}_for_bpe_even_though_it_will_corrupt_output": True}  # as a tokenizer without BPE has it
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | both))
+    text = "[f(city='Oslo , Norway')]"
+    plain = AutoTokenizer.from_pretrained(folder)
+    assert plain.decode(plain(text)["input_ids"]) == "[f(city='Oslo, Norway')]"
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert exported.decode(exported(text)["input_ids"]) == text
+
+
 def test_a_tokenizer_without_offsets_is_refused(tiny_model_dir, monkeypatch):
     monkeypatch.setattr("datamodules.chat.tokenizer._read_tokenizer", lambda folder: SimpleNamespace(is_fast=False))
     with pytest.raises(ValueError, match=r"is not a fast one, .*: give a model with a tokenizer\.json"):

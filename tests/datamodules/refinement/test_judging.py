@@ -107,6 +107,14 @@ def test_the_first_correction_of_those_against_counts(scripted, run):
     assert verdict.reason == "1 of 2 judges say no"
 
 
+def test_an_open_vote_names_no_fault_and_corrects_nothing(scripted, run):
+    fine, silent = scripted(), scripted(call="hm")
+    against = scripted(call="<judge>False</judge><fault>function</fault><NewFC>[f()]</NewFC>")
+    verdict = run(Panel([fine, silent, against], "majority").ask(Question("call", ROW)))
+    assert (verdict.passed, verdict.fault, verdict.correction) == (None, "", "")
+    assert verdict.reason == "no judgement could be had"
+
+
 def test_a_fault_that_was_not_offered_is_not_taken(scripted, run):
     judge = scripted(call="<judge>False</judge><fault>rm -rf</fault>")
     assert run(Panel([judge]).ask(Question("call", ROW))).fault == "parameter"

@@ -177,12 +177,14 @@ def test_answered_queries_leave_the_pool_of_hard_ones(loop, tmp_path):
 
 
 def test_the_hard_rows_of_a_refinement(tmp_path):
-    rows = make_corpus("train", 4, 3)
-    stages = ("call", "format", "query", "cot")
+    rows = make_corpus("train", 5, 3)
+    stages = ("call", "format", "query", "cot", "cot")
     rejected = [{"row": n, "stage": stage} | row for n, (stage, row) in enumerate(zip(stages, rows, strict=True), 1)]
     rejected[1]["answers"] = "[broken("
+    rejected[3]["tried"], rejected[4]["tried"] = [], ["[f(a=2)]"]  # the last one's own answer failed at "call"
     write_jsonl(tmp_path / "rejected.jsonl", rejected)
-    assert [example.id for example in pool_examples(str(tmp_path / "rejected.jsonl"))] == [rows[0]["id"], rows[1]["id"]]
+    hard = [example.id for example in pool_examples(str(tmp_path / "rejected.jsonl"))]
+    assert hard == [rows[0]["id"], rows[1]["id"], rows[4]["id"]]
 
 
 def test_a_pool_without_hard_rows_is_refused(loop, tmp_path):

@@ -94,6 +94,9 @@ def test_stage_5_is_decided_by_the_parser_and_mended_by_a_judge(scripted, run):
 def test_no_judgement_rejects(scripted, run):
     outcome = run(fcdr(ROW, Panel([scripted(cot="hm")])))
     assert not outcome.kept and outcome.verdicts[-1].passed is None
+    judges = [scripted(), scripted(call="hm"), against := scripted(call=corrected("[f(a=2)]"))]
+    outcome = run(fcdr(ROW, Panel(judges, "majority")))  # one for, one against: the second decides, and says nothing
+    assert not outcome.kept and outcome.verdicts[-1].passed is None and against.stages.count("call") == 1
     outcome = run(fcdr(replace(ROW, answers="f of one"), Panel([scripted(response="hm")])))
     assert not outcome.kept and stages(outcome) == [("response", None)]
 
