@@ -153,7 +153,10 @@ def rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **
         raise ValueError(f"{template} is no Jinja: line {error.lineno}: {error.message}") from error
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"{template} refuses the turns {roles}: {error}") from error
+        raise ValueError(
+            f"{template} refuses the turns {roles} ({error}): set data.chat_template to chatml, or to a file with a "
+            "template that takes them"
+        ) from error
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         # what an expression of the template ends in
         raise ValueError(f"{template} fails: {type(error).__name__}: {error}") from error
