@@ -153,7 +153,10 @@ def rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]], **
         raise ValueError(f"{template} is no Jinja: line {error.lineno}: {error.message}") from error
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"{template} refuses the turns {roles}: {error}") from error
+        raise ValueError(
+            f"{template} refuses the turns {roles} ({error}): set data.chat_template to chatml, or to a file with a "
+            "template that takes them"
+        ) from error
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         # what an expression of the template ends in
         raise ValueError(f"{template} fails: {type(error).__name__}: {error}") from error
@@ -242,10 +245,10 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
         ValueError: The template refuses the turn, or puts it where no generation would.
     """
     answer = assistant_message("", calls, 0, objects=True)
-    if cot:
-        answer["reasoning_content"] = cot
     prompt = turns_text(tokenizer, [_USER], _TOOLS)
-    full = rendered(tokenizer, [_USER, answer], tools=_TOOLS)
+    full = unthought = rendered(tokenizer, [_USER, answer], tools=_TOOLS)
+    if cot:
+        full = rendered(tokenizer, [_USER, answer | {"reasoning_content": cot}], tools=_TOOLS)
     if not full.startswith(prompt):
         raise ValueError(
             f"data.answer_form is template, but the chat template of {tokenizer.name_or_path} puts an answer elsewhere "
@@ -253,6 +256,6 @@ def answer_by_template(tokenizer: PreTrainedTokenizerFast, cot: str, calls: list
         )
     end = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
     written = full[len(prompt) :].rstrip().removesuffix(end).rstrip("\n")
-    if cot and cot not in written:
+    if cot and (full == unthought or cot not in written):  # a short thought may be a word of the calls
         return f"<think>{cot}</think>\n\n{written.lstrip()}"
     return written if cot else _EMPTY_THINK.sub("", written)

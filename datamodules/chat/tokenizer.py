@@ -115,6 +115,11 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         if isinstance(error, OSError) and not Path(folder).is_dir():
             message = f"init_from: {folder} is neither a folder here nor a model the hub gives us"
             raise FileNotFoundError(message) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"init_from: the tokenizer of {folder} needs code of its own (auto_map in its tokenizer_config.json), "
+                "and none but transformers' is run here: give a model whose tokenizer transformers knows"
+            ) from error
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
@@ -126,6 +131,7 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
         raise ValueError(  # transformers makes an empty one where there is but a tokenizer_config.json
             f"init_from: the tokenizer of {folder} knows no words: add the file of its vocabulary (tokenizer.json)"
         )
+    tokenizer.init_kwargs.pop("auto_map", None)  # code that this tokenizer does without, and an export does not hold
     _settle_template(tokenizer, folder, chat_template)
     tokenizer.clean_up_tokenization_spaces = False  # where it is on, decoding loses the blank of "Oslo ,"
     return tokenizer

@@ -90,6 +90,7 @@ def write_settings(
     model, ids = policy.causal_lm, stop_ids(tokenizer, policy.causal_lm.generation_config)
     config, generation = deepcopy(model.config), deepcopy(model.generation_config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
+    vars(config).pop("auto_map", None)  # names code that the export does not hold, for the class is transformers' own
     generation.eos_token_id = ids if len(ids) > 1 else ids[0]
     text = config.get_text_config()
     if ids[0] not in ids_of(getattr(text, "eos_token_id", None)):

@@ -38,6 +38,9 @@ def generation_config(source: str, model: PreTrainedModel) -> tuple[GenerationCo
     if odd := [i for i in named if not isinstance(i, int)]:
         raise ValueError(f"init_from: {source} has an impossible generation config: eos_token_id {odd[0]!r} is no id")
     config.eos_token_id, note = _of_the_model(config, model)
+    if config.temperature == 0:  # greedy to servers; transformers refuses to sample at it
+        config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+        note += f"The generation config of {source} has a temperature of 0: hf/ will have do_sample false instead. "
     fault = _fault(config)
     if not fault:
         return config, note

@@ -179,6 +179,11 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
                 f"init_from: {source} is no causal language model: transformers has none for its {found[1]}; "
                 f"{GIVE_ANOTHER}"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"init_from: {source} needs code of its own (auto_map in its config.json), and none but transformers' "
+                f"is run here: {GIVE_ANOTHER} and that transformers knows"
+            ) from error
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         if isinstance(error, ODD_CONFIG):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -205,6 +205,16 @@ def test_the_model_s_own_calls_are_found_and_read(tokenizer_of):
         template_frame(tokenizer_of("chatml"))
 
 
+@pytest.mark.parametrize("cot", ["They ask.", "Oslo", "c"])
+def test_a_thought_that_the_template_leaves_out_is_put_in_front_though_the_calls_hold_its_words(tokenizer_of, cot):
+    silent = copy.deepcopy(tokenizer_of("tools"))
+    silent.chat_template = silent.chat_template.replace("m.reasoning_content", "m.thought_of_nobody")
+    form, call = ChatForm(prompt="template", answer_form="template"), 'call: {"name": "get_weather", "parameters": '
+    assert target_text(replace(PLAIN, cot=cot), form, silent) == (
+        f'<think>{cot}</think>\n\n{call}{{"city": "Oslo", "days": 2}}}}'
+    )
+
+
 def test_qwen3_writes_hermes_blocks(tokenizer_of):
     qwen = tokenizer_of("qwen3")
     assert template_frame(qwen) == FRAMES["hermes"]

@@ -212,7 +212,8 @@ def test_turns_that_a_template_refuses_are_a_bad_row(tiny_tokenizer, make_row):
         "{{ m['content'] }}{% endfor %}"
     )
     history = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
-    with pytest.raises(BadRow, match="refuses the turns system, user, tool, user: no tools") as error:
+    words = r"refuses the turns system, user, tool, user \(no tools\): set data.chat_template to chatml, or to a file"
+    with pytest.raises(BadRow, match=words) as error:
         prompt_text(strict, to_example(make_row(1, history=json.dumps(history))))
     assert error.value.column == "history"
     assert prompt_text(strict, to_example(make_row(1)))

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from datamodules.chat.tokenizer import load_tokenizer
 from lightning_modules import SRMLModule
 from lightning_modules.checkpointing import export, exported_weights
 from lightning_modules.checkpointing.export import export_hf, form_of, rehearse_export
@@ -69,6 +70,17 @@ def test_the_live_model_keeps_its_configs(base_model, tmp_path):
     policy = build_policy(str(base_model))
     export_hf(policy, AutoTokenizer.from_pretrained(base_model), tmp_path / "hf")
     assert policy.causal_lm.config.eos_token_id == policy.causal_lm.generation_config.eos_token_id == 0
+
+
+def test_code_that_a_model_was_published_with_is_not_named_by_its_export(base_model, tmp_path):
+    code = {"config": {"AutoConfig": "own.Config"}, "tokenizer_config": {"AutoTokenizer": ["own.Tokenizer", None]}}
+    for name, auto_map in code.items():
+        file = base_model / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": auto_map}))
+    export_hf(build_policy(str(base_model)), load_tokenizer(str(base_model)), tmp_path / "hf")
+    for name in code:
+        assert "auto_map" not in json.loads((tmp_path / "hf" / f"{name}.json").read_text())
+    AutoConfig.from_pretrained(tmp_path / "hf", trust_remote_code=True)  # as vLLM and lm-eval may be asked to
 
 
 def load_no_values(init_from, empty, *args, load_weights=model.load_weights, **options):

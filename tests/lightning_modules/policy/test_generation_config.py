@@ -53,6 +53,8 @@ def test_without_a_file_or_an_end_in_it_the_models_config_says_what_ends(with_co
     [
         ({"temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}, "do_sample true"),
         ({"do_sample": False, "top_k": 20}, {"do_sample": True, "top_k": 20}, "do_sample true"),
+        ({"temperature": 0.0, "top_p": 0.9}, {"do_sample": False}, "has a temperature of 0"),
+        ({"do_sample": True, "temperature": 0}, {"do_sample": False}, "has a temperature of 0"),
         ({"pad_token_id": -1}, {}, ""),
         ({"early_stopping": True, "top_k": 50}, {}, "`early_stopping`"),
         ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}, ""),
