@@ -1,5 +1,6 @@
 """Whole runs through `main(args)`: what they leave behind, how they go on, how they refuse."""
 
+import inspect
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -705,8 +707,18 @@ def test_a_reference_in_a_yaml_that_leads_nowhere_names_its_key(base_args, tmp_p
 class Failing(Callback):
     """Fails as code does that is not the project's."""
 
+    def __init__(self, at_once=False):
+        if at_once:
+            raise KeyError("x")
+
     def on_train_start(self, *_):
         raise KeyError("x")
+
+
+def line_of(method):
+    """Where the last line of a method stands."""
+    lines, first = inspect.getsourcelines(method)
+    return f"{__file__}, line {first + len(lines) - 1}"
 
 
 def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_folder(base_args, tmp_path, capsys):
@@ -714,8 +726,18 @@ def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_fol
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path, **RUN), f"--trainer.callbacks+={failing}"])
     file = tmp_path / "srml-fit-0" / "traceback.txt"
-    assert exit_.value.code == f"error: KeyError: 'x'; this is likely a bug of the program (traceback: {file})"
+    assert exit_.value.code == f"error: KeyError: 'x' (in {line_of(Failing.on_train_start)}) (traceback: {file})"
     assert "in on_train_start" in file.read_text() and "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_of_a_class_of_the_users_is_told_with_its_line_and_a_traceback(base_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    failing = json.dumps({"class_path": f"{__name__}.Failing", "init_args": {"at_once": True}})
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path / "runs", **RUN), f"--trainer.callbacks+={failing}"])
+    (file,) = tmp_path.glob("funreason-*.traceback.txt")
+    assert exit_.value.code == f"error: KeyError: 'x' (in {line_of(Failing.__init__)}) (traceback: {file})"
+    assert "in __init__" in file.read_text()
 
 
 @pytest.mark.parametrize(
