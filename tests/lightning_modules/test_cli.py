@@ -406,6 +406,24 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path, capsys)
     assert not file.with_suffix(".jsonl.part").exists()
 
 
+@pytest.mark.kills
+def test_sigterm_ends_a_prediction_after_its_batch(base_args, tmp_path, monkeypatch):
+    original = SRMLModule.predict_step
+
+    def terminate(module, batch, number):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, number)
+
+    monkeypatch.setattr(SRMLModule, "predict_step", terminate)
+    args = base_args(tmp_path, **{"data.init_args.eval_batch_size": 3})
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", "--config", "configs/sample.yaml", *args])
+    assert exit_.value.code == 143
+    (file,) = (tmp_path / "srml-predict-0").glob("rollouts.jsonl*")
+    assert file.name == "rollouts.jsonl.part" and len(file.read_text().splitlines()) == 6
+
+
 def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_path):
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()[:2]]
     del rows[0]["answers"]
