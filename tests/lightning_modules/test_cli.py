@@ -476,6 +476,7 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--model.init_args.init_from=a..b/c"], "error:", ["init_from", "a..b/c"]),
         (["--seed_everything=-1"], "error:", ["seed_everything", "-1"]),
         (["--trainer.val_check_interval=00:01:00:00"], "error:", ["val_check_interval is 00:01:00:00, a time: give a"]),
+        (["--trainer.reload_dataloaders_every_n_epochs=1"], "error:", ["reload_dataloaders_", "leave it out"]),
         (["--trainer.val_check_interval=4"], "error:", ["trainer.val_check_interval is 4, and an epoch has 3 steps"]),
         (["--model=SRML"], 2, ["SRML names no class", "--model.help"]),
         (["--model.generator=HFGenerator"], 2, ["HFGenerator names no class", "import path", "--model.generator.help"]),
