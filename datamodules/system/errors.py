@@ -1,6 +1,7 @@
 """Errors of a command as one sentence and an exit code; the traceback goes to a file, or with `--debug` to stderr."""
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -86,6 +87,8 @@ def one_sentence(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     """
     words = list(sys.argv[1:] if args is None else args)
     debug, outer = DEBUG in words, run_folder.set(None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what a terminal's encoding has not
     try:
         yield [word for word in words if word != DEBUG]
     except SystemExit as end:

@@ -166,6 +166,14 @@ def test_a_long_message_is_cut():
     assert len(sentence("x" * 10_000)) < 1000
 
 
+def test_a_terminal_that_lacks_a_letter_ends_no_command():
+    code = "from datamodules.system.errors import one_sentence\n"
+    code += "with one_sentence([]):\n    print('weather in \u5317\u4eac')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"weather in \\u5317\\u4eac\n"
+
+
 def test_a_reader_that_has_left_is_no_error():
     """`funreason show … | head`: the rest has no reader, which is no fault of anybody's."""
     code = "from datamodules.system.errors import one_sentence\n"
