@@ -123,12 +123,18 @@ class FunctionCallingModule(EvaluationModule):
 
         Raises:
             ValueError: See `check_precision`, `check_generator` and `check_compiles`; or the data are for a module of
-                another kind, activations are to be offloaded from the CPU, or layers compiled under FSDP1.
+                another kind or to be loaded anew in each epoch, activations are to be offloaded from the CPU, or layers
+                compiled under FSDP1.
         """
         if stage == "fit" and isinstance(self.data, XLAMDataModule) and not isinstance(self.data, self.LEARNS_FROM):
             raise ValueError(
                 f"{type(self).__name__} learns from the rows of {self.LEARNS_FROM.__name__}, and data is "
                 f"{type(self.data).__name__}: set data.class_path to {self.LEARNS_FROM.__name__}."
+            )
+        if isinstance(self.data, XLAMDataModule) and self.trainer.reload_dataloaders_every_n_epochs:
+            raise ValueError(
+                "trainer.reload_dataloaders_every_n_epochs: the loader of the rows goes on from epoch to epoch, and a "
+                "new one would begin again with the order of the first: leave it out."
             )
         recomputed = resolve_gradient_checkpointing(self.gradient_checkpointing)
         if recomputed and recomputed.offload and self.strategy.root_device.type == "cpu":

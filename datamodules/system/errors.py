@@ -1,10 +1,12 @@
 """Errors of a command as one sentence and an exit code; the traceback goes to a file, or with `--debug` to stderr."""
 
 import argparse
+import io
 import os
 import re
 import shutil
 import sys
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
@@ -52,17 +54,20 @@ ONE_PATH = "takes one file or folder, and got a list: put its files into a folde
 LIST = re.compile(r"Subtypes: (?!.*\blist\[)[^\n]*\n(?s:.*)Given value type: <class 'list'>")
 """What it says where a list is given and none is taken."""
 DEBUG = "--debug"
-HULLS = ("cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")  # what every command runs inside
+HULLS = ("arguments.py", "cli.py", "command_line.py", "errors.py", "main.py", "__main__.py")
+"""What every command, and every constructor, runs inside."""
 NO_SPACE = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error|err(no|or) 28\b|No space left")
 """What torch, safetensors, Arrow and Python say of a full disk."""
 NEARLY_NOTHING = 1 << 16  # bytes
 LONGEST = 900  # characters of a sentence
 OURS = (ROOT / "lightning_modules", ROOT / "datamodules", ROOT / "rewards")
-SPEAK = (*OURS, Path(jsonargparse.__file__).parent)
+JSONARGPARSE = Path(jsonargparse.__file__).parent
+SPEAK = (*OURS, JSONARGPARSE)
 """Code whose ValueErrors, OSErrors and RuntimeErrors are sentences for the user."""
 MAY_END = (*SPEAK, Path(argparse.__file__), *map(Path, find_spec("lightning").submodule_search_locations))
 """Code that ends a command on purpose: the parsers' and Lightning's, never a module that a setting names."""
 EXIT = "<frozen _sitebuiltins>"  # where the built-in `exit` lies
+LIBRARIES, STANDARD = ("site-packages", "dist-packages"), Path(sysconfig.get_path("stdlib"))  # where libraries lie
 OF_PYTHON = (LookupError, AssertionError, AttributeError, TypeError, NameError, ArithmeticError, NotImplementedError)
 """Errors that are slips of code rather than of its input."""
 
@@ -82,6 +87,8 @@ def one_sentence(args: Sequence[str] | None = None) -> Iterator[list[str]]:
     """
     words = list(sys.argv[1:] if args is None else args)
     debug, outer = DEBUG in words, run_folder.set(None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what a terminal's encoding has not
     try:
         yield [word for word in words if word != DEBUG]
     except SystemExit as end:
@@ -109,6 +116,7 @@ def refuse(error: Exception) -> NoReturn:
     """End the command with an error as one sentence and exit code 1, and name the file that holds its traceback."""
     while isinstance(error, ExceptionGroup):  # "unhandled errors in a TaskGroup"
         error = error.exceptions[0]
+    error = _of_user(error)
     if is_sentence := _is_sentence(error):
         text = sentence(str(error))
     else:
@@ -169,30 +177,62 @@ def _stranger(end: SystemExit) -> str:
     return f"{last.filename}, line {last.lineno},"
 
 
+def _of_user(error: Exception) -> Exception:
+    """What a class of the user's has raised while jsonargparse made it, which passes its words on; else the error."""
+    cause: BaseException | None = error
+    while isinstance(cause, Exception) and _is_said_in(cause, JSONARGPARSE):
+        cause = cause.__cause__
+    place = cause and _place(cause)
+    return cause if isinstance(cause, Exception) and place and _is_foreign(place) else error
+
+
+def _is_said_in(error: Exception, *folders: Path) -> bool:
+    """Whether an error was raised in one of these folders."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(folder in Path(frames[-1].filename).parents for folder in folders)
+
+
+def _place(error: BaseException) -> traceback.FrameSummary | None:
+    """Where an error was raised, in this project or in a module of the user's; None if in libraries alone."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        ours = any(folder in file.parents for folder in OURS)
+        if file.name not in HULLS if ours else _is_foreign(frame):
+            return frame
+    return None
+
+
+def _is_foreign(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame is of a module of the user's: of no library, nor of this project."""
+    file = Path(frame.filename)
+    libraries = any(name in file.parts for name in LIBRARIES) or STANDARD in file.parents
+    return not (frame.filename.startswith("<") or libraries or any(folder in file.parents for folder in OURS))
+
+
 def _is_sentence(error: Exception) -> bool:
     """Whether an error was raised to tell the user something, by this project or by the parser."""
-    frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, OSError) and error.strerror:
         return False
     telling = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(error, OF_PYTHON)
-    spoken = not frames or any(folder in Path(frames[-1].filename).parents for folder in SPEAK)
+    spoken = not error.__traceback__ or _is_said_in(error, *SPEAK)
     return telling and spoken and len(error.args) == 1 and bool(str(error).strip())
 
 
 def _explained(error: Exception) -> str:
-    """A sentence about an error that was raised for whoever writes code: what failed, and where of ours it did."""
+    """A sentence about an error that was raised for whoever writes code: what failed, and where that is no library."""
     kind, words, folder = type(error).__name__, sentence(str(error)), run_folder.get()
     text = f"{kind}: {words}" if words.strip() else kind
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name]
         text = f"{' and '.join(names)}: {error.strerror}" if names else sentence(error.strerror)
-    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [file for file in frames if any(folder in file.parents for folder in OURS) and file.name not in HULLS]
-    if ours and not getattr(error, "filename", None):
-        text += f" (in {ours[-1].relative_to(ROOT)})"
+    place = _place(error)
+    foreign = place is not None and _is_foreign(place)
+    if place and not getattr(error, "filename", None):
+        file = f"{place.filename}, line {place.lineno}" if foreign else Path(place.filename).relative_to(ROOT)
+        text += f" (in {file})"
     if folder and folder.is_dir() and (NO_SPACE.search(text) or shutil.disk_usage(folder).free < NEARLY_NOTHING):
         text = f"{folder}: its disk is full, or another that is written ({text})"
-    return f"{text}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) else text
+    return f"{text}; this is likely a bug of the program" if isinstance(error, OF_PYTHON) and not foreign else text
 
 
 def _write_traceback(error: Exception, is_sentence: bool) -> Path | None:

@@ -29,7 +29,8 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     last = next((callback.best_model_path for callback in callbacks if not callback.monitor), "")
     rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
     if trainer.ckpt_path and not has_checkpoint(Path(log_dir)):
-        rows["steps"] = f"none: {trainer.ckpt_path} has taken all that trainer.max_steps and trainer.max_epochs ask for"
+        limits = "trainer.max_steps, max_epochs and max_time (over all its runs)"
+        rows["steps"] = f"none: {trainer.ckpt_path} has taken all that {limits} ask for"
     if best is not None:
         score = f"{best.monitor} {float(best.best_model_score):.4f}"
         gone = "" if Path(best.best_model_path).exists() else ", which is no longer there"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.system.files import append_jsonl
 from lightning_modules.base import FunctionCallingModule
@@ -64,11 +65,17 @@ class RolloutWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> None:
-        """Append the batch of all ranks, to which its rows were dealt one by one."""
+        """Append the batch of all ranks, to which its rows were dealt one by one.
+
+        Raises:
+            SIGTERMException: This rank has received SIGTERM; Lightning looks for it in validation and test alone.
+        """
         ranks = of_every_rank(outputs)
         self.cut += sum(row["finish_reason"] == "length" for dealt in ranks for row in dealt)
         if trainer.is_global_zero:
             append_jsonl(self.part, (row for dealt in zip_longest(*ranks) for row in dealt if row is not None))
+        if trainer.received_sigterm and not trainer.predict_loop.batch_progress.is_last_batch:
+            raise SIGTERMException
 
     def on_predict_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
         """Give the file its name, and say how many completions did not end."""

@@ -42,7 +42,7 @@ DAMAGED = (
     *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, AssertionError, MemoryError),
 )
-"""What torch and pickle raise for bytes that are none of theirs."""
+"""What torch and pickle raise for bytes that are none of theirs, beside errors of the system that name no file."""
 
 
 class WrittenPath(PurePosixPath):
@@ -165,7 +165,9 @@ def refusing(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.filename:  # not there, or not to be read
+            raise
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
                 f"{file} asks for {asked[1]}, which is no part of a checkpoint and may be an attack: nothing of it was "

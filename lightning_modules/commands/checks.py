@@ -64,6 +64,8 @@ def check_trainer_settings(trainer: Namespace) -> None:
             raise ValueError(f"trainer.{name} is {value}; give at least {least}.")
         if name in SHARES and value == 0:
             raise ValueError(f"trainer.{name} is 0: {SHARES[name]}.")
+    if not isinstance(every := trainer["val_check_interval"], int | float | None):
+        raise ValueError(f"trainer.val_check_interval is {every}, a time: {SHARES['val_check_interval']}.")
     if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
         raise ValueError("trainer.gradient_clip_val and gradient_clip_algorithm are not used: set model.max_grad_norm")
     if trainer["accumulate_grad_batches"] != 1:

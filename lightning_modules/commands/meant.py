@@ -63,11 +63,13 @@ def meant(message: str, roots: Mapping[str, type]) -> str:
         return ""
     given = ".".join(filter(None, found.groups()))
     name = given.rpartition(".")[2]
-    keys = dict[str, str]()  # by their last part; of several the one that stands first
+    keys, own = dict[str, str](), dict[str, str]()  # by their last part; of several the one that stands first
     for key in keys_of(roots):
         keys.setdefault(key.rpartition(".")[2], key)
-    near = difflib.get_close_matches(name, keys, 1, LIKE)
-    key = THEIRS.get(name) or (keys[near[0]] if near else given)
+        if key.startswith(f"{given.partition('.')[0]}."):
+            own.setdefault(key.rpartition(".")[2], key)
+    near = [found[word] for found in (own, keys) for word in difflib.get_close_matches(name, found, 1, LIKE)]
+    key = THEIRS.get(name) or (near[0] if near else given)
     return f"\n(is --{key} meant?)" if key != given else ""  # which another class has
 
 

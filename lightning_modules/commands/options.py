@@ -56,9 +56,11 @@ def help_on(words: Sequence[str], roots: Mapping[str, type]) -> str | None:
 def parameters(kind: type) -> dict[str, Any]:
     """Types of the constructor arguments of a class and, through `**kwargs`, of its parents."""
     found: dict[str, Any] = {}
-    for parent in reversed(kind.__mro__):
-        if "__init__" in vars(parent):
-            found |= {k: v for k, v in inspect.get_annotations(vars(parent)["__init__"]).items() if k != "return"}
+    for parent in kind.__mro__:
+        if init := vars(parent).get("__init__"):
+            found = {k: v for k, v in inspect.get_annotations(init).items() if k != "return"} | found
+            if not any(one.kind == one.VAR_KEYWORD for one in inspect.signature(init).parameters.values()):
+                break
     return found
 
 

@@ -1,5 +1,6 @@
 """Whole runs through `main(args)`: what they leave behind, how they go on, how they refuse."""
 
+import inspect
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,6 +406,24 @@ def test_predict_writes_rows_that_read_as_data(run, base_args, tmp_path, capsys)
     assert not file.with_suffix(".jsonl.part").exists()
 
 
+@pytest.mark.kills
+def test_sigterm_ends_a_prediction_after_its_batch(base_args, tmp_path, monkeypatch):
+    original = SRMLModule.predict_step
+
+    def terminate(module, batch, number):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, number)
+
+    monkeypatch.setattr(SRMLModule, "predict_step", terminate)
+    args = base_args(tmp_path, **{"data.init_args.eval_batch_size": 3})
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", "--config", "configs/sample.yaml", *args])
+    assert exit_.value.code == 143
+    (file,) = (tmp_path / "srml-predict-0").glob("rollouts.jsonl*")
+    assert file.name == "rollouts.jsonl.part" and len(file.read_text().splitlines()) == 6
+
+
 def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_path):
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()[:2]]
     del rows[0]["answers"]
@@ -455,6 +475,8 @@ def test_predict_scores_the_rows_that_have_an_answer(base_args, rows_file, tmp_p
         (["--model.init_args.init_from="], "error:", ["init_from"]),
         (["--model.init_args.init_from=a..b/c"], "error:", ["init_from", "a..b/c"]),
         (["--seed_everything=-1"], "error:", ["seed_everything", "-1"]),
+        (["--trainer.val_check_interval=00:01:00:00"], "error:", ["val_check_interval is 00:01:00:00, a time: give a"]),
+        (["--trainer.reload_dataloaders_every_n_epochs=1"], "error:", ["reload_dataloaders_", "leave it out"]),
         (["--trainer.val_check_interval=4"], "error:", ["trainer.val_check_interval is 4, and an epoch has 3 steps"]),
         (["--model=SRML"], 2, ["SRML names no class", "--model.help"]),
         (["--model.generator=HFGenerator"], 2, ["HFGenerator names no class", "import path", "--model.generator.help"]),
@@ -705,8 +727,18 @@ def test_a_reference_in_a_yaml_that_leads_nowhere_names_its_key(base_args, tmp_p
 class Failing(Callback):
     """Fails as code does that is not the project's."""
 
+    def __init__(self, at_once=False):
+        if at_once:
+            raise KeyError("x")
+
     def on_train_start(self, *_):
         raise KeyError("x")
+
+
+def line_of(method):
+    """Where the last line of a method stands."""
+    lines, first = inspect.getsourcelines(method)
+    return f"{__file__}, line {first + len(lines) - 1}"
 
 
 def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_folder(base_args, tmp_path, capsys):
@@ -714,8 +746,18 @@ def test_an_error_of_foreign_code_is_one_sentence_and_a_traceback_in_the_run_fol
     with pytest.raises(SystemExit) as exit_:
         main([*CONFIG, *base_args(tmp_path, **RUN), f"--trainer.callbacks+={failing}"])
     file = tmp_path / "srml-fit-0" / "traceback.txt"
-    assert exit_.value.code == f"error: KeyError: 'x'; this is likely a bug of the program (traceback: {file})"
+    assert exit_.value.code == f"error: KeyError: 'x' (in {line_of(Failing.on_train_start)}) (traceback: {file})"
     assert "in on_train_start" in file.read_text() and "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_of_a_class_of_the_users_is_told_with_its_line_and_a_traceback(base_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    failing = json.dumps({"class_path": f"{__name__}.Failing", "init_args": {"at_once": True}})
+    with pytest.raises(SystemExit) as exit_:
+        main([*CONFIG, *base_args(tmp_path / "runs", **RUN), f"--trainer.callbacks+={failing}"])
+    (file,) = tmp_path.glob("funreason-*.traceback.txt")
+    assert exit_.value.code == f"error: KeyError: 'x' (in {line_of(Failing.__init__)}) (traceback: {file})"
+    assert "in __init__" in file.read_text()
 
 
 @pytest.mark.parametrize(

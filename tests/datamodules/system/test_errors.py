@@ -108,8 +108,8 @@ def test_what_the_project_says_itself_is_the_whole_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("x"), ["KeyError: 'x'", "likely a bug"]),
-        (AssertionError(), ["error: AssertionError", "likely a bug"]),
+        (KeyError("x"), ["KeyError: 'x'", f"(in {__file__}, line "]),
+        (AssertionError(), ["error: AssertionError"]),
         (zipfile.BadZipFile("not a zip"), ["BadZipFile: not a zip"]),
         (Exception(), ["error: Exception"]),
     ],
@@ -121,6 +121,13 @@ def test_what_says_too_little_names_its_kind_and_a_file_with_the_traceback(tmp_p
     (file,) = tmp_path.iterdir()
     assert all(word in said for word in words) and said.endswith(f"(traceback: {file})")
     assert "in ended" in file.read_text() and type(error).__name__ in file.read_text()
+
+
+def test_a_slip_is_one_of_the_program_where_that_raises_it_and_not_a_module_of_the_users(monkeypatch):
+    assert "likely a bug" not in ended(KeyError("x"))
+    monkeypatch.setattr(errors, "ROOT", Path(__file__).parent)
+    monkeypatch.setattr(errors, "OURS", (Path(__file__).parent,))
+    assert "KeyError: 'x' (in test_errors.py); this is likely a bug of the program" in ended(KeyError("x"))
 
 
 def test_an_error_of_the_system_names_its_file_and_no_number(tmp_path):
@@ -157,6 +164,14 @@ def test_a_module_of_the_user_cannot_end_a_command_in_silence(tmp_path, monkeypa
 
 def test_a_long_message_is_cut():
     assert len(sentence("x" * 10_000)) < 1000
+
+
+def test_a_terminal_that_lacks_a_letter_ends_no_command():
+    code = "from datamodules.system.errors import one_sentence\n"
+    code += "with one_sentence([]):\n    print('weather in \u5317\u4eac')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"weather in \\u5317\\u4eac\n"
 
 
 def test_a_reader_that_has_left_is_no_error():

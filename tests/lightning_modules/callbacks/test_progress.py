@@ -124,7 +124,8 @@ def test_control_c_ends_with_the_command_to_resume(base_args, tmp_path, monkeypa
 def test_a_run_that_is_resumed_at_its_end_says_so_and_offers_the_checkpoint(said, base_args, tmp_path, capsys):
     main([*CONFIG, *base_args(tmp_path, **SMALL), "--ckpt_path", str(said[2])])
     printed, last = capsys.readouterr().out, said[2] / "checkpoints" / "last-000004.ckpt"
-    assert f"none: {last} has taken all that trainer.max_steps and trainer.max_epochs ask for" in printed
+    limits = "trainer.max_steps, max_epochs and max_time (over all its runs)"
+    assert f"none: {last} has taken all that {limits} ask for" in printed
     assert printed.splitlines()[-2:] == ["next:", f"  funreason export --ckpt_path {last}"]
 
 

@@ -211,6 +211,16 @@ def test_a_damaged_file_is_one_sentence(shards, tmp_path):
         load_file(file)
 
 
+@pytest.mark.parametrize("length", [0, 1_000, 20_000, 100_000])
+def test_a_file_that_is_cut_is_named_however_much_of_it_is_left(tmp_path, length):
+    """Of some 5,000 to 66,000 bytes torch would read what lies before their beginning: an error of the system."""
+    file = tmp_path / "one.ckpt"
+    torch.save(FILE | {"state_dict": {"weight": torch.zeros(50_000)}}, file)
+    os.truncate(file, length)
+    with pytest.raises(ValueError, match=r"one.ckpt is cut, damaged or no checkpoint of this project"):
+        load_file(file)
+
+
 def test_the_commands_run_nothing_and_say_so(shards, payload, base_args, tmp_path):
     folder, run = shards(), tmp_path / "run"
     (folder / ".metadata").write_bytes(pickle.dumps(payload))

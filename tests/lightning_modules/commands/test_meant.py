@@ -18,6 +18,8 @@ from lightning_modules.commands.meant import ELSEWHERE, keys_of, meant
         ("--model.sampling.groupsize=4", "model.sampling.group_size"),
         ("--trainer.num_train_epochs=3", "trainer.max_epochs"),
         ("--data_seed=3", "seed_everything"),
+        ("--last_checkpoint.every_n_steps=2", "last_checkpoint.every_n_train_steps"),  # though progress has that word
+        ("--checkpoint.every_n_train_steps=2", "last_checkpoint.every_n_train_steps"),
         ("--model.inner_epochs=2", None),  # which GRPO has and SRML has not
         ("--data.zzz=1", None),
     ],
@@ -49,6 +51,11 @@ def test_so_it_is_of_a_yaml(base_args, tmp_path, capsys, text, key):
 def test_every_key_that_is_offered_is_there():
     ours = {*keys_of(ROOTS), "seed_everything", "ckpt_path"}
     assert not ELSEWHERE.keys() - ours
+
+
+def test_a_class_that_hands_nothing_on_has_no_settings_of_its_parents():
+    ours = {key.partition(".")[2] for key in keys_of(ROOTS) if key.startswith("last_checkpoint.")}
+    assert ours == {"every_n_train_steps", "fsync", "asynchronous"}
 
 
 def test_other_errors_are_left_alone():
