@@ -56,6 +56,12 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
+def beside_the_text(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters that no text reaches: those of what sees or hears, which Gemma 3 has from 4B on."""
+    reached = {*decoder_of(model).parameters(), *model.get_output_embeddings().parameters()}
+    return [parameter for parameter in model.parameters() if parameter not in reached]
+
+
 def takes_keywords(decoder: nn.Module) -> bool:
     """Whether a decoder hands its layers more than its own arguments."""
     return any(parameter.kind == parameter.VAR_KEYWORD for parameter in signature(decoder.forward).parameters.values())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from datamodules.system.arguments import declared
+from lightning_modules.policy.head import decoder_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,8 +30,8 @@ class LoRA:
         r: Rank.
         alpha: Scale; the adapter's product is multiplied by alpha / r.
         dropout: Probability of dropping an adapter input in training.
-        target_modules: Names of the linear layers to adapt; "all-linear" is all but the head and, where it has them,
-            the MLPs of a mixture-of-experts and two layers of Mamba.
+        target_modules: Names of the linear layers to adapt; "all-linear" is all of the decoder but, where it has
+            them, the MLPs of a mixture-of-experts and two layers of Mamba.
     """
 
     r: int = 16
@@ -103,16 +104,17 @@ def _check_adapters(model: "PeftModel") -> None:
 def _linear_layers(model: PreTrainedModel) -> list[str]:
     """What adapters of "all-linear" sit on: linear layers that are asked for their products and for nothing else.
 
-    The head is not one. Mamba multiplies by two of its weights itself, past an adapter. And in models whose experts are
-    one tensor peft takes the names of an MLP's layers for those of experts, whose adapters could not be merged.
+    The head is not one, nor is a layer that no text reaches, as of a vision tower. Mamba multiplies by two of its
+    weights itself, past an adapter. And in models whose experts are one tensor peft takes the names of an MLP's layers
+    for those of experts, whose adapters could not be merged.
     """
-    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    modules, of_text = dict(model.named_modules()), set(decoder_of(model).modules())
     mamba = {name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")}
     experts = any(p.ndim == 3 and ".experts." in name for name, p in model.named_parameters())
     names = []
     for name, module in modules.items():
         block, _, leaf = name.rpartition(".")
         passed_by = (block in mamba and leaf in PAST_ADAPTERS) or (experts and leaf in OF_EXPERTS)
-        if type(module) in (nn.Linear, Conv1D) and module is not head and not passed_by:
+        if type(module) in (nn.Linear, Conv1D) and module in of_text and not passed_by:
             names.append(name)
     return names

@@ -24,7 +24,7 @@ from lightning_modules.policy.gradient_checkpointing import (
     enable,
     resolve_gradient_checkpointing,
 )
-from lightning_modules.policy.head import after_head, decoder_of, takes_keywords
+from lightning_modules.policy.head import after_head, beside_the_text, decoder_of, takes_keywords
 from lightning_modules.policy.lora import LoRA, add_adapters
 from lightning_modules.policy.recompute import keep_inputs_alone
 from lightning_modules.policy.weights import kernel_of, load_weights
@@ -146,7 +146,7 @@ def build_policy(
     empty: bool = False,
     in_files: bool = False,
 ) -> ScoredCausalLM:
-    """Load a causal LM, or make a random one, ready to train.
+    """Load a causal LM, or make a random one, ready to train. What no text reaches, such as a vision tower, is frozen.
 
     A folder that holds a config.json and no weights gives random weights, drawn from torch's global generator. A folder
     that a LoRA run exported holds merged weights, so a new adapter starts on top of what that run learnt.
@@ -186,6 +186,8 @@ def build_policy(
         if lora is not None:
             model = add_adapters(model, lora)
     policy = ScoredCausalLM(model).train()
+    for parameter in beside_the_text(policy.causal_lm):  # DDP waits for a gradient of all that learns
+        parameter.requires_grad_(False)
     if empty:
         policy.causal_lm.tie_weights()  # emptying has untied shared weights
     keep_inputs_alone(policy.causal_lm)

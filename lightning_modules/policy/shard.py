@@ -7,11 +7,11 @@ from lightning_modules.policy.model import ScoredCausalLM
 
 
 def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module]:
-    """The modules that FSDP shards and gathers one at a time: decoder layers, or the classes named.
+    """The modules that FSDP shards and gathers one at a time: layers, or the classes named.
 
     Args:
         policy: The model.
-        names: Class names; those of the model's decoder layers when None.
+        names: Class names; when None those of the model's layers, of which transformers may name some that it lacks.
 
     Raises:
         ValueError: If the model has no module of one of these classes.
@@ -19,7 +19,7 @@ def blocks_of(policy: ScoredCausalLM, names: list[str] | None) -> list[nn.Module
     model = policy.causal_lm
     wanted = names if names is not None else list(model._no_split_modules or [])
     found = [module for module in model.modules() if type(module).__name__ in wanted]
-    unknown = set(wanted) - {type(module).__name__ for module in found}
+    unknown = set(names or []) - {type(module).__name__ for module in found}
     if unknown or not found:
         layers = sorted({type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Layer")})
         raise ValueError(

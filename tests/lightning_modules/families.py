@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 # What most families call their sizes; what a family has no name for is left out.
 SIZES = {
@@ -90,6 +90,16 @@ class Family:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
+
+
+def seeing_model(folder):
+    """The folder of a random Gemma 3 that can also see, as those from 4B on."""
+    layer = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    text = layer | {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 320}
+    eyes = layer | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text | {"pad_token_id": 0}, vision_config=eyes, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
 
 
 def like_llama(kind, packed=True, **sizes):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from families import seeing_model
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -255,3 +256,27 @@ def test_layers_to_adapt_that_there_are_not_are_named_and_a_list_is_asked_for_wh
     with pytest.raises(ValueError, match=r"^model\.lora\.target_modules: .*nope") as raised:
         build_policy(str(tiny_model_dir), lora=LoRA(target_modules=["nope"]))
     assert "give [" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    return seeing_model(tmp_path_factory.mktemp("seeing"))
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4), LoRA(r=4, target_modules=["q_proj", "v_proj"])])
+def test_what_learns_is_what_a_text_gives_a_gradient_though_the_model_can_see(seeing, lora):
+    """DDP ends a run of which some of what learns has none."""
+    policy = build_policy(seeing, lora)
+    assert any("vision_tower" in name for name, _ in policy.named_parameters())
+    ids, positions, targets, *_ = packed(ROWS, documents())
+    policy(ids, positions, targets).logprobs.sum().backward()
+    graded = {name for name, p in policy.named_parameters() if p.grad is not None}
+    assert graded == {name for name, p in policy.named_parameters() if p.requires_grad}
+    of_text = "model.model.language_model." if lora is None else "model.base_model.model.model.language_model."
+    assert graded and all(name.startswith(of_text) for name in graded)  # the head is the embedding
+
+
+def test_adapters_of_all_layers_sit_on_none_that_sees(seeing):
+    names = [name for name, _ in build_policy(seeing, LoRA(r=4)).named_parameters() if "lora_" in name]
+    assert len(names) == 2 * 2 * 7  # matrices, layers of text, and in each q, k, v, o, gate, up and down
+    assert not any("vision_tower" in name for name in names)

@@ -1,11 +1,12 @@
-"""What a model without weights is given before it is sharded."""
+"""What a model is sharded into, and what one without weights is given before."""
 
 import pytest
 import torch
+from families import seeing_model
 
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import build_policy
-from lightning_modules.policy.shard import allocate
+from lightning_modules.policy.shard import allocate, blocks_of
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=2)])
@@ -19,3 +20,19 @@ def test_an_empty_model_gets_memory_and_keeps_what_is_shared_and_what_is_no_weig
     ids = torch.arange(3, 20)[None]
     arguments = (ids, torch.arange(17)[None], ids.roll(-1))
     assert torch.equal(whole(*arguments).logprobs, empty(*arguments).logprobs)
+
+
+def test_layers_that_transformers_names_and_a_model_lacks_are_passed_over(tmp_path):
+    """It names SiglipTextEmbeddings for every Gemma 3 that can see."""
+    policy = build_policy(seeing_model(tmp_path))
+    kinds = {
+        "Gemma3DecoderLayer",
+        "SiglipEncoderLayer",
+        "SiglipVisionEmbeddings",
+        "SiglipMultiheadAttentionPoolingHead",
+    }
+    assert {type(block).__name__ for block in blocks_of(policy, None)} == kinds
+    with pytest.raises(
+        ValueError, match="wrap names SiglipTextEmbeddings, and Gemma3ForConditionalGeneration has no such"
+    ):
+        blocks_of(policy, ["Gemma3DecoderLayer", "SiglipTextEmbeddings"])
