@@ -219,12 +219,18 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the data position that Lightning has saved, and let checkpoint callbacks keep what was best so far.
 
-        Lightning hands the position to a loader only while it makes one, and counting the steps of the run for the
-        learning rate makes the loader before the checkpoint is read. And it would have a callback forget the best
-        score for its folder is another, as that of every run is; it deletes no file outside of its folder.
+        After an epoch that is over the next one begins with its first batch: with `max_steps` Lightning would take the
+        batches of the one before for its own, and find none left. It hands the position to a loader only while it makes
+        one, and counting the steps of the run for the learning rate makes the loader before the checkpoint is read. And
+        it would have a callback forget the best score for its folder is another, as that of every run is; it deletes no
+        file outside of its folder.
         """
-        positions = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        loops = checkpoint["loops"]["fit_loop"]
+        positions = loops["state_dict"].get("combined_loader")
         self.position = positions[0] if positions else None
+        epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+        if epochs["ready"] == epochs["completed"]:
+            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
         for callback in trainer.checkpoint_callbacks:
             if (state := checkpoint["callbacks"].get(callback.state_key)) and "dirpath" in state:
                 state["dirpath"] = callback.dirpath

@@ -272,9 +272,12 @@ def test_a_resumed_run_knows_what_was_best_before(run, base_args, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_more_steps_after_an_end_within_an_epoch_are_on_the_rows_that_were_left(run, base_args, tmp_path):
+@pytest.mark.parametrize("end", [1, 3])  # of 3 steps an epoch
+def test_more_steps_after_an_end_within_an_epoch_or_with_it_are_on_the_rows_that_were_left(
+    run, base_args, tmp_path, end
+):
     once = RUN | {"last_checkpoint.every_n_train_steps": 50}
-    main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": 1}))
+    main(CONFIG + base_args(tmp_path, **once, **{"trainer.max_steps": end}))
     more = base_args(tmp_path, **once, **{"trainer.max_steps": 5})
     main([*CONFIG, *more, "--ckpt_path", str(tmp_path / "srml-fit-0")])
     trained = [metrics(tmp_path / f"srml-fit-{i}", ("train/tokens",)) for i in (0, 1)]
