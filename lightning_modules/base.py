@@ -217,7 +217,8 @@ class FunctionCallingModule(EvaluationModule):
         with unbroken():
             optimizer.step()
             optimizer.zero_grad()
-            self.lr_schedulers().step()
+            if schedule := self.lr_schedulers():  # an optimizer of one's own may do without
+                schedule.step()
 
     def clip_gradients(self) -> float:
         """Clip the policy's gradients to norm `max_grad_norm`, and return their norm before that.
@@ -266,6 +267,20 @@ class FunctionCallingModule(EvaluationModule):
     def rounds(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
         """This rank's micro-batches and then idle ones, a token of weight 0: collectives must match over ranks."""
         return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
+
+    def on_fit_start(self) -> None:
+        """Refuse an optimizer of one's own whose states a checkpoint could not name.
+
+        Raises:
+            ValueError: Its groups are others than those of `parameter_groups`.
+        """
+        given = [group["params"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        ours = [group["params"] for group in self.parameter_groups()]
+        if [list(map(id, group)) for group in given] != [list(map(id, group)) for group in ours]:
+            raise ValueError(
+                f"{type(self).__name__}.configure_optimizers has other groups than parameter_groups(), by which "
+                "checkpoints name what an optimizer holds: give it self.parameter_groups(), and change them there."
+            )
 
     def on_train_epoch_start(self) -> None:
         """Begin with the same rows each epoch under `trainer.overfit_batches`; our loaders go on to others else."""

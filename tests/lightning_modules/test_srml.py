@@ -318,6 +318,36 @@ def test_a_run_goes_on_whose_settings_were_paths_and_numbers_of_numpy(tiny_model
     assert fit_to(2, ckpt_path=tmp_path / "a.ckpt").global_step == 2
 
 
+class Descending(SRMLModule):
+    """With an optimizer of its own, without momentum and without a schedule."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameter_groups(), lr=0.5)
+
+
+class Ungrouped(SRMLModule):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def test_an_optimizer_of_ones_own_goes_on_if_it_has_the_groups_that_checkpoints_name(
+    tiny_model_dir, rows_file, tmp_path
+):
+    def fit_to(steps, kind, **options):
+        rows = XLAMSFTDataModule(tokenizer=str(tiny_model_dir), path=str(rows_file), batch_size=2, val_fraction=0)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(kind(init_from=str(tiny_model_dir)), rows, **options)
+        return trainer
+
+    fit_to(1, Descending).save_checkpoint(tmp_path / "a.ckpt")
+    assert fit_to(2, Descending, ckpt_path=tmp_path / "a.ckpt").global_step == 2
+    with pytest.raises(ValueError, match=r"^Ungrouped.configure_optimizers has other groups than parameter_groups\(\)"):
+        fit_to(1, Ungrouped)
+
+
 def test_overfit_batches_trains_on_the_same_rows_in_each_epoch(tiny_model_dir):
     class Loader(LightningDataModule):
         def train_dataloader(self):
