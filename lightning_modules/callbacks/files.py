@@ -68,13 +68,14 @@ class RolloutWriter(Callback):
         """Append the batch of all ranks, to which its rows were dealt one by one.
 
         Raises:
-            SIGTERMException: This rank has received SIGTERM; Lightning looks for it in validation and test alone.
+            SIGTERMException: A rank has received SIGTERM; Lightning looks for it in validation and test alone.
         """
         ranks = of_every_rank(outputs)
         self.cut += sum(row["finish_reason"] == "length" for dealt in ranks for row in dealt)
         if trainer.is_global_zero:
             append_jsonl(self.part, (row for dealt in zip_longest(*ranks) for row in dealt if row is not None))
-        if trainer.received_sigterm and not trainer.predict_loop.batch_progress.is_last_batch:
+        terminated = trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False)
+        if terminated and not trainer.predict_loop.batch_progress.is_last_batch:
             raise SIGTERMException
 
     def on_predict_end(self, trainer: Trainer, pl_module: EvaluationModule) -> None:
