@@ -37,8 +37,10 @@ from lightning_modules.callbacks.files import ExportHF, MetricsCSV, RolloutWrite
 from lightning_modules.callbacks.progress import Progress
 from lightning_modules.callbacks.samples import RolloutTable, SampleTable
 from lightning_modules.callbacks.summary import RunSummary
+from lightning_modules.checkpointing.find import resolve_checkpoint, step_of
 from lightning_modules.checkpointing.formats import AnyCheckpointIO
-from lightning_modules.checkpointing.resume import ExactResume, LastCheckpoint, resolve_checkpoint, step_of
+from lightning_modules.checkpointing.last import LastCheckpoint
+from lightning_modules.checkpointing.resume import ExactResume
 from lightning_modules.commands.checks import (
     check_alone,
     check_attention,

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.base import XLAMDataModule
 from datamodules.system.escaping import visible
-from lightning_modules.checkpointing.resume import step_of
+from lightning_modules.checkpointing.find import step_of
 
 COMMANDS = 3  # shown at most
 LONGEST_QUERY = 160  # characters of a request in a command

@@ -17,9 +17,9 @@ from datamodules.chat.serving import served_tokenizer
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.system.files import atomic_write, check_writable
 from lightning_modules.checkpointing.exported_weights import plan_files, weights_to_write, write_files
+from lightning_modules.checkpointing.find import resolve_checkpoint
 from lightning_modules.checkpointing.formats import load
 from lightning_modules.checkpointing.identity import check_same_model
-from lightning_modules.checkpointing.resume import resolve_checkpoint
 from lightning_modules.policy.generation_config import ids_of, stop_ids
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy

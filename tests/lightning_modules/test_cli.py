@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules import SRMLModule
 from lightning_modules.callbacks.validations import check_monitors
-from lightning_modules.checkpointing.resume import LastCheckpoint
+from lightning_modules.checkpointing.last import LastCheckpoint
 from lightning_modules.cli import FunReasonCLI, Parser, main
 from lightning_modules.policy.lora import LoRA
 
