@@ -1,4 +1,4 @@
-"""The base of modules that train: AdamW, its learning-rate schedule, gradients over micro-batches, checkpoints."""
+"""The base of modules that train: their settings, AdamW, gradients over micro-batches, checkpoints."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,6 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import XLAMDataModule
 from datamodules.chat.form import recorded_form
@@ -23,6 +21,7 @@ from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator
 from lightning_modules.metrics import Throughput
+from lightning_modules.optimization import clip_to_norm, decay_groups, warmed_up
 from lightning_modules.policy.end_token import unlearnt_end
 from lightning_modules.policy.freed_memory import is_large, return_freed
 from lightning_modules.policy.gradient_checkpointing import GradientCheckpointing, resolve_gradient_checkpointing
@@ -30,7 +29,6 @@ from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.precision import check_precision
 from lightning_modules.policy.torch_compile import check_compiles, compile_layers
-from lightning_modules.policy.unshard import FSDP1_PREFIX, unshard
 from lightning_modules.strategies import FSDP1, FSDP2
 from rewards import FunctionCallReward
 
@@ -172,14 +170,8 @@ class FunctionCallingModule(EvaluationModule):
         return super().shard(policy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups in the order of `named_parameters`: matrices, which decay, and vectors, which do not."""
-        trained = [(name.replace(FSDP1_PREFIX, ""), p) for name, p in self.policy.named_parameters() if p.requires_grad]
-        matrices = {name for name, size in self.sizes_of_weights.items() if len(size) > 1}  # a shard may be flat
-        groups = [
-            {"params": [p for name, p in trained if name in matrices], "weight_decay": self.weight_decay},
-            {"params": [p for name, p in trained if name not in matrices], "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+        """The optimizer's groups, by which checkpoints name its states; see `decay_groups`."""
+        return decay_groups(self.policy, self.sizes_of_weights, self.weight_decay)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with linear warm-up and then the rate that `schedule` names, over the whole run.
@@ -194,8 +186,7 @@ class FunctionCallingModule(EvaluationModule):
             )
         groups = self.parameter_groups()
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
-        warmup, factor = self.warmup_steps(steps), warmup_cosine if self.schedule == "cosine" else warmup_constant
-        scheduler = LambdaLR(optimizer, lambda step: factor(step, warmup, int(steps)))
+        scheduler = warmed_up(optimizer, self.schedule, self.warmup_steps(steps), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_settings(self) -> dict[str, Any]:
@@ -226,11 +217,7 @@ class FunctionCallingModule(EvaluationModule):
         Raises:
             RuntimeError: If the norm is not finite; no step has been taken with these gradients.
         """
-        if isinstance(self.policy, FullyShardedDataParallel):
-            norm = float(self.policy.clip_grad_norm_(self.max_grad_norm))
-        else:
-            gradients = [p for p in self.policy.parameters() if p.grad is not None]
-            norm = float(unshard(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)))
+        norm = clip_to_norm(self.policy, self.max_grad_norm)
         if not math.isfinite(norm):
             raise RuntimeError(
                 f"The gradient norm is {norm} at step {self.global_step}: a weight of model.init_from {self.init_from} "
@@ -386,15 +373,3 @@ class FunctionCallingModule(EvaluationModule):
     def is_derived(self, name: str) -> bool:
         """Whether a weight is left out of checkpoints, because it is as `init_from` has it: all that LoRA freezes."""
         return self.lora is not None and name.startswith("policy.") and ".lora_" not in name
-
-
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor of the peak rate at a step counted from 0: (step + 1) / warmup, then a cosine to 0 at `total`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-
-def warmup_constant(step: int, warmup: int, total: int) -> float:
-    """Factor of the peak rate at a step counted from 0: (step + 1) / warmup, then 1."""
-    return min(1.0, (step + 1) / max(1, warmup))

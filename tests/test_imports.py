@@ -27,7 +27,7 @@ lightning_modules.objectives  lightning_modules.ranks  lightning_modules.mesh
 lightning_modules.policy
 lightning_modules.generators  lightning_modules.checkpointing
 lightning_modules.rollout.rollout  lightning_modules.strategies
-lightning_modules.metrics
+lightning_modules.metrics  lightning_modules.optimization
 lightning_modules.rollout
 lightning_modules.evaluation
 lightning_modules.base

@@ -17,7 +17,6 @@ from datamodules import XLAMSFTDataModule
 from datamodules.loading import ResumableLoader, epoch_order
 from datamodules.packing import Encoded, collate_packed, idle_batch
 from lightning_modules import SRMLModule
-from lightning_modules.base import warmup_constant, warmup_cosine
 from lightning_modules.generators import HFGenerator
 from lightning_modules.metrics import SEGMENT_SUMS, segment_metrics
 from lightning_modules.objectives import Totals
@@ -361,17 +360,3 @@ def test_overfit_batches_trains_on_the_same_rows_in_each_epoch(tiny_model_dir):
     trainer.fit(SRMLModule(init_from=str(tiny_model_dir)), Loader())
     first = epoch_order(4, 0, 0)[:2]  # of two batches of two rows; the second, and the first of a new order, came next
     assert seen == [first, first, first]
-
-
-def test_warm_up_and_cosine_by_hand():
-    # 10 steps, 2 of warm-up: 1/2, 1, then (1 + cos(pi * k / 8)) / 2 for k = 0, 1, ...
-    rates = [warmup_cosine(step, 2, 10) for step in range(11)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[6] == pytest.approx(0.5)  # k = 4: cos(pi / 2) = 0
-    assert rates[10] == pytest.approx(0.0)
-    assert warmup_cosine(0, 0, 1) == 1.0
-
-
-def test_warm_up_and_a_constant_rate_by_hand():
-    assert [warmup_constant(step, 4, 10) for step in range(11)] == [0.25, 0.5, 0.75, *[1.0] * 8]
-    assert warmup_constant(0, 0, 1) == 1.0
