@@ -60,6 +60,17 @@ def test_spread_and_micro_batches_cover_all(case, ranks, budget):
             assert len(rows) * max(filled) <= budget * capacity
 
 
+def test_ranks_are_balanced_by_tokens_by_hand():
+    # 5 to the first, 4 to the second, 3 to the second with its 4, 2 to the first with its 5 (the other has 7).
+    assert balance_over_ranks([3, 5, 4, 2], 2) == [[1, 3], [0, 2]]
+    assert balance_over_ranks([1, 8, 1, 1], 3) == [[1], [0, 3], [2]]
+
+
+def test_a_micro_batch_may_be_full():
+    # Rows of 6, 5 and 3 tokens: two of the width 6 fill 12, and a third would make 18, though 3 * 3 are but 9.
+    assert micro_batches([5, 3, 6], 6, 12) == [[[2], [0]], [[1]]]
+
+
 def test_collate_by_hand():
     a = Encoded([11, 12, 13, 14], [0, 0, 1, 2])
     b = Encoded([21, 22, 23], [0, 1, 2])

@@ -15,6 +15,7 @@ from lightning_modules.objectives import (
     mean_cot_entropy,
     overlong_penalty,
     shaping_entropy,
+    zero_std_groups,
 )
 
 # Mean 5/8 = 0.625; deviations 0.375 (five times) and -0.625 (three times); squares 5 * 0.140625 + 3 * 0.390625 = 1.875;
@@ -29,7 +30,7 @@ SHAPED = [0.74457, -1.12761, -0.80761, 1.08685, 0.72457, 0.92457, -0.60381, 1.08
 WRONG = [0.74457, -1.12761, -0.96609, 0.86948, 0.72457, 0.86948, -0.96609, 0.86948]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.long, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.long, torch.bool])
 def test_group_advantages(dtype):
     rewards = torch.tensor([REWARDS, REWARDS[::-1]]).to(dtype)
     advantages = group_advantages(rewards)
@@ -68,6 +69,12 @@ def test_fewer_than_two_rewards_or_equal_ones_have_no_advantage(scale):
     rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, 0.0, 0.0], [0.1, 7.0, 0.1]])
     valid = torch.tensor([[False] * 3, [True, False, False], [True, False, True]])
     assert torch.equal(group_advantages(rewards, scale, valid), torch.zeros(3, 3))
+
+
+def test_groups_are_alike_by_their_valid_rewards():
+    rewards = torch.tensor([[7.0, 0.1, 0.1], [0.1, 0.1, 7.0], [0.0, 0.0, 0.1]])
+    valid = torch.tensor([[False, True, True]] * 2 + [[False] * 3])
+    assert zero_std_groups(rewards, valid).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("scale", ["std", "none"])
@@ -130,8 +137,9 @@ def test_scale_zero_is_plain_grpo_bit_for_bit():
 def test_no_gradient_flows_through_the_entropy():
     entropy = torch.tensor([0.1, 0.2], requires_grad=True)
     assert not entropy_shaped_advantages(torch.tensor([1.0, -1.0]), entropy).requires_grad
-    per_token = shaping_entropy(entropy, torch.tensor([True, True]), torch.tensor([0, 0]), 1)
-    assert not per_token.requires_grad
+    for level in ("rollout_cot", "token", "token_cot"):
+        per_token = shaping_entropy(entropy, torch.tensor([True, True]), torch.tensor([0, 0]), 1, level)
+        assert not per_token.requires_grad
 
 
 numbers = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -208,8 +216,10 @@ def test_shaping_of_tokens():
 
 def test_half_precision_entropies_are_summed_in_float32():
     entropy = torch.full((4096,), 0.1001, dtype=torch.bfloat16)
-    mean = mean_cot_entropy(entropy, torch.ones(4096, dtype=torch.bool), torch.zeros(4096, dtype=torch.long), 1)
+    tokens = torch.ones(4096, dtype=torch.bool), torch.zeros(4096, dtype=torch.long), 1
+    mean = mean_cot_entropy(entropy, *tokens)
     assert mean.dtype == torch.float32 and mean.item() == pytest.approx(entropy[0].item(), rel=1e-6)
+    assert shaping_entropy(entropy, *tokens, "token").dtype == torch.float32
 
 
 def test_overlong_penalty():

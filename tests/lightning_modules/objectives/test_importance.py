@@ -35,6 +35,11 @@ def test_parts_are_of_the_raw_ratios(above):
     )
 
 
+def test_the_greatest_gap_is_one_of_either_sign():
+    _, parts = truncated_importance_weights(torch.tensor([-4.0, -1.0]), torch.tensor([-1.0, -2.0]))
+    assert parts["logprob_gap_max"].item() == 3  # |-4 + 1|, not -1 + 2
+
+
 def test_effective_sample_size_from_the_parts():
     # All alike: the whole sample counts. One token with all the weight of n: 1 / n of it.
     _, parts = truncated_importance_weights(SAMPLING, SAMPLING)

@@ -95,6 +95,30 @@ def test_uniform_and_peaked_distributions_by_hand(blocks):
     assert logprobs.item() == 0.0 and entropies.item() == 0.0
 
 
+def test_logits_far_below_zero_are_as_good_as_any(blocks):
+    # As with an embedding of only negative numbers: e^-1000 is no number beside one of a maximum of 0.
+    hidden, weight, targets = inputs()
+    bias = torch.full((V,), -1000.0, dtype=torch.float64)
+    logprobs, entropies, hits = linear_scores(hidden, weight, targets, chunk_tokens=4, entropy=True, bias=bias)
+    torch.testing.assert_close((logprobs, entropies), oracle(hidden, weight, targets), rtol=1e-10, atol=1e-10)
+    assert hits.tolist() == ((hidden @ weight.T).argmax(dim=-1) == targets).tolist()
+
+
+def test_gradients_of_half_precision_are_summed_in_float32(monkeypatch):
+    # 600 tokens one by one, whose states are 1, and two ids of weight 0: p = 1/2, so that each token adds 1 - 1/2 to
+    # the gradient of its target's weight and -1/2 to the other's. In bfloat16 a sum of halves stays at 128.
+    hidden, weight = torch.ones(600, 1).bfloat16(), torch.zeros(2, 1).bfloat16().requires_grad_()
+    linear_logprobs(hidden, weight, torch.zeros(600, dtype=torch.long), chunk_tokens=1)[0].sum().backward()
+    assert weight.grad.flatten().tolist() == [300, -300]
+    # 512 ids one by one, of p = 1/512 each, and all weights but the target's 1: that of the state is -511/512, and a
+    # sum of -1/512 stays at -1/2 in bfloat16.
+    monkeypatch.setattr(logprobs, "BLOCK", 1)
+    hidden, weight = torch.zeros(1, 1).bfloat16().requires_grad_(), torch.ones(512, 1).bfloat16()
+    weight[0] = 0
+    linear_logprobs(hidden, weight, torch.zeros(1, dtype=torch.long))[0].sum().backward()
+    assert hidden.grad.item() == pytest.approx(-511 / 512, abs=1 / 256)
+
+
 def test_low_precision_inputs_give_float32_results_and_gradients_of_their_own_dtype(blocks):
     hidden, weight, targets = inputs(torch.bfloat16)
     result = linear_logprobs(hidden, weight, targets, chunk_tokens=5, entropy=True)
@@ -259,6 +283,18 @@ def test_a_bias_alone_can_learn_and_impossible_heads_are_refused(blocks):
         linear_logprobs(hidden, weight, targets, bias=bias[1:])
     with pytest.raises(ValueError, match="softcap must be greater than 0"):
         linear_logprobs(hidden, weight, targets, softcap=0.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_soft_cap_in_bfloat16(blocks, temperature):
+    hidden, weight, targets = inputs(torch.bfloat16)
+    result = linear_logprobs(hidden, weight, targets, temperature, 4, True, softcap=2.0)
+    logits = torch.tanh(hidden.double() @ weight.double().T / 2) * 2
+    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    expected = log_p.gather(1, targets[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close([t.double() for t in result], list(expected), rtol=1e-5, atol=1e-5)
+    want = torch.autograd.grad(weighted(*expected), [hidden, weight])
+    torch.testing.assert_close(torch.autograd.grad(weighted(*result), [hidden, weight]), want, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -39,6 +39,9 @@ def test_k3_is_clamped_and_never_negative():
     # exp(20) - 21 is cut to 10; log r = -30 counts as -20: exp(-20) + 20 - 1 = 19 is cut to 10; exp(3) - 3 - 1 = 16.1.
     assert kl.tolist() == [10.0, 10.0, 0.0, 10.0]
     assert torch.autograd.grad(kl.sum(), logprobs)[0].tolist() == [0.0] * 4
+    # A token that the policy has all but given up, and the reference has not: exp(199) is infinite in float32.
+    absurd = torch.tensor([-200.0], requires_grad=True)
+    assert torch.autograd.grad(kl_k3(absurd, torch.tensor([-1.0])).sum(), absurd)[0].tolist() == [0.0]
     # Where exp(x) - x - 1 would cancel.
     drawn = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-4 - 1
     assert (kl_k3(drawn, torch.full_like(drawn, -1.0)) >= 0).all()
@@ -211,9 +214,9 @@ def test_importance_weights_scale_the_surrogate_and_not_the_kl():
     assert loss.item() == pytest.approx(-0.5 + 0.0106531, abs=1e-7)
     assert parts["loss"].item() == pytest.approx(-0.5) and parts["kl"].item() == pytest.approx(0.213061, abs=1e-6)
     # d k3 / d log p = 1 - r = 0.393469: -0.5 * 2 / 2 + 0.1 * 0.393469 / 2 and 0.1 * 0.393469 / 2.
-    gradient = torch.autograd.grad(loss, logprobs)[0].tolist()
-    assert gradient == pytest.approx([-0.5 + 0.01967347, 0.01967347], abs=1e-7)
-    assert not weights.grad
+    gradient, to_weights = torch.autograd.grad(loss, [logprobs, weights], allow_unused=True)
+    assert gradient.tolist() == pytest.approx([-0.5 + 0.01967347, 0.01967347], abs=1e-7)
+    assert to_weights is None
 
 
 def test_kl_is_aggregated_like_the_surrogate():
@@ -374,6 +377,7 @@ def test_half_precision_is_summed_in_float32():
         ({"aggregation": "mean"}, "aggregation must be 'token_mean', 'seq_mean' or 'dr_grpo', got 'mean'"),
         ({"ratio_level": "group"}, "ratio_level must be 'token' or 'sequence', got 'group'"),
         ({"aggregation": "dr_grpo"}, "'dr_grpo' needs a max_length of at least 1, got None"),
+        ({"aggregation": "dr_grpo", "max_length": 0}, "'dr_grpo' needs a max_length of at least 1, got 0"),
         ({"weights": torch.ones(3)}, r"must be \[N\], got \[\[2\], \[2\], \[2\], \[2\], \[3\]\]"),
     ],
 )

@@ -40,7 +40,9 @@ def test_learnable_weight_and_token_gradients(reduction, shape):
     nll, segments, samples = tensors(NLL, SEGMENTS)
     nll.requires_grad_()
     alpha = torch.full(shape, 0.7, dtype=torch.float64, requires_grad=True)
-    multiscale_loss(nll, segments, samples, alpha, reduction)[0].backward()
+    loss, parts = multiscale_loss(nll, segments, samples, alpha, reduction)
+    loss.backward()
+    assert not any(value.requires_grad for value in parts.values())
     assert alpha.grad.item() == pytest.approx(-3.0)  # L_cot - L_call = 2 - 5
     assert nll.grad.tolist() == pytest.approx([0.7 / 3] * 3 + [0.3 / 2] * 2)
 
@@ -60,6 +62,9 @@ def test_documents_and_missing_segments_reduced_by_sample():
     assert parts["loss_cot"].item() == pytest.approx((2 + 6) / 2)  # of the two documents that have one
     assert parts["loss_call"].item() == pytest.approx((5 + 3) / 2)
     assert [parts[name].item() for name in ("samples", "tokens_cot", "tokens_call")] == [3, 3, 3]
+    # Totals that do not say how many documents have a segment: all 4 of the step.
+    _, parts = multiscale_loss(*tensors(*MANY), 0.7, "sample", Totals(samples=4, cot=3, call=3))
+    assert (parts["loss_cot"].item(), parts["loss_call"].item()) == pytest.approx(((2 + 6) / 4, (5 + 3) / 4))
 
 
 def test_documents_reduced_by_token():
@@ -115,7 +120,8 @@ def test_nothing_supervised_gives_zero_with_zero_gradient(reduction):
     loss.backward()
     assert loss.item() == 0.0 and nll.grad.tolist() == [0.0]
     assert all(value.item() == 0.0 for value in parts.values())
-    assert multiscale_loss(nll[:0], segments[:0], samples[:0], 0.7, reduction)[0].item() == 0.0
+    for tokens in (0, 1):  # and none in the whole step
+        assert multiscale_loss(nll[:tokens], segments[:tokens], samples[:tokens], 0.7, reduction)[0].item() == 0.0
 
 
 @pytest.mark.parametrize("as_tensors", [False, True])
@@ -163,6 +169,8 @@ def test_bad_arguments_are_refused():
     nll, segments, samples = tensors(NLL, SEGMENTS)
     with pytest.raises(ValueError, match=r"must all be \[N\], got \[\[5\], \[4\], \[5\]\]"):
         multiscale_loss(nll, segments[1:], samples, 0.7)
+    with pytest.raises(ValueError, match=r"must all be \[N\], got \[\[5\], \[5\], \[4\]\]"):
+        multiscale_loss(nll, segments, samples[1:], 0.7)
     with pytest.raises(ValueError, match="reduction must be 'sample' or 'token', got 'mean'"):
         multiscale_loss(nll, segments, samples, 0.7, "mean")
 

@@ -106,6 +106,11 @@ def test_without_a_well_formed_block_nothing_is_between(tokenizer, text):
     assert cot_mask(tokenizer, ids) == [False] * len(ids)
 
 
+def test_other_tags_that_a_reward_of_ones_own_reads_hold_no_tokens(tiny_tokenizer):
+    ids = tiny_tokenizer("<reason>Paris.</reason>[]", add_special_tokens=False)["input_ids"]
+    assert cot_mask(tiny_tokenizer, ids, well_formed=True) == [False] * len(ids)
+
+
 def test_space_before_and_the_end_of_the_turn_after_are_no_matter(tokenizer):
     ids, expected = by_offsets(tokenizer, " \n" + TEXT)
     assert any(expected) and cot_mask(tokenizer, [*ids, tokenizer.eos_token_id]) == [*expected, False]
@@ -207,8 +212,9 @@ def test_a_shared_prompt_by_hand():
         "doc_ids": [[0] * 5 + [1] * 2 + [2] * 3],
         "tokens": [[-1, -1, 0, 1, -1, 2, -1, 3, 4, -1]],
     }
-    batches = pack_rollouts([[1, 2, 3]] * 3, completions, cot, 5, 7, shared=True)  # 5 + 2 are 7; the third is 5 again
-    assert [batch["position_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 4, 2, 3]], [[0, 1, 2, 3, 4]]]
+    for budget in (7, 8):  # 5 + 2 are 7, and the third would be 3 more; alone it is 5 again
+        batches = pack_rollouts([[1, 2, 3]] * 3, completions, cot, 5, budget, shared=True)
+        assert [batch["position_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 4, 2, 3]], [[0, 1, 2, 3, 4]]]
     batches = pack_rollouts([[1, 2], [1, 3], [1, 2]], completions, cot, 4, 9, shared=True)  # 4, 3 and 4
     assert [batch["position_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 0, 1, 2, 3]], [[0, 1, 2]]]
 

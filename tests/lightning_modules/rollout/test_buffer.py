@@ -27,6 +27,7 @@ def buffer(**changes):
 def test_tokens_know_their_rollout():
     assert buffer().doc_ids.tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5]
     assert buffer().rollout_advantages().tolist() == [1, 2, 3, 4, 6, 6]  # 6 = (5 + 7) / 2
+    assert buffer(completions=[[7], []], advantages=torch.tensor([1.0])).rollout_advantages().tolist() == [1, 0]
 
 
 def test_every_rollout_serves_once_per_pass_unless_it_is_masked():
@@ -86,6 +87,8 @@ def test_rollouts_of_a_rank():
     assert buffer_of_rank([None, None], 0, 1, 4) is None  # between two batches any number of ranks will do
     with pytest.raises(ValueError, match=r"of 2 ranks, and this run has 1: .* a multiple of 4"):
         buffer_of_rank(states, 0, 1, 4)
+    with pytest.raises(ValueError, match=r"of 2 ranks, and this run has 3: .* a multiple of 4"):
+        buffer_of_rank(states, 2, 3, 4)
 
 
 def test_checkpoints_of_before_say_served():

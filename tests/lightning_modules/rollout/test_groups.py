@@ -8,7 +8,7 @@ import torch
 from datamodules import Example
 from datamodules.loading import PromptBatch
 from lightning_modules.generators.base import Completion
-from lightning_modules.rollout.groups import check_errors, score_groups
+from lightning_modules.rollout.groups import Overlong, check_errors, score_groups
 from lightning_modules.rollout.rollout import Rollout
 from lightning_modules.rollout.scoring import Rewards
 
@@ -42,6 +42,10 @@ def test_completions_are_scored_in_their_groups():
     [[one, three], [two]] = score_groups(*args, penalty=lambda lengths: -lengths / 4)
     assert [rollout.penalty for rollout in (one, three, two)] == [-0.25, -0.75, -0.5]
     assert (three.reward, three.total) == (3.0, 2.25)
+
+
+def test_a_penalty_that_grows_over_more_tokens_than_there_may_be_grows_over_all():
+    assert Overlong("penalty", buffer=64)(torch.tensor([8, 32]), 32).tolist() == [-0.25, -1]  # -length / 32
 
 
 def test_share_of_one_rank():

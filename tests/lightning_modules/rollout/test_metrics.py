@@ -146,6 +146,13 @@ def test_nothing_divides_by_nothing(failed):
     }
 
 
+def test_equal_rewards_have_no_deviation_though_their_mean_is_rounded():
+    more, more_peaks = moments("reward", torch.full((3,), 0.1, dtype=torch.float64))
+    assert more["reward/square"] / 3 < (more["reward/sum"] / 3) ** 2  # by 2e-18, of which there is no root
+    sums, peaks = part([0, 1, 2, 3])
+    assert rollout_metrics(sums | more, peaks | more_peaks)["reward/std"] == 0
+
+
 def test_update_by_hand():
     sums = {"loss": 0.5, "tokens": 4.0, "entropy": 2.0, "clip_low": 1.0, "clip_high": 0.0, "clip_dual": 0.0}
     sums |= {"ratio": 4.4, "kl": 0.2, "used": 30.0, "padding": 10.0}
