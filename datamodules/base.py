@@ -20,6 +20,7 @@ from datamodules.gold import check_gold
 from datamodules.holdout import hold_out, opening, query_places
 from datamodules.loading import PromptLoader, resolve_seed
 from datamodules.packing import Packing
+from datamodules.readers import files_left_out
 from datamodules.reports import describe
 from datamodules.sources.targets import Turns
 from datamodules.system.arguments import taken
@@ -188,7 +189,9 @@ class XLAMDataModule(LightningDataModule):
             if path and rows.unrewarded:
                 text += f" The gold answers of {rows.unrewarded:,} rows of {path} earn nothing under model.reward."
         text = f"{text} {self.training_summary()}" if len(self.train_indices) else text
-        return "\n".join([text, *(f"  {line}" for line in describe(self.rows.counts))])
+        folders = filter(None, (self.hparams.path, self.hparams.val_path))
+        lines = [text, *describe(self.rows.counts), *map(files_left_out, folders)]
+        return "\n  ".join(filter(None, lines))
 
     def _of_thoughts(self, cot: np.ndarray) -> str:
         """What becomes of rows that have, or have not, the chain of thought that the form asks for."""

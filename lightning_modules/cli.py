@@ -76,7 +76,7 @@ CALLBACKS = {
     "rollouts": RolloutTable,
 }
 """Callbacks that a YAML may set and no overlay can drop, by their groups of settings."""
-ASKS_FOR_CLASSES = re.compile(r'the following arguments are required: \w+\.(?:model|data)|Parser key "(?:model|data)"')
+ASKS_FOR_CLASSES = re.compile(r'the following arguments are required: \w+\.(model|data)|Parser key "(?:model|data)"')
 """How it begins what the parser of a command says where no class is named; the parsers of classes ask for settings."""
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, **CALLBACKS}
 """The groups of settings, and their classes for help."""
@@ -121,6 +121,11 @@ class Parser(SentenceParser, LightningArgumentParser):
             message = (
                 "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
                 "--config configs/rl.yaml for EGPO"
+            )
+        elif (asks := ASKS_FOR_CLASSES.match(message)) and asks[1]:
+            message = (
+                f"no class of the {asks[1]} is named: give --{asks[1]} and a class, as --model SRMLModule with --data "
+                "XLAMSFTDataModule, or --config and the YAML of an experiment, as configs/finetune.yaml"
             )
         super().error(message + (meant(message, ROOTS) if self.exit_on_error else ""), ex)
 
@@ -228,6 +233,9 @@ class FunReasonCLI(LightningCLI):
         check_processes(trainer)
         check_alone(trainer)
         check_shards_by_model(trainer.strategy)
+        for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else ():
+            if callback.dirpath:
+                local_root(callback.dirpath, f"dirpath of {type(callback).__name__}")
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero

@@ -13,7 +13,7 @@ from datamodules.system.hub import refuse_unreachable_rows
 if TYPE_CHECKING:
     import datasets
 
-_SUFFIXES = (*JSON, ".parquet")
+SUFFIXES = (*JSON, ".parquet")
 _SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -51,7 +51,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
             data = datasets.load_from_disk(str(folder))
         except (pa.ArrowException, FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the saved data set {folder} is damaged: {error}") from error
-    elif _HUB_ID.fullmatch(name) and folder.suffix not in _SUFFIXES:
+    elif _HUB_ID.fullmatch(name) and folder.suffix not in SUFFIXES:
         refuse_unreachable_rows(name)
         try:
             data = datasets.load_dataset(name)
@@ -78,7 +78,7 @@ def data_files(path: str) -> list[Path]:
         splits = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
     except (EmptyDatasetError, FileNotFoundError):
         splits = {}
-    found = {str(k): [Path(f) for f in files if Path(f).suffix.lower() in _SUFFIXES] for k, files in splits.items()}
+    found = {str(k): [Path(f) for f in files if Path(f).suffix.lower() in SUFFIXES] for k, files in splits.items()}
     found = {k: files for k, files in found.items() if files}
     if not found:
         raise ValueError(f"the folder {name} holds no file of rows; {READ}")

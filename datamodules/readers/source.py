@@ -1,6 +1,7 @@
 """Rows of any source by its name: a file, a folder of files, a data set, the shipped corpus."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers.data_sets import data_files, data_set_rows, load_data_set
+from datamodules.readers.data_sets import SUFFIXES, data_files, data_set_rows, load_data_set
 from datamodules.readers.json_files import JSON, READ, json_rows
 from datamodules.readers.parquet import parquet_rows
 
+SHOWN = 5  # names of files that are not read
 _TOOLBOX_FORM = re.compile(r"toolbox(?::([^:]*)(?::([0-9]{0,7})(?::([0-9]{0,18}))?)?)?")
 
 
@@ -49,6 +51,17 @@ def place_of_row(path: str, number: int) -> str:
     places = ((file, row) for file in files for row, _ in _file_rows(file))
     file, row = next(islice(places, number - 1, None), ("", 0))
     return f"{file}, row {row} ({number} of {path})" if file else f"{path}, row {number}"
+
+
+def files_left_out(path: str) -> str:
+    """The files of rows in a folder that are not read, in words; nothing where all are, or `path` is another source."""
+    taken = [] if is_toolbox(path) else [os.path.abspath(file) for file in data_files(path)]
+    folder = Path(path.partition(":")[0]).expanduser()
+    found = [file for file in sorted(folder.rglob("*") if taken else ()) if file.suffix.lower() in SUFFIXES]
+    names = [str(file.relative_to(folder)) for file in found if file.is_file() and os.path.abspath(file) not in taken]
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    listed = f"{', '.join(names[:SHOWN])}{more}"
+    return f"files that by their names are not of this split, and are not read: {listed}" if names else ""
 
 
 def is_toolbox(path: str) -> bool:

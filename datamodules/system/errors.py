@@ -19,7 +19,7 @@ from typing import NoReturn
 import jsonargparse
 
 from datamodules.system.escaping import visible
-from datamodules.system.files import ROOT
+from datamodules.system.files import ROOT, write_text
 from datamodules.system.redaction import redact
 
 SAYS_NOTHING = re.compile(
@@ -50,6 +50,14 @@ NO_NAME = re.compile(
     r"( Expected a .*| Not a valid subclass of .*| Does not implement protocol .*| Given value: .*|$)"
 )
 """What it says of a name that no class has."""
+NO_KIND = re.compile(
+    r"(?:Expected a path but .+? either not accessible or invalid )?Import path (?:(\S+) )?does not "
+    r"(?:implement protocol|correspond to a subclass of) (\w+)(?: Given value: (\S+))?"
+)
+"""What it says of a class that is none of those wanted."""
+EXPECTED = r"Expected an? (?:<class '\w+'>|typing\.Literal\[[^\]]*\])\.? "
+ONE_OF = re.compile(rf"((?:{EXPECTED})+)(?:Got|Given) value: ")
+"""What it says of a value that is none of those wanted, kind by kind."""
 ONE_PATH = "takes one file or folder, and got a list: put its files into a folder, and give that"
 LIST = re.compile(r"Subtypes: (?!.*\blist\[)[^\n]*\n(?s:.*)Given value type: <class 'list'>")
 """What it says where a list is given and none is taken."""
@@ -135,7 +143,7 @@ def sentence(message: str) -> str:
     text = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
-    text = MANY_PATHS.sub(rf"\1{ONE_PATH}", text)
+    text = ONE_OF.sub(_one_of, MANY_PATHS.sub(rf"\1{ONE_PATH}", text))
     if text.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
         text += " takes the name of a function, or class_path and init_args in a YAML"
     text = visible(redact(LACKS.sub(_ask, _on_classes(text, message))))
@@ -151,6 +159,7 @@ def _on_classes(text: str, message: str) -> str:
         rf"\2 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
         text,
     )
+    text = NO_KIND.sub(rf"\1\3 is no \2: give the import path of one; --{key}.help shows some", text)
     if not (found := NO_CLASS.search(text)):
         return text
     head, value = text[: found.start()], text[found.end() :].partition("Given value: ")[2]
@@ -166,6 +175,13 @@ def _on_classes(text: str, message: str) -> str:
         f"{head}has settings and no class: name one before them, by --{key}=CLASS or class_path in a YAML, with its "
         f"import path; --{key}.help shows them"
     )
+
+
+def _one_of(found: re.Match[str]) -> str:
+    """The kinds of values that are wanted, as "takes int, 'a' or 'b', and got "."""
+    kinds = re.findall(r"<class '(\w+)'>|Literal\[([^\]]*)\]", found[1])
+    *others, last = ", ".join(name or words for name, words in kinds).split(", ")
+    return f"takes {', '.join(others)} or {last}, and got " if others else f"takes {last}, and got "
 
 
 def _stranger(end: SystemExit) -> str:
@@ -238,11 +254,12 @@ def _explained(error: Exception) -> str:
 def _write_traceback(error: Exception, is_sentence: bool) -> Path | None:
     """Write the traceback into the run's folder, or of what says too little elsewhere; None if it is nowhere."""
     text, folder = redact("".join(traceback.format_exception(error))), run_folder.get()
+    text = text.encode("utf-8", "backslashreplace").decode()
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
     if folder and folder.is_dir():
         file = folder / ("traceback.txt" if rank == "0" else f"traceback-{rank}.txt")
         try:
-            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_text(file, text, fsync=False)
             return file
         except OSError:  # the folder may be what has failed
             pass
@@ -250,9 +267,13 @@ def _write_traceback(error: Exception, is_sentence: bool) -> Path | None:
         return None
     try:
         handle, name = tempfile.mkstemp(prefix="funreason-", suffix=".traceback.txt")
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as out:
+    except OSError:
+        return None
+    try:
+        with open(handle, "w", encoding="utf-8") as out:
             out.write(text)
     except OSError:
+        os.unlink(name)  # of a full disk it would be empty
         return None
     return Path(name)
 

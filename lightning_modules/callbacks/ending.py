@@ -28,9 +28,11 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     best = next((callback for callback in callbacks if callback.monitor and callback.best_model_path), None)
     last = next((callback.best_model_path for callback in callbacks if not callback.monitor), "")
     rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
-    if trainer.ckpt_path and not has_checkpoint(Path(log_dir)):
+    if not has_checkpoint(Path(log_dir)):
         limits = "trainer.max_steps, max_epochs and max_time (over all its runs)"
-        rows["steps"] = f"none: {trainer.ckpt_path} has taken all that {limits} ask for"
+        rows["steps"] = "none: trainer.max_time, or a callback, has ended the run before the first"
+        if trainer.ckpt_path:
+            rows["steps"] = f"none: {trainer.ckpt_path} has taken all that {limits} ask for"
     if best is not None:
         score = f"{best.monitor} {float(best.best_model_score):.4f}"
         gone = "" if Path(best.best_model_path).exists() else ", which is no longer there"
@@ -43,7 +45,7 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     else:
         rows["model"] = "none yet"
     commands = next_commands(trainer, Path(log_dir), best.best_model_path if best else "")
-    return "\n".join([box("done", rows), "next:", *(f"  {command}" for command in commands)])
+    return "\n".join([box("done", rows), *(["next:"] if commands else []), *(f"  {command}" for command in commands)])
 
 
 def next_commands(trainer: Trainer, run: Path, best: str) -> list[str]:
@@ -56,8 +58,8 @@ def next_commands(trainer: Trainer, run: Path, best: str) -> list[str]:
     """
     folder = shlex.quote(str(run))
     if not (run / "hf").is_dir():
-        own = has_checkpoint(run) or not trainer.ckpt_path
-        return [f"funreason export --ckpt_path {folder if own else shlex.quote(str(trainer.ckpt_path))}"]
+        saved = run if has_checkpoint(run) else trainer.ckpt_path
+        return [f"funreason export --ckpt_path {shlex.quote(str(saved))}"] if saved else []
     commands = [question(trainer.datamodule, run)] if getattr(trainer.datamodule, "val_rows", None) else []
     if best and Path(best).exists() and step_of(best) != trainer.global_step:
         commands.append(f"funreason export --ckpt_path {shlex.quote(best)}")

@@ -109,7 +109,9 @@ class RunSummary(Callback):
 
 
 def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:
-    """The learning-rate schedule in words."""
+    """The learning-rate schedule in words; of an optimizer of one's own its place."""
+    if type(module).configure_optimizers is not FunctionCallingModule.configure_optimizers:
+        return f"as {type(module).__name__}.configure_optimizers has it"
     warmup = module.warmup_steps(trainer.estimated_stepping_batches)
     then = {"cosine": "falls as a cosine to 0", "constant": "stays"}[module.schedule]
     return f"{module.learning_rate:g} after {warmup:,} steps of warm-up, then it {then}"

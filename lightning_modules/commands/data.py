@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.example import BadRow
-from datamodules.readers import read_rows
+from datamodules.readers import files_left_out, read_rows
 from datamodules.reports import count_example, describe
 from datamodules.sources.openai import openai_row
 from datamodules.sources.targets import Turns
@@ -100,7 +100,7 @@ def convert(
             raise
         raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
     lines = [f"{path}: {counts['written']:,} rows written to {file}, {bad.count:,} bad rows left out"]
-    lines += [f"  {line}" for line in describe(counts)]
+    lines += [f"  {line}" for line in (*describe(counts), files_left_out(path)) if line]
     if bad.count:
         lines.append(f"  the bad rows are in {beside}; the first: {bad.first}")
     return "\n".join(lines)

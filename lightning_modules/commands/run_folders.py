@@ -32,8 +32,8 @@ class RunTrainer(Trainer):
         return super().global_step or self.step_of_model
 
 
-def local_root(root: str | os.PathLike[str] | None) -> str:
-    """`trainer.default_root_dir` as a folder of this machine that can be written, with `~` spelt out.
+def local_root(root: str | os.PathLike[str] | None, key: str = "trainer.default_root_dir") -> str:
+    """A setting as a folder of this machine that can be written, with `~` spelt out.
 
     Raises:
         ValueError: It is on another machine, or cannot be written.
@@ -41,10 +41,10 @@ def local_root(root: str | os.PathLike[str] | None) -> str:
     root = os.fspath(root or ".")
     if "://" in root:
         raise ValueError(
-            f"trainer.default_root_dir: {root} is no folder of this machine: give a local or a mounted one, "
+            f"{key}: {root} is no folder of this machine: give a local or a mounted one, "
             "and copy the run folder when it is done"
         )
-    check_writable("trainer.default_root_dir", root)
+    check_writable(key, root)
     return os.path.expanduser(root)
 
 

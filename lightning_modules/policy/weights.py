@@ -139,6 +139,7 @@ def _fitting(source: str, place: str, options: dict[str, Any]) -> PreTrainedMode
     with _in_a_sentence(source, options, place):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
+            config=AutoConfig.from_pretrained(source, trust_remote_code=False),  # else its own kernel would win
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -186,7 +187,8 @@ def _in_a_sentence(source: str, options: dict[str, Any], place: str | None = Non
             ) from error
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         if isinstance(error, ODD_CONFIG):
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"its config.json, it seems, holds what its family does not expect ({what})"
         elif kernel := options["attn_implementation"]:
             reason = f"model.attn_implementation {kernel}: {reason}"  # asked for by name: the default is never refused
         raise ValueError(f"init_from: {source} could not be loaded: {reason}") from error

@@ -544,6 +544,19 @@ def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [(["--model=SRMLModule", "--model.init_from=m"], "data"), (["--data=XLAMSFTDataModule", "--data.path=r"], "model")],
+)
+def test_a_class_of_the_model_without_one_of_the_data_asks_for_that(capsys, words, lacking):
+    with pytest.raises(SystemExit):
+        main(["fit", *words])
+    wanted = (
+        f"error: no class of the {lacking} is named: give --{lacking} and a class, as --model SRMLModule with --data"
+    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith(wanted)
+
+
 @pytest.mark.parametrize("group", ["model", "data"])
 def test_an_overlay_before_its_experiment_is_named_wherever_it_lies(tmp_path, monkeypatch, capsys, group):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datamodules.readers import fingerprint, json_files, place_of_row, read_rows
+from datamodules.readers import files_left_out, fingerprint, json_files, place_of_row, read_rows
 from datamodules.system import hub
 
 
@@ -146,6 +146,18 @@ def test_the_files_of_a_folder_are_those_of_the_split(tmp_path, make_row):
     assert fingerprint(str(tmp_path)) == before
     (tmp_path / "train-1.json").write_text("{}")
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_the_files_of_a_folder_that_are_not_read_are_named(tmp_path, monkeypatch):
+    for name in ("train-0.jsonl", "more.jsonl", "test.jsonl", "notes.txt", "toolbox/rows.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"a": 1}\n')
+    said = "files that by their names are not of this split, and are not read: "
+    assert files_left_out(str(tmp_path)) == f"{said}more.jsonl, test.jsonl, toolbox/rows.jsonl"
+    assert files_left_out(f"{tmp_path}:test") == f"{said}more.jsonl, toolbox/rows.jsonl, train-0.jsonl"
+    monkeypatch.chdir(tmp_path)
+    for all_of_it in ("toolbox", "./toolbox", "more.jsonl"):  # the first is the generated corpus
+        assert files_left_out(all_of_it) == ""
 
 
 def test_a_row_of_a_folder_is_found_in_its_file(tmp_path, make_row):

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,37 @@ def test_a_list_of_files_is_told_where_they_go(key, said):
         sentence(f'Parser key "data":\n  Parser key "{key}":{said}')
         == f'Parser key "data": Parser key "{key}": {advice}'
     )
+
+
+def test_what_is_none_of_the_kinds_wanted_is_told_which_these_are():
+    said = """Parser key "trainer.precision":
+      Does not validate against any of the Union subtypes
+      Subtypes: [typing.Literal[64, 32, 16], typing.Literal['16-true', 'bf16-mixed'], <class 'NoneType'>]
+      Errors:
+        - Expected a <class 'int'>
+        - Expected a typing.Literal['16-true', 'bf16-mixed']
+        - Expected a <class 'NoneType'>
+      Given value type: <class 'str'>
+      Given value: fp16"""
+    wanted = "Parser key \"trainer.precision\": takes int, '16-true' or 'bf16-mixed', and got fp16"
+    assert sentence(said) == wanted
+    said = 'Parser key "model":\n  Parser key "rank": Expected a <class \'int\'>. Got value: abc'
+    assert sentence(said) == 'Parser key "model": Parser key "rank": takes int, and got abc'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Import path m.Mine does not implement protocol Generator",
+        """Expected a path but m.Mine either not accessible or invalid
+        Import path does not correspond to a subclass of Generator
+      Given value: m.Mine""",
+    ],
+)
+def test_a_class_that_is_none_of_those_wanted_is_told_so(said):
+    keys = 'Parser key "model": Parser key "generator": '
+    advice = "m.Mine is no Generator: give the import path of one; --model.generator.help shows some"
+    assert sentence(keys + said) == keys + advice
 
 
 def test_what_is_no_function_is_told_once_and_why():
@@ -140,6 +172,19 @@ def test_a_disk_that_is_full_is_blamed_whatever_a_library_says(tmp_path):
     for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("unexpected pos 19392 vs 19286")):
         said = ended(error, folder=tmp_path)
         assert said.startswith(f"error: {tmp_path}: its disk is full")
+
+
+def test_a_disk_that_is_full_holds_no_empty_traceback(tmp_path, monkeypatch):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir(), elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # files may be made, and nothing be written to them
+    try:
+        said = ended(KeyError("x"), folder=run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "traceback" not in said and [*run.iterdir(), *elsewhere.iterdir()] == []
 
 
 def test_the_traceback_goes_to_the_run_folder_by_rank_and_to_the_screen_under_debug(tmp_path, monkeypatch, capsys):

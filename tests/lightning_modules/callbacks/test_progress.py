@@ -9,7 +9,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from lightning_modules.callbacks.ending import box, interrupted
+from lightning_modules.callbacks.ending import box, ended, interrupted
 from lightning_modules.callbacks.progress import clock, rows_of
 from lightning_modules.cli import main
 from lightning_modules.metrics import TargetLoss
@@ -127,6 +127,13 @@ def test_a_run_that_is_resumed_at_its_end_says_so_and_offers_the_checkpoint(said
     limits = "trainer.max_steps, max_epochs and max_time (over all its runs)"
     assert f"none: {last} has taken all that {limits} ask for" in printed
     assert printed.splitlines()[-2:] == ["next:", f"  funreason export --ckpt_path {last}"]
+
+
+def test_a_run_that_ends_before_its_first_step_says_so_and_offers_nothing(tmp_path):
+    trainer = SimpleNamespace(checkpoint_callbacks=[], global_step=0, ckpt_path=None, datamodule=None)
+    printed = ended(trainer, str(tmp_path), 3600.0)
+    assert "steps       none: trainer.max_time, or a callback, has ended the run before the first" in printed
+    assert "next:" not in printed and "export" not in printed
 
 
 def test_nothing_is_offered_where_nothing_was_saved(tmp_path):

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from lightning_modules.callbacks.summary import RunSummary, accuracy_table, tokens_of_step
+from lightning_modules.callbacks.summary import RunSummary, accuracy_table, rate_of, tokens_of_step
 from lightning_modules.cli import main
+from lightning_modules.srml import SRMLModule
 
 
 def rows_of(printed):
@@ -54,6 +56,17 @@ def test_fewer_rows_than_a_step_takes_are_counted_as_they_are(monkeypatch, capsy
     monkeypatch.setattr(summary, "begin", lambda *_: None)
     summary.on_sanity_check_start(trainer, None)
     assert capsys.readouterr().out == "validating 1 rows before the first step, to see that it works\n"
+
+
+def test_the_rate_of_an_optimizer_of_ones_own_is_not_guessed(tiny_model_dir):
+    class Own(SRMLModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameter_groups(), lr=0.5)
+
+    trainer = SimpleNamespace(estimated_stepping_batches=100)
+    assert rate_of(trainer, Own(init_from=tiny_model_dir)) == "as Own.configure_optimizers has it"
+    told = "0.001 after 5 steps of warm-up, then it falls as a cosine to 0"
+    assert rate_of(trainer, SRMLModule(init_from=tiny_model_dir, learning_rate=1e-3)) == told
 
 
 def test_the_table_of_a_test_says_how_many_completions_have_no_end():

@@ -164,3 +164,13 @@ def test_half_a_pair_of_surrogates_and_dates_among_the_bad_rows(tmp_path):
     convert(tmp_path / "in.parquet", tmp_path / "out.jsonl", "--on_bad_row", "skip")
     (line,) = (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()
     assert json.loads(line)["content"]["day"] == "2026-01-02 00:00:00"
+
+
+def test_files_of_a_folder_that_are_left_out_are_reported(tmp_path, capsys):
+    (tmp_path / "rows").mkdir()
+    for name in ("train.jsonl", "more.jsonl"):
+        (tmp_path / "rows" / name).write_text(json.dumps(CHAT))
+    convert(tmp_path / "rows", tmp_path / "out.jsonl")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path}/rows: 1 rows written")
+    assert said[-1] == "  files that by their names are not of this split, and are not read: more.jsonl"

@@ -406,14 +406,22 @@ def test_models_without_a_decoder_of_their_own_are_refused_by_their_config(tmp_p
         ({"quantization_config": {}}, "(quantization_config None in its"),
         ({"quantization_config": "int4"}, "(quantization_config 'int4' in its"),
         ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
-        ({"num_attention_heads": 0, "head_dim": None}, "could not be loaded: ZeroDivisionError"),
-        ({"hidden_act": "nope"}, "could not be loaded: KeyError: 'nope'"),
-        ({"pad_token_id": 10**9}, "could not be loaded: AssertionError: Padding_idx must be within"),
+        ({"num_attention_heads": 0, "head_dim": None}, "what its family does not expect (ZeroDivisionError"),
+        ({"hidden_act": "nope"}, "does not expect (KeyError: 'nope')"),
+        ({"pad_token_id": 10**9}, "does not expect (AssertionError: Padding_idx must be within"),
     ],
     ids=str,
 )
 def test_configs_that_cannot_be_are_one_sentence(folder, config, words):
     assert words in refusal(folder(**config))
+
+
+@pytest.mark.parametrize("kernel", ["eager", "flash_attention_2"])  # which needs a package
+def test_an_attention_kernel_that_a_config_holds_takes_no_part(folder, kernel):
+    place = str(folder(_attn_implementation=kernel))
+    check_model(place)
+    assert build_policy(place).causal_lm.config._attn_implementation == "sdpa"
+    assert build_policy(place, attn_implementation="eager").causal_lm.config._attn_implementation == "eager"
 
 
 def test_weights_left_quantized_are_refused(folder):
