@@ -60,7 +60,9 @@ def check_gold(
                 f"this model's tokenizer returns the gold answer changed, and then it earns no reward: {returned[-80:]}"
             )
         elif learnt:
-            reason = f"as gold answer it earns no reward under model.reward.no_call {rewards[0].no_call}: {gold[-80:]}"
+            rule = rewards[0].no_call
+            hint = " (text accepts words)" if rule == "empty" and example.response else ""
+            reason = f"as gold answer it earns no reward under model.reward.no_call {rule}{hint}: {gold[-80:]}"
         else:
             unrewarded += 1
             continue

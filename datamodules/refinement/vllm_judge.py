@@ -36,7 +36,9 @@ class VLLMJudge:
         options: dict[str, Any] | None = None,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
-            raise ValueError("VLLMJudge needs vLLM: pip install -e '.[vllm]', or use OpenAIJudge")
+            raise ValueError(
+                "VLLMJudge needs vLLM: pip install -e '.[vllm]' -c constraints-gpu.txt, or use OpenAIJudge"
+            )
         self.model, self.temperature, self.max_tokens, self.seed = model, temperature, max_tokens, seed
         self.options = options or {}
         self._llm: Any = None

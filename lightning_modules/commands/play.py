@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8501, help="where it listens")
     options = parser.parse_args(args)
     if importlib.util.find_spec("streamlit") is None:
-        raise ValueError("Streamlit is not installed: pip install 'funreason-lightning[play]' brings it")
+        raise ValueError("Streamlit is not installed: `pip install -e '.[play]'` in this project's folder brings it")
 
     from datamodules.chat.tokenizer import load_tokenizer
     from datamodules.readers import read_rows

@@ -79,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed beside this command: `make serve MODEL=...` makes an environment with it for the "
-            "CPU, and pip install 'funreason-lightning[vllm]' brings it for GPUs"
+            "CPU, and `pip install -e '.[vllm]' -c constraints-gpu.txt` in this project's folder brings it for GPUs"
         )
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     sys.stdout.flush()

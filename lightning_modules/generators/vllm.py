@@ -104,7 +104,9 @@ class VLLMGenerator:
         transfer: Literal["folder", "ipc"] = "folder",
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
-            raise ValueError("VLLMGenerator needs vLLM: pip install -e '.[vllm]', or use HFGenerator.")
+            raise ValueError(
+                "VLLMGenerator needs vLLM: pip install -e '.[vllm]' -c constraints-gpu.txt, or use HFGenerator."
+            )
         check_limits(timeout, probe_tolerance, max_new_tokens=max_new_tokens, tensor_parallel_size=tensor_parallel_size)
         if enable_lora and transfer == "ipc":
             raise ValueError(

@@ -267,7 +267,10 @@ def check_servers(urls: Sequence[str], transfer: str) -> None:
     if importlib.util.find_spec("aiohttp") is None:
         raise ValueError("VLLMServerGenerator needs aiohttp: pip install -e '.[judge]'")
     if transfer == "nccl" and importlib.util.find_spec("vllm") is None:
-        raise ValueError("VLLMServerGenerator sends weights over NCCL with vLLM's own code: pip install -e '.[vllm]'")
+        raise ValueError(
+            "VLLMServerGenerator sends weights over NCCL with vLLM's own code: "
+            "pip install -e '.[vllm]' -c constraints-gpu.txt"
+        )
     check_addresses(urls, "addresses such as http://localhost:8000")
     for url in urls:
         parts, shown = urlsplit(url), url.rpartition("@")[2]  # what stands before may be a password

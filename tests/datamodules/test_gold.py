@@ -132,6 +132,7 @@ def test_reinforcement_learning_leaves_out_rows_that_can_earn_nothing(text_rows,
         with pytest.raises(ValueError, match=r"row 9, column 'response': as gold answer it earns no reward") as error:
             prompts(**rewards)
         assert str(error.value).startswith(text_rows) and "on_bad_row: skip" in str(error.value)
+        assert "under model.reward.no_call empty (text accepts words): " in str(error.value)
     data = prompts(on_bad_row="skip", reward_functions=[strict])
     assert len(data.train_indices) == len(data.lengths) == 8 and "9 rows read, 1 bad" in capsys.readouterr().out
     assert len(prompts(reward_functions=[TEXT]).train_indices) == 9

@@ -99,7 +99,7 @@ def engine(device=CPU, timeout=30.0, sleep=True, **options):
 
 def test_without_vllm_the_settings_are_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"VLLMGenerator needs vLLM: pip install -e '\.\[vllm\]'"):
+    with pytest.raises(ValueError, match=r"VLLMGenerator needs vLLM: pip install -e '\.\[vllm\]' -c constraints-gpu"):
         VLLMGenerator()
 
 
