@@ -73,7 +73,7 @@ def split_completion(text: str, answer_tags: str = "none", think: bool = True) -
         answer = ""
     answer = answer.strip()
     if answer_tags == "answer":
-        if answer.startswith("<answer>") and answer.endswith("</answer>") and len(answer) >= len("<answer></answer>"):
+        if answer.startswith("<answer>") and answer.endswith("</answer>"):
             answer = answer[len("<answer>") : -len("</answer>")].strip()
         else:
             error = error or "the answer is not wrapped in <answer>...</answer>"

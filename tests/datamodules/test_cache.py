@@ -143,6 +143,21 @@ def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
     assert len(encoded.bad) == 50 and peak < 4e6
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A copy of the sources, and what gives the two digests of them."""
+    root = tmp_path_factory.mktemp("sources")
+    for package in ("rewards", "datamodules"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    sources = [("datamodules.cache",), ("datamodules.cache", "datamodules.toolbox.rows")]
+    code = cache._code.__wrapped__  # without what is remembered of a process
+
+    def digests():
+        return [code(*modules, root=root) for modules in sources]
+
+    return root, digests, digests()
+
+
 @pytest.mark.parametrize(
     ("file", "matters"),
     [
@@ -158,15 +173,12 @@ def test_bad_rows_are_not_held_in_memory(encode, write_rows, make_row):
         ("datamodules/toolbox/functions.py", "of the toolbox"),
     ],
 )
-def test_the_key_changes_with_the_code_that_the_rows_go_through(tmp_path, file, matters):
-    for package in ("rewards", "datamodules"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    sources = [("datamodules.cache",), ("datamodules.cache", "datamodules.toolbox.rows")]
-    code = cache._code.__wrapped__  # without what is remembered of a process
-    before = [code(*modules, root=tmp_path) for modules in sources]
-    with (tmp_path / file).open("a", encoding="utf-8") as text:
-        text.write("# another line\n")
-    changed = [code(*modules, root=tmp_path) != digest for modules, digest in zip(sources, before, strict=True)]
+def test_the_key_changes_with_the_code_that_the_rows_go_through(copied, file, matters):
+    root, digests, before = copied
+    own = (root / file).read_text(encoding="utf-8")
+    (root / file).write_text(own + "# another line\n", encoding="utf-8")
+    changed = [now != digest for now, digest in zip(digests(), before, strict=True)]
+    (root / file).write_text(own, encoding="utf-8")
     assert changed == [matters is True, bool(matters)]
 
 

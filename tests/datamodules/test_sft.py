@@ -3,6 +3,7 @@ import shutil
 from datetime import datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from recorder import Recorder, at_rank
@@ -119,6 +120,28 @@ def test_micro_batches_keep_to_their_budget(make_module, rows_file):
     assert sum(map(len, map(documents, [[b] for b in batches]))) == 40
 
 
+def test_the_share_that_is_no_padding_is_that_of_the_first_batches(make_module, rows_file):
+    module = make_module(rows_file, batch_size=8, max_length=400, micro_batch_tokens=1600)
+    module.setup("fit")
+    used = [batch["doc_ids"] >= 0 for batches in module.train_dataloader() for batch in batches]
+    assert module.fill() == sum(int(one.sum()) for one in used) / sum(one.numel() for one in used) < 1
+
+
+def test_calls_that_are_written_as_json_are_counted(make_module, write_rows, make_row):
+    tools, answers = '[{"name": "get weather"}]', '[{"name": "get weather", "arguments": {}}]'
+    odd = [make_row(i, tools=tools, answers=answers, cot=cot) for i, cot in enumerate([None, "Oslo."])]
+    module = make_module(write_rows([*odd, make_row(2), make_row(3, answers="[]")]), val_fraction=0)
+    module.setup("fit")
+    assert module.rows.table["json_form"][:] == [True, True, False, False]
+
+
+def test_the_digest_of_rows_is_of_those_that_are_trained_on_in_their_order(make_module, rows_file):
+    module = make_module(rows_file)
+    module.setup("fit")
+    digests = [module.rows.digest(np.array(rows)) for rows in ([0, 1], [0, 2], [1, 0], [0, 1])]
+    assert len(set(digests)) == 3 and digests[0] == digests[3]
+
+
 def test_prompts_of_every_command(make_module, rows_file, tiny_tokenizer, make_row):
     module = make_module(rows_file, eval_batch_size=16)
     for stage, batches in (("validate", "val"), ("test", "test"), ("predict", "predict")):
@@ -138,7 +161,9 @@ def test_ranks_share_the_prompts_without_repeating_any(make_module, rows_file):
         module.setup("test")
         shares.append([[e.id for e in batch.examples] for batch in module.test_dataloader()])
     assert {len(share) for share in shares} == {3}  # 40 prompts in threes of 19, 19 and 2: as many on every rank
-    assert sorted(i for share in shares for batch in share for i in batch) == sorted(str(i) for i in range(40))
+    # In turn, so that the rows of all ranks can be laid side by side again; the last two are the first two ranks'.
+    for rank, share in enumerate(shares):
+        assert share == [[str(i) for i in range(start, end)][rank::3] for start, end in ((0, 19), (19, 38), (38, 40))]
 
 
 def test_held_out_rows_do_not_depend_on_the_order(make_module, write_rows, make_row):

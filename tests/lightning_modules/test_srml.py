@@ -119,6 +119,7 @@ def test_gradient_is_that_of_single_documents_however_the_step_is_split(tiny_mod
 def test_plain_sft_is_the_mean_over_the_tokens_of_the_step(tiny_model_dir):
     module = SRMLModule(init_from=str(tiny_model_dir), balance="sft")
     assert module.reduction == "token" and SRMLModule(init_from="anything").reduction == "sample"
+    assert module.target_loss.by_token and not SRMLModule(init_from="anything").target_loss.by_token
     _, metrics = gradients_of_a_step(module, micro_batches(2))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float64)
     nlls, segments = of_documents(model)

@@ -162,6 +162,14 @@ def test_answer_tags():
     assert score("No tool.", [], answer_tags="answer", no_call="text") == 0.0
 
 
+def test_what_is_parsed_is_what_the_form_of_the_prompts_asks_for():
+    without_thought = FunctionCallReward()
+    without_thought.think = False
+    assert without_thought.parse("[f(a=1)]").calls == [Call("f", {"a": 1})]
+    assert reward.parse("[f(a=1)]").calls is None
+    assert reward("[f(a=1)]", [], [Call("f", {"a": 1})]).parsed.calls is None  # though it was read, for its parts
+
+
 def test_format_bonus():
     assert score("[get_weather(city='Paris')]", [PARIS], format_bonus=0.5) == 1.5
     assert score("[]", [PARIS], format_bonus=0.5) == 0.5

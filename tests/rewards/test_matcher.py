@@ -261,6 +261,11 @@ def test_references_loosen_nothing_else(schema, one, other):
     assert match_calls([Call("f", {"b": 1})], [Call("f", {"b": 1.0})], tools).matched
 
 
+def test_references_may_lead_out_of_the_parameters_into_their_tool():
+    tools = [{"name": "f", "parameters": object_of(a={"$ref": "#/$defs/P"}), "$defs": {"P": NUMBER}}]
+    assert match_calls([Call("f", {"a": 1})], [Call("f", {"a": 1.0})], tools).matched
+
+
 def test_a_schema_that_refers_to_itself_many_times_over():
     tree = object_of(v=NUMBER, **{f"c{n}": {"$ref": "#/properties/a"} for n in range(20)})
     tools = [{"name": "f", "parameters": object_of(a=tree, b=NUMBER)}]
@@ -354,6 +359,7 @@ def test_category_of():
          ["f: b is missing", "f: a is 2, not 1", "f: x is one too many"]),
         ([Call("f", {"b": True}), Call("f", {"b": 1})], [Call("f", {"b": 1}), Call("f", {"b": "1"})],
          ["f: b is True, not '1'"]),  # the call that is right is no other's pair, though Python has True == 1
+        ([Call("f", {"b": 1})], [Call("f", {"b": 1}), Call("f", {"b": True})], ["f is not called"]),
         ([Call("g", {})], [Call("f", {}), Call("f", {})], ["f is not called"] * 2 + ["g is called, and should not be"]),
         (None, [], ["calls must be a list of name/arguments objects, not NoneType"]),
     ],

@@ -144,6 +144,7 @@ def test_caps_are_where_they_are_said_to_be():
     for form in ("[f(a=%s)]", '{"name": "f", "arguments": {"a": %s}}'):
         assert parse_calls(form % digits)[0] == [Call("f", {"a": int(digits)})]
         assert parse_calls(form % (digits + "9"))[0] is None
+    for form in ("[f(a=%s)]", '{"name": "f", "arguments": {"a": %s}}', '[{"name": "f", "arguments": {"a": %s}}]'):
         assert parse_calls(form % nested(MAX_DEPTH + 1))[0]
         assert parse_calls(form % nested(MAX_DEPTH + 2))[0] is None
     # "[" + "f", "(", ")", "," per call + "]"

@@ -12,9 +12,10 @@ from datamodules.chat.segments import (
     encode_texts,
     messages,
     prompt_text,
+    target_segments,
     target_text,
 )
-from datamodules.chat.templates import answer_by_template, end_of_turn_id
+from datamodules.chat.templates import answer_by_template, end_of_turn_id, folded
 from datamodules.example import BadRow, Example
 from datamodules.packing import Encoded
 from datamodules.rows import to_example
@@ -53,6 +54,14 @@ def test_boundary_agrees_with_characters_counted_token_by_token(tiny_tokenizer, 
     boundary = len("<think>They ask for City 5 and 5 days.</think>")
     expected = [1 if len(tiny_tokenizer.decode(target[:i])) < boundary else 2 for i in range(len(target))]
     assert encoded.segments[prompt:] == [*expected, 2]
+
+
+def test_only_the_first_tag_that_closes_a_thought_ends_it():
+    # One token for each character: 7 + 1 + 8 of them up to the end of the first `</think>`, 9 after it.
+    target = "<think>a</think>b</think>"
+    offsets = [(i, i + 1) for i in range(len(target))]
+    assert target_segments(target, offsets) == [1] * 16 + [2] * 9
+    assert target_segments(target[1:], offsets[1:]) == [2] * 24  # no thought was begun
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(str.strip)
@@ -118,6 +127,27 @@ def test_special_tokens_as_text_are_refused(tiny_tokenizer, make_row, changes, c
     with pytest.raises(BadRow, match="special token") as error:
         encode(tiny_tokenizer, to_example(make_row(0, **changes)))
     assert error.value.column == column
+
+
+def test_added_tokens_that_control_nothing_are_text(tiny_tokenizer, make_row):
+    """Such as `<tool_call>` of Qwen's."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<tool_call>"])
+    encoded = encode(tokenizer, to_example(make_row(0, query="What is <tool_call>?")))
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") in encoded.input_ids
+
+
+def test_the_text_above_a_chat_goes_on_top_of_the_first_request():
+    system, said = {"role": "system", "content": "S"}, {"role": "assistant", "content": "a"}
+    first, second = {"role": "user", "content": "q"}, {"role": "user", "content": "r"}
+    assert folded([system, said, first, second]) == [said, {"role": "user", "content": "S\n\nq"}, second]
+    assert folded([said, first]) == [said, first] and folded([system, said]) == [system, said]
+
+
+def test_a_date_whose_form_is_no_literal_is_the_fixed_one_too(tiny_tokenizer, make_row):
+    dated = copy.deepcopy(tiny_tokenizer)
+    dated.chat_template = "{% set form = '%d %b %Y' %}{{ strftime_now(form) }}" + tiny_tokenizer.chat_template
+    assert prompt_text(dated, to_example(make_row(0))).startswith("26 Jul 2024<|im_start|>system")
 
 
 @pytest.mark.parametrize("opened", ["<think>\\n", "<think>\\n\\n</think>\\n\\n"])

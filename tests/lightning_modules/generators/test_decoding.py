@@ -120,15 +120,20 @@ def test_experts_of_few_tokens_are_multiplied_as_generate_does_it(monkeypatch):
     assert model.config._experts_implementation == "grouped_mm" and rows[0].ids == want
 
 
-def test_attention_and_weights_are_put_back_after_an_exception():
-    policy = ScoredCausalLM(model_of("qwen2", {}))
-    own, kernel = dict(policy.named_parameters()), policy.causal_lm.config._attn_implementation
-    handle = policy.causal_lm.model.layers[2].register_forward_pre_hook(lambda *_: 1 / 0)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises((ZeroDivisionError, ValueError)):
-        HFGenerator()(policy, PROMPTS, stop_ids=[])
+def test_what_generating_changes_is_put_back_after_an_exception():
+    policy, generator = ScoredCausalLM(model_of("qwen2", {})).train(), HFGenerator(max_new_tokens=2)
+    own, model = dict(policy.named_parameters()), policy.causal_lm
+    kernel, config = model.config._attn_implementation, model.generation_config
+    with torch.autocast("cpu", torch.bfloat16):
+        generator(policy, PROMPTS, stop_ids=[])  # which finds out how the model generates
+        handle = model.model.layers[2].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            generator(policy, PROMPTS, stop_ids=[])
     handle.remove()
-    assert policy.causal_lm.config._attn_implementation == kernel
+    assert model.config._attn_implementation == kernel and model.generation_config is config
     assert all(own[name] is value for name, value in policy.named_parameters())
+    assert not any("forward" in vars(module) for module in policy.modules())
+    assert all(module.training for module in policy.modules())
 
 
 def test_under_autocast_the_cache_is_of_its_dtype_and_tokens_are_those_of_the_weights_as_they_were():
