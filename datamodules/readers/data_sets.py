@@ -18,6 +18,14 @@ _SAVED = ("state.json", "dataset_dict.json")  # of a saved `datasets` folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def name_and_split(path: str) -> tuple[str, str]:
+    """The name of a folder or data set, and the split that a path asks of it; a folder's name may hold colons."""
+    if Path(path).expanduser().is_dir() or ":" not in path:
+        return path, ""
+    name, _, split = path.rpartition(":")
+    return name, split
+
+
 def data_set_rows(path: str) -> Iterator[tuple[int, Any]]:
     """Read the rows of a data set with their 1-based numbers; see `load_data_set`.
 
@@ -44,7 +52,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
     """
     import datasets  # slow to import, and most runs read a file
 
-    name, _, split = path.partition(":")
+    name, split = name_and_split(path)
     folder = Path(name).expanduser()
     if folder.is_dir():
         try:
@@ -57,8 +65,11 @@ def load_data_set(path: str) -> "datasets.Dataset":
             data = datasets.load_dataset(name)
         except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
             raise FileNotFoundError(f"{name} is neither data here nor a data set the hub gives us: {error}") from error
+    elif folder.exists():
+        raise FileNotFoundError(f"{path} is neither a file nor a folder: write its rows to a file, and give that")
     else:
-        raise FileNotFoundError(f"there is no file, folder or data set {path}")
+        where = "" if folder.is_absolute() else " (a relative path begins where the command runs)"
+        raise FileNotFoundError(f"there is no file, folder or data set {path}{where}")
     return _one_split(name, data, split) if isinstance(data, dict) else data
 
 
@@ -68,7 +79,7 @@ def data_files(path: str) -> list[Path]:
     Raises:
         ValueError: The folder has no such split, or no files of rows.
     """
-    name, _, split = path.partition(":")
+    name, split = name_and_split(path)
     folder = Path(name).expanduser()
     if not folder.is_dir() or any((folder / f).is_file() for f in _SAVED):
         return []

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers.data_sets import SUFFIXES, data_files, data_set_rows, load_data_set
+from datamodules.readers.data_sets import SUFFIXES, data_files, data_set_rows, load_data_set, name_and_split
 from datamodules.readers.json_files import JSON, READ, json_rows
 from datamodules.readers.parquet import parquet_rows
 
@@ -56,7 +56,7 @@ def place_of_row(path: str, number: int) -> str:
 def files_left_out(path: str) -> str:
     """The files of rows in a folder that are not read, in words; nothing where all are, or `path` is another source."""
     taken = [] if is_toolbox(path) else [os.path.abspath(file) for file in data_files(path)]
-    folder = Path(path.partition(":")[0]).expanduser()
+    folder = Path(name_and_split(path)[0]).expanduser()
     found = [file for file in sorted(folder.rglob("*") if taken else ()) if file.suffix.lower() in SUFFIXES]
     names = [str(file.relative_to(folder)) for file in found if file.is_file() and os.path.abspath(file) not in taken]
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.system.errors import DEBUG, sentence
-from datamodules.system.files import shipped
+from datamodules.system.files import ROOT, shipped
 
 NULL = "tag:yaml.org,2002:null"
 CONFIG = re.compile("(--config|-c)(=|$)")
@@ -37,6 +37,12 @@ class SentenceParser(ArgumentParser):
         ]
         if "" in named:
             self.error("--config names no file: give one, or look whether a variable of the shell is empty")
+        for file in named if not (ROOT / "configs").is_dir() else ():
+            if file.startswith("configs/") and not os.path.exists(file):
+                self.error(
+                    f"--config {file} lies in the checkout, and this installation was made without it: install by "
+                    "pip install -e CHECKOUT, or give the path of the YAML there"
+                )
         for file in filter(os.path.isfile, named):
             if fault := fault_of_yaml(file):
                 self.error(fault)

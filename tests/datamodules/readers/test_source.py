@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -146,6 +147,28 @@ def test_the_files_of_a_folder_are_those_of_the_split(tmp_path, make_row):
     assert fingerprint(str(tmp_path)) == before
     (tmp_path / "train-1.json").write_text("{}")
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_folder_whose_name_holds_a_colon(tmp_path, make_row):
+    folder = tmp_path / "at 12:30"
+    folder.mkdir()
+    for number, name in enumerate(("train.jsonl", "test.jsonl")):
+        (folder / name).write_text(json.dumps(make_row(number)))
+    assert [json.loads(row)["id"] for _, row in rows_of(folder)] == [0]
+    assert [json.loads(row)["id"] for _, row in rows_of(f"{folder}:test")] == [1]
+    assert files_left_out(f"{folder}:test").endswith("not read: train.jsonl")
+
+
+def test_what_is_no_file_of_rows_and_what_is_not_there_are_told_apart(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match=r"pipe is neither a file nor a folder: write its rows to a file"):
+        rows_of(tmp_path / "pipe")
+    with pytest.raises(
+        FileNotFoundError, match=r"data set data/rows\.jsonl \(a relative path begins where the command"
+    ):
+        rows_of("data/rows.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"data set /absent\.jsonl$"):
+        rows_of("/absent.jsonl")
 
 
 def test_the_files_of_a_folder_that_are_not_read_are_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from datamodules.system import command_line
 from datamodules.system.command_line import SentenceParser, configs_first
 from datamodules.system.errors import one_sentence
 
@@ -92,3 +93,21 @@ def test_an_empty_name_of_a_file_of_options_is_told(capsys, given):
     with pytest.raises(SystemExit):
         parser.parse_args(given)
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --config names no file: give one")
+
+
+def test_a_shipped_yaml_that_an_installation_lacks_is_said_to_be_in_the_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "shipped", lambda path: path)
+    parser = SentenceParser(prog="command")
+    parser.add_argument("--config", action="config")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config", "configs/rl.yaml"])
+    wanted = (
+        "error: --config configs/rl.yaml lies in the checkout, and this installation was made without it: install by"
+    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith(wanted)
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config", "configs/srml.yaml"])
+    assert "checkout" not in capsys.readouterr().err
