@@ -29,17 +29,10 @@ GIB = 2**30
 CONFIGS = Path(__file__).parents[1] / "configs"
 USABLE = {80: 79 * GIB, 141: 139 * GIB}
 """Bytes that torch finds on a GPU of so many GB: H100 and H200."""
-QWEN3_4B = Qwen3Config(
-    vocab_size=151936,
-    hidden_size=2560,
-    intermediate_size=9728,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    tie_word_embeddings=True,
-)
-MODELS: dict[str, PreTrainedConfig] = {"Qwen3-4B": QWEN3_4B}
+QWEN3 = partial(Qwen3Config, vocab_size=151936, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)
+QWEN3_06B = QWEN3(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16)
+QWEN3_4B = QWEN3(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32)
+MODELS: dict[str, PreTrainedConfig] = {"Qwen3-0.6B": QWEN3_06B, "Qwen3-4B": QWEN3_4B}
 MODELS |= {f"Qwen2.5-{size}": Case("SRML", size).config for size in ("7B", "32B", "72B")}
 METHODS = {
     "SRML, LoRA": ("finetune.yaml",),

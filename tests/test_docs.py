@@ -23,6 +23,7 @@ from datamodules.example import BadRow
 from datamodules.packing import idle_batch
 from datamodules.refinement import cli as refine
 from datamodules.refinement import rounds
+from datamodules.rows import read_raw
 from datamodules.system.command_line import SentenceParser
 from datamodules.toolbox import __main__ as toolbox
 from datamodules.xlam import read_examples
@@ -170,6 +171,14 @@ def test_row_of_the_readme_is_what_its_picture_shows(own):
     assert len(answers) == len(scores) == 4
     for answer, score in zip(answers, scores, strict=True):
         assert FunctionCallReward()(answer, example.tools, example.answers).score == score, answer
+
+
+def test_chat_of_the_data_page_is_read_as_it_says():
+    (row,) = blocks(ROOT / "docs" / "data.md", "json")
+    (last,), every = (read_raw(row, turns).examples for turns in ("last", "every"))
+    assert (last.query, last.cot) == ("And the day after?", "Still Oslo, two days ahead.")
+    assert json.loads(last.answers) == [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}]
+    assert [example.response for example in every] == ["", "It will be 3 °C.", ""]
 
 
 def test_python_of_the_readme_trains(own, tmp_path):
