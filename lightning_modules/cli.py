@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer import Trainer
@@ -131,10 +132,17 @@ class Parser(SentenceParser, LightningArgumentParser):
 
 
 class SaveRedactedConfig(SaveConfigCallback):
-    """Saves the settings to `config.yaml`, with secrets masked."""
+    """Saves the settings to `config.yaml`, with secrets masked, and gives them to loggers of one's own."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, redact_settings(config), **options)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the settings to each logger but ours, which lists some of them; Lightning calls this on rank 0."""
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if not isinstance(logger, RunLogger):
+                logger.log_hyperparams(settings)
 
 
 class FunReasonCLI(LightningCLI):

@@ -57,6 +57,8 @@ def test_a_run_leaves_everything_in_its_folder(base_args, tmp_path):
     theirs, ours = (path / "metrics.csv" for path in (tmp_path / "csv" / "version_0", run))
     assert "train/loss" in theirs.read_text().splitlines()[0].split(",")
     assert ours.read_text().splitlines()[0] == "step,name,value"
+    given, saved = theirs.with_name("hparams.yaml"), run / "config.yaml"
+    assert yaml.safe_load(given.read_text()) == yaml.safe_load(saved.read_text())
 
 
 def trainer_of(args):
