@@ -16,9 +16,10 @@ DOWNLOAD = ".cache/huggingface/download"  # where `hf download --local-dir` has 
 def models_in(folder: Path) -> list[Path]:
     """The models right below a folder, as a Trainer's `checkpoint-500`; the one of the greatest number comes last.
 
-    Those with safetensors, or, if none has any, those with a config.json.
+    Those with safetensors, or, if none has any, those with a config.json. A model of the hub's cache lies one deeper.
     """
-    found = sorted((file.parent for file in folder.glob("*/config.json")), key=_by_number)
+    files = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    found = sorted((file.parent for file in files), key=_by_number)
     return [place for place in found if any(place.glob("*.safetensors"))] or found
 
 

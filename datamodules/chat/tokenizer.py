@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
 from datamodules.chat.serving import own_template
 from datamodules.chat.templates import first_token, one_template, turns_text, without_present_date
-from datamodules.system.files import shipped
+from datamodules.system.files import is_pointer, shipped
 from datamodules.system.hub import refuse_unreachable
 
 CHATML = (
@@ -121,6 +121,8 @@ def load_tokenizer(init_from: str, chat_template: str | None = None) -> PreTrain
                 "and none but transformers' is run here: give a model whose tokenizer transformers knows"
             ) from error
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if pointers := [name for name in _TOKENIZER_FILES if is_pointer(Path(folder) / name)]:
+            words = f"{pointers[0]} is a pointer of Git LFS: fetch it by git lfs pull"
         raise ValueError(f"init_from: the tokenizer of {folder} cannot be read ({words})") from error
     if not tokenizer.is_fast:
         raise ValueError(

@@ -68,7 +68,7 @@ def load_data_set(path: str) -> "datasets.Dataset":
     elif folder.exists():
         raise FileNotFoundError(f"{path} is neither a file nor a folder: write its rows to a file, and give that")
     else:
-        where = "" if folder.is_absolute() else " (a relative path begins where the command runs)"
+        where = "" if folder.is_absolute() or "://" in path else " (a relative path begins where the command runs)"
         raise FileNotFoundError(f"there is no file, folder or data set {path}{where}")
     return _one_split(name, data, split) if isinstance(data, dict) else data
 

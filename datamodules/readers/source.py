@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.readers.data_sets import SUFFIXES, data_files, data_set_rows, load_data_set, name_and_split
 from datamodules.readers.json_files import JSON, READ, json_rows
 from datamodules.readers.parquet import parquet_rows
+from datamodules.system.files import is_pointer
 
 SHOWN = 5  # names of files that are not read
 _TOOLBOX_FORM = re.compile(r"toolbox(?::([^:]*)(?::([0-9]{0,7})(?::([0-9]{0,18}))?)?)?")
@@ -94,6 +95,8 @@ def _rows_of(path: str) -> Iterator[tuple[int, Any]]:
 
 def _file_rows(file: Path) -> Iterator[tuple[int, Any]]:
     suffix = file.suffix.lower()
+    if is_pointer(file):
+        raise ValueError(f"{file} is a pointer of Git LFS and no file of rows: fetch it by git lfs pull")
     if suffix == ".parquet":
         yield from enumerate(parquet_rows(file), start=1)
     elif suffix in JSON:

@@ -45,14 +45,15 @@ NO_CLASS = re.compile(
 )
 """What jsonargparse says of settings that it cannot give to a class."""
 NO_NAME = re.compile(
-    r"(Expected a path but .+? either not accessible or invalid )?"
     r"Expected a dot import path string: (.+?)"
     r"( Expected a .*| Not a valid subclass of .*| Does not implement protocol .*| Given value: .*|$)"
 )
 """What it says of a name that no class has."""
+NO_PATH = re.compile(r"Expected a path but .+? either not accessible or invalid ")
+"""What it says before the reason, of a value that could have been the name of a YAML."""
+NO_MODULE = re.compile(r"No module named '([^']+)'(?: Given value: \S+)?")
 NO_KIND = re.compile(
-    r"(?:Expected a path but .+? either not accessible or invalid )?Import path (?:(\S+) )?does not "
-    r"(?:implement protocol|correspond to a subclass of) (\w+)(?: Given value: (\S+))?"
+    r"Import path (?:(\S+) )?does not (?:implement protocol|correspond to a subclass of) (\w+)(?: Given value: (\S+))?"
 )
 """What it says of a class that is none of those wanted."""
 EXPECTED = r"Expected an? (?:<class '\w+'>|typing\.Literal\[[^\]]*\])\.? "
@@ -143,7 +144,10 @@ def sentence(message: str) -> str:
     text = NO_GROUP.sub(
         r"\1takes several settings, key: value, or a YAML with them, and got \3", " ".join(kept) or message
     )
-    text = ONE_OF.sub(_one_of, MANY_PATHS.sub(rf"\1{ONE_PATH}", text))
+    text = ONE_OF.sub(_one_of, NO_PATH.sub("", MANY_PATHS.sub(rf"\1{ONE_PATH}", text)))
+    text = NO_MODULE.sub(
+        r"there is no module \1: install it, or name its folder, as PYTHONPATH=. before the command", text
+    )
     if text.endswith('":') and any(map(NO_FUNCTION.search, message.splitlines())):
         text += " takes the name of a function, or class_path and init_args in a YAML"
     text = visible(redact(LACKS.sub(_ask, _on_classes(text, message))))
@@ -156,7 +160,7 @@ def _on_classes(text: str, message: str) -> str:
     key = ".".join(keys)
     text = re.sub(rf"--{keys[-1]}(=CLASS|\.help)", rf"--{key}\1", text)  # of a parser within this one
     text = NO_NAME.sub(
-        rf"\2 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
+        rf"\1 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
         text,
     )
     text = NO_KIND.sub(rf"\1\3 is no \2: give the import path of one; --{key}.help shows some", text)

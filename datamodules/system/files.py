@@ -18,6 +18,9 @@ LOCK = re.compile(r"\.(.+)\.[0-9a-f]{32}\.lock")
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """How a system says that a folder is to replace, or to be replaced by, what cannot be replaced in one step."""
 
+POINTER = b"version https://git-lfs"
+"""How what Git leaves in the place of a large file begins, where Git LFS has not fetched it."""
+
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
 SHIPPED = ("assets", "configs")  # folders of it that shipped YAMLs name
@@ -28,6 +31,14 @@ def shipped(path: str) -> str:
     here = ROOT / path
     ours = Path(path).parts[:1] in [(folder,) for folder in SHIPPED]
     return str(here) if ours and not os.path.lexists(path) and here.exists() else path
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether Git has left a file in the place of a large one, which Git LFS has not fetched."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
 
 
 def check_writable(key: str, folder: str | Path) -> Path:

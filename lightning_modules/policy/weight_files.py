@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from datamodules.chat.model_files import PICKLE, merging, models_in, unread_in
+from datamodules.system.files import is_pointer
 
 SHARD = re.compile(r"\d+-of-\d+$")
 """How the names of files end that hold a model together."""
 SAVED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 """Dtypes of weights by their names in safetensors."""
-POINTER = b"version https://git-lfs"
-"""How what Git leaves in the place of a large file begins, where Git LFS has not fetched it."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -144,9 +143,8 @@ def _check_readable(file: Path) -> None:
         raise FileNotFoundError(f"init_from: {file} is a link to a file that is not there: get it again")
     if not os.access(file, os.R_OK):  # safetensors says of such a file that it is not there
         raise PermissionError(f"init_from: {file} must not be read by this user: have it made readable (chmod a+r)")
-    with file.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise ValueError(f"init_from: {file} is a pointer of Git LFS and no weights: fetch them by git lfs pull")
+    if is_pointer(file):
+        raise ValueError(f"init_from: {file} is a pointer of Git LFS and no weights: fetch them by git lfs pull")
 
 
 def _refuse_name(file: Path) -> NoReturn:

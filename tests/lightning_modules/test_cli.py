@@ -802,6 +802,11 @@ def test_what_is_no_checkpoint_of_a_run_is_refused_by_the_part_that_it_lacks(run
     ("file", "text", "words"),
     [
         ("tokenizer.json", "{", ["tokenizer", "cannot be read"]),
+        (
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1\n",
+            ["(tokenizer.json is a pointer of Git LFS: "],
+        ),
         ("tokenizer_config.json", "[]", ["tokenizer", "cannot be read"]),
         ("config.json", "[]", ["could not be loaded"]),
         ("generation_config.json", "{", ["generation_config.json"]),

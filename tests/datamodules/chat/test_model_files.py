@@ -23,6 +23,9 @@ def test_models_are_in_order_of_their_numbers_and_have_weights_if_any_has(tmp_pa
     assert [place.name for place in models_in(tmp_path)] == ["1_Pooling", "checkpoint-900", "checkpoint-1000"]
     write(tmp_path / "checkpoint-900" / "model.safetensors")
     assert [place.name for place in models_in(tmp_path)] == ["checkpoint-900"]
+    cached = tmp_path / "models--me--mine"  # of the hub, in its cache
+    write(cached / "snapshots" / "0ab1" / "config.json", "{}")
+    assert models_in(cached) == [cached / "snapshots" / "0ab1"]
 
 
 def test_weights_that_are_not_read_are_found_pickles_first_and_below_last(tmp_path):

@@ -169,6 +169,11 @@ def test_what_is_no_file_of_rows_and_what_is_not_there_are_told_apart(tmp_path):
         rows_of("data/rows.jsonl")
     with pytest.raises(FileNotFoundError, match=r"data set /absent\.jsonl$"):
         rows_of("/absent.jsonl")
+    (tmp_path / "rows.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(
+        ValueError, match=r"rows\.parquet is a pointer of Git LFS and no file of rows: fetch it by git lfs"
+    ):
+        rows_of(tmp_path / "rows.parquet")
 
 
 def test_the_files_of_a_folder_that_are_not_read_are_named(tmp_path, monkeypatch):

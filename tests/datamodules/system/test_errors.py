@@ -110,7 +110,13 @@ def test_what_is_no_function_is_told_once_and_why():
       - No module named 'm'
       - {kind}No module named 'm'
       Given value: m.f"""
-    assert sentence(said) == "Parser key \"rewards\": No module named 'm' Given value: m.f"
+    advice = "there is no module m: install it, or name its folder, as PYTHONPATH=. before the command"
+    assert sentence(said) == f'Parser key "rewards": {advice}'
+    said = """Parser key "model":
+      Expected a path but m.Own either not accessible or invalid
+      No module named 'm'
+      Given value: m.Own"""
+    assert sentence(said) == f'Parser key "model": {advice}'
     wanted = 'Parser key "f": takes the name of a function, or class_path and init_args in a YAML'
     assert sentence(f'Parser key "f":\n  - {hull}') == wanted
 
