@@ -8,7 +8,7 @@ def test_warm_up_and_cosine_by_hand():
     rates = [warmup_cosine(step, 2, 10) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)  # k = 4: cos(pi / 2) = 0
-    assert rates[10] == pytest.approx(0.0)
+    assert rates[10] == pytest.approx(0.0) and warmup_cosine(12, 2, 10) == pytest.approx(0.0)  # it rises no more
     assert warmup_cosine(0, 0, 1) == 1.0
 
 

@@ -217,6 +217,23 @@ def test_all_parameters_are_updated_by_one_kernel(tiny_model_dir):
     assert [group["fused"] for group in groups] == [True] * 3  # matrices, vectors, alpha
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 1.0), ("constant", 2.0)])
+def test_the_optimizer_has_its_settings_and_the_rate_follows_the_schedule(tiny_model_dir, schedule, last):
+    options = {"betas": (0.8, 0.95), "epsilon": 1e-5, "learning_rate": 2.0, "warmup_ratio": 0.3, "schedule": schedule}
+    module = SRMLModule(init_from=str(tiny_model_dir), **options)
+    module.configure_model()
+    module._trainer = SimpleNamespace(estimated_stepping_batches=4, max_epochs=1)
+    made = module.configure_optimizers()
+    assert {(group["betas"], group["eps"]) for group in made["optimizer"].param_groups} == {((0.8, 0.95), 1e-5)}
+    rates = []
+    for _ in range(4):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"].step()
+    # 0.3 of 4 steps are 1.2, so that 2 warm up: a half, then all of it, from which a cosine has reached half in 1 of 2.
+    assert rates == pytest.approx([1.0, 2.0, 2.0, last])
+
+
 def test_rows_of_another_tokenizer_are_refused(tiny_model_dir, rows_file, tmp_path):
     """From Python the two are named apart; a copy of the model's folder has the same one."""
     other, copy = tmp_path / "other", tmp_path / "copy"
@@ -284,6 +301,7 @@ def test_step_without_supervised_tokens_is_an_error(tiny_model_dir):
         ({"cot_weight": 1.5}, "model.cot_weight"),
         ({"balance": "learnable", "cot_weight": 0.99}, "model.alpha_bounds"),
         ({"balance": "learnable", "alpha_bounds": (0.0, 1.0)}, "model.alpha_bounds"),
+        ({"max_grad_norm": 0.0}, "model.max_grad_norm is 0.0; give a number greater than 0"),
         ({"balance": "sft", "reduction": "sample"}, "every token alike, and model.reduction sample every document"),
         ({"balance": "plain"}, "SRMLModule: balance is 'plain'; give fixed, learnable or sft"),
         ({"schedule": "linear"}, "SRMLModule: schedule is 'linear'; give cosine or constant"),
