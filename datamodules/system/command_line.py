@@ -14,6 +14,8 @@ from jsonargparse import ArgumentParser
 from datamodules.system.errors import DEBUG, sentence
 from datamodules.system.files import ROOT, shipped
 
+OF_JSONARGPARSE = "JSONARGPARSE_DEPRECATION_WARNINGS"
+"""Whether it warns of what we and Lightning call and later releases drop: `python -W error` makes an end of that."""
 NULL = "tag:yaml.org,2002:null"
 CONFIG = re.compile("(--config|-c)(=|$)")
 CLASS = re.compile(r"--(model|data)(\.class_path)?(=|$)")
@@ -23,6 +25,7 @@ class SentenceParser(ArgumentParser):
     """Ends bad options with one sentence on the last line, not two screens of usage and of all that was tried."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        os.environ.setdefault(OF_JSONARGPARSE, "off")
         epilog = f"{DEBUG}, anywhere on the command line, prints the traceback of an error above its sentence."
         whole = {"allow_abbrev": False}  # what looks for options before they are parsed knows their names alone
         super().__init__(*args, **{"epilog": epilog} | whole | kwargs)

@@ -1,7 +1,6 @@
 """Silence for messages of other libraries that a user can do nothing about."""
 
 import logging
-import os
 import warnings
 
 import datasets
@@ -30,7 +29,6 @@ CHATTER = (
 
 def be_quiet() -> None:
     """Silence what other libraries say of themselves: advice, devices, bars; their warnings stay."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls; read at each
     for message in BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)
     for name in CHATTER:

@@ -1,6 +1,9 @@
 """The parser that all commands share."""
 
+import warnings
+
 import pytest
+from jsonargparse import _deprecated
 
 from datamodules.system import command_line
 from datamodules.system.command_line import SentenceParser, configs_first
@@ -111,3 +114,13 @@ def test_a_shipped_yaml_that_an_installation_lacks_is_said_to_be_in_the_checkout
     with pytest.raises(SystemExit):
         parser.parse_args(["--config", "configs/srml.yaml"])
     assert "checkout" not in capsys.readouterr().err
+
+
+def test_no_command_ends_where_warnings_are_errors(monkeypatch):
+    """`python -W error`: Lightning and the refinement call what jsonargparse is about to drop."""
+    monkeypatch.setattr(_deprecated, "shown_deprecation_warnings", set())
+    monkeypatch.delenv("JSONARGPARSE_DEPRECATION_WARNINGS", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parser = SentenceParser(prog="command")
+        parser.instantiate_classes(parser.parse_args([]))
