@@ -202,6 +202,7 @@ def test_gradient_is_that_of_single_rollouts_however_the_step_is_split(
     [
         ({"entropy_bonus": NO_BONUS}, {"entropy_scale": 0.0}),  # without the pass for old log-probabilities
         ({"reports_logprobs": True}, {"reports_logprobs": True}),
+        ({"reports_logprobs": True, "entropy_bonus": NO_BONUS}, {"reports_logprobs": True, "entropy_scale": 0.0}),
         ({"entropy_bonus": EntropyBonus(level="token")}, {"level": "token"}),
         ({"entropy_bonus": EntropyBonus(level="token_cot")}, {"level": "token_cot"}),
         ({"overlong": Overlong("mask"), "cut": ("<think>a", "no thought")}, {"masked": ("<think>a", "no thought")}),
@@ -684,6 +685,7 @@ def test_validation_before_training_on_one_module_changes_nothing(tiny_model_dir
         data = XLAMPromptDataModule(str(tiny_model_dir), str(rows_file), **options)
         if validates:
             trainer.validate(module, data, ckpt_path=ckpt_path)
+            assert module.reference is None
         trainer.fit(module, data, ckpt_path=ckpt_path)
         assert module.logged["policy/kl"] > 0
         return module.policy.state_dict()

@@ -22,6 +22,7 @@ ROW = Example("1", "Weather in Paris?", "[]", "[]")
         ("<judge>yes</judge>", None),
         ("<judge>1.5</judge>", None),
         ("<judge>True</judge> or <judge>", None),
+        ("<judge>True</judge> or <judge>perhaps</judge>", None),
         ("I am to answer <judge>True</judge> if the tools", None),  # without a </think> it may be a thought
         ("I am to answer <judge>True</judge> if the tools</think>", None),
         ("They suffice: **<judge>True</judge>**.\n", 1.0),
@@ -53,6 +54,7 @@ def test_whatever_the_reply_it_never_raises(text):
         ([1.0, 0.6, 0.0], False, True, True),  # mean 0.53
         ([0.1, 0.8, 0.3], False, False, False),  # mean 0.4
         ([1.0, 0.0], False, False, True),  # half is not more than half; mean 0.5
+        ([0.5, 0.5], True, True, True),  # tau is a yes
         ([None, 0.0, 1.0], False, None, None),
         ([None, 1.0, 1.0], None, True, True),  # whatever the third would say: mean at least 0.67
         ([None], None, None, None),
@@ -105,6 +107,21 @@ def test_the_first_correction_of_those_against_counts(scripted, run):
     verdict = run(Panel([fine, against], "unanimous").ask(Question("call", ROW)))
     assert (verdict.passed, verdict.correction, verdict.fault) == (False, "[f()]", "function")
     assert verdict.reason == "1 of 2 judges say no"
+
+
+def test_who_says_yes_by_a_hair_corrects_nothing(scripted, run):
+    hardly = scripted(call="<judge>0.5</judge><NewFC>[h()]</NewFC>")
+    against = scripted(call="<judge>0.4</judge><NewFC>[f()]</NewFC>")
+    verdict = run(Panel([hardly, against]).ask(Question("call", ROW)))
+    assert (verdict.correction, verdict.reason) == ("[f()]", "1 of 2 judges say no")
+
+
+@pytest.mark.parametrize(
+    ("said", "agreed"), [(("True", "True"), True), (("True", "False"), None), (("True", ""), None)]
+)
+def test_whether_a_tool_is_needed_is_what_judges_agree_on(scripted, run, said, agreed):
+    judges = [scripted(evaluate=f"<judge>True</judge><tool>{needed}</tool>") for needed in said]
+    assert run(Panel(judges).ask(Question("evaluate", ROW))).needs_tool is agreed
 
 
 def test_an_open_vote_names_no_fault_and_corrects_nothing(scripted, run):

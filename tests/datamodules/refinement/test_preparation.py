@@ -40,9 +40,13 @@ def test_corrections_are_checked_again_and_bounded(scripted, run):
     judge = scripted(evaluate=[wrong, RIGHT + NEEDED])
     outcome = run(funrl(replace(ROW, answers="[f(a=2)]"), Panel([judge])))
     assert outcome.kept and outcome.example == ROW and len(judge.asked) == 2
-    judge = scripted(evaluate=wrong)
-    outcome = run(funrl(ROW, Panel([judge])))
+    refused = replace(ROW, answers="[]", response="I cannot.")  # which is no part of a row that calls
+    outcome = run(funrl(refused, Panel([scripted(evaluate=[wrong, RIGHT + NEEDED])])))
+    assert outcome.kept and outcome.example == ROW
+    judge, given = scripted(evaluate=wrong), replace(ROW, answers="[f(a=2)]")
+    outcome = run(funrl(given, Panel([judge])))
     assert not outcome.kept and len(judge.asked) == 1 + 3  # more than three regenerations: dropped
+    assert outcome.example == given
 
 
 def test_the_corpus_is_prepared_by_rules(run):

@@ -24,6 +24,7 @@ class Commands:
 
     def __init__(self, right, fail=None):
         self.right, self.fail, self.ran = right, fail, []
+        self.sampled = []  # from which model each round has sampled, with which seed
 
     def __call__(self, module, *arguments):
         command = "refine" if module.endswith("refinement") else arguments[0]
@@ -33,6 +34,7 @@ class Commands:
         getattr(self, command)(arguments)
 
     def predict(self, arguments):
+        self.sampled.append([option(arguments, f"--model.{name}") for name in ("init_from", "generator.seed")])
         rows = [json.loads(line) for line in Path(option(arguments, "--data.path")).read_text().splitlines()]
         for row in rows:
             if self.right(row["id"]):
@@ -82,6 +84,7 @@ def test_two_rounds(loop, tmp_path):
     commands = Commands(lambda row_id: int(row_id.split("#")[0].split("-")[-1]) < 12)
     loop(commands).run()
     assert commands.ran == ["test", *["predict", "refine", "fit", "test"] * 2]
+    assert commands.sampled == [["start", "1"], [str(tmp_path / "loop/round_1/fit/srml-fit-0"), "2"]]
     start, first, second = table(tmp_path)
     assert start == {"round": 0, "pool": 20, "score": 0.5}
     # 12 of 20 are right, and of the 8 refusals those for queries that no tool fits count as right, too

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stub_server import NO, YES, Stub, by_prompt
 
-from datamodules import read_examples
+from datamodules import Example, read_examples
 from datamodules.holdout import hold_out, query_places
 from datamodules.refinement import Outcome, Panel, RuleJudge, Verdict, fcdr
 from datamodules.refinement.cli import main
@@ -218,6 +218,34 @@ def test_a_held_out_part_is_written_apart(tmp_path, scripted):
     assert sum(counts) == 400 and 5 <= counts[1] <= 40  # 400 x 0.05 = 20
     left = [json.loads(line)["query"] for line in (tmp_path / "refined.jsonl").read_text().splitlines()]
     assert 5 <= hold_out(query_places(left), 0.05).sum() <= 40  # what training holds out of it, 380 x 0.05 = 19
+
+
+def test_rows_of_one_conversation_are_held_out_together(tmp_path):
+    journal = Journal(tmp_path)
+    for number in range(40):  # a request of its own each, and what follows on it
+        first = f"Request {number // 2}"
+        history = [{"role": "user", "content": first}, {"role": "assistant", "content": "Sure?"}] * (number % 2)
+        example = Example(str(number), "Yes." if history else first, "[]", "[]", history=json.dumps(history))
+        journal.write(number, Outcome(example, (Verdict("row", True),)))
+    write_results(tmp_path, journal, val_fraction=0.5)
+    journal.close()
+    kept, held = (
+        {int(json.loads(line)["id"]) // 2 for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("refined.jsonl", "validation.jsonl")
+    )
+    assert kept and held and not kept & held
+
+
+def test_rows_that_are_decided_are_not_decided_again(tmp_path):
+    async def recipe(example, judge):
+        asked.append(example.id)
+        return Outcome(example, (Verdict("row", True),))
+
+    rows, asked, journal = list(enumerate(make_corpus("train", 5, 1), 1)), [], Journal(tmp_path)
+    for decided in (rows[1:3], rows):
+        refine_rows(iter(decided), 5, recipe, Panel([RuleJudge()]), journal, 2)
+    assert sorted(asked) == sorted(str(row["id"]) for _, row in rows) and len(journal) == 5
+    journal.close()
 
 
 def options(folder, rows, stub, **more):

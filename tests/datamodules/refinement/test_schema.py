@@ -72,6 +72,7 @@ def test_json_schema():
     [
         ("int", "3", 3),
         ("int", "3.5", "3.5"),  # would lose something
+        ("int", 3.5, 3.5),
         ("int", 3.0, 3),
         ("int", "three", "three"),
         ("float", "-2.5", -2.5),
@@ -88,6 +89,18 @@ def test_json_schema():
 def test_cast(declared, value, cast):
     result = cast_to_types([Call("f", {"a": value})], [tool(a=declared)])[0].arguments["a"]
     assert (result, type(result)) == (cast, type(cast))
+
+
+def test_what_is_cast_is_a_copy():
+    calls = [Call("f", {"a": ["1", 2]})]
+    assert cast_to_types(calls, [tool(a="List[int]")]) == [Call("f", {"a": [1, 2]})]
+    assert calls == [Call("f", {"a": ["1", 2]})]
+
+
+def test_an_argument_may_be_null_and_no_item_of_one():
+    tools = [tool(a="List[int], optional")]
+    assert find_misfit([Call("f", {"a": None})], tools) is None
+    assert find_misfit([Call("f", {"a": [1, None]})], tools).fault == "type"
 
 
 STRING = {"type": "string"}

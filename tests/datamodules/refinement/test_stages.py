@@ -33,7 +33,7 @@ def test_a_statement_is_saved_as_it_is(scripted, run):
     judge = scripted(response=NO)
     outcome = run(fcdr(replace(ROW, answers="I cannot do that."), Panel([judge])))
     assert outcome.kept and (outcome.example.answers, outcome.example.response) == ("[]", "I cannot do that.")
-    assert judge.stages == ["response"]
+    assert judge.stages == ["response"] and outcome.verdicts[0].fault == ""  # it is none
 
 
 def test_no_call_is_a_statement_that_no_judge_is_asked_about(scripted, run):
@@ -77,6 +77,9 @@ def test_the_schema_is_believed_over_the_judge(scripted, run):
     assert not outcome.kept and verdict.fault == "type"
     assert verdict.reason == "'a' of 'f' is declared 'int' and given '1'"
     assert judge.asked[-1].finding == verdict.reason and verdict.reason in judge.asked[-1].messages[0]["content"]
+    for silent_or_against in ("hm", f"{NO}<fault>function</fault>"):
+        verdict = run(fcdr(row, Panel([scripted(call=silent_or_against)]))).verdicts[-1]
+        assert (verdict.passed, verdict.fault) == (False, "type")
     mended = run(fcdr(row, Panel([scripted(call=[corrected("[f(a=1)]"), "<judge>True</judge>"])])))
     assert mended.kept and mended.example == ROW
 

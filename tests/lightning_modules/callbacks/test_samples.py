@@ -8,7 +8,7 @@ import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from datamodules.example import Example
-from lightning_modules.callbacks.samples import quotation, sample_block
+from lightning_modules.callbacks.samples import SampleTable, quotation, sample_block
 from lightning_modules.rollout.rollout import Rollout
 from rewards import FunctionCallReward
 
@@ -70,3 +70,10 @@ def test_what_was_cut_says_so():
 def test_long_parts_are_cut_before_they_are_escaped_and_hold_no_control_characters():
     assert quotation("a||||", 3) == "> a&#124;…"
     assert quotation("a\x1b[2Jb\r\nc\u202e", 100) == "> a&#92;x1b&#91;2Jb\n> c&#92;u202e"
+
+
+def test_no_more_completions_are_shown_than_asked_for():
+    table = SampleTable(rows=3)
+    for outputs in ([1, 2], [3, 4], [5]):
+        table.on_validation_batch_end(None, None, outputs)
+    assert table.samples == [1, 2, 3]

@@ -1,6 +1,7 @@
 """Checkpoints that are written while the run goes on: whole, of the moment they were asked for, one after the other."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -40,6 +41,19 @@ def test_one_thing_comes_after_the_other_and_nothing_after_what_has_failed():
         background.wait()
     background.wait()  # raised once
     assert done == ["followed", "second"]
+
+
+def test_what_is_being_written_is_read_when_it_is_there(tmp_path, monkeypatch):
+    writer, write = AnyCheckpointIO(asynchronous=True), torch.save
+    state = {"state_dict": {}, "loops": {}, "epoch": 0, "global_step": 1, "pytorch-lightning_version": "2.6.4"}
+
+    def slowly(state, place):
+        time.sleep(0.1)
+        write(state, place)
+
+    monkeypatch.setattr(formats.torch, "save", slowly)
+    writer.save_checkpoint(state, tmp_path / "last.ckpt")
+    assert writer.load_checkpoint(tmp_path / "last.ckpt") == state
 
 
 def test_the_checkpoint_before_is_deleted_once_the_new_one_is_there_and_not_if_it_cannot_be_written(

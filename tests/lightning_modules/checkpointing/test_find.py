@@ -8,7 +8,8 @@ from lightning_modules.checkpointing.find import resolve_checkpoint, step_of
 def test_newest_checkpoint_of_a_run_is_the_one_of_the_last_step(tmp_path):
     folder = tmp_path / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
-    for name, age in [("last-000020.ckpt", 0), ("best-000010.ckpt", 60), ("last-000100.ckpt", -60)]:
+    ages = {"last-000020.ckpt": 0, "best-000010.ckpt": 60, "last-000100.ckpt": -60, "best-000100.ckpt": 90}
+    for name, age in ages.items():
         (folder / name).write_bytes(b"")
         os.utime(folder / name, (1e9 + age, 1e9 + age))
     newest = str(folder / "last-000100.ckpt")  # although another file is younger, as after a copy

@@ -52,6 +52,12 @@ def test_stop_ids_end_a_completion_and_belong_to_it(policy, tiny_model_dir):
     assert {completion.finish_reason for completion in stopped} == {"stop", "length"}
 
 
+def test_the_text_of_a_completion_is_without_the_token_that_ended_it(tiny_tokenizer):
+    ids = tiny_tokenizer("[f()]<|im_end|>")["input_ids"]
+    assert Completion(ids, "stop").text(tiny_tokenizer) == "[f()]"
+    assert Completion(ids[:-1], "length").text(tiny_tokenizer) == "[f()]"
+
+
 def test_stop_ids_default_to_those_of_the_generation_config(policy):
     free = HFGenerator(max_new_tokens=12)(policy, PROMPTS, stop_ids=[])[0][0].token_ids
     config = policy.causal_lm.generation_config
@@ -154,8 +160,9 @@ def test_nothing_to_generate_and_bad_arguments(policy):
         HFGenerator()(policy, [[1], []])
     with pytest.raises(ValueError, match=r"top_p in \(0, 1\], got 0.0 and 0"):
         HFGenerator(top_p=0)
-    with pytest.raises(ValueError, match="temperature must be at least 0"):
-        HFGenerator(temperature=-1.0)
+    for temperature in (-1.0, float("inf")):
+        with pytest.raises(ValueError, match="temperature must be at least 0"):
+            HFGenerator(temperature=temperature)
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         HFGenerator(max_new_tokens=0)
 

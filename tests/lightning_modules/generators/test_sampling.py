@@ -97,6 +97,7 @@ def test_top_p_by_hand_and_as_transformers_does_it():
     logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
     assert keep_top_p(logits, 0.7).isfinite().tolist() == [[False, True, False, True]]
     assert keep_top_p(logits, 1e-9).isfinite().tolist() == [[False, True, False, False]]
+    assert keep_top_p(torch.zeros(1, 4), 0.5).isfinite().sum() == 2  # two of 1/4 reach it, exactly
     logits = torch.randn(30, 100, generator=torch.Generator().manual_seed(0)) * 2
     for top_p in (0.1, 0.5, 0.95):
         assert torch.equal(keep_top_p(logits, top_p), TopPLogitsWarper(top_p)(None, logits))
