@@ -218,15 +218,15 @@ def test_a_server_with_weights_of_its_own_is_not_sampled_from(policy, servers):
     assert count(servers[1]) >= 5
 
 
-@pytest.mark.parametrize(("hangs", "why"), [("generate", "no whole answer within 2 s"), ("all", "no whole answer")])
+@pytest.mark.parametrize(("hangs", "why"), [("generate", "no whole answer within 4 s"), ("all", "no whole answer")])
 def test_a_server_that_hangs_is_lost_after_the_timeout_or_with_its_health(policy, servers, monkeypatch, hangs, why):
     mine = generator(servers)
     mine.sync(policy)
     if hangs == "all":
         monkeypatch.setattr(server_requests, "WATCH", 0.2)
-        monkeypatch.setattr(server_requests, "HEALTH_TIMEOUT", 0.5)
+        monkeypatch.setattr(server_requests, "HEALTH_TIMEOUT", 2.0)  # the other answers from a busy thread
     else:
-        mine.servers.timeout = 2.0
+        mine.servers.timeout = 4.0
     servers[0].hangs = hangs
     with pytest.warns(UserWarning, match=f"{servers[0].url} is lost: {why}"):
         completions = mine(policy, PROMPTS, stop_ids=[])
