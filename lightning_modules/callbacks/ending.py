@@ -27,12 +27,13 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     best = next((callback for callback in callbacks if callback.monitor and callback.best_model_path), None)
     last = next((callback.best_model_path for callback in callbacks if not callback.monitor), "")
-    rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
-    if not has_checkpoint(Path(log_dir)):
+    if has_checkpoint(Path(log_dir)):
+        rows = {"steps": f"{trainer.global_step:,} in {seconds:,.0f} s"}
+    elif trainer.ckpt_path:
         limits = "trainer.max_steps, max_epochs and max_time (over all its runs)"
-        rows["steps"] = "none: trainer.max_time, or a callback, has ended the run before the first"
-        if trainer.ckpt_path:
-            rows["steps"] = f"none: {trainer.ckpt_path} has taken all that {limits} ask for"
+        rows = {"steps": f"none: {trainer.ckpt_path} has taken all that {limits} ask for"}
+    else:
+        rows = {"steps": "none: trainer.max_time, or a callback, has ended the run before the first"}
     if best is not None:
         score = f"{best.monitor} {float(best.best_model_score):.4f}"
         gone = "" if Path(best.best_model_path).exists() else ", which is no longer there"

@@ -139,7 +139,7 @@ def _fitting(source: str, place: str, options: dict[str, Any]) -> PreTrainedMode
     with _in_a_sentence(source, options, place):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
-            config=AutoConfig.from_pretrained(source, trust_remote_code=False),  # else its own kernel would win
+            config=_config(source),  # else its own kernel would win
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -206,8 +206,11 @@ def _computing_in(source: str, model: PreTrainedModel, options: dict[str, Any]) 
 
 
 def _of_config(source: str, options: dict[str, Any]) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return AutoModelForCausalLM.from_config(_config(source), trust_remote_code=False, **options)
+
+
+def _config(source: str) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def weight_folder(source: str) -> str:
