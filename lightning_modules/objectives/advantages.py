@@ -18,15 +18,17 @@ ENTROPY_LEVELS = get_args(EntropyLevel)
 
 
 class BonusParts(NamedTuple):
-    """The entropy bonus of each advantage and the terms of its minimum; all of the shape of the advantages.
+    """The shaped advantages, the entropy bonus in them and the terms of its minimum; all of the advantages' shape.
 
     Attributes:
+        shaped: A + bonus, what the policy learns from.
         bonus: The smaller of the two terms below.
         raw: lambda E, before the cap.
         cap: |A| / alpha.
         capped: Whether the cap is the smaller one, bool; never where A is 0, whose cap says nothing.
     """
 
+    shaped: Tensor
     bonus: Tensor
     raw: Tensor
     cap: Tensor
@@ -35,7 +37,7 @@ class BonusParts(NamedTuple):
 
 @dataclass(frozen=True)
 class EntropyBonus:
-    """EGPO's entropy bonus: its settings, and when called the bonus of advantages and entropies.
+    """EGPO's entropy bonus: its settings, and when called the advantages that it shapes.
 
     Attributes:
         scale: lambda; 0 is plain GRPO.
@@ -60,7 +62,7 @@ class EntropyBonus:
             )
 
     def __call__(self, advantages: Tensor, entropy: Tensor) -> BonusParts:
-        """What is added to advantages [M] by entropies [M], in nats: see `entropy_bonus`."""
+        """Advantages [M] shaped by entropies [M], in nats: see `entropy_bonus`."""
         return entropy_bonus(advantages, entropy, self.scale, self.divisor)
 
     def described(self) -> str:
@@ -122,7 +124,7 @@ def zero_std_groups(rewards: Tensor, valid: Tensor) -> Tensor:
 def entropy_bonus(
     advantages: Tensor, cot_entropy: Tensor, entropy_scale: float = 0.4, clip_divisor: float = 2.0
 ) -> BonusParts:
-    """min(entropy_scale * E, |A| / clip_divisor), the second term of equation 5 of arXiv 2508.05118, and its parts.
+    """A + min(entropy_scale * E, |A| / clip_divisor), equation 5 of arXiv 2508.05118, and the parts of it.
 
     Args:
         advantages: A, of any shape.
@@ -132,7 +134,7 @@ def entropy_bonus(
         clip_divisor: alpha, greater than 1.
 
     Returns:
-        The bonus and its parts.
+        The shaped advantages and their parts.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -146,7 +148,9 @@ def entropy_bonus(
     if entropy_scale == 0:
         raw = torch.zeros_like(advantages)
     cap = advantages.abs() / clip_divisor
-    return BonusParts(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
+    bonus = torch.minimum(raw, cap)
+    shaped = advantages if entropy_scale == 0 else advantages + bonus  # adding 0 would turn -0.0 into 0.0
+    return BonusParts(shaped, bonus, raw, cap, (advantages != 0) & (raw > cap))
 
 
 def entropy_shaped_advantages(
@@ -170,8 +174,7 @@ def entropy_shaped_advantages(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    bonus = entropy_bonus(advantages, cot_entropy, entropy_scale, clip_divisor).bonus
-    return advantages if entropy_scale == 0 else advantages + bonus  # adding 0 would turn -0.0 into 0.0
+    return entropy_bonus(advantages, cot_entropy, entropy_scale, clip_divisor).shaped
 
 
 def mean_cot_entropy(entropy: Tensor, cot: Tensor, samples: Tensor, rollouts: int) -> Tensor:

@@ -138,9 +138,9 @@ def compare(
         entropy_bonus: With lambda and alpha.
     """
     plain = group_advantages(torch.tensor([scores], dtype=torch.float64), advantage_scale).flatten()
-    bonus = entropy_bonus(plain, level)
-    columns = {"advantage": plain, "bonus": bonus.bonus, "raw_bonus": bonus.raw, "cap": bonus.cap}
-    return columns | {"capped": bonus.capped, "shaped": plain + bonus.bonus}
+    parts = entropy_bonus(plain, level)
+    columns = {"advantage": plain, "bonus": parts.bonus, "raw_bonus": parts.raw, "cap": parts.cap}
+    return columns | {"capped": parts.capped, "shaped": parts.shaped}
 
 
 def shown_tokens(

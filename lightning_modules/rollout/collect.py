@@ -125,9 +125,9 @@ def set_advantages(
         if by_token:
             plain, known = plain[doc_ids], known[doc_ids]  # [N]
             level = shaping_entropy(entropy, cot, doc_ids, rollouts, bonus.level)
-        added = bonus(plain, level)
-        shaped = plain + added.bonus
-        sums |= bonus_sums(plain[known], BonusParts(*(part[known] for part in added)))
+        parts = bonus(plain, level)
+        shaped = parts.shaped
+        sums |= bonus_sums(plain[known], BonusParts(*(part[known] for part in parts)))
     more, peaks = moments("advantage", shaped[known])
     buffer.advantages = shaped if by_token else shaped[doc_ids]
     return sums | more, peaks

@@ -314,7 +314,7 @@ def test_entropy_scale_zero_is_plain_grpo_bit_for_bit(tiny_model_dir, tiny_token
     options = {"inner_epochs": inner_epochs, "micro_batch_tokens": 90}
     egpo = make(tiny_model_dir, tiny_tokenizer, entropy_bonus=NO_BONUS, **options)
     fit(egpo, steps=2)
-    nothing = lambda advantages, *_: BonusParts(*[torch.zeros_like(advantages)] * 4)  # noqa: E731
+    nothing = lambda advantages, *_: BonusParts(advantages, *[torch.zeros_like(advantages)] * 4)  # noqa: E731
     monkeypatch.setattr(advantages, "entropy_bonus", nothing)
     grpo = make(tiny_model_dir, tiny_tokenizer, entropy_bonus=EntropyBonus(scale=0.4), **options)
     fit(grpo, steps=2)

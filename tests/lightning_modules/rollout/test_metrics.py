@@ -90,7 +90,8 @@ def test_a_cap_of_one_s_own_moves_advantages_and_metrics_alike(monkeypatch):
     def halved(advantages, entropy, *_):  # a cap of |A| / 4 where the equation has |A| / 2
         cap = advantages.abs() / 4
         raw = 0.4 * entropy
-        return BonusParts(torch.minimum(raw, cap), raw, cap, (advantages != 0) & (raw > cap))
+        bonus = torch.minimum(raw, cap)
+        return BonusParts(advantages + bonus, bonus, raw, cap, (advantages != 0) & (raw > cap))
 
     monkeypatch.setattr("lightning_modules.objectives.advantages.entropy_bonus", halved)
     # 0.4 E = 0.3 and 0.8 against 0.25: both are held back, of the paper's 0.5 only the second.
