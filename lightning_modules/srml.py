@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datamodules.packing import CALL, COT, IGNORED, PROMPT, PackedBatch
+from datamodules.packing import CALL, COT, IGNORED, PackedBatch
 from datamodules.sft import XLAMSFTDataModule
 from datamodules.system.arguments import declared
 from lightning_modules.base import FunctionCallingModule, check_numbers
 from lightning_modules.checkpointing.resume import unbroken
 from lightning_modules.metrics import SEGMENT_SUMS, TargetLoss, segment_metrics
 from lightning_modules.objectives import Totals, multiscale_loss
+from lightning_modules.ranks import over_ranks
 
 
 @declared
@@ -98,23 +99,24 @@ class SRMLModule(FunctionCallingModule):
     def training_step(self, batch: list[PackedBatch], batch_idx: int) -> None:
         """Take one optimizer step over this rank's micro-batches of a global batch, and log its metrics."""
         start = time.perf_counter()
-        weight = None if self.balance == "sft" else float(torch.as_tensor(self.alpha(), dtype=torch.float64).detach())
+        alpha = self.alpha()
+        weight = alpha.item() if isinstance(alpha, Tensor) else alpha  # before the step changes it
         totals, rounds = self.count(batch)
         parts = self.accumulate(batch, rounds, lambda micro: self.loss(micro, totals))
-        sums = sum(torch.stack([part[name].double() for name in SEGMENT_SUMS]) for part in parts)
         if self.balance == "learnable":
             gradient = self.trainer.strategy.reduce(self.alpha_logit.grad, reduce_op="sum")
             self.alpha_logit.grad = gradient / self.trainer.world_size
         norm = self.clip_gradients()
         metrics = {"train/grad_norm": norm, "train/lr": self.optimizers().param_groups[0]["lr"]}
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        metrics |= segment_metrics(dict(zip(SEGMENT_SUMS, sums, strict=True)), weight)
+        mine = {name: sum(float(part[name]) for part in parts) for name in SEGMENT_SUMS}
+        sums, _ = over_ranks(mine, {}, self.device)
+        metrics |= segment_metrics(sums, weight)
         with unbroken():
             self.step_optimizer()
             if self.balance == "learnable":
                 with torch.no_grad():
                     self.alpha_logit.clamp_(*map(_logit, self.alpha_bounds))
-        metrics |= self.speed(start, sums[SEGMENT_SUMS.index("tokens")], totals.samples)
+        metrics |= self.speed(start, sums["tokens"], totals.samples)
         self.log_metrics(metrics, shown="train/loss")
 
     def loss(self, micro: PackedBatch, totals: Totals) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,17 +144,20 @@ class SRMLModule(FunctionCallingModule):
         Raises:
             ValueError: If no rank has a supervised token in this step.
         """
-        counts = torch.zeros(6, dtype=torch.float64, device=self.device)
+        mine = dict.fromkeys(Totals._fields, 0.0)
         for micro in batch:
             segments, samples = micro["segments"], micro["doc_ids"]
-            masks = (segments != PROMPT, segments == COT, segments == CALL)
-            documents, with_cot, with_call = (samples[mask].unique().numel() for mask in masks)
-            counts += counts.new_tensor([documents, masks[1].sum(), masks[2].sum(), with_cot, with_call, 1])
-        every_rank = self.all_gather(counts).view(-1, 6)
-        totals = Totals(*every_rank[:, :5].sum(0).tolist())
+            cot, call = segments == COT, segments == CALL
+            mine["samples"] += samples[cot | call].unique().numel()
+            mine["samples_cot"] += samples[cot].unique().numel()
+            mine["samples_call"] += samples[call].unique().numel()
+            mine["cot"] += float(cot.sum())
+            mine["call"] += float(call.sum())
+        sums, most = over_ranks(mine, {"micros": len(batch)}, self.device)
+        totals = Totals(**sums)
         if totals.samples == 0:
             raise ValueError(f"No token of step {self.global_step} is supervised: look at the rows of data.path.")
-        return totals, int(every_rank[:, 5].max())
+        return totals, int(most["micros"])
 
     def check_checkpoint(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
         """Refuse the checkpoint of another model or module; that of `GRPOModule` holds its rollouts.
