@@ -17,6 +17,7 @@ from lightning_modules.generators.casting import cast_once
 from lightning_modules.generators.decoding import Row, decode
 from lightning_modules.generators.padding import GenerationMode, decodes, exactly, find_mode
 from lightning_modules.generators.sampling import GumbelMax, row_key, sample
+from lightning_modules.policy.dropout import evaluating
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.torch_compile import uncompiled
 
@@ -130,7 +131,8 @@ class HFGenerator:
         for batch in self._batches(rows, mode.padded):
             prompts, keys = [row.prompt for row in batch], [row.key for row in batch]
             answers = self._generate(policy, prompts, keys, stop, temperature, top_p, mode.cached)
-            for row, row.ids in zip(batch, answers, strict=True):
+            for row, ids in zip(batch, answers, strict=True):
+                row.ids = ids
                 yield row
 
     def _mode(self, model: PreTrainedModel) -> GenerationMode | None:
@@ -209,13 +211,10 @@ def _choose(logits: Tensor, rows: list[Row], temperature: float, top_p: float) -
 @contextmanager
 def _generating(policy: ScoredCausalLM) -> Iterator[None]:
     """Eval mode, no gradients, nothing compiled or of the model's own generation settings; put back afterwards."""
-    model, modes = policy.causal_lm, [(module, module.training) for module in policy.modules()]
+    model = policy.causal_lm
     config, model.generation_config = model.generation_config, GenerationConfig()
-    policy.eval()  # checkpointed blocks then neither recompute nor refuse the cache
     try:
-        with torch.no_grad(), uncompiled(model):
+        with evaluating(policy), torch.no_grad(), uncompiled(model):  # so checkpointed blocks do not refuse the cache
             yield
     finally:
         model.generation_config = config
-        for module, training in modes:
-            module.training = training

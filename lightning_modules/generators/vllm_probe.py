@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from lightning_modules.policy.dropout import evaluating
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.policy.probe import rounding
 from lightning_modules.policy.unshard import computing_device
@@ -21,14 +22,11 @@ def probe_ids(policy: ScoredCausalLM) -> list[int]:
 def probe_scores(policy: ScoredCausalLM) -> Tensor:
     """The policy's log-probability of each id of the probe but the first, float32, on the CPU."""
     device = computing_device(policy)
-    modes = [(module, module.training) for module in policy.modules()]
-    policy.eval()
-    # The engine computes in the dtype of its weights. FSDP2 keeps what it gathers: not as tensors of inference.
-    with torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+    plain = torch.autocast(device.type, enabled=False)  # the engine computes in the dtype of its weights
+    # FSDP2 keeps what it gathers: not as tensors of inference.
+    with evaluating(policy), plain, torch.inference_mode(False), torch.no_grad():
         ids = torch.tensor([probe_ids(policy)], device=device)
         scored = policy(ids[:, :-1], torch.arange(ids.shape[1] - 1, device=device)[None], ids[:, 1:])
-    for module, training in modes:
-        module.training = training
     if isinstance(policy, FSDPModule):
         policy.reshard()  # what the forward pass leaves whole: embedding and head
     return scored.logprobs.float().cpu()

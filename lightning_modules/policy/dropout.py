@@ -1,6 +1,21 @@
-"""Training without dropout: an update of reinforcement learning scores tokens as they were scored when sampled."""
+"""A policy without dropout: in eval mode for a while, or in updates, which score tokens as when they were sampled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Context in eval mode; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def disable_dropout(policy: nn.Module) -> None:

@@ -18,6 +18,7 @@ from lightning_modules.objectives import (
     shaping_entropy,
 )
 from lightning_modules.objectives.advantages import BonusParts
+from lightning_modules.policy.dropout import evaluating
 from lightning_modules.policy.model import ScoredCausalLM
 from lightning_modules.ranks import over_ranks
 from lightning_modules.rollout.batching import cot_mask
@@ -80,17 +81,15 @@ def score_tokens(
     """
     nothing = torch.zeros(0, dtype=torch.float32)
     places, logprobs, entropies = [nothing.long()], [nothing], [nothing]
-    training = model.training
-    model.eval()  # without dropout, as when the tokens were sampled
-    for i in range(rounds):
-        micro = {name: x.to(device) for name, x in micros[i].items()} if i < len(micros) else idle_batch(device)
-        scored = model(micro["input_ids"], micro["position_ids"], micro["targets"], temperature, entropy)
-        if i < len(micros):
-            places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
-            logprobs.append(scored.logprobs.cpu())
-            if entropy:
-                entropies.append(scored.entropy.cpu())
-    model.train(training)
+    with evaluating(model):  # without dropout, as when the tokens were sampled
+        for i in range(rounds):
+            micro = {name: x.to(device) for name, x in micros[i].items()} if i < len(micros) else idle_batch(device)
+            scored = model(micro["input_ids"], micro["position_ids"], micro["targets"], temperature, entropy)
+            if i < len(micros):
+                places.append(micro["tokens"][micro["targets"] != IGNORED].cpu())
+                logprobs.append(scored.logprobs.cpu())
+                if entropy:
+                    entropies.append(scored.entropy.cpu())
     order = torch.cat(places).argsort()
     return torch.cat(logprobs)[order], torch.cat(entropies)[order] if entropy else None
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_modules.policy.dropout import disable_dropout
+from lightning_modules.policy.dropout import disable_dropout, evaluating
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.policy.model import ScoredCausalLM, build_policy
 
@@ -54,3 +54,12 @@ def test_adapters_drop_nothing_either(tiny_model_dir):
     assert not torch.allclose(scores(policy.train()), want)
     disable_dropout(policy)
     assert torch.equal(scores(policy), want)
+
+
+def test_each_module_is_in_its_own_mode_again_after_an_evaluation_even_one_that_fails():
+    policy = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout()).train()
+    policy[1].eval()
+    with pytest.raises(RuntimeError), evaluating(policy):
+        assert not any(module.training for module in policy.modules())
+        raise RuntimeError
+    assert [module.training for module in policy.modules()] == [True, True, False]
