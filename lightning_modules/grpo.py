@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -260,14 +259,20 @@ class GRPOModule(FunctionCallingModule):
 
     def generate_ahead(self, prompts: list[list[int]], names: list[str]) -> list[list[Completion]]:
         """The completions of this batch, sampled ahead unless it is the first; starts to sample those of the next."""
-        step, sampling = self.global_step + self.repeats, self.sampling
-        settings = (sampling.group_size, self.stop_ids, sampling.temperature, sampling.top_p)
+        sampling, step = self.sampling, self.global_step + self.repeats
         # From the weights of the sync just made, without a collective: other ranks may have all of theirs.
-        completions = self.ahead.take(names, sampling.group_size) or self.generator.sample(prompts, names, *settings)
+        sample = partial(
+            self.generator.sample,
+            n=sampling.group_size,
+            stop_ids=self.stop_ids,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+        completions = self.ahead.take(names, sampling.group_size) or sample(prompts, names)
         if step < self.trainer.estimated_stepping_batches:
             batch = self.trainer.train_dataloader.following()
             names = [f"{step}/{example.id}" for example in batch.examples]
-            self.ahead.start(names, partial(self.generator.sample, batch.prompt_ids, names, *settings))
+            self.ahead.start(names, partial(sample, batch.prompt_ids, names))
         return completions
 
     def on_validation_start(self) -> None:
@@ -308,7 +313,7 @@ class GRPOModule(FunctionCallingModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; in training those that rollouts log as well get the prefix `val/`."""
-        prefix = "val/" if self.trainer.state.fn == TrainerFn.FITTING else ""
+        prefix = "val/" if self.fitting else ""
         metrics = self.evaluated().items()
         self.log_metrics({n if n.startswith(("tool/", "val/")) else prefix + n: v for n, v in metrics})
 
@@ -350,9 +355,17 @@ class GRPOModule(FunctionCallingModule):
         data = self.data
         if not isinstance(data, XLAMPromptDataModule):
             return {}
-        steps, ranks = int(self.trainer.estimated_stepping_batches), self.trainer.world_size
-        sizes = (self.mini_batches, self.inner_epochs, self.micro_batch_tokens, steps, ranks)
-        return size_rows(data, self.generator, self.sampling, *sizes) | {
+        sizes = size_rows(
+            data,
+            self.generator,
+            self.sampling,
+            self.mini_batches,
+            self.inner_epochs,
+            self.micro_batch_tokens,
+            steps=int(self.trainer.estimated_stepping_batches),
+            ranks=self.trainer.world_size,
+        )
+        return sizes | {
             "rows": self.rows_of_documents() + (SHARED if self.shares_prefixes else ""),
             "validation": f"{len(data.val_indices):,} prompts, {data.hparams.eval_batch_size:,} at a time over all "
             "ranks",

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -100,8 +99,8 @@ class ReshardableCheckpoints:
             FileNotFoundError: If a part of it is missing.
         """
         path = Path(self.broadcast(checkpoint_path))
-        module, fitting = self.lightning_module, self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        optimizers = self.optimizers if fitting else []
+        module = self.lightning_module
+        optimizers = self.optimizers if module.fitting else []
         if is_folder_of_shards(path):
             check_shards(path)
             rest = load_file(path / REST)

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -135,8 +134,7 @@ def entropies(
     micros = buffer.pack(SCORED_TOGETHER, packed=False)
     with _one_at_a_time:
         _, entropy = score_tokens(policy, micros, len(micros), policy.causal_lm.device, temperature or 1.0, True)
-    inside = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-    return buffer, entropy, mean_cot_entropy(entropy, inside, buffer.doc_ids, len(rollouts))
+    return buffer, entropy, mean_cot_entropy(entropy, buffer.in_cot, buffer.doc_ids, len(rollouts))
 
 
 def misfit_of(rollout: Rollout) -> str | None:

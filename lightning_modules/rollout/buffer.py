@@ -48,13 +48,18 @@ class RolloutBuffer:
         lengths = torch.tensor([len(ids) for ids in self.completions], dtype=torch.long)
         return torch.arange(len(lengths)).repeat_interleave(lengths)
 
+    @property
+    def in_cot(self) -> Tensor:
+        """Whether each token lies between the think tags, [N], bool."""
+        return torch.tensor([inside for mask in self.cot for inside in mask], dtype=torch.bool)
+
+    def per_rollout(self, values: Tensor) -> Tensor:
+        """The sum of values [N] over each rollout's tokens, [R]."""
+        return values.new_zeros(len(self.completions)).index_add(0, self.doc_ids, values)
+
     def rollout_advantages(self) -> Tensor:
         """The mean over each rollout's tokens, [R]; with one advantage per rollout, that one."""
-        sums, counts = (
-            self.advantages.new_zeros(len(self.completions)).index_add(0, self.doc_ids, values)
-            for values in (self.advantages, torch.ones_like(self.advantages))
-        )
-        return sums / counts.clamp(min=1)
+        return self.per_rollout(self.advantages) / self.per_rollout(torch.ones_like(self.advantages)).clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists and tensors, which `weights_only` loads; `from_state` undoes it."""

@@ -117,13 +117,12 @@ def set_advantages(
     plain, known = group_advantages(rewards, scale, valid).flatten(), valid.flatten()  # [R]
     shaped, sums = plain, Sums()
     if entropy is not None:
-        cot = torch.tensor([inside for mask in buffer.cot for inside in mask], dtype=torch.bool)
-        level = mean_cot_entropy(entropy, cot, doc_ids, rollouts)  # [R]
+        level = mean_cot_entropy(entropy, buffer.in_cot, doc_ids, rollouts)  # [R]
         thinking = torch.tensor([any(mask) for mask in buffer.cot], dtype=torch.bool)  # others count 0 for the bonus
         sums = moments("entropy", level[known & thinking])[0]
         if by_token:
             plain, known = plain[doc_ids], known[doc_ids]  # [N]
-            level = shaping_entropy(entropy, cot, doc_ids, rollouts, bonus.level)
+            level = shaping_entropy(entropy, buffer.in_cot, doc_ids, rollouts, bonus.level)
         parts = bonus(plain, level)
         shaped = parts.shaped
         sums |= bonus_sums(plain[known], BonusParts(*(part[known] for part in parts)))

@@ -17,7 +17,7 @@ def moving(buffer: RolloutBuffer, chosen: list[int], loss: PolicyLoss) -> tuple[
     """
     if loss.kl_coef > 0 or type(loss) is not PolicyLoss:
         return chosen, []
-    sizes = buffer.advantages.new_zeros(len(buffer.completions)).index_add(0, buffer.doc_ids, buffer.advantages.abs())
+    sizes = buffer.per_rollout(buffer.advantages.abs())
     return [i for i in chosen if sizes[i] != 0], [i for i in chosen if sizes[i] == 0]
 
 
