@@ -3,6 +3,7 @@
 import gc
 import time
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -137,14 +138,10 @@ class Measured(Callback):
         self.ends.append(time.perf_counter())
         if len(self.ends) == STEPS + 1:
             self.profiler.__exit__(None, None, None)
-            order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
-            rows = sorted(self.profiler.key_averages(), key=lambda row: -getattr(row, order.replace("cuda", "device")))
-            total = sum(getattr(row, order.replace("cuda", "device")) for row in rows)
-            self.values["profile, ms"] = {
-                row.key[:70]: [round(getattr(row, order.replace("cuda", "device")) / 1e3, 1), row.count]
-                for row in rows[:14]
-            }
-            self.values["all kernels, ms"] = total / 1e3
+            spent = attrgetter("self_device_time_total" if gpu else "self_cpu_time_total")
+            rows = sorted(self.profiler.key_averages(), key=spent, reverse=True)
+            self.values["profile, ms"] = {row.key[:70]: [round(spent(row) / 1e3, 1), row.count] for row in rows[:14]}
+            self.values["all kernels, ms"] = sum(map(spent, rows)) / 1e3
             if gpu:
                 peak = torch.cuda.max_memory_allocated() / 2**30
                 self.values |= {"peak, GiB": peak, "estimate / peak": self.values["estimate, GiB"] / peak}

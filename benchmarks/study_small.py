@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from benchmarks.study import Place, Run
-from benchmarks.study_real import STILL, read_metrics, rl_metrics, sft_metrics, weights
+from benchmarks.study_real import STILL, funreason, read_metrics, rl_metrics, sft_metrics, weights
 from benchmarks.study_small_rows import ROWS, made_rows, spoiled
 from datamodules.packing import CALL
 from datamodules.refinement import cli as refinement
@@ -25,7 +25,6 @@ from datamodules.refinement import rounds
 from datamodules.system.files import remove
 from datamodules.toolbox.pretraining import PretrainingDataModule, make_document
 from datamodules.xlam import write_jsonl
-from lightning_modules.commands.main import run as funreason
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "assets/tiny-base"

@@ -238,6 +238,17 @@ class FunReasonCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, LookupError, RuntimeError, ImportError) as error:  # about what it was given
             raise ValueError(f"trainer: {error}") from error
+        self._check_trainer(trainer)
+        self._place(trainer, config["default_root_dir"], ours)
+        if self.subcommand in ("validate", "test"):
+            trainer.step_of_model = step_of(self._get(self.config_init, "ckpt_path") or self.model.init_from)
+        trainer.fit_anyway = bool(self._get(self.config_init, "fit_anyway"))
+        last = self._get(self.config_init, "last_checkpoint")
+        trainer.strategy.checkpoint_io = AnyCheckpointIO(last.fsync, last.asynchronous)
+        return trainer
+
+    def _check_trainer(self, trainer: Trainer) -> None:
+        """Refuse a trainer that this run cannot have, or a place of its checkpoints."""
         check_processes(trainer)
         check_alone(trainer)
         check_shards_by_model(trainer.strategy)
@@ -246,22 +257,18 @@ class FunReasonCLI(LightningCLI):
                 local_root(callback.dirpath, f"dirpath of {type(callback).__name__}")
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
+
+    def _place(self, trainer: Trainer, root: str, ours: bool) -> None:
+        """Give the run its folder under the root, and our logger, which knows it, the logging if that is `ours`."""
         runs = self.starts and self.subcommand is not None and not trainer.fast_dev_run and trainer.is_global_zero
         kind = f"{self.model.method}-{self.subcommand or 'fit'}"
-        root = config["default_root_dir"]
         place = RunLogger(root, name="", version=new_folder(Path(root), kind, runs), default_hp_metric=False)
-        if self.subcommand in ("validate", "test"):
-            trainer.step_of_model = step_of(self._get(self.config_init, "ckpt_path") or self.model.init_from)
         if ours and not trainer.fast_dev_run:
             trainer.loggers = [place]
         elif not ours:
             for callback in trainer.checkpoint_callbacks:
                 callback.dirpath = callback.dirpath or os.path.join(place.log_dir, "checkpoints")
         trainer.place = place
-        trainer.fit_anyway = bool(self._get(self.config_init, "fit_anyway"))
-        last = self._get(self.config_init, "last_checkpoint")
-        trainer.strategy.checkpoint_io = AnyCheckpointIO(last.fsync, last.asynchronous)
-        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command, if its model can be; blame a checkpoint for what fails while a run is put back to it."""

@@ -263,7 +263,8 @@ class EvaluationModule(LightningModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Rollout]:
         """Generate for and score one batch of prompts, and score its references; callbacks receive the rollouts."""
         if self.trainer.sanity_checking:
-            batch = batch.first(len(range(self.global_rank, SANITY_ROWS, self.trainer.world_size)))
+            mine = range(self.global_rank, SANITY_ROWS, self.trainer.world_size)  # as rows are dealt to ranks
+            batch = batch.first(len(mine))
         if batch.documents is not None:
             self.score_references(batch.documents)
         return self.evaluate_prompts(batch)

@@ -38,7 +38,7 @@ def bfcl_table(
         samples: Answers per row.
     """
     lines = [
-        f"BFCL v{package.version} (bfcl-eval {package.release}), {model}, {samples} sample{'s'[: samples > 1]} a row"
+        f"BFCL v{package.version} (bfcl-eval {package.release}), {model}, {samples} sample{'s' * (samples > 1)} a row"
     ]
     lines += [f"{'':<48}{'accuracy':>16}{'rows':>20}"]
     partial = False

@@ -125,8 +125,8 @@ def over_more_gpus(trainer: Trainer, generator: VLLMGenerator, plan: Plan, avail
     prompt = longest_prompt(trainer.datamodule)
     for gpus in (2, 4, 8):
         engine = engine_bytes(plan, generator, prompt, gpus, available)
-        enough = engine <= share_of(generator, available) or generator.options["kv_cache_memory_bytes"] is not None
-        if enough and engine < plan.engine and trainer.num_devices % gpus == 0:
+        starts = engine <= share_of(generator, available) or generator.options["kv_cache_memory_bytes"] is not None
+        if starts and engine < plan.engine and trainer.num_devices % gpus == 0:
             return {f"model.generator.tensor_parallel_size {gpus}": replace(plan, engine=engine)}
     return {}
 

@@ -46,7 +46,7 @@ def step_of(model: str) -> int:
     run = path.parent if path.name == "hf" else path
     alone = path.suffix == ".ckpt" or (path.name.startswith("hf-") and path.is_dir())
     named = [path] if alone else run.glob("checkpoints/*.ckpt")
-    return max(0, 0, *map(_step, named))
+    return max([0, *map(_step, named)])
 
 
 def _step(checkpoint: Path) -> int:

@@ -77,7 +77,8 @@ def read_old_keys(words: Sequence[str]) -> list[str]:
                 root = entries(root, *way[:-1])[way[-1]] if way else root
                 value = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
         elif value in MOVED:
-            told[value] = value = MOVED[value]
+            told[value] = MOVED[value]
+            value = MOVED[value]
         elif (key := OF_MODEL.fullmatch(option)) and (name := new_name(kind, key[2], value or "")):
             option = f"--model.{key[1] or ''}{name}"
             told[f"model.{key[2]}"] = f"model.{name}"
@@ -164,7 +165,8 @@ def rename_moved(root: yaml.Node) -> dict[str, str]:
     renamed = dict[str, str]()
     for node in nodes_in(root):
         if isinstance(node, yaml.ScalarNode) and node.value in MOVED:
-            renamed[node.value] = node.value = MOVED[node.value]
+            renamed[node.value] = MOVED[node.value]
+            node.value = MOVED[node.value]
     return renamed
 
 

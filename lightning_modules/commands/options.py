@@ -24,11 +24,12 @@ def help_on(words: Sequence[str], roots: Mapping[str, type]) -> str | None:
     Returns:
         The text; None where nothing is asked for that is known here.
     """
-    asked = next(((found, after) for word, after in pairwise([*words, "-"]) if (found := HELP.fullmatch(word))), None)
-    if asked is None:
+    asked = [(*found.groups(), after) for word, after in pairwise([*words, "-"]) if (found := HELP.fullmatch(word))]
+    if not asked:
         return None
-    names = [name for name in asked[0][1].split(".") if name and name != "init_args"]
-    wanted = asked[0][2] or ("" if asked[1].startswith("-") else asked[1])
+    path, given, after = asked[0]
+    names = [name for name in path.split(".") if name and name != "init_args"]
+    wanted = given or ("" if after.startswith("-") else after)
     if names[0] not in roots:
         return None
     chosen = {}  # class by group of settings: --model=CLASS or --model CLASS

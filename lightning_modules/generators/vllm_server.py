@@ -131,7 +131,9 @@ class VLLMServerGenerator:
         """
         stop = config_stop_ids(policy) if stop_ids is None else stop_ids
         behind = self.synced is None or not torch.equal(self.synced.scores, probe_scores(policy))
-        if any(of_every_rank(behind)) if is_sharded(policy) else behind:
+        if is_sharded(policy):  # every rank has called this, to score the probe
+            behind = any(of_every_rank(behind))
+        if behind:
             self.sync(policy)
         return self.sample(prompts, names, n, stop, temperature, top_p)
 
