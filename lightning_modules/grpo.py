@@ -239,7 +239,7 @@ class GRPOModule(FunctionCallingModule):
             policy = self.generating_policy()
             self.generator.sync(policy)
         ranks = self.trainer.world_size
-        generate = partial(self.sampling, self.generator, policy, self.stop_ids)
+        generate = partial(self.generator, policy, stop_ids=self.stop_ids, **self.sampling.options())
         penalty = partial(self.overlong, max_length=self.generator.max_new_tokens)
         sample = partial(
             sample_groups,
@@ -250,7 +250,6 @@ class GRPOModule(FunctionCallingModule):
             max_error_share=self.rewards.max_error_share,
             step=self.global_step,
             ranks=ranks,
-            on_any_rank=partial(self.trainer.strategy.reduce_boolean_decision, all=False),
             clock=clock,
         )
         drawn = draw_groups(batch, self.dynamic_sampling.max_draws, sample, self.global_rank, ranks)
@@ -259,16 +258,10 @@ class GRPOModule(FunctionCallingModule):
 
     def generate_ahead(self, prompts: list[list[int]], names: list[str]) -> list[list[Completion]]:
         """The completions of this batch, sampled ahead unless it is the first; starts to sample those of the next."""
-        sampling, step = self.sampling, self.global_step + self.repeats
+        step = self.global_step + self.repeats
         # From the weights of the sync just made, without a collective: other ranks may have all of theirs.
-        sample = partial(
-            self.generator.sample,
-            n=sampling.group_size,
-            stop_ids=self.stop_ids,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-        )
-        completions = self.ahead.take(names, sampling.group_size) or sample(prompts, names)
+        sample = partial(self.generator.sample, stop_ids=self.stop_ids, **self.sampling.options())
+        completions = self.ahead.take(names, self.sampling.group_size) or sample(prompts, names)
         if step < self.trainer.estimated_stepping_batches:
             batch = self.trainer.train_dataloader.following()
             names = [f"{step}/{example.id}" for example in batch.examples]

@@ -1,13 +1,14 @@
 """Sampling groups of rollouts for a batch of prompts, and again where all rewards of a group are equal."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from datamodules.loading import PromptBatch
 from datamodules.system.arguments import declared
-from lightning_modules.generators.base import Completion, Generator
-from lightning_modules.policy.model import ScoredCausalLM
+from lightning_modules.generators.base import Completion
+from lightning_modules.ranks import of_every_rank
 from lightning_modules.rollout.groups import Group, all_equal, check_errors
 from lightning_modules.rollout.metrics import Sums, timed
 
@@ -46,24 +47,9 @@ class Sampling:
                 f"{self.temperature} and {self.top_p}."
             )
 
-    def __call__(
-        self,
-        generator: Generator,
-        policy: ScoredCausalLM,
-        stop_ids: Collection[int],
-        prompts: Sequence[Sequence[int]],
-        names: Sequence[str],
-    ) -> list[list[Completion]]:
-        """A group of completions for each prompt, whose random numbers derive from the names; see `Generator`."""
-        return generator(
-            policy,
-            prompts,
-            names,
-            n=self.group_size,
-            stop_ids=stop_ids,
-            temperature=self.temperature,
-            top_p=self.top_p,
-        )
+    def options(self) -> dict[str, Any]:
+        """Arguments of a `Generator` that samples the groups."""
+        return {"n": self.group_size, "temperature": self.temperature, "top_p": self.top_p}
 
 
 def sample_groups(
@@ -76,7 +62,6 @@ def sample_groups(
     max_error_share: float,
     step: int,
     ranks: int,
-    on_any_rank: Callable[[bool], bool],
     clock: dict[str, float],
 ) -> tuple[list[Group], Sums]:
     """Sample and score a group for each prompt; again, up to `max_resample` times, where all rewards are equal.
@@ -101,7 +86,6 @@ def sample_groups(
         max_error_share: See `check_errors`.
         step: Number of the optimizer step.
         ranks: How many there are.
-        on_any_rank: Whether something holds on any rank.
         clock: Seconds are added to it.
 
     Returns:
@@ -127,7 +111,7 @@ def sample_groups(
             groups[i] = group
         pending = [i for i in pending if all_equal(groups[i])]
         # Generation is a collective where the policy is sharded: all ranks take part in an attempt, or none.
-        if attempt == max_resample or not on_any_rank(bool(pending)):
+        if attempt == max_resample or not any(of_every_rank(bool(pending))):
             break
         resampled += len(pending)
     first = [rollout.reward for group in attempted[: len(groups)] for rollout in group if rollout.rewarded]
