@@ -35,9 +35,12 @@ def as_word(option: str, value: str | None) -> str:
     return option if value is None else f"{option}={value}"
 
 
-def settings_in(file: str) -> yaml.Node | None:
-    """The settings of a YAML as they stand there; None where the parser will say what is wrong with it."""
-    file = shipped(file)
+def settings_in(option: str, value: str | None) -> yaml.Node | None:
+    """The settings of the YAML that an option names as they stand there; None of any other option.
+
+    None, too, where the parser will say what is wrong with it.
+    """
+    file = shipped(value) if value and option in CONFIGS else ""
     if not os.path.isfile(file) or fault_of_yaml(file):
         return None
     return written_out(Path(file).read_text("utf-8"))
@@ -51,7 +54,7 @@ def class_named(root: yaml.Node, group: str = "model") -> str:
 def overlay_alone(words: Sequence[str], group: str) -> str | None:
     """The YAML of a command line that has settings for the model, or the data, before its class is named."""
     for option, value in options_in(words):
-        root = settings_in(value) if value and option in CONFIGS else None
+        root = settings_in(option, value)
         if option in (f"--{group}", f"--{group}.class_path") or (root and class_named(root, group)):
             return None
         if root and entries(root, group):
@@ -62,7 +65,7 @@ def overlay_alone(words: Sequence[str], group: str) -> str | None:
 def names_nothing(words: Sequence[str]) -> bool:
     """Whether a command line, with its YAMLs, names no class, of a model or of data."""
     for option, value in options_in(words):
-        root = settings_in(value) if value and option in CONFIGS else None
+        root = settings_in(option, value)
         if option in (*CLASSES, "--data", "--data.class_path"):
             return False
         if root and (class_named(root) or class_named(root, "data")):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_modules.commands.given import CLASSES, CONFIGS, as_word, class_named, options_in, settings_in
+from lightning_modules.commands.given import CLASSES, as_word, class_named, options_in, settings_in
 from lightning_modules.commands.options import classes, named, parameters
 from lightning_modules.commands.yaml_nodes import MAP, NULL, entries, nodes_in, put, scalar, scalar_in, written_out
 from lightning_modules.grpo import GRPOModule
@@ -69,7 +69,7 @@ def read_old_keys(words: Sequence[str]) -> list[str]:
     new, told, kind = list[str](), dict[str, str](), ""
     for option, value in options_in(words):
         way = IN_BRACES.get(option, ()) if value and value.startswith("{") else ()
-        root = settings_in(value) if value and option in CONFIGS else written_out(value or "", *way) if way else None
+        root = written_out(value or "", *way) if way else settings_in(option, value)
         if root:
             kind = class_named(root) or kind
             if renamed := rename_moved(root) | rename_keys(root, kind, option if way else f"{value}"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.commands.given import CLASSES, CONFIGS, as_word, class_named, options_in, settings_in
+from lightning_modules.commands.given import CLASSES, as_word, class_named, options_in, settings_in
 from lightning_modules.commands.options import named, parameters
 from lightning_modules.commands.yaml_nodes import entries
 from lightning_modules.evaluation import EvaluationModule
@@ -21,7 +21,7 @@ def without_training(words: Sequence[str]) -> list[str]:
     """
     kind, changed = "", list[str]()
     options = list(options_in(words))
-    roots = [settings_in(value) if value and option in CONFIGS else None for option, value in options]
+    roots = [settings_in(option, value) for option, value in options]
     for (option, value), root in zip(options, roots, strict=True):
         kind = (value if option in CLASSES else class_named(root) if root else "") or kind
     idle = idle_keys(kind)
