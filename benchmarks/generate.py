@@ -87,6 +87,23 @@ def generate(tree: Path, model: str, asked: Path, new: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def by_turns(model: str | None, rows: str | None, count: int, new: int, repeats: int) -> tuple[list[int], list[list]]:
+    """Lengths of the prompts, and pairs of what the earlier tree and this one generate."""
+    with tempfile.TemporaryDirectory() as scratch:
+        before, asked = Path(scratch) / "before", Path(scratch) / "asked.json"
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), BEFORE], cwd=ROOT, check=True)
+        try:
+            folder = str(Path(model).resolve() if model else Path(scratch) / "model")
+            if not model:
+                make_model(Path(folder))
+            prompts = make_prompts(folder, rows, count, 420)
+            asked.write_text(json.dumps(prompts), encoding="utf-8")
+            pairs = [[generate(tree, folder, asked, new) for tree in (before, ROOT)] for _ in range(repeats)]
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
+    return [len(prompt) for prompt in prompts["prompts"]], pairs
+
+
 def main() -> None:
     """Run both trees in turn and record their ratio."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
@@ -98,26 +115,12 @@ def main() -> None:
     options = parser.parse_args()
     count, new, repeats = (24, 64, 1) if options.quick else (60, 256, 3)
     repeats = options.repeats or repeats
-    with tempfile.TemporaryDirectory() as scratch:
-        before = Path(scratch) / "before"
-        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), BEFORE], cwd=ROOT, check=True)
-        try:
-            model = options.model and str(Path(options.model).resolve())
-            if not model:
-                model = str(Path(scratch) / "model")
-                make_model(Path(model))
-            asked = Path(scratch) / "asked.json"
-            prompts = make_prompts(model, options.rows, count, 420)
-            asked.write_text(json.dumps(prompts), encoding="utf-8")
-            pairs = [[generate(tree, model, asked, new) for tree in (before, ROOT)] for _ in range(repeats)]
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=True)
+    lengths, pairs = by_turns(options.model, options.rows, count, new, repeats)
     speeds = [[sum(map(len, run["ids"])) / run["seconds"] for run in pair] for pair in pairs]
     faster = ratio(*([pair[tree] for pair in speeds] for tree in (1, 0)))
     then, now = pairs[0][0]["ids"], pairs[0][1]["ids"]
     same = sum(map(list.__eq__, then, now))
     firsts = [next(i for i, (a, b) in enumerate(zip(x, y)) if a != b) for x, y in zip(then, now) if x != y]  # noqa: B905
-    lengths = [len(prompt) for prompt in prompts["prompts"]]
     name = Path(options.model).name if options.model else "a random model of Gemma 3's kind"
     record(
         f"Generation: {name}, tokens a second",

@@ -51,9 +51,10 @@ class SRMLModule(FunctionCallingModule):
     ) -> None:
         super().__init__(**kwargs)
         least, greatest = alpha_bounds
-        check_numbers(alpha_lr_mult=(alpha_lr_mult, 0 <= alpha_lr_mult < math.inf, "a number from 0 up"))
-        if not 0 <= cot_weight <= 1:
-            raise ValueError(f"model.cot_weight must lie in [0, 1], got {cot_weight}.")
+        check_numbers(
+            cot_weight=(cot_weight, 0 <= cot_weight <= 1, "a number from 0 to 1"),
+            alpha_lr_mult=(alpha_lr_mult, 0 <= alpha_lr_mult < math.inf, "a number from 0 up"),
+        )
         if balance == "learnable" and not 0 < least <= cot_weight <= greatest < 1:
             raise ValueError(f"model.alpha_bounds {alpha_bounds} must lie in (0, 1) and hold cot_weight {cot_weight}.")
         if balance == "sft" and reduction == "sample":
