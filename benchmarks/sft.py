@@ -5,7 +5,6 @@ Command: python -m benchmarks.sft; `--quick` takes about a minute a side and rec
 
 import argparse
 import random
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.gpu_models import save
 from benchmarks.our_side import data_options
 from benchmarks.record import record
 from benchmarks.sides import THREADS, TRL, Result, by_turns, check_same, ratio, run_ours
 from datamodules import XLAMSFTDataModule
 from datamodules.packing import IGNORED, PROMPT, Encoded, micro_batches
 
-BASE = Path("assets/tiny-base")
 CORPUS = "toolbox:train:4000"
 ROWS_A_STEP = 2
 DRAWS = 200
@@ -39,10 +38,7 @@ def qwen2_shape(folder: Path) -> str:
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=151_936, **sizes, **heads)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (BASE / name).is_file():
-            shutil.copy(BASE / name, folder)
+    save(Qwen2ForCausalLM(Qwen2Config(vocab_size=151_936, **sizes, **heads)), folder)
     return str(folder)
 
 

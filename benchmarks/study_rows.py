@@ -87,7 +87,7 @@ def write_rows(model: str, rows: Path, r1: Path | None, folder: Path, sizes: dic
     drawn[FCDR] = lines(fcdr / "refined.jsonl")
     longest = dict.fromkeys(drawn, LONGEST)
     if r1:
-        drawn[R1], longest[R1] = of_r1(model, r1, unseen, scratch), LONGEST_R1
+        drawn[R1], longest[R1] = of_r1(model, r1, unseen), LONGEST_R1
     for name, chosen in drawn.items():
         write_jsonl(folder / name, chosen)
     report = json.loads((fcdr / "report.json").read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def write_rows(model: str, rows: Path, r1: Path | None, folder: Path, sizes: dic
     }
 
 
-def of_r1(model: str, rows: Path, unseen: set[str], scratch: Path) -> list[dict[str, Any]]:
+def of_r1(model: str, rows: Path, unseen: set[str]) -> list[dict[str, Any]]:
     """Rows with a chain of thought by R1 that can be trained on and offer no held-out tool."""
     module = XLAMSFTDataModule(model, str(rows), val_fraction=0, max_length=LONGEST_R1, on_bad_row="skip")
     module.setup("fit")

@@ -308,12 +308,10 @@ def run(words: list[str]) -> None:
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     except SystemExit as end:
-        stopped = isinstance(end.__context__, KeyboardInterrupt)  # Lightning has made an exit of it
-        if (stopped or isinstance(end, SIGTERMException)) and (advice := interrupted(run_folder.get())):
-            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-                print(advice, flush=True)
-        if isinstance(end, SIGTERMException):
-            sys.exit(143)
-        if stopped:
-            sys.exit(130)
-        raise
+        terminated = isinstance(end, SIGTERMException)
+        if not terminated and not isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
+            raise
+        first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+        if first and (advice := interrupted(run_folder.get())):
+            print(advice, flush=True)
+        sys.exit(143 if terminated else 130)

@@ -91,5 +91,6 @@ def earlier_results(
     for run in runs:
         for sample, results in enumerate(every):
             for category, known in ids.items():
-                results |= read_results(result_file(result_folder(run, sample), package, model_name, category), known)
+                file = result_file(result_folder(run, sample), package, model_name, category)
+                results.update(read_results(file, known))
     return every
