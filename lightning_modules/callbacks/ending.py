@@ -41,10 +41,7 @@ def ended(trainer: Trainer, log_dir: str, seconds: float) -> str:
     if last:
         rows["checkpoint"] = last
     model = Path(log_dir) / "hf"
-    if model.is_dir():
-        rows["model"] = f"{model}, with the weights of step {trainer.global_step:,}"
-    else:
-        rows["model"] = "none yet"
+    rows["model"] = f"{model}, with the weights of step {trainer.global_step:,}" if model.is_dir() else "none yet"
     commands = next_commands(trainer, Path(log_dir), best.best_model_path if best else "")
     return "\n".join([box("done", rows), *(["next:"] if commands else []), *(f"  {command}" for command in commands)])
 

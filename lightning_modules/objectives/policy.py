@@ -4,7 +4,7 @@ Letters: N completion tokens of a micro-batch, from any number of rollouts, whos
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -91,21 +91,17 @@ class PolicyLoss:
 
         `totals` are those of the whole optimizer step, `max_length` the most tokens that a completion can have.
         """
+        settings = {field.name: getattr(self, field.name) for field in fields(PolicyLoss)}  # a subclass may have more
         return policy_loss(
             logprobs,
             old_logprobs,
             advantages,
             samples,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            dual_clip=self.dual_clip,
-            aggregation=self.aggregation,
-            ratio_level=self.ratio_level,
-            max_length=max_length,
             weights=weights,
             ref_logprobs=ref_logprobs,
-            kl_coef=self.kl_coef,
             totals=totals,
+            max_length=max_length,
+            **settings,
         )
 
     def described(self) -> str:
