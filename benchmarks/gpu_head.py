@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_device import Measurements, device_of, machine, peak, seconds
-from benchmarks.head import full_logits
+from benchmarks.head import Shape, full_logits, make_inputs
 from lightning_modules.objectives import linear_logprobs, logprobs
 
 TILES = [(16_384, 1024), (16_384, 2048), (16_384, 8192), (32_768, 1024), (32_768, 4096), (65_536, 2048), (8192, 8192)]
@@ -23,7 +23,7 @@ def head(small: bool) -> Measurements:
     for hidden, ids in shapes:
         for tokens in [60] if small else [1229, 4915]:  # 30 % of 4,096 and of 16,384
             name = f"{ids:,} x {hidden}, {tokens:,} targets"
-            inputs = _head_inputs(hidden, ids, tokens, device)
+            inputs = make_inputs(Shape(ids, hidden, True), tokens, device)
             exact = _exact_gradients(inputs) if tokens < 2000 else None
             for block, chunk in [(256, 32)] if small else TILES:
                 yield (
@@ -36,19 +36,12 @@ def head(small: bool) -> Measurements:
     for loss in (_liger, _cut):  # they compile
         for hidden, ids in shapes:
             for tokens in (1229, 4915):
-                inputs = _head_inputs(hidden, ids, tokens, device)
+                inputs = make_inputs(Shape(ids, hidden, True), tokens, device)
                 exact = _exact_gradients(inputs) if tokens < 2000 else None
                 yield (
                     f"{ids:,} x {hidden}, {tokens:,} targets: {loss.__name__[1:]}",
                     partial(_head_passes, loss, inputs, exact),
                 )
-
-
-def _head_inputs(hidden: int, ids: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(0)
-    states = torch.randn(tokens, hidden, device=device, requires_grad=True)
-    weight = (torch.randn(ids, hidden, device=device) / hidden**0.5).requires_grad_()
-    return states, weight, torch.randint(ids, (tokens,), device=device)
 
 
 def _exact_gradients(inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:

@@ -50,12 +50,12 @@ def in_blocks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 PATHS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"ours": in_blocks, "full logits": full_logits}
 
 
-def make_inputs(shape: Shape, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_inputs(shape: Shape, tokens: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states [N, D] and weight [V, D], both of unit logits' deviation and with gradients, and targets [N]."""
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, shape.hidden, requires_grad=True)
-    weight = (torch.randn(shape.vocabulary, shape.hidden) / shape.hidden**0.5).requires_grad_()
-    return hidden, weight, torch.randint(shape.vocabulary, (tokens,))
+    hidden = torch.randn(tokens, shape.hidden, device=device, requires_grad=True)
+    weight = (torch.randn(shape.vocabulary, shape.hidden, device=device) / shape.hidden**0.5).requires_grad_()
+    return hidden, weight, torch.randint(shape.vocabulary, (tokens,), device=device)
 
 
 def timed_pass(path: str, shape: Shape, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
