@@ -243,7 +243,7 @@ class FunctionCallingModule(EvaluationModule):
             The parts of each round.
         """
         every = []
-        for i, micro in enumerate(self.rounds(batch, rounds)):
+        for i, micro in enumerate(self.padded(batch, rounds)):
             value, parts = loss(micro)
             with self.without_sync() if i < rounds - 1 else nullcontext():
                 # DDP and FSDP average gradients over ranks; the denominators are global already, so we want the sum.
@@ -251,7 +251,7 @@ class FunctionCallingModule(EvaluationModule):
             every.append(parts)
         return every
 
-    def rounds(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
+    def padded(self, batch: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
         """This rank's micro-batches and then idle ones, a token of weight 0: collectives must match over ranks."""
         return [*batch, *(idle_batch(self.device) for _ in range(rounds - len(batch)))]
 

@@ -290,7 +290,7 @@ class GRPOModule(FunctionCallingModule):
             return micro_loss(self.policy, micro, buffer, self.loss, totals, temperature, limit)
 
         with torch.no_grad():  # for the metrics alone
-            parts = [loss(micro)[1] for micro in self.rounds(still, int(most["still"]))]
+            parts = [loss(micro)[1] for micro in self.padded(still, int(most["still"]))]
         parts += self.accumulate(micros, int(most["micros"]), loss)
         sums, peaks = over_ranks(*summed(parts), self.device)
         metrics = update_metrics(sums, peaks, buffer.ref_logprobs is not None)
