@@ -30,7 +30,7 @@ class RunSummary(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse validations, monitors and sizes that the run or its GPU has no room for, before weights are loaded."""
-        if stage == TrainerFn.FITTING:
+        if stage == "fit":
             check_validates(trainer)
             check_monitors(trainer, pl_module)
             check_fits(trainer, pl_module, plan_ahead)
