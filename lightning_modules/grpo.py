@@ -216,13 +216,14 @@ class GRPOModule(FunctionCallingModule):
         entropy = fill_logprobs(buffer, micros, scored, reference, self.device, sampling.temperature, clock)
         rewards, valid = reward_matrix(drawn.groups, sampling.group_size)
         penalized = self.overlong.treatment == "penalty"
-        counted = merged(
+        counted = [
             rollout_sums(drawn.rollouts, rewards, valid, self.rewards.weights, self.stop_ids, penalized),
             (drawn.sums, {"draws": drawn.further} if self.dynamic_sampling.max_draws else {}),
-            set_advantages(buffer, rewards, valid, entropy, self.advantage_scale, self.entropy_bonus),
-            set_weights(buffer, drawn.rollouts, self.importance_sampling) if corrects else ({}, {}),
-        )
-        sums, peaks = over_ranks(*counted, self.device)
+        ]
+        counted.append(set_advantages(buffer, rewards, valid, entropy, self.advantage_scale, self.entropy_bonus))
+        if corrects:
+            counted.append(set_weights(buffer, drawn.rollouts, self.importance_sampling))
+        sums, peaks = over_ranks(*merged(*counted), self.device)
         buffer.batch_prompts = int(sums["groups"])
         if sums["truncated"] == sums["rollouts"]:
             rank_zero_warn(ALL_CUT)
