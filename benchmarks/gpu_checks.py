@@ -21,6 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks.gpu_device import Measurements, device_of, machine, seconds
 from benchmarks.gpu_models import BASE, IDS, config_of, policy_of, save
+from benchmarks.gpu_outcomes import ENDED
 from benchmarks.gpu_session import end
 from benchmarks.our_side import RUN
 from datamodules import XLAMSFTDataModule
@@ -30,7 +31,6 @@ from lightning_modules.policy.lora import LoRA
 
 GPU_TESTS = ["tests/lightning_modules/test_fsdp1.py::test_steps_clipping_checkpoints_and_export"]
 TOGETHER = 60  # seconds that the runs of `nccl` have
-ENDED = "ended: "  # begins the lines that say so of a test
 PACKAGES = ("torch", "transformers", "lightning", "peft", "datasets", "triton", "liger_kernel", "cut_cross_entropy")
 
 
@@ -173,7 +173,7 @@ def _ended(process: subprocess.Popen[str], root: Path, devices: int, late: float
 def tests(small: bool) -> Measurements:
     """The tests that need a GPU, each as soon as it has ended; without one they are skipped."""
     yield "machine", partial(machine, device_of(small))
-    options = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_checks", *GPU_TESTS]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_outcomes", *GPU_TESTS]
     shown, pipe = os.environ | {"FUNREASON_GPU_TESTS": "1"}, subprocess.PIPE
     command = [sys.executable, "-m", "pytest", *options]
     process = subprocess.Popen(command, env=shown, stdout=pipe, stderr=subprocess.STDOUT, text=True)
@@ -188,14 +188,6 @@ def tests(small: bool) -> Measurements:
         yield "pytest", lambda: _pytest_end(process.wait(), "".join(said))
     finally:
         process.kill()
-
-
-def pytest_runtest_logreport(report: Any) -> None:
-    """Say how a test has ended, where pytest has this module as a plugin."""
-    if report.when == "call" or not report.passed:
-        value = {"outcome": report.outcome, "took, s": round(report.duration, 2)}
-        value |= {"error": report.longreprtext[-1500:]} if report.failed else {}
-        print(f"\n{ENDED}{json.dumps([report.nodeid, value])}", flush=True)
 
 
 def _pytest_end(code: int, said: str) -> dict[str, Any]:

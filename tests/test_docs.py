@@ -279,6 +279,9 @@ def test_the_rewards_of_extending_are_paid(extend):
 
 
 def test_the_run_from_python_of_extending_leaves_a_model_and_answers(extend, own, tmp_path):
+    run = tmp_path / "my_run.py"
+    assert "max_new_tokens=512" in run.read_text()
+    run.write_text(run.read_text().replace("max_new_tokens=512", "max_new_tokens=4"))
     train = importlib.import_module("my_run").train
     row, *_ = map(json.loads, Path(own["rows.jsonl"]).read_text().splitlines())
     queries = ["weather in Oslo?", "Oslo tomorrow?"]
