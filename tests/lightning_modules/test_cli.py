@@ -569,6 +569,14 @@ def test_an_overlay_before_its_experiment_is_named_wherever_it_lies(tmp_path, mo
     assert last.startswith(f"error: sub/mine.yaml is an overlay, it names no {group}.class_path: give the experiment")
 
 
+def test_the_parser_of_the_command_that_is_given_is_the_only_one(monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(FunReasonCLI, "add_arguments_to_parser", lambda cli, parser: made.append(parser))
+    with pytest.raises(SystemExit, match="0"):
+        main(["validate", "--help"])
+    assert len(made) == 1 and "--ckpt_path" in capsys.readouterr().out
+
+
 def test_a_yaml_that_names_no_class_is_no_experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 1\n")
