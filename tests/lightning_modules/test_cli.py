@@ -207,8 +207,8 @@ def validated(request, tmp_path_factory, base_args):
     """Options of a run that validates within its two epochs or at their ends, row by row, and what that logged."""
     interval, steps = request.param
     root = tmp_path_factory.mktemp("validated")
-    options = RUN | {"data.init_args.val_fraction": 0.3, "data.init_args.eval_batch_size": 1}
-    options |= {"data.init_args.batch_size": 6, "trainer.val_check_interval": interval}
+    options = RUN | {"data.init_args.val_fraction": 0.1, "data.init_args.eval_batch_size": 1}
+    options |= {"data.init_args.batch_size": 7, "trainer.val_check_interval": interval}
     main(CONFIG + base_args(root, **options))
     logged = metrics(root / "srml-fit-0", VALIDATION)
     assert {step for step, _ in logged} == steps
