@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.autograd.graph import save_on_cpu
-from training_runs import UNEVEN, Steps, assert_same, metrics, saved_state, script_on_ranks
+from training_runs import REPEATABLE, UNEVEN, Steps, assert_same, metrics, saved_state, script_on_ranks
 from transformers import AttentionInterface, modeling_utils
 
 from datamodules import Example
@@ -269,6 +269,8 @@ def test_a_run_leaves_what_one_of_plain_layers_leaves(one, base_args, tmp_path, 
 @pytest.mark.slow
 def test_a_run_goes_on_to_the_bit(base_args, tmp_path):
     options = RUN | {"model.init_args.lora.r": 2, "model.init_args.lora.dropout": 0.2}
+    options |= {"model.init_args.lora.target_modules": "[q_proj,down_proj]"}  # on both sides of attention
+    options |= {"trainer.limit_val_batches": 0}  # of which other code is compiled, for as long
     main(SRML + base_args(tmp_path, **options))
     torch._dynamo.reset()
     whole, resumed = (tmp_path / f"srml-fit-{i}" for i in range(2))
@@ -279,13 +281,17 @@ def test_a_run_goes_on_to_the_bit(base_args, tmp_path):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
-def test_two_ranks_take_the_steps_of_one(one, base_args, tmp_path, strategy):
+@pytest.mark.parametrize(  # what is validated is compiled, too, which takes long: in shards alone
+    ("strategy", "more", "names"),
+    [("DDP", {"trainer.limit_val_batches": 0}, ("train/",)), ("FSDP2", {}, REPEATABLE)],
+    ids=["DDP", "FSDP2"],
+)
+def test_two_ranks_take_the_steps_of_one(one, base_args, tmp_path, strategy, more, names):
     ranks = {"trainer.devices": 2, "trainer.strategy.class_path": f"lightning_modules.strategies.{strategy}"}
-    done = script_on_ranks(TRACED, *SRML, *base_args(tmp_path, **RUN | ranks))
+    done = script_on_ranks(TRACED, *SRML, *base_args(tmp_path, **RUN | ranks | more))
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "srml-fit-0"
-    assert metrics(run) == pytest.approx(metrics(one), rel=1e-5, abs=1e-6)
+    assert metrics(run) == pytest.approx(metrics(one, names), rel=1e-5, abs=1e-6)
     assert_close(*(load_file(which / "hf" / "model.safetensors") for which in (run, one)), 1e-5)
     assert all(int(count) > 4 for count in re.findall(r"graphs: (\d+)", done.stderr)) and "graphs: " in done.stderr
 
