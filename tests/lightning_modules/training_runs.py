@@ -20,7 +20,7 @@ import torch
 from lightning_modules.checkpointing.formats import load
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["lightning_modules.cli"])
+FORKED.set_forkserver_preload(["lightning_modules.cli", "peft"])
 REPEATABLE = ("train/", "tool/", "reward/", "policy/", "advantage/", "entropy_bonus/", "completion/")
 """Starts of the names of metrics that do not depend on the clock."""
 # 23 rows in batches of 11, 11 and 1, a document a micro-batch: of the last one most ranks have none.
