@@ -20,14 +20,30 @@ RUN = {
 }
 # What SLURM sets for a job of two nodes; its `srun` starts a task on each.
 JOB = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "srml", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
-SRUN = """
-shift
-export SLURM_NTASKS=2 SLURM_NODELIST=localhost SLURM_LOCALID=0
-SLURM_PROCID=0 SLURM_NODEID=0 "$@" & first=$!
-SLURM_PROCID=1 SLURM_NODEID=1 "$@" & second=$!
-wait $first; code=$?
-wait $second; other=$?
-exit $((code > other ? code : other))
+SRUN = f"""#!{sys.executable}
+import os, sys
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from killed import kill_at
+from lightning_modules.cli import main
+
+_, program, *words = sys.argv[1:]
+assert program == "funreason"
+os.environ |= {{"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost", "SLURM_LOCALID": "0"}}
+tasks = []
+for number in "01":
+    tasks.append(os.fork())  # of what is imported once
+    if not tasks[-1]:
+        os.environ |= {{"SLURM_PROCID": number, "SLURM_NODEID": number}}
+        if "ENDED_IN_STEP" in os.environ:
+            kill_at("SIGTERM", "SRMLModule.training_step", os.environ["ENDED_IN_STEP"])
+        sys.argv = [program, *words]
+        sys.exit(main())
+ends = [os.waitstatus_to_exitcode(os.waitpid(task, 0)[1]) for task in tasks]
+sys.exit(max(end if end >= 0 else 128 - end for end in ends))
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" > "$ASKED"
 """
 
 
@@ -41,7 +57,7 @@ def environment(tmp_path):
 
 def write_program(folder, name, text):
     file = folder / "bin" / name
-    file.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    file.write_text(text)
     file.chmod(0o755)
 
 
@@ -68,22 +84,20 @@ def test_two_nodes_by_torchrun_and_by_slurm_where_a_job_is_ended_and_requeued(ba
     assert [run.name for run in by_torchrun.iterdir()] == ["srml-fit-0"]
     assert_steps(by_torchrun / "srml-fit-0", {1, 2, 3})
 
-    python, job = sys.executable, environment | JOB | {"RUNS": str(by_slurm)}
+    asked = tmp_path / "asked"
+    job = environment | JOB | {"RUNS": str(by_slurm), "ASKED": str(asked)}
     write_program(tmp_path, "srun", SRUN)
-    write_program(tmp_path, "scontrol", f'echo "$@" > "{tmp_path}/scontrol"')
-    killed = Path(__file__).with_name("killed.py")
-    write_program(tmp_path, "funreason", f'exec {python} {killed} SIGTERM SRMLModule.training_step 1 "$@"')
-    ended = start("slurm.sh", base_args(tmp_path, **RUN), job)
+    write_program(tmp_path, "scontrol", SCONTROL)
+    ended = start("slurm.sh", base_args(tmp_path, **RUN), job | {"ENDED_IN_STEP": "1"})
     said = ended.communicate(timeout=300)[0]
     assert ended.returncode == 143, said
-    assert (tmp_path / "scontrol").read_text() == "requeue 4242\n"
+    assert asked.read_text() == "requeue 4242\n"
     assert_steps(by_slurm / "srml-fit-0", {1, 2})  # the step of the signal is finished
 
-    (tmp_path / "scontrol").unlink()
-    write_program(tmp_path, "funreason", f'exec {python} -m lightning_modules "$@"')
+    asked.unlink()
     requeued = start("slurm.sh", base_args(tmp_path, **RUN), job)
     said = requeued.communicate(timeout=300)[0]
-    assert requeued.returncode == 0 and not (tmp_path / "scontrol").exists(), said
+    assert requeued.returncode == 0 and not asked.exists(), said
     assert_steps(by_slurm / "srml-fit-1", {3})
     expected = saved_state(by_torchrun / "srml-fit-0", 3)["state_dict"]
     for name, weight in saved_state(by_slurm / "srml-fit-1", 3)["state_dict"].items():
