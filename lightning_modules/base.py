@@ -177,17 +177,26 @@ class FunctionCallingModule(EvaluationModule):
         """AdamW with linear warm-up and then the rate that `schedule` names, over the whole run.
 
         Raises:
-            ValueError: If the run has no optimizer step, or no end.
+            ValueError: See `total_steps`.
+        """
+        steps = self.total_steps()
+        groups = self.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
+        scheduler = warmed_up(optimizer, self.schedule, self.warmup_steps(steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            ValueError: If there is none, or no end of them.
         """
         steps = self.trainer.estimated_stepping_batches if self.trainer.max_epochs else 0
         if not 1 <= steps < math.inf:
             raise ValueError(
                 f"trainer.max_epochs and max_steps give {steps} optimizer steps; a run needs some, and an end."
             )
-        groups = self.parameter_groups()
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=True)
-        scheduler = warmed_up(optimizer, self.schedule, self.warmup_steps(steps), int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return int(steps)
 
     def optimizer_settings(self) -> dict[str, Any]:
         """Settings that a checkpoint restores together with the optimizer, by name in `model`."""

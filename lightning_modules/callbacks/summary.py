@@ -37,6 +37,10 @@ class RunSummary(Callback):
         elif isinstance(pl_module, EvaluationModule):
             check_evaluation(trainer, pl_module)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
+        """Refuse a run without an end where the module's own optimizer has not: steps are counted down to it."""
+        pl_module.total_steps()
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print the size before anything is waited for, and then what is."""
         self.begin(trainer, pl_module)

@@ -1,5 +1,6 @@
 """The table at the start of a run: its sizes are those of the run."""
 
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 
 from lightning_modules.callbacks.summary import RunSummary, accuracy_table, rate_of, tokens_of_step
 from lightning_modules.cli import main
+from lightning_modules.grpo import GRPOModule
 from lightning_modules.srml import SRMLModule
 
 
@@ -58,13 +60,28 @@ def test_fewer_rows_than_a_step_takes_are_counted_as_they_are(monkeypatch, capsy
     assert capsys.readouterr().out == "validating 1 rows before the first step, to see that it works\n"
 
 
+def test_the_time_to_come_is_told_once_by_the_first_whole_batch_of_rollouts(capsys):
+    summary, module = RunSummary(), GRPOModule(init_from="none")
+    trainer = SimpleNamespace(is_global_zero=True, estimated_stepping_batches=9)
+    # A run that goes on in the middle of a batch; then batches of two steps each.
+    for step, sampled, done, seconds in [(1, [], True, 99), (2, [1], False, 6), (3, [], True, 2), (4, [1], True, 50)]:
+        trainer.global_step, module.rollouts, module.buffer = step, sampled, None if done else object()
+        module.logged = {"time/step": float(seconds)}
+        summary.on_train_batch_end(trainer, module)
+    told = "The first batch of rollouts took 8.0 s, 4.0 s an optimizer step; at that speed the 6 steps to come"
+    assert capsys.readouterr().out == f"{told} take 0:00:24, and validation comes on top.\n"
+
+
 def test_the_rate_of_an_optimizer_of_ones_own_is_not_guessed(tiny_model_dir):
     class Own(SRMLModule):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameter_groups(), lr=0.5)
 
-    trainer = SimpleNamespace(estimated_stepping_batches=100)
-    assert rate_of(trainer, Own(init_from=tiny_model_dir)) == "as Own.configure_optimizers has it"
+    trainer, own = SimpleNamespace(estimated_stepping_batches=100), Own(init_from=tiny_model_dir)
+    assert rate_of(trainer, own) == "as Own.configure_optimizers has it"
+    own._trainer = SimpleNamespace(estimated_stepping_batches=math.inf, max_epochs=-1)  # of trainer.max_time alone
+    with pytest.raises(ValueError, match="give inf optimizer steps; a run needs some, and an end"):
+        RunSummary().on_fit_start(own._trainer, own)
     told = "0.001 after 5 steps of warm-up, then it falls as a cosine to 0"
     assert rate_of(trainer, SRMLModule(init_from=tiny_model_dir, learning_rate=1e-3)) == told
 
