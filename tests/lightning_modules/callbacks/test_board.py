@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.program import TensorBoard
 
-from lightning_modules.callbacks.board import SETTINGS, listed_settings
+from lightning_modules.callbacks.board import SETTINGS, RunLogger, listed_settings
 from lightning_modules.cli import main
 from lightning_modules.srml import SRMLModule
 
@@ -100,6 +101,15 @@ def test_a_weight_that_nothing_uses_is_not_listed(balance, listed):
     trainer.estimated_stepping_batches = 2
     settings = listed_settings(trainer, SRMLModule(init_from="x", balance=balance, cot_weight=0.4))
     assert {name: value for name, value in settings.items() if name == "cot_weight"} == listed
+
+
+@pytest.mark.parametrize("status", ["success", "failed"])
+def test_only_a_run_that_has_ended_well_says_so(tmp_path, status):
+    logger = RunLogger(tmp_path, name="", version="run")
+    logger.begin({"steps": 2}, hidden=())
+    logger.finalize(status)
+    found = EventAccumulator(str(tmp_path / "run")).Reload().PluginTagToContent("hparams")
+    assert ("_hparams_/session_end_info" in found) == (status == "success")
 
 
 def test_settings_are_listed_beside_the_final_metrics(ask, runs):

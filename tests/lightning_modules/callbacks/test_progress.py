@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from lightning_modules.callbacks import progress
 from lightning_modules.callbacks.ending import box, ended, interrupted
-from lightning_modules.callbacks.progress import clock, rows_of
+from lightning_modules.callbacks.progress import Progress, clock, rows_of
 from lightning_modules.cli import main
 from lightning_modules.metrics import TargetLoss
 from lightning_modules.srml import SRMLModule
@@ -70,10 +72,60 @@ def test_rows_are_those_of_the_batches_that_limits_leave(command, line, base_arg
     assert re.search(line, capsys.readouterr().out)
 
 
+def test_the_time_left_is_that_of_the_steps_to_come_without_validations(monkeypatch, capsys):
+    shown, now = Progress(every_n_steps=3), [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    trainer = SimpleNamespace(is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    trainer.val_dataloaders, trainer.num_val_batches = None, []
+    module = SimpleNamespace(logged={})
+
+    def at(seconds, then, step=None, **logged):
+        now[0], trainer.global_step, module.logged = seconds, step or trainer.global_step, logged
+        then(trainer, module)
+
+    def steps(first, last):
+        trainer.estimated_stepping_batches, trainer.global_step = last, first
+        return shown.on_train_start, shown.on_train_batch_end
+
+    begin, end = steps(4, 10)  # a run that goes on
+    at(100, begin)
+    at(103, end, 5, **{"train/loss": 2.0})
+    at(110, shown.on_validation_start)
+    at(130, shown.on_validation_end, **{"tool/exact_match": 0.25})
+    at(136, end, 6, **{"train/loss": 0.5})
+    trainer.is_global_zero = False  # as of any other rank
+    at(137, end, 6, **{"train/loss": 0.5})
+    trainer.is_global_zero = True
+    at(150, end, 9, **{"policy/loss": 0.1, "reward/mean": 0.75})
+    at(156, end, 10)
+    begin, end = steps(10, 12)
+    at(200, begin)
+    at(206, end, 12)
+    assert capsys.readouterr().out.splitlines() == [
+        "validation at step 5: exact match 0.250 (0 rows, 20 s)",
+        "step 6 of 10: loss 0.5000, score 0.250; 8.00 s a step, 32 s left",  # (136 - 100 - 20) / 2, times 4
+        "step 9 of 10: loss 0.1000, reward 0.750, score 0.250; 6.00 s a step, 6 s left",  # (150 - 120) / 5
+        "step 10 of 10: score 0.250; 6.00 s a step",
+        "step 12 of 12: score 0.250; 3.00 s a step",
+    ]
+
+
 def test_a_loader_of_the_users_has_no_rows_that_are_known():
     assert rows_of(SimpleNamespace(batch_size=None), [float("inf")]) == 0  # as where a sampler makes its batches
     prompts = SimpleNamespace(batch_size=2, examples=range(5))
     assert [rows_of(prompts, [batches]) for batches in (2, 3, float("inf"))] == [4, 5, 5]
+
+
+def test_a_bar_counts_the_rows_that_are_answered_and_ends_with_an_error():
+    shown, rows = Progress(), SimpleNamespace(batch_size=2, examples=range(5))
+    shown.bar = tqdm(total=5, file=io.StringIO())
+    trainer, counts = SimpleNamespace(testing=True, test_dataloaders=rows, num_test_batches=[3]), []
+    for batch in range(3):
+        shown.on_test_batch_end(trainer, None, None, None, batch)
+        counts.append(shown.bar.n)
+    assert counts == [2, 4, 5]
+    shown.on_exception(trainer, None, KeyboardInterrupt())
+    assert shown.bar is None
 
 
 def test_the_end_names_checkpoint_model_and_commands_that_can_be_pasted(said):
@@ -164,4 +216,4 @@ def test_the_box_is_as_wide_as_its_longest_line():
 
 
 def test_clock_and_step():
-    assert [clock(5.4), clock(119), clock(600), clock(9000)] == ["5 s", "119 s", "10 min", "2.5 h"]
+    assert [clock(seconds) for seconds in (5.4, 119, 120, 7140, 7200)] == ["5 s", "119 s", "2 min", "119 min", "2.0 h"]

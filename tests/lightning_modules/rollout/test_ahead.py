@@ -143,6 +143,9 @@ def test_a_checkpoint_holds_what_is_being_sampled_and_any_rank_finds_its_own():
     resumed.load_state_dicts(states)
     resumed.start(["2/a", "2/b"], lambda: pytest.fail("it has them"))
     assert resumed.take(["2/b", "2/a"], 1) == GROUPS[::-1]
+    resumed.load_state_dicts(states[:1])
+    assert resumed.take(["2/a", "2/c"], 1) is None  # half of a batch is none
+    resumed.load_state_dicts(states)
     assert resumed.take(["2/b", "2/a"], 2) is None  # of a run whose groups are larger
 
 

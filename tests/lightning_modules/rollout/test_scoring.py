@@ -89,6 +89,8 @@ def test_what_the_module_s_own_reward_says_is_not_asked_again(monkeypatch):
     assert {name: column[0].value for name, column in got.items()} == {"own": 0.5, "same": 0.5, "lenient": 1.0}
     assert asked == [lenient]
     assert rewards(inputs)["own"][0].value == 0.0 and len(asked) == 4  # nobody has asked it before
+    (unusable,) = rewards(inputs, [RewardResult(0.0, {"error": 1.0})])["own"]
+    assert unusable.value is None and "unusable" in unusable.error
 
 
 def test_weights_and_failures_in_the_sum():
@@ -141,6 +143,7 @@ def test_values():
         ({"terms": {"a": RewardTerm(length)}, "max_error_share": 2}, "max_reward_errors"),
         ({"terms": {"a": RewardTerm(length)}, "workers": 0}, "reward_workers"),
         ({"terms": {"a": RewardTerm(length, math.nan)}}, "Weights of model.rewards"),
+        ({"terms": {"a": RewardTerm(length, -math.inf)}}, "Weights of model.rewards"),
     ],
 )
 def test_impossible_settings(options, words):
