@@ -147,7 +147,7 @@ def show(run: str, group: SampledGroup) -> None:
     st.subheader(markdown_text(run, 200), anchor=False)
     st.caption(markdown_text(form.described(), 300))
     count, answers = len(group.answers), group.answers
-    metrics = {"mean CoT entropy": f"{sum(answer.cot_entropy for answer in answers) / count:.3f} nats"}
+    metrics = {"mean CoT entropy": f"{group.cot_entropy:.3f} nats"}
     if answers[0].advantage is not None:
         metrics = {"mean reward": f"{sum(answer.rollout.result.score for answer in answers) / count:.3f}"} | metrics
         metrics["capped"] = f"{sum(bool(answer.capped) for answer in answers)} of {count}"

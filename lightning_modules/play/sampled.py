@@ -71,6 +71,12 @@ class SampledGroup:
     prompt_tokens: int
     answers: list[SampledAnswer]
 
+    @property
+    def cot_entropy(self) -> float:
+        """The mean of E over the answers with a chain of thought, as training logs it; 0 where none has one."""
+        thoughtful = [answer.cot_entropy for answer in self.answers if any(token.reasoned for token in answer.tokens)]
+        return sum(thoughtful) / max(1, len(thoughtful))
+
 
 def sample_group(
     policy: ScoredCausalLM,

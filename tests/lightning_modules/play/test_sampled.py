@@ -56,6 +56,7 @@ def test_the_group_is_compared_as_the_papers_say(model, answers):
     assert [token.reasoned for token in right.tokens] == inside
     assert [token.entropy for token in right.tokens] == pytest.approx(oracle.tolist(), rel=1e-4)
     assert right.cot_entropy == pytest.approx(mean, rel=1e-4) and bare.cot_entropy == 0
+    assert group.cot_entropy == (right.cot_entropy + wrong.cot_entropy) / 2  # of the two that have one
     # Rewards 1, 0, 0: mean 1/3, std sqrt((4/9 + 1/9 + 1/9) / 2) = sqrt(1/3); A = (2/3) sqrt(3), twice -(1/3) sqrt(3).
     assert [answer.rollout.result.score for answer in group.answers] == [1, 0, 0]
     root = math.sqrt(3)
@@ -92,6 +93,8 @@ def test_the_form_of_the_run_is_read(model, answers):
     form = ChatForm(answer_form="json", think=False)
     group = sample_group(*model[:2], form, request("Which?", TOOLS, "[f(a=1)]"), 2)
     assert [answer.rollout.result.score for answer in group.answers] == [0, 1]
+    answers("no thought")
+    assert sample_group(*model, request("Which?", TOOLS), 1).cot_entropy == 0
 
 
 def test_a_seed_gives_what_ask_gives(model):
