@@ -87,7 +87,7 @@ def _value_fits(value: Any, alternatives: Sequence[Any], expected: type, expecte
     if expected is list:
         return _standard_list(value) in [_standard_list(alternative) for alternative in alternatives]
     if expected is str:
-        return _standard(value) in [_standard(alternative) for alternative in alternatives if type(alternative) is str]
+        return _standard(value) in _standard_list(alternatives)
     return value in alternatives
 
 

@@ -34,6 +34,7 @@ def verdict(value, accepted, kind, language="python"):
         ("integer", "3", [3], False),
         ("integer", "n", ["n"], True),  # the name of a variable: the accepted value is a text
         ("integer", "N", ["n"], False),  # which is compared as it is
+        ("string", "new york", [5, "New York"], False),  # as where the first accepted value is no text
         ("float", 3, [3.0], True),
         ("float", 3.5, [3.5, 4.5], True),
         ("float", True, [1.0], False),
@@ -56,6 +57,8 @@ def verdict(value, accepted, kind, language="python"):
         ("array:string", ["A b", "c"], [["ab", "C"]], True),
         ("array:string", ["c", "ab"], [["ab", "c"]], False),
         ("array:string", [], ["", ["x"]], True),
+        ("array:integer", [1.0], [[1]], False),
+        ("array:integer", [1.0], [[1], ""], True),  # where it may be absent, items of any type pass, and 1.0 equals 1
         ("array:array", [["A"]], [[["a"]]], False),  # lists in lists are compared as they are
         ("dict", {"k": "A-b"}, [{"k": ["ab"]}], True),
         ("dict", {"k": 1}, [{"k": [True]}], True),
@@ -67,6 +70,7 @@ def verdict(value, accepted, kind, language="python"):
         ("array:dict", [{"k": 1}, {"k": 2}], [[{"k": [1]}, {"k": [2]}]], True),
         ("array:dict", [{"k": 2}, {"k": 1}], [[{"k": [1]}, {"k": [2]}]], False),
         ("array:dict", [{"k": 1}], [[{"k": [1]}, {"k": [2]}]], False),
+        ("array:dict", [{"k": 1}], [[{"k": [1]}, {"k": [2]}], [{"k": [1]}]], True),
         ("array:dict", [5], ["", [{"k": [1]}]], False),  # the official checker raises AttributeError
     ],
 )
