@@ -14,7 +14,7 @@ from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import target_text
 from datamodules.example import Example
 from lightning_modules.cli import main
-from lightning_modules.commands.answers import other_value, score_answers
+from lightning_modules.commands.answers import altered_arguments, other_value, score_answers
 from lightning_modules.commands.page import Section, Span, as_html, as_text, plain
 from lightning_modules.commands.sections import demo_values, histogram, ranges, shortened
 from lightning_modules.commands.show import in_color
@@ -71,6 +71,7 @@ def test_answers_of_several_calls_and_of_none():
         "",
         "name",
     )
+    assert "calls in another order" not in scores(example([CALL, CALL]))  # it is the same
     none = scores(example([]))
     assert (none["a call where none fits"], none["words instead of []"]) == ("name", "parse")
     # In words: the default reward pays for [] alone; one that pays for what is no call takes both.
@@ -107,6 +108,11 @@ def test_another_value_is_another_one(value):
     assert other_value(value) != value
 
 
+def test_an_argument_too_many_has_a_name_of_its_own():
+    altered = dict(altered_arguments({"a": 1, "a_2": 2}))
+    assert altered["an argument too many"] == {"a": 1, "a_2": 2, "a_2_2": True}
+
+
 def test_ranges_are_round_and_count_every_value():
     # 7 to 43 in at most 4 ranges: of width 10 there are 5 (0-9, ..., 40-49), of width 20 three.
     assert ranges(np.array([7, 19, 20, 43]), 4) == [(0, 19, 2), (20, 39, 1), (40, 59, 1)]
@@ -124,12 +130,16 @@ def test_a_histogram_sets_apart_what_is_too_long():
     assert ["10", "to", "10", "█" * 40, "2"] in lines and ["12", "to", "12", "█" * 20, "1"] in lines
     assert ["over", "50", "█" * 20, "1"] in lines
     assert "data.max_length is 50: 1 rows are longer and not trained on; the longest has 99" in text
+    *_, said = histogram(np.array([9, 99]), 99, "data.max_length")
+    assert said[0].text == "data.max_length is 99: no row is longer; the longest has 99"
 
 
 def test_values_of_the_demo_are_named_where_rows_or_model_are_others():
     demo = {"model.init_from": "assets/tiny-base", "model.learning_rate": 0.002, "model.epsilon": 1e-4}
     demo |= {"data.path": "toolbox:train:4000", "data.val_path": None, "trainer.max_steps": -1}
     assert list(demo_values(demo, 10**6)) == ["data.path"]
+    more = {"data.val_path": "toolbox:heldout:64", "trainer.max_steps": 20}  # which go with that path
+    assert list(demo_values(demo | more, 10**6)) == ["data.path"]
     own = {"data.path": "rows.jsonl", "data.val_path": "toolbox:heldout:64", "trainer.max_steps": 20}
     own |= {"model.sampling.temperature": 1.0}
     found = demo_values(demo | own, 10**6)
