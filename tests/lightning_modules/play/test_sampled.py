@@ -55,6 +55,8 @@ def test_the_group_is_compared_as_the_papers_say(model, answers):
     right, wrong, bare = group.answers
     assert [token.reasoned for token in right.tokens] == inside
     assert [token.entropy for token in right.tokens] == pytest.approx(oracle.tolist(), rel=1e-4)
+    other = entropies(policy, prompt, [*tokenizer(WRONG)["input_ids"], tokenizer.eos_token_id], 0.7)
+    assert [token.entropy for token in wrong.tokens] == pytest.approx(other.tolist(), rel=1e-4)
     assert right.cot_entropy == pytest.approx(mean, rel=1e-4) and bare.cot_entropy == 0
     assert group.cot_entropy == (right.cot_entropy + wrong.cot_entropy) / 2  # of the two that have one
     # Rewards 1, 0, 0: mean 1/3, std sqrt((4/9 + 1/9 + 1/9) / 2) = sqrt(1/3); A = (2/3) sqrt(3), twice -(1/3) sqrt(3).
