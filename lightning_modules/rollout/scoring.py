@@ -64,10 +64,11 @@ class Rewards:
     ) -> None:
         given = {"function_call": own} if terms is None else terms
         terms = {name: term if isinstance(term, RewardTerm) else RewardTerm(term) for name, term in given.items()}
-        if not terms or set(terms) & set(OF_ALL_REWARDS) or any("/" in name for name in terms):
+        if not terms or set(terms) & set(OF_ALL_REWARDS) or any(set("/.") & set(name) for name in terms):
             raise ValueError(
-                f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash in its name "
-                f"and not called {' or '.join(OF_ALL_REWARDS)}."
+                f"model.rewards names the functions {sorted(terms)}: give at least one, without a slash or a dot in "
+                f"its name and not called {' or '.join(OF_ALL_REWARDS)}; on the command line --model.rewards.NAME "
+                "my.function or --model.rewards.NAME '{function: my.function, weight: 2}'."
             )
         if (timeout is not None and not 0 < timeout < math.inf) or not 0 <= max_error_share <= 1 or workers < 1:
             raise ValueError(

@@ -139,6 +139,7 @@ def test_values():
         ({"terms": {}}, "at least one"),
         ({"terms": {"mean": RewardTerm(length)}}, "mean"),  # reward/mean/mean beside reward/mean
         ({"terms": {"a/b": RewardTerm(length)}}, "slash"),
+        ({"terms": {"a.function": length}}, r"\['a.function'\]: .* a dot .*--model.rewards.NAME my.function or "),
         ({"terms": {"a": RewardTerm(length)}, "timeout": 0}, "reward_timeout"),
         ({"terms": {"a": RewardTerm(length)}, "max_error_share": 2}, "max_reward_errors"),
         ({"terms": {"a": RewardTerm(length)}, "workers": 0}, "reward_workers"),
