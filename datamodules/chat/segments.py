@@ -34,7 +34,7 @@ def messages(example: Example, form: ChatForm = PAPER) -> list[dict[str, Any]]:
         else:
             system += json.dumps([*map(shown_tool, tools)], ensure_ascii=False, separators=(",", ":"))
     if history and history[0]["role"] == "system":  # templates take one system message: the row's own goes below ours
-        system, history = "\n\n".join(filter(None, (system, history[0]["content"]))), history[1:]
+        system, history = "\n\n".join(filter(None, (system, history[0]["content"].strip()))), history[1:]
     request = [] if answers_tool(example) else [{"role": "user", "content": example.query}]
     return [*([{"role": "system", "content": system}] if system else []), *history, *request]
 

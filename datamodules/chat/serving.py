@@ -75,7 +75,7 @@ _FRAMED = """
             {{- arguments | replace('<think>', '\\\\u003cthink>') | replace('</think>', '\\\\u003c/think>') + '}' }}
         {%- endfor %}
         {{- TAIL }}"""
-_TURNS = """
+_GATHERED = """
 {%- set funreason = namespace(turns=[], system=none) %}
 {%- for turn in messages %}
     {%- set text = turn.content if turn.content is string else '' %}
@@ -83,21 +83,40 @@ _TURNS = """
         {%- set text = turn.content | map(attribute='text') | join('\n') %}
     {%- endif %}
     {%- if turn.role in ('system', 'developer') %}
-        {%- set funreason.system = text if funreason.system is none else funreason.system + '\n\n' + text %}
-    {%- elif turn.role == 'assistant' and turn.tool_calls %}
-        {%- set text = (text + '\n\n' if text else '') + funreason_calls(turn.tool_calls) %}
-        {%- set funreason.turns = funreason.turns + [{'role': 'assistant', 'content': text}] %}
-    {%- else %}
-        {%- set funreason.turns = funreason.turns + [{'role': turn.role, 'content': text}] %}
+        {%- set text = text | trim %}
+        {%- if text %}
+            {%- set funreason.system = text if funreason.system is none else funreason.system + '\n\n' + text %}
+        {%- endif %}OTHERS
     {%- endif %}
 {%- endfor %}"""
+_TURNS = _GATHERED.replace(
+    "OTHERS",
+    """
+    {%- else %}
+        {%- if turn.role == 'assistant' and '</think>' in text %}
+            {%- set text = text.split('</think>')[-1] | trim %}
+        {%- endif %}
+        {%- if turn.role == 'assistant' and turn.tool_calls %}
+            {%- set text = (text + '\n\n' if text else '') + funreason_calls(turn.tool_calls) %}
+        {%- endif %}
+        {%- set funreason.turns = funreason.turns + [{'role': turn.role, 'content': text}] %}""",
+)
+_AS_THEY_ARE = _GATHERED.replace(
+    "OTHERS",
+    """
+    {%- else %}
+        {%- set funreason.turns = funreason.turns + [turn] %}""",
+)
 _TOOLS = """
     {%- set funreason.tools = [] %}
     {%- for tool in tools %}
         {%- set f = tool.function if tool.function is defined else tool %}
         {%- set funreason.items = [] %}
-        {%- for key in FIRST + (f | list | reject('in', FIRST) | list) if f[key] is defined and f[key] is not none %}
-            {%- set funreason.items = funreason.items + [(key, f[key])] %}
+        {%- for key in FIRST + (f | list | reject('in', FIRST) | list) %}
+            {%- set value = NOTHING if key == 'parameters' and not f[key] else f[key] %}
+            {%- if value is defined and value is not none %}
+                {%- set funreason.items = funreason.items + [(key, value)] %}
+            {%- endif %}
         {%- endfor %}
         {%- set funreason.tools = funreason.tools + [dict(funreason.items)] %}
     {%- endfor %}""".replace("FIRST", repr(list(SHOWN_FIRST)))
@@ -111,17 +130,13 @@ _GIVEN = """
         {%- set funreason.wrapped = funreason.wrapped + [{'type': 'function', 'function': tool}] %}
     {%- endfor %}
     {%- set tools = funreason.wrapped %}"""
-_AS_THEY_ARE = """
-{%- set funreason = namespace(turns=messages, system=none) %}
-{%- if messages and messages[0].role == 'system' %}
-    {%- set funreason.turns = messages[1:] %}
-    {%- set funreason.system = messages[0].content %}
-{%- endif %}"""
 _WRITTEN = {
     "json": "tojson(separators=(',', ':'))",
     "bfcl": "string" + "".join(f" | replace({old!r}, {new!r})" for old, new in BFCL_TYPES.items()) + r" ~ '\n\n'",
 }
 """How Jinja writes a list of tools, by the form of tools: filters, and what is put behind."""
+_NO_PARAMETERS = "{'type': 'object', 'properties': {}, 'required': []}"
+"""What a tool without parameters has in a prompt that shows schemas."""
 _TOLD = """
     {%- set funreason.system = INSTRUCTIONS + ('' if funreason.system is none else '\n\n' + funreason.system) %}"""
 _SYSTEM = """
@@ -155,10 +170,12 @@ def template_of_requests(form: ChatForm, frame: CallFrame | None, folds: bool) -
     """
     placed, instructions = _FOLDED if folds else _SYSTEM, _text(form.instructions)
     if form.prompt == "template":
-        given = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
-        with_tools = "\n{%- if tools %}" + _TOOLS + _GIVEN + given + "\n{%- endif %}"
-        return OURS + _AS_THEY_ARE + with_tools + (placed if given or folds else "") + BELOW
-    shown = _TOOLS + _SAID.replace("WRITTEN", _WRITTEN[form.tool_form]).replace("INSTRUCTIONS", instructions)
+        told = _TOLD.replace("INSTRUCTIONS", instructions) if form.instructions else ""
+        given = _TOOLS.replace("NOTHING", _NO_PARAMETERS) + _GIVEN + told + placed
+        without_tools = "\n{%- else %}" + placed if folds else ""
+        return OURS + _AS_THEY_ARE + "\n{%- if tools %}" + given + without_tools + "\n{%- endif %}" + BELOW
+    shown = _TOOLS.replace("NOTHING", "f[key]" if form.tool_form == "json" else _NO_PARAMETERS)
+    shown += _SAID.replace("WRITTEN", _WRITTEN[form.tool_form]).replace("INSTRUCTIONS", instructions)
     without_tools = "\n{%- elif messages and messages[0].role == 'system' %}" + _TURNS + placed if folds else ""
     return (
         OURS + _macro(frame) + "\n{%- if tools %}" + _TURNS + shown + placed + without_tools + "\n{%- endif %}" + BELOW

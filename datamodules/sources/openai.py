@@ -40,6 +40,8 @@ def chat_turns(example: Example, objects: bool = False) -> list[dict[str, Any]]:
         message = dict(turn)
         if turn["role"] == "assistant":
             text, calls = said(turn["content"], tools)
+            if calls == []:
+                text = "\n\n".join(filter(None, (text, "[]")))
             message = assistant_message(text, calls, len(messages), objects)
             waiting = list(message.get("tool_calls", []))
         elif turn["role"] == "tool" and waiting:

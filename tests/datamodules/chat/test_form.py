@@ -19,6 +19,7 @@ from datamodules.chat.serving import own_template, served_tokenizer
 from datamodules.chat.templates import one_template, takes_tools, template_frame, without_present_date
 from datamodules.chat.tokenizer import load_tokenizer
 from datamodules.example import BadRow, Example
+from datamodules.rows import to_example
 from datamodules.sources.openai import openai_row
 from rewards import FRAMES, FunctionCallReward
 
@@ -145,6 +146,73 @@ def test_the_exported_template_renders_the_training_prompt(tokenizer_of, kind, f
         assert ids == encode_prompt(tokenizer, row, form)
     assert recorded_form(served) == form
     assert own_template(served.chat_template) == served_tokenizer(tokenizer).chat_template
+
+
+NOW = [{"type": "function", "function": {"name": "now"}}]
+CALL = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "now"}}]}
+SAID = [  # turns that rows are read from otherwise than they stand there
+    [{"role": "system", "content": "Be brief.\n"}, {"role": "user", "content": "Time?"}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": "Time?"}],
+    [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Time?"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "Now."},
+        {"role": "user", "content": "?"},
+    ],
+    [
+        {"role": "user", "content": "Tea?"},
+        {"role": "assistant", "content": "<think>No tool makes tea.</think>\n\n[]"},
+        {"role": "user", "content": "Time?"},
+    ],
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.prompt}-{form.answer_form}-{form.think}")
+@pytest.mark.parametrize("kind", ["chatml", "refusing", "tools"])
+def test_a_request_is_put_as_the_row_is_that_says_the_same(tokenizer_of, kind, form):
+    tokenizer = tokenizer_of(kind)
+    if form.prompt == "template" and not takes_tools(tokenizer):
+        return
+    served = served_tokenizer(tokenizer, form)
+    for turns in SAID[: None if form.prompt == "paper" else -1]:  # whose thoughts the model's own template leaves out
+        row = to_example({"messages": [*turns, CALL], "tools": NOW})
+        got = served.apply_chat_template(turns, tools=NOW, tokenize=False, add_generation_prompt=True)
+        assert got == prompt_text(tokenizer, row, form)
+
+
+def test_what_a_request_says_and_a_row_does_not(tokenizer_of):
+    bfcl, template = ChatForm(system_prompt="Call.", tool_form="bfcl"), ChatForm("template", "template")
+
+    def put(form, turns):
+        served = served_tokenizer(tokenizer_of("tools"), form)
+        return served.apply_chat_template(turns, tools=NOW, tokenize=False, add_generation_prompt=True)
+
+    answer = "<|im_start|>assistant\n"
+    schema = "{'type': 'dict', 'properties': {}, 'required': []}"
+    assert put(bfcl, SAID[0]) == (
+        f"<|im_start|>system\nCall.[{{'name': 'now', 'parameters': {schema}}}]\n\n\n\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nTime?<|im_end|>\n{answer}"
+    )
+    tools = (
+        '<|im_start|>tools\n[{"type": "function", "function": {"name": "now", "parameters": {"type": "object", '
+        '"properties": {}, "required": []}}}]<|im_end|>\n'
+    )
+    assert put(template, SAID[1]) == f"{tools}<|im_start|>user\nTime?<|im_end|>\n{answer}"
+    assert put(template, SAID[3]) == (
+        f"{tools}<|im_start|>system\nBe brief.\n\nNow.<|im_end|>\n<|im_start|>user\n?<|im_end|>\n{answer}"
+    )
+    assert put(ChatForm(system_prompt="Call."), SAID[4]) == (
+        '<|im_start|>system\nCall.[{"name":"now"}]<|im_end|>\n<|im_start|>user\nTea?<|im_end|>\n'
+        f"<|im_start|>assistant\n[]<|im_end|>\n<|im_start|>user\nTime?<|im_end|>\n{answer}"
+    )
+
+
+def test_an_earlier_answer_that_no_tool_fits_stays_in_the_prompt_of_a_template(tokenizer_of):
+    turns = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "[]"}]
+    row = replace(PLAIN, query="Time?", tools=json.dumps([{"name": "now"}]), history=json.dumps(turns))
+    assert openai_row(row)["messages"][1] == {"role": "assistant", "content": "[]", "weight": 0}
+    prompt = prompt_text(tokenizer_of("tools"), row, ChatForm("template", "template"))
+    assert "<|im_start|>assistant\n[]<|im_end|>\n<|im_start|>user\nTime?" in prompt
 
 
 def test_tools_are_sent_as_the_rows_have_them_and_elsewhere_as_schemas(tokenizer_of):
