@@ -1,6 +1,7 @@
 """One refinement: its settings and rows, and its folder, in which a run that was stopped goes on."""
 
 import importlib.util
+import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,7 @@ class Refinement:
             raise ValueError(f"processes and block_rows must be at least 1, not {processes} and {block_rows}")
         if engine == "ray" and importlib.util.find_spec("ray") is None:
             raise ValueError("engine ray needs Ray: pip install -e '.[ray]'")
+        check_recipe(recipe)
         self.folder = check_writable("output_dir", output_dir)
         self.recipe = partial(recipe, regenerations=regenerations)
         self.judge = Panel(judges, vote, tau)
@@ -241,6 +243,21 @@ class Refinement:
                 "or remove the folder"
             )
         return (self.folder / "report.json").is_file()
+
+
+def check_recipe(recipe: Callable[..., Awaitable[Outcome]]) -> None:
+    """Refuse a recipe that cannot be called as it will be.
+
+    Raises:
+        ValueError: Saying how it is called and what it takes.
+    """
+    signature = inspect.signature(recipe)
+    try:
+        signature.bind("example", "judge", regenerations=3)
+    except TypeError as error:
+        raise ValueError(
+            f"recipe is called as recipe(example, judge, regenerations=3), and takes {signature}: {error}"
+        ) from error
 
 
 def _differing(ours: Any, theirs: Any, key: str = "settings") -> list[str]:

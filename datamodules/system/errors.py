@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -53,7 +54,7 @@ NO_PATH = re.compile(r"Expected a path but .+? either not accessible or invalid 
 """What it says before the reason, of a value that could have been the name of a YAML."""
 NO_MODULE = re.compile(r"No module named '([^']+)'(?: Given value: \S+)?")
 NO_KIND = re.compile(
-    r"Import path (?:(\S+) )?does not (?:implement protocol|correspond to a subclass of) (\w+)(?: Given value: (\S+))?"
+    r"Import path (?:(\S+) )?does not (implement protocol|correspond to a subclass of) (\w+)(?: Given value: (\S+))?"
 )
 """What it says of a class that is none of those wanted."""
 EXPECTED = r"Expected an? (?:<class '\w+'>|typing\.Literal\[[^\]]*\])\.? "
@@ -154,6 +155,13 @@ def sentence(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
+def _no_kind(key: str, found: re.Match[str]) -> str:
+    """That a class is of another kind, and what makes one of its own."""
+    before, how, kind, after = found.groups("")
+    alike = f", with methods annotated as those of {kind} are, down to what they return" if "protocol" in how else ""
+    return f"{before}{after} is no {kind}: give the import path of one{alike}; --{key}.help shows some"
+
+
 def _on_classes(text: str, message: str) -> str:
     """What jsonargparse says of classes in a sentence, in words for who writes settings."""
     keys = re.findall(r'Parser key "([\w.]+)"', text) or [""]
@@ -163,7 +171,7 @@ def _on_classes(text: str, message: str) -> str:
         rf"\1 names no class that is known here: give one by its import path, or its settings; --{key}.help shows them",
         text,
     )
-    text = NO_KIND.sub(rf"\1\3 is no \2: give the import path of one; --{key}.help shows some", text)
+    text = NO_KIND.sub(partial(_no_kind, key), text)
     if not (found := NO_CLASS.search(text)):
         return text
     head, value = text[: found.start()], text[found.end() :].partition("Given value: ")[2]

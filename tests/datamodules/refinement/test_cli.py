@@ -80,6 +80,10 @@ def test_a_limit(tmp_path):
         ([*REFINE, "--data=null"], "give the rows as either data.path or corpus"),
         ([*REFINE, "--data.path=nowhere.jsonl"], "no file, folder or data set nowhere.jsonl"),
         ([*REFINE, "--recipe=datamodules.nothing"], "datamodules.nothing"),
+        (
+            [*REFINE, "--recipe=datamodules.refinement.stages.cot_stage"],
+            "recipe is called as recipe(example, judge, regenerations=3), and takes (example: ",
+        ),
         ([*REFINE, "--in_flight=0"], "in_flight and limit must be at least 1"),
         ([*REFINE, "--engine=ray", "--processes=0"], "processes and block_rows must be at least 1"),
         ([*DEMO, "--engine=ray"], "engine ray refines rows of data.path"),

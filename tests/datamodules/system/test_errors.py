@@ -85,17 +85,23 @@ def test_what_is_none_of_the_kinds_wanted_is_told_which_these_are():
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "alike"),
     [
-        "Import path m.Mine does not implement protocol Generator",
-        """Expected a path but m.Mine either not accessible or invalid
+        (
+            "Import path m.Mine does not implement protocol Generator",
+            ", with methods annotated as those of Generator are, down to what they return",
+        ),
+        (
+            """Expected a path but m.Mine either not accessible or invalid
         Import path does not correspond to a subclass of Generator
       Given value: m.Mine""",
+            "",
+        ),
     ],
 )
-def test_a_class_that_is_none_of_those_wanted_is_told_so(said):
+def test_a_class_that_is_none_of_those_wanted_is_told_so(said, alike):
     keys = 'Parser key "model": Parser key "generator": '
-    advice = "m.Mine is no Generator: give the import path of one; --model.generator.help shows some"
+    advice = f"m.Mine is no Generator: give the import path of one{alike}; --model.generator.help shows some"
     assert sentence(keys + said) == keys + advice
 
 
