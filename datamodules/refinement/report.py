@@ -1,7 +1,7 @@
 """Counts of a refinement by stage and outcome, and its report as Markdown and JSON."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ class Tally:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts in a fixed order, for `report.json`."""
-        stages = {s: {name: self.stages[s][name] for name in _COUNTS} for s in STAGES if s in self.stages}
+        stages = {s: {name: self.stages[s][name] for name in _COUNTS} for s in in_order(self.stages)}
         faults = {name: self.faults[name] for name in sorted(self.faults)}
         return {name: self.totals[name] for name in _TOTALS} | {"stages": stages, "faults": faults}
 
@@ -71,6 +71,12 @@ class Tally:
         for stage, counts in self.stages.items():
             metrics |= {f"refine_{stage}/{name}": counts[name] for name in _COUNTS}
         return metrics
+
+
+def in_order(stages: Collection[str]) -> list[str]:
+    """Stages in the order in which a row gets to them; those of a recipe of one's own before the last check."""
+    own = [stage for stage in stages if stage not in STAGES]
+    return [stage for stage in (*STAGES[:-1], *sorted(own), STAGES[-1]) if stage in stages]
 
 
 def rejection(number: int, outcome: Outcome) -> dict[str, Any]:
@@ -127,8 +133,8 @@ def markdown(counts: dict[str, Any], planted: dict[str, dict[str, float | None]]
         head = ["defect", *next(iter(planted.values()))]
         rows = [[kind, *map(str, metrics.values())] for kind, metrics in planted.items()]
         parts += ["## Planted defects", markdown_table(head, rows)]
-    for stage, lines in sorted(examples.lines.items(), key=lambda item: STAGES.index(item[0])):
-        parts += [f"## Refused by {stage}", "\n".join(lines)]
+    for stage in in_order(examples.lines):
+        parts += [f"## Refused by {stage}", "\n".join(examples.lines[stage])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -38,3 +38,17 @@ def test_no_text_of_a_row_changes_the_report(text):
 
     assert frame(attacked) == frame(plain) and len(report(text).splitlines()) == len(report("p").splitlines())
     assert "\x1b" not in report(text) and "://" not in report(text)
+
+
+def test_stages_of_a_recipe_of_one_s_own_stand_before_the_last_check():
+    tally, examples, example = Tally(), Examples(), Example("1", "q", "[]", "[]")
+    call, short = Verdict("call", True), Verdict("short", False, "short", "too long")
+    for number, verdicts in enumerate([(call, short), (call, Verdict("short", True), Verdict("row", True))], start=1):
+        tally.add(outcome := Outcome(example, verdicts))
+        examples.add(number, outcome)
+    assert tally.as_dict()["stages"] == {
+        "call": {"reached": 2, "passed": 2, "dropped": 0},
+        "short": {"reached": 2, "passed": 1, "dropped": 1},
+        "row": {"reached": 1, "passed": 1, "dropped": 0},
+    }
+    assert "## Refused by short\n\n- row 1 (1): q\n" in markdown(tally.as_dict(), {}, examples)
