@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from datamodules.system.files import is_pointer
+
 PICKLE = re.compile(r"(?!openvino|training_args|optimizer|scheduler|scaler|rng_state)[^/]*\.(bin|pt|pth)")
 """Names of pickled weights, and not of what a Trainer saves beside them."""
 UNREAD = re.compile(
@@ -35,6 +37,24 @@ def adapter_in(folder: Path) -> Path | None:
     own = folder / "adapter_config.json"
     below = sorted(folder.glob("*/adapter_config.json"), key=lambda file: _by_number(file.parent))
     return own if own.is_file() else below[-1] if below else None
+
+
+def check_settings(file: Path) -> None:
+    """Refuse a config.json that holds no settings, of which transformers would say that the tokenizer is damaged.
+
+    Args:
+        file: The config.json.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        fault = "is a pointer of Git LFS: fetch it by git lfs pull" if is_pointer(file) else f"is no JSON ({error})"
+        raise ValueError(f"init_from: {file} {fault}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"init_from: {file} holds no settings, in braces: get it again")
 
 
 def merging(adapter: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
+from datamodules.chat.model_files import adapter_in, check_settings, merging, models_in, unread_in
 from datamodules.chat.serving import own_template
 from datamodules.chat.templates import first_token, one_template, turns_text, without_present_date
 from datamodules.system.files import is_pointer, shipped
@@ -35,6 +35,7 @@ def resolve_model_folder(init_from: str) -> str:
 
     Raises:
         FileNotFoundError: There is no such folder, or it holds no exported model.
+        ValueError: Its config.json is no JSON object.
     """
     if not init_from or "\0" in str(init_from):
         raise FileNotFoundError(
@@ -47,6 +48,7 @@ def resolve_model_folder(init_from: str) -> str:
     if folder.is_dir():
         for candidate in (folder, folder / "hf"):
             if (candidate / "config.json").is_file():
+                check_settings(candidate / "config.json")
                 return str(candidate)
         raise FileNotFoundError(f"init_from: {init_from} {_without_model(folder, init_from)}")
     if folder.is_file():

@@ -71,7 +71,9 @@ def load_model(run: str) -> tuple["ScoredCausalLM", "PreTrainedTokenizerFast", "
     from datamodules.chat.form import resolve_form
     from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
     from lightning_modules.policy.model import build_policy
+    from lightning_modules.policy.weights import check_model
 
+    check_model(run)
     tokenizer = load_tokenizer(run)
     dtype = AutoConfig.from_pretrained(resolve_model_folder(run)).dtype or torch.float32
     policy = build_policy(run, dtype=dtype).eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.chat.model_files import adapter_in, merging, models_in, unread_in
-from datamodules.chat.tokenizer import resolve_model_folder
+from datamodules.chat.tokenizer import load_tokenizer, resolve_model_folder
 
 
 def write(path, text="x"):
@@ -93,6 +93,23 @@ def test_the_checkpoints_of_a_run_are_no_model_and_its_folder_is_named(tmp_path)
     write(tmp_path / "run" / "hf" / "config.json", "{}")
     with pytest.raises(FileNotFoundError, match=r"checkpoints holds the checkpoints of a run: give the run, .*/run$"):
         resolve_model_folder(str(tmp_path / "run" / "checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "holds no settings, in braces: get it again"),
+        ('"qwen2"', "holds no settings, in braces: get it again"),
+        ("null", "holds no settings, in braces: get it again"),
+        ("", r"is no JSON \(Expecting value: line 1 column 1 \(char 0\)\)"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS: fetch it by git lfs pull"),
+    ],
+)
+def test_a_config_that_holds_no_settings_is_named_and_not_the_tokenizer(tiny_model_dir, tmp_path, text, words):
+    place = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    write(place / "config.json", text)
+    with pytest.raises(ValueError, match=rf"^init_from: {place}/config\.json {words}$"):
+        load_tokenizer(str(place))
 
 
 def test_a_file_is_no_folder_and_nobodys_home_is_none(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -135,6 +136,7 @@ def test_the_command_prints_what_it_was_answered(taught, tmp_path, capsys, monke
     ("words", "message"),
     [
         (["nowhere/at/all", QUERY], "no folder nowhere/at/all"),
+        (["ODD", QUERY], "init_from: "),
         (["MODEL", QUERY, "--tools", "none.json"], "--tools none.json: No such file or directory"),
         (["MODEL", QUERY, "--tools", "CALLS"], "every tool must be an object with a string 'name'"),
         (["MODEL", QUERY, "--tools", "EMPTY"], "blank.json: the file is empty; give a file with a list of tools"),
@@ -147,11 +149,13 @@ def test_what_cannot_be_asked_is_one_sentence(tiny_model_dir, tmp_path, monkeypa
     calls, blank = tmp_path / "calls.json", tmp_path / "blank.json"
     calls.write_text('[{"arguments": {}}]')
     blank.write_text("\ufeff\n", encoding="utf-8")
-    files = {"MODEL": str(tiny_model_dir), "CALLS": str(calls), "EMPTY": str(blank)}
+    odd = shutil.copytree(tiny_model_dir, tmp_path / "odd")
+    (odd / "config.json").write_text('{"model_type": "nosuch"}')
+    files = {"MODEL": str(tiny_model_dir), "ODD": str(odd), "CALLS": str(calls), "EMPTY": str(blank)}
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(SystemExit) as stop:
         main(["ask", *(files.get(word, word) for word in words)])
-    assert str(stop.value).startswith("error: ") and message in str(stop.value)
+    assert str(stop.value).startswith("error: ") and "traceback" not in str(stop.value) and message in str(stop.value)
 
 
 @pytest.mark.parametrize("words", [["--samples", "0"], ["--temperature", "-1"], ["--max_new_tokens", "0"]])
