@@ -45,6 +45,7 @@ from lightning_modules.checkpointing.resume import ExactResume
 from lightning_modules.commands.checks import (
     check_alone,
     check_attention,
+    check_dirpaths,
     check_processes,
     check_reads_safely,
     check_sections,
@@ -53,7 +54,7 @@ from lightning_modules.commands.checks import (
     check_trainer_settings,
     refuse_nulls,
 )
-from lightning_modules.commands.given import apart, names_nothing, nested_nulls, overlay_alone
+from lightning_modules.commands.given import apart, names_nothing, nested_nulls, no_settings, overlay_alone
 from lightning_modules.commands.main import main as main
 from lightning_modules.commands.meant import meant
 from lightning_modules.commands.old_keys import read_old_keys
@@ -100,6 +101,8 @@ class Parser(SentenceParser, LightningArgumentParser):
             if text := help_on(self.words, ROOTS):
                 print(text)
                 sys.exit(0)
+            if fault := no_settings(self.words):
+                self.error(fault)
             try:
                 args = nested_nulls(without_training(read_old_keys(self.words)))
             except ValueError as error:
@@ -219,6 +222,7 @@ class FunReasonCLI(LightningCLI):
         keep_secrets_of(config)
         config["trainer"]["default_root_dir"] = local_root(config["trainer"]["default_root_dir"])
         check_trainer_settings(config["trainer"])
+        check_dirpaths(config)
         for key, kind in {"model": None, "data": None, "trainer": RunTrainer}.items():
             refuse_nulls(key, kind, config[key])
         if config.get("ckpt_path") is not None:

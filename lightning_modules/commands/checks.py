@@ -14,6 +14,7 @@ from lightning.pytorch.trainer import Trainer
 
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.commands.options import parameters
+from lightning_modules.commands.run_folders import check_local
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
 LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
@@ -74,6 +75,20 @@ def check_trainer_settings(trainer: Namespace) -> None:
             "the rows of an optimizer step, data.micro_batch_tokens (with rollouts model.micro_batch_tokens) those of "
             "one pass"
         )
+
+
+def check_dirpaths(config: Namespace) -> None:
+    """Refuse checkpoints on another machine before Lightning asks for a library that reaches it.
+
+    Raises:
+        ValueError: Naming the callback.
+    """
+    callbacks = config["trainer"]["callbacks"] or []
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    chosen = [(one.class_path, one.get("init_args")) for one in given if isinstance(one, Namespace)]
+    for path, settings in (("ModelCheckpoint", config["best_checkpoint"]), *chosen):
+        if settings and isinstance(place := settings.get("dirpath"), str | os.PathLike):
+            check_local(os.fspath(place), f"dirpath of {path.rpartition('.')[2]}")
 
 
 def check_processes(trainer: Trainer) -> None:

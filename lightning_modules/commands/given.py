@@ -12,6 +12,7 @@ from datamodules.system.files import shipped
 from lightning_modules.commands.yaml_nodes import entries, scalar_in, written_out
 
 CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
+MEANT = {"--model": "a model is given by --model.init_from", "--data": "rows are given by --data.path"}
 IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
 ATTACHED = re.compile("^-c(?=[^=])")
 
@@ -71,6 +72,22 @@ def names_nothing(words: Sequence[str]) -> bool:
         if root and (class_named(root) or class_named(root, "data")):
             return False
     return True
+
+
+def no_settings(words: Sequence[str]) -> str:
+    """What is wrong with a file of another kind in the place of settings or a class; nothing where there is none."""
+    for option, value in options_in(words):
+        if not value or value.startswith(("{", "[")):
+            continue
+        if value.endswith(".py") and os.path.isfile(value):
+            return (
+                f"{option} {value}: Python code is not read as settings; what is in it is named by its import path, as "
+                f"{Path(value).stem}.NAME, with its folder in PYTHONPATH"
+            )
+        fault = fault_of_yaml(value) if os.path.isfile(value) else "/" in value
+        if option in MEANT and fault and not value.endswith((".yaml", ".yml")):
+            return f"{option} takes a class or a YAML with its settings, and got {value}: {MEANT[option]}"
+    return ""
 
 
 def nested_nulls(words: Sequence[str]) -> list[str]:

@@ -521,6 +521,28 @@ def test_settings_beside_their_class_are_told_where_they_belong(base_args, tmp_p
     assert words in last and "subclass" not in last, last
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "my_model.py"], "--model my_model.py: Python code is not read as settings; what is in it is name"),
+        (["--trainer.callbacks+=my_model.py"], "its import path, as my_model.NAME, with its folder in PYTHONPATH"),
+        (["--data", "rows.jsonl"], "--data takes a class or a YAML with its settings, and got rows.jsonl: rows are gi"),
+        (["--model=Qwen/Qwen3-0.6B"], "and got Qwen/Qwen3-0.6B: a model is given by --model.init_from"),
+        (["--data", "settings.yaml"], 'Parser key "data": '),  # a YAML is left to the parser
+    ],
+)
+def test_a_file_of_another_kind_in_the_place_of_settings_is_told_what_is_wanted(
+    tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text("class Model: pass\n")
+    Path("rows.jsonl").write_text('{"query": "a"}\n{"query": "b"}\n')
+    Path("settings.yaml").write_text("class_path: XLAMSFTDataModule\ninit_args: 3\n")
+    with pytest.raises(SystemExit):
+        main([*CONFIG, *words])
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "configs/srml.yaml", "--model.generator.max_new_tokens=8"])
@@ -816,7 +838,8 @@ def test_what_is_no_checkpoint_of_a_run_is_refused_by_the_part_that_it_lacks(run
             ["(tokenizer.json is a pointer of Git LFS: "],
         ),
         ("tokenizer_config.json", "[]", ["tokenizer", "cannot be read"]),
-        ("config.json", "[]", ["could not be loaded"]),
+        ("config.json", "[]", ["/config.json holds no settings"]),
+        ("config.json", "{", ["/config.json is no JSON (Expecting"]),
         ("generation_config.json", "{", ["generation_config.json"]),
         ("generation_config.json", '{"eos_token_id": "x"}', ["generation config", "eos_token_id"]),
         ("chat_template.jinja", "{% for m in messages %}", ["chat template", "no Jinja"]),

@@ -90,6 +90,11 @@ def test_the_next_run_has_the_next_folder_below_home(base_args, tmp_path, monkey
     ("option", "words"),
     [
         ("--trainer.default_root_dir=s3://bucket/runs", ["trainer.default_root_dir", "s3://bucket/runs", "local"]),
+        ("--best_checkpoint.dirpath=s3://bucket/x", ["dirpath of ModelCheckpoint: s3://bucket/x is no folder", "loc"]),
+        (
+            '--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {dirpath: "s3://bucket/x"}}',
+            ["dirpath of ModelCheckpoint: s3://bucket/x is no folder of this machine", "local"],
+        ),
         ("--best_checkpoint.dirpath=/proc/nothing/x", ["dirpath of ModelCheckpoint: '/proc/nothing/x'", "another"]),
         ("--trainer.gradient_clip_val=1.0", ["trainer.gradient_clip_val", "model.max_grad_norm"]),
         ("--trainer.gradient_clip_algorithm=value", ["gradient_clip_algorithm", "model.max_grad_norm"]),
