@@ -69,6 +69,22 @@ def check_causal(source: str, model: PreTrainedModel) -> None:
             )
 
 
+def check_head(source: str, model: PreTrainedModel) -> None:
+    """Raise if layers of the head's own stand between the decoder and the logits, as in BERT's kind; see `policy.head`.
+
+    Raises:
+        ValueError: Naming the module that holds them.
+    """
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    place = name.rpartition(".")[0]
+    if place and any(part.dim() > 1 and part is not head.weight for part in model.get_submodule(place).parameters()):
+        raise ValueError(
+            f"init_from: {source} is no model of a kind that is trained here: between its decoder and its logits are "
+            f"further layers ({place} of {type(model).__name__}): {GIVE_ANOTHER} and ends in one matrix"
+        )
+
+
 def check_ties(source: str, model: PreTrainedModel) -> None:
     """Raise if the config says that two weights are one, and the files hold two.
 

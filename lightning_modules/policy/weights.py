@@ -20,6 +20,7 @@ from datamodules.system.hub import refuse_unreachable
 from lightning_modules.policy.weight_checks import (
     GIVE_ANOTHER,
     check_causal,
+    check_head,
     check_kinds,
     check_names,
     check_ties,
@@ -147,6 +148,7 @@ def _fitting(source: str, place: str, options: dict[str, Any]) -> PreTrainedMode
             **options,
         )
     check_causal(source, model)
+    check_head(source, model)
     check_names(source, info)
     check_kinds(place, model)
     return model

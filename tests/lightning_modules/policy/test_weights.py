@@ -375,7 +375,13 @@ def test_encoders_are_refused_by_their_config(tmp_path, tiny_tokenizer, family, 
     assert f"is no causal language model, for each of its tokens sees those after it ({sign} in its" in refusal(place)
 
 
-@pytest.mark.parametrize(("kind", "config"), [("bert", {"is_decoder": True}), ("mbart", {"d_model": 32})])
+@pytest.mark.parametrize(("kind", "place"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
+def test_layers_between_decoder_and_logits_are_refused_by_their_config(tmp_path, tiny_tokenizer, kind, place):
+    folder = like_llama(kind, is_decoder=True).save(tmp_path / "model", tiny_tokenizer)
+    assert f"between its decoder and its logits are further layers ({place} of " in refusal(folder)
+
+
+@pytest.mark.parametrize(("kind", "config"), [("bert-generation", {"is_decoder": True}), ("mbart", {"d_model": 32})])
 def test_decoders_of_such_families_are_not(tmp_path, tiny_tokenizer, kind, config):
     check_model(str(like_llama(kind, **config).save(tmp_path / "model", tiny_tokenizer)))
 
