@@ -4,12 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoConfig
 
+from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.memory import Plan
-from lightning_modules.callbacks.plan import generation, streamed, whole
-from lightning_modules.generators import VLLMGenerator, VLLMServerGenerator
+from lightning_modules.callbacks.plan import generation, micro_batch_of, shards_of, streamed, whole
+from lightning_modules.generators import HFGenerator, VLLMGenerator, VLLMServerGenerator
+from lightning_modules.grpo import GRPOModule
+from lightning_modules.rollout.sampling import Sampling
 from lightning_modules.strategies import FSDP1, FSDP2
 
 
@@ -40,3 +44,77 @@ def test_the_longest_prompt_may_be_one_to_validate_on(tiny_model_dir, monkeypatc
         engines.append(generation(trainer, module, plan)["engine"])
     # Keys and values of a token are 64 numbers of 2 bytes.
     assert [engine - engines[0] for engine in engines] == [0, 0, 60 * 64 * 2]
+
+
+def rows_of(kind, **settings):
+    """Rows of which those of 70 and 100 tokens are trained on."""
+    data = kind(tokenizer="none", path="none", **settings)
+    data.lengths, data.train_indices, data.val_indices = np.array([70, 300, 100]), np.array([0, 2]), np.arange(3)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "packed", "micro_batch"),
+    [
+        (100, 1, True, (4, 1000)),  # rows of max_length, as many as 4,000 tokens are
+        (100, 3, True, (3, 1000)),  # of 34 documents a rank, 3,400 tokens at most
+        (8, 1, True, (1, 800)),  # of 8 documents, which one row holds
+        (100, 1, False, (40, 100)),  # a document a row
+        (1, 2, False, (1, 100)),
+    ],
+)
+def test_the_largest_micro_batch_of_rows_to_learn_from(batch_size, ranks, packed, micro_batch):
+    data = rows_of(XLAMSFTDataModule, batch_size=batch_size, max_length=1000, micro_batch_tokens=4000)
+    trainer, module = SimpleNamespace(datamodule=data, world_size=ranks), SimpleNamespace(packed=packed)
+    assert micro_batch_of(trainer, module) == micro_batch
+    assert micro_batch_of(SimpleNamespace(datamodule=None, world_size=ranks), module) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shared", "micro_batch"),
+    [
+        (1000, False, (6, 160)),  # prompts of 100 tokens and completions of 60
+        (8000, False, (10, 160)),  # all 10 that a rank has of 4 x 5
+        (1000, True, (1, 1000)),  # one row that completions share their prompts in
+        (8000, True, (1, 1600)),
+        (150, True, (1, 160)),  # which has to hold the longest
+    ],
+)
+def test_the_largest_micro_batch_of_rollouts(tokens, shared, micro_batch):
+    module = GRPOModule(
+        init_from="none", generator=HFGenerator(60), sampling=Sampling(group_size=5), micro_batch_tokens=tokens
+    )
+    module.shares_prefixes = shared
+    trainer = SimpleNamespace(datamodule=rows_of(XLAMPromptDataModule, prompts_per_step=4), world_size=2)
+    assert micro_batch_of(trainer, module) == micro_batch
+
+
+@pytest.mark.parametrize(
+    ("budget", "validates", "cache"),
+    [
+        (1280, 1.0, 10 * 128),  # 10 of 12 rollouts together, of 100 + 28 tokens; of prompts of 900 tokens one
+        (10**5, 1.0, 2 * 928),  # 12 x 128 are less than the 2 of 3 prompts that a rank has to validate on
+        (10**5, 0, 12 * 128),
+    ],
+)
+def test_the_cache_is_that_of_rollouts_or_of_validation_whichever_is_larger(tiny_model_dir, budget, validates, cache):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    plan = Plan(config, 10_000_000, 0, "bf16-mixed", rows=4, length=1024, checkpointing=False)
+    module = GRPOModule(
+        init_from="none", generator=HFGenerator(28, token_budget=budget), sampling=Sampling(group_size=6)
+    )
+    data = SimpleNamespace(hparams=SimpleNamespace(prompts_per_step=4, eval_batch_size=64), longest_prompt=900)
+    data.lengths, data.train_indices, data.val_indices = np.array([70, 100]), np.arange(2), np.arange(3)
+    trainer = SimpleNamespace(datamodule=data, strategy=None, world_size=2, limit_val_batches=validates)
+    # Keys and values of a token are 64 numbers of 2 bytes; the copy is of weights that a GPU casts to them.
+    assert generation(trainer, module, plan) == {"copy": 20_000_000, "cache": cache * 64 * 2}
+
+
+def test_ranks_that_share_a_copy_of_the_weights():
+    hybrid = FSDP1(sharding_strategy="HYBRID_SHARD")
+    hybrid.parallel_devices = [torch.device("cpu")] * 4  # of a node
+    shards = [
+        shards_of(SimpleNamespace(strategy=strategy, world_size=16))
+        for strategy in (None, FSDP2(), FSDP2(shard_size=8), FSDP1(), hybrid)
+    ]
+    assert shards == [1, 16, 8, 16, 4]

@@ -1,6 +1,7 @@
 """What a run says: its table first, steps and validations in lines or in a bar, and at its end how to go on."""
 
 import io
+import json
 import re
 import sys
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from datamodules.example import Example
 from lightning_modules.callbacks import progress
-from lightning_modules.callbacks.ending import box, ended, interrupted
+from lightning_modules.callbacks.ending import box, ended, interrupted, next_commands
 from lightning_modules.callbacks.progress import Progress, clock, rows_of
 from lightning_modules.cli import main
 from lightning_modules.metrics import TargetLoss
@@ -188,6 +190,36 @@ def test_a_run_that_ends_before_its_first_step_says_so_and_offers_nothing(tmp_pa
     assert "next:" not in printed and "export" not in printed
 
 
+def test_what_is_offered_asks_a_short_request_of_the_held_out_rows_and_exports_a_best_that_is_not_the_last(tmp_path):
+    def rows(*examples):
+        return SimpleNamespace(examples=lambda places: [examples[place] for place in places])
+
+    (tmp_path / "hf").mkdir()
+    best = tmp_path / "best-000002.ckpt"
+    best.touch()
+    held_out = rows(
+        Example("1", "q" * 161, "[]", "[]"),
+        Example("2", "And then?", "[]", "[]", history='[{"role": "user", "content": "First?"}]'),
+        Example("3", "Rain in Oslo?", '[{"name": "f"}]', "[]"),
+    )
+    data = SimpleNamespace(rows=rows(Example("4", "Learnt?", "[]", "[]")), train_indices=[0], hparams={})
+    data.val_rows, data.val_indices = held_out, [0, 1, 2]
+    trainer = SimpleNamespace(datamodule=data, global_step=4)
+    play = f"funreason play {tmp_path}"
+    assert next_commands(trainer, tmp_path, str(best)) == [
+        f"funreason ask {tmp_path} 'Rain in Oslo?' --tools {tmp_path}/tools.json",
+        f"funreason export --ckpt_path {best}",
+        play,
+    ]
+    assert json.loads((tmp_path / "tools.json").read_text()) == [{"name": "f"}]
+    trainer.global_step, data.val_indices, data.hparams = 2, [], {"val_path": "held.jsonl"}
+    assert next_commands(trainer, tmp_path, str(best)) == [
+        f"funreason ask {tmp_path} 'Learnt?' --tools {tmp_path}/tools.json",
+        f"funreason test --config {tmp_path}/config.yaml --model.init_from {tmp_path} --data.path held.jsonl",
+        play,
+    ]
+
+
 def test_nothing_is_offered_where_nothing_was_saved(tmp_path):
     assert interrupted(None) == interrupted(tmp_path) == ""
 
@@ -211,8 +243,8 @@ def test_the_loss_of_references_is_the_mean_of_documents_or_of_tokens():
 
 
 def test_the_box_is_as_wide_as_its_longest_line():
-    lines = box("done", {"a": "x" * 30, "b": "y"}).splitlines()
-    assert len({len(line) for line in lines}) == 1 and len(lines) == 4 and "x" * 30 in lines[1]
+    lines = box("done", {"a": "y", "b": "x" * 30}).splitlines()
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 4 and "x" * 30 in lines[2]
 
 
 def test_clock_and_step():

@@ -56,6 +56,7 @@ def test_the_parsers_fit_the_form_that_the_model_was_trained_in(exported, form, 
     arguments = serve.server_arguments(run)
     assert arguments[arguments.index("--tool-call-parser") + 1 :] == parsers
     assert arguments[:6] == ["--model", f"{run}/hf", "--served-model-name", run, "--host", "127.0.0.1"]
+    assert arguments[6:10] == ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0.0}']
 
 
 def test_the_process_becomes_the_server_and_hands_on_what_follows_the_model(exported, monkeypatch):
