@@ -147,6 +147,12 @@ def test_nothing_divides_by_nothing(failed):
     }
 
 
+def test_a_completion_without_a_token_has_no_end():
+    empty = Rollout(None, "", None, None, 1, 0, "stop")  # as a server may give
+    sums, peaks = length_sums([completion(4, "stop"), empty], STOP)
+    assert (sums["no_eos"], sums["length/sum"], peaks["length/-min"]) == (1, 4, 0)
+
+
 def test_equal_rewards_have_no_deviation_though_their_mean_is_rounded():
     more, more_peaks = moments("reward", torch.full((3,), 0.1, dtype=torch.float64))
     assert more["reward/square"] / 3 < (more["reward/sum"] / 3) ** 2  # by 2e-18, of which there is no root
