@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from lightning_modules.callbacks import fits, summary
 from lightning_modules.callbacks import plan as planning
-from lightning_modules.callbacks.cheaper import changes, ways
+from lightning_modules.callbacks.cheaper import changes, enough, ways
 from lightning_modules.callbacks.fits import check_fits
 from lightning_modules.callbacks.memory import estimate, has_room
 from lightning_modules.callbacks.memory_text import refusal, shown
@@ -100,6 +100,7 @@ def test_weights_are_spread_over_as_many_gpus_as_it_takes(plan):
     found = changes(*run_of(lean, FSDP2(), HFGenerator()), lean, available)
     (ranks,) = (name for name in found if name.endswith(" devices"))
     assert ranks == "32 devices" and has_room(found[ranks], available) and not has_room(found[ranks], available - 1)
+    assert enough(lean, available, 32) == 32 and enough(lean, available, 31) is None
     assert "trainer.strategy.init_args.cpu_offload true" in found
     assert found["data.max_length and data.micro_batch_tokens 512"].length == 512
     # What no number of GPUs makes room for, a copy to generate with, is left to other changes.

@@ -1,5 +1,6 @@
 """What a run's settings say that its devices will hold."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import AutoConfig
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.memory import Plan
-from lightning_modules.callbacks.plan import generation, micro_batch_of, shards_of, streamed, whole
+from lightning_modules.callbacks.plan import cast, generation, micro_batch_of, shards_of, streamed, whole
 from lightning_modules.generators import HFGenerator, VLLMGenerator, VLLMServerGenerator
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.rollout.sampling import Sampling
@@ -59,6 +60,7 @@ def rows_of(kind, **settings):
         (100, 1, True, (4, 1000)),  # rows of max_length, as many as 4,000 tokens are
         (100, 3, True, (3, 1000)),  # of 34 documents a rank, 3,400 tokens at most
         (8, 1, True, (1, 800)),  # of 8 documents, which one row holds
+        (8, 3, True, (1, 300)),  # of 3 on the rank that has most
         (100, 1, False, (40, 100)),  # a document a row
         (1, 2, False, (1, 100)),
     ],
@@ -108,6 +110,10 @@ def test_the_cache_is_that_of_rollouts_or_of_validation_whichever_is_larger(tiny
     trainer = SimpleNamespace(datamodule=data, strategy=None, world_size=2, limit_val_batches=validates)
     # Keys and values of a token are 64 numbers of 2 bytes; the copy is of weights that a GPU casts to them.
     assert generation(trainer, module, plan) == {"copy": 20_000_000, "cache": cache * 64 * 2}
+    sharded = replace(plan, fsdp=True, shards=2)
+    assert generation(trainer, module, sharded)["copy"] == 20_000_000  # of all shards, and cast already
+    config.tie_word_embeddings = False
+    assert cast(plan) == (10_000_000 - config.vocab_size * 32) * 2  # the embedding stays as it is
 
 
 def test_ranks_that_share_a_copy_of_the_weights():

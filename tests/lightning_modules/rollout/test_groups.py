@@ -38,6 +38,8 @@ def test_completions_are_scored_in_their_groups():
     [[one, three], [two]] = score_groups(*args)
     assert [rollout.reward for rollout in (one, three, two)] == [1.0, 3.0, 2.0]
     assert [rollout.penalty for rollout in (one, three, two)] == [0, 0, 0]
+    assert one.errors == three.errors == two.errors == {}
+    assert [Overlong(kind).masks(three) for kind in ("none", "mask", "penalty")] == [False, True, False]  # it was cut
     assert (two.example.id, two.token_ids, two.logprobs) == ("b", [5, 6], [-1.0, -2.0])
     [[one, three], [two]] = score_groups(*args, penalty=lambda lengths: -lengths / 4)
     assert [rollout.penalty for rollout in (one, three, two)] == [-0.25, -0.75, -0.5]
