@@ -68,7 +68,7 @@ def _parameters(name: str, declared: Any) -> Any:
     """What a tool declares, where it or a part of it is JSON text, or a list of objects."""
     if isinstance(declared, str):
         declared = _opened(name, "parameters", declared) if declared.strip() else {}
-    if isinstance(declared, list):
+    if declared is not None and not isinstance(declared, dict):
         return _by_name(name, declared)
     if isinstance(declared, dict) and is_json_schema(declared):
         for key, kind, what in (("properties", dict, "an object"), ("required", list | bool, "a list of names")):

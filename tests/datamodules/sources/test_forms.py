@@ -313,8 +313,9 @@ def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
     tool = json.loads(to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": listed}])).tools)[0]
     schema = openai_tool(tool)["function"]["parameters"]
     assert (list(schema["properties"]), schema["required"]) == (["city", "days"], ["city"])
-    with pytest.raises(BadRow, match="the parameters of 'f' must be an object, or a list of objects with a 'name'"):
-        to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": ["city"]}]))
+    for wrong in (["city"], 5, True, False, "1.5"):
+        with pytest.raises(BadRow, match="the parameters of 'f' must be an object, or a list of objects with a 'name'"):
+            to_example(chat(ASK, said("ok"), tools=[{"name": "f", "parameters": wrong}]))
 
 
 SCHEMA = {
