@@ -149,6 +149,7 @@ def parameters_schema(tool: dict[str, Any]) -> dict[str, Any]:
     types = argument_schema(tool).get("properties", {})
     fields = {}
     for name, spec in declared.items():
-        typed = {k: v for k, v in types.get(name, {}).items() if k != "$ref"}
+        typed = types[name] if isinstance(types.get(name), dict) else {}  # true and false are schemas as well
+        typed = {k: v for k, v in typed.items() if k != "$ref"}
         fields[name] = typed | (spec if isinstance(spec, dict) else {}) | typed  # the type first, as schemas have it
     return {"type": "object", "properties": fields, "required": required}

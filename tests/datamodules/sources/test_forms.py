@@ -307,6 +307,15 @@ def test_types_in_capitals_are_those_of_json_schema_and_values_stay():
     }
 
 
+def test_flat_parameters_that_are_true_or_false_are_shown_as_any():
+    tool = {"name": "f", "parameters": {"a": True, "b": False, "c": {"type": "int"}}}
+    assert openai_tool(tool)["function"]["parameters"] == {
+        "type": "object",
+        "properties": {"a": {"additionalProperties": True}, "b": {}, "c": {"type": "integer"}},
+        "required": ["c"],
+    }
+
+
 def test_parameters_in_a_list_are_shown_to_the_model_in_every_prompt():
     """Gorilla's tools: where a chat template writes them, their parameters were none."""
     listed = [{"name": "city", "type": "string", "description": "c"}, {"name": "days", "type": "integer", "default": 1}]
