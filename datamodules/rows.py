@@ -117,7 +117,8 @@ def parse_row(raw: Any) -> dict[str, Any]:
     try:
         row = json.loads(raw.rstrip().removesuffix(",")) if isinstance(raw, str) else raw
     except json.JSONDecodeError as error:
-        raise BadRow("", f"is not JSON: {error.msg} at character {error.pos + 1} of the line") from error
+        reason = error.msg.removesuffix(" at")  # Python ends some of its words so
+        raise BadRow("", f"is not JSON: {reason} at character {error.pos + 1} of the line") from error
     except (ValueError, RecursionError) as error:
         raise BadRow("", f"is not JSON: {error}") from error
     if not isinstance(row, dict):

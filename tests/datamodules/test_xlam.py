@@ -127,6 +127,9 @@ def test_rows_that_are_no_objects(tmp_path, make_row):
     examples, bad = read_examples(path, "skip")
     assert (len(examples), [row["row"] for row in bad]) == (1, [2, 3, 4])
     assert "not a JSON object but list" in bad[1]["reason"]
+    path.write_text('{"query": "a')  # cut
+    with pytest.raises(ValueError, match="row 1: is not JSON: Unterminated string starting at character 11 of the line"):
+        read_examples(path)
 
 
 def test_duplicate_ids_are_seen_across_the_file(write_rows, make_row):
