@@ -129,11 +129,11 @@ def time_left(seconds: float, taken: int, remaining: int) -> str:
         taken: Its optimizer steps.
         remaining: Optimizer steps to come.
     """
+    took = f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step"
+    if not remaining:
+        return f"{took}."
     rest = timedelta(seconds=round(seconds / taken * remaining))
-    return (
-        f"The first batch of rollouts took {seconds:,.1f} s, {seconds / taken:,.1f} s an optimizer step; at that speed "
-        f"the {remaining:,} steps to come take {rest}, and validation comes on top."
-    )
+    return f"{took}; at that speed the {remaining:,} steps to come take {rest}, and validation comes on top."
 
 
 def tokens_of_step(trainer: Trainer, module: FunctionCallingModule) -> dict[str, str]:

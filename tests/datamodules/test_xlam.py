@@ -128,7 +128,9 @@ def test_rows_that_are_no_objects(tmp_path, make_row):
     assert (len(examples), [row["row"] for row in bad]) == (1, [2, 3, 4])
     assert "not a JSON object but list" in bad[1]["reason"]
     path.write_text('{"query": "a')  # cut
-    with pytest.raises(ValueError, match="row 1: is not JSON: Unterminated string starting at character 11 of the line"):
+    with pytest.raises(
+        ValueError, match="row 1: is not JSON: Unterminated string starting at character 11 of the line"
+    ):
         read_examples(path)
 
 

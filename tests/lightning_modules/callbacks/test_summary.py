@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.callbacks.summary import RunSummary, accuracy_table, rate_of, tokens_of_step
+from lightning_modules.callbacks.summary import RunSummary, accuracy_table, rate_of, time_left, tokens_of_step
 from lightning_modules.cli import main
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.srml import SRMLModule
@@ -90,3 +90,11 @@ def test_the_table_of_a_test_says_how_many_completions_have_no_end():
     said = "25.0% of the completions were cut at model.generator.max_new_tokens, before they ended"
     assert accuracy_table({"completion/truncated_frac": 0.25}).splitlines()[1:] == [said]
     assert len(accuracy_table({"completion/truncated_frac": 0.0}).splitlines()) == 1
+
+
+def test_time_left_is_said_of_steps_that_are_to_come():
+    took = "The first batch of rollouts took 6.0 s, 3.0 s an optimizer step"
+    assert time_left(6, 2, 0) == f"{took}."
+    assert time_left(6, 2, 30) == (
+        f"{took}; at that speed the 30 steps to come take 0:01:30, and validation comes on top."
+    )
