@@ -7,6 +7,7 @@ text is data: of all it says, only the judgement, the fault (one of those offere
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -60,6 +61,15 @@ class Question:
     def messages(self) -> list[dict[str, str]]:
         """The question as chat turns."""
         return messages(self.stage, self.example, self.finding)
+
+    def seed(self, base: int | None) -> int:
+        """The seed of a sampled reply, one of its own for each question, so that a repeated run gets the same.
+
+        Args:
+            base: The judge's.
+        """
+        asked = f"{base}\0{self.example.id}\0{self.stage}\0{self.finding}\0{self.attempt}"
+        return zlib.crc32(asked.encode())
 
 
 class Judge(Protocol):

@@ -5,7 +5,6 @@ import importlib.util
 import math
 import os
 import re
-import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.refinement.exchange import (
@@ -120,7 +119,7 @@ class OpenAIJudge:
         while True:
             options = self.options
             try:
-                text = await self._ask(question.messages, self._seed(question))
+                text = await self._ask(question.messages, question.seed(self.options.get("seed")))
                 self._answered += 1
                 return text
             except Unfinished:
@@ -160,10 +159,6 @@ class OpenAIJudge:
         servers = [server_at(url, key) for url in self.urls]
         self._finding_out = asyncio.Lock()
         self._pool = ServerPool(servers, self.per_server, self.patience, self._health)
-
-    def _seed(self, question: Question) -> int:
-        asked = f"{question.example.id}\0{question.stage}\0{question.finding}\0{question.attempt}"
-        return zlib.crc32(f"{self.options.get('seed')}\0{asked}".encode())
 
     def _body(self, messages: list[dict[str, str]], seed: int) -> dict[str, Any]:
         options = self.options | ({"seed": seed} if "seed" in self.options else {})

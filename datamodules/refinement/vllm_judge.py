@@ -3,7 +3,6 @@
 import asyncio
 import importlib.util
 import os
-import zlib
 from typing import Any
 
 from datamodules.refinement.judging import JudgesLost, Question, finished_reply
@@ -95,14 +94,11 @@ class VLLMJudge:
             processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
             self._guard = kill_at_exit([process.pid for process in processes])
         settings = [
-            SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, seed=self._seed(question))
+            SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, seed=question.seed(self.seed))
             for question in questions
         ]
         outputs = self._llm.chat([question.messages for question in questions], settings, use_tqdm=False)
         return [(output.outputs[0].text, output.outputs[0].finish_reason) for output in outputs]
-
-    def _seed(self, question: Question) -> int:
-        return zlib.crc32(f"{self.seed}\0{question.example.id}\0{question.stage}\0{question.attempt}".encode())
 
     def _start(self) -> Any:
         # Processes of its own, not forked: they must not hold the pipe that another judge's guard waits for.

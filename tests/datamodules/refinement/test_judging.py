@@ -36,6 +36,15 @@ def test_judgement(text, score):
     assert read_reply(text).score == score
 
 
+def test_each_question_has_a_seed_of_its_own_for_every_kind_of_judge():
+    row = Example("row-1", "Weather in Paris?", "[]", "[]")
+    # CRC-32 of 7, row-1, call, the finding and 1, with a byte of 0 between them
+    assert Question("call", row, "no tool is called so", attempt=1).seed(7) == 480784889
+    asked = [Question("call", row), Question("call", ROW), Question("cot", row), Question("call", row, "x")]
+    asked.append(Question("call", row, attempt=1))
+    assert len({question.seed(base) for question in asked for base in (0, 1)}) == 10
+
+
 def test_the_rest_of_a_reply():
     reply = read_reply("<think>a</think><judge>False</judge><fault>function</fault><NewFC>[f(a=1)]</NewFC>")
     assert (reply.words, reply.fault, reply.correction) == ("a", "function", "[f(a=1)]")
