@@ -125,6 +125,8 @@ class SelfRefinement:
                 f"{self.folder} holds a loop of an earlier version, which did not save its settings: choose another "
                 "output_dir, or remove the folder"
             )
+        if begun:
+            print(f"{self.folder} holds a loop that was begun: what it has done is not done again.", flush=True)
         theirs = json.loads(saved.read_text(encoding="utf-8")) if begun else settings
         for name, value in settings.items():
             if theirs.get(name) != value:
@@ -169,6 +171,9 @@ class SelfRefinement:
             options += ["--trainer.default_root_dir", str(folder / "fit")]
             checkpoint = _newest(folder, "fit/*/checkpoints/last-*.ckpt")
             funreason("fit", *self.fit, *options, *(["--ckpt_path", str(checkpoint)] if checkpoint else []))
+            if checkpoint and _newest(folder, "fit/*/hf/config.json") is None:  # it was killed after its last step
+                run = checkpoint.parents[1]
+                funreason("export", "--ckpt_path", str(run), "--output_dir", str(run / "hf"))
         return str(_newest(folder, "fit/*/hf/config.json").parents[1])
 
     def _score(self, model: str, name: str) -> float:
@@ -238,7 +243,9 @@ def run_module(module: str, *arguments: str) -> None:
 
 
 def _newest(folder: Path, pattern: str) -> Path | None:
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    """The newest that a step has left; a file that is empty was broken off before it held anything."""
+    found = [path for path in folder.glob(pattern) if path.stat().st_size]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -248,19 +255,23 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the rounds: `funreason-self-refine --config configs/self_refine.yaml [--init_from MODEL]`."""
-    with one_sentence(args) as words:
-        parser = SentenceParser(
-            prog="funreason-self-refine", description="Roll out, refine and fit, round after round."
-        )
-        parser.add_argument("--config", action="config", help="YAML file; a later one wins")
-        parser.add_class_arguments(SelfRefinement)
-        options = parser.parse_args(words).as_dict()
-        options.pop("config")
-        loop = SelfRefinement(**options)
-        loop.folder.mkdir(parents=True, exist_ok=True)
-        run_folder.set(loop.folder)
-        with sole_writer(loop.folder.resolve()):
-            loop.run()
+    try:
+        with one_sentence(args) as words:
+            parser = SentenceParser(
+                prog="funreason-self-refine", description="Roll out, refine and fit, round after round."
+            )
+            parser.add_argument("--config", action="config", help="YAML file; a later one wins")
+            parser.add_class_arguments(SelfRefinement)
+            options = parser.parse_args(words).as_dict()
+            options.pop("config")
+            loop = SelfRefinement(**options)
+            loop.folder.mkdir(parents=True, exist_ok=True)
+            run_folder.set(loop.folder)
+            with sole_writer(loop.folder.resolve()):
+                loop.run()
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,18 @@ def die_with_parent(parent: int) -> None:
 
 
 def run(command: Sequence[str | PathLike[str]], **options: Any) -> "CompletedProcess[bytes]":
-    """`subprocess.run`, to be called from the main thread, of a program that ends with this process."""
-    return subprocess.run(command, preexec_fn=partial(die_with_parent, os.getpid()), **options)
+    """`subprocess.run`, to be called from the main thread, of a program that ends with this process.
+
+    Ctrl-C reaches both, and this one waits for the program, which may have something to save.
+    """
+    pressed: list[int] = []
+    own = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))  # which programs do not inherit
+    try:
+        return subprocess.run(command, preexec_fn=partial(die_with_parent, os.getpid()), **options)
+    finally:
+        signal.signal(signal.SIGINT, own)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 def kill_at_exit(pids: Sequence[int]) -> "Popen[bytes]":

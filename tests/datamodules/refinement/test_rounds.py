@@ -109,6 +109,44 @@ def test_a_loop_that_was_stopped_goes_on_where_it_was(loop, tmp_path, fail):
     assert [row["round"] for row in table(tmp_path)] == [0, 1, 2]
 
 
+def test_a_training_that_was_killed_between_its_last_step_and_its_model_is_exported(loop, tmp_path, capsys):
+    class Killed(Commands):
+        def fit(self, arguments):  # which takes no step more where all are taken, and writes no model
+            run = Path(option(arguments, "--trainer.default_root_dir")) / "srml-fit-0"
+            if "--ckpt_path" not in arguments:
+                (run / "checkpoints").mkdir(parents=True)
+                (run / "checkpoints" / "last-000002.ckpt").write_text("x")
+                raise RuntimeError("fit failed")
+
+        def export(self, arguments):
+            assert option(arguments, "--ckpt_path") == str(tmp_path / "loop/round_1/fit/srml-fit-0")
+            folder = Path(option(arguments, "--output_dir"))
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+
+    commands = Killed(lambda row_id: True)
+    with pytest.raises(RuntimeError, match="fit failed"):
+        loop(commands, rounds=1).run()
+    assert "was begun" not in capsys.readouterr().out
+    loop(commands, rounds=1).run()
+    assert commands.ran == ["test", "predict", "refine", "fit", "refine", "fit", "export", "test"]
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'loop'} holds a loop that was begun: what it has done is not done again." in said
+    assert f"The last model: {tmp_path / 'loop/round_1/fit/srml-fit-0'}; " in said
+
+
+def test_a_score_that_a_kill_has_left_without_its_number_is_made_again(loop, tmp_path):
+    commands = Commands(lambda row_id: True)
+    loop(commands, rounds=1).run()
+    (tmp_path / "loop/test/round_1/version_0/metrics.csv").rename(tmp_path / "gone")
+    (tmp_path / "loop/test/round_1/version_9").mkdir()
+    (tmp_path / "loop/test/round_1/version_9/metrics.csv").touch()
+    (tmp_path / "loop/test/round_1/version_0").rmdir()
+    commands.ran.clear()
+    loop(commands, rounds=1).run()
+    assert commands.ran == ["refine", "test"]
+
+
 def test_more_rounds_follow_and_what_is_done_stays(loop, tmp_path):
     commands = Commands(lambda row_id: True)
     loop(commands, rounds=1).run()

@@ -20,6 +20,19 @@ from datamodules.system import guard
 
 guard.run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
 """
+SAVING = """
+import signal, sys
+from datamodules.system import guard
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+program = "import time"
+program += "\\ntry: print('begun', flush=True), time.sleep(600)"
+program += "\\nexcept KeyboardInterrupt: time.sleep(1), print('saved', flush=True)"
+try:
+    guard.run([sys.executable, "-c", program])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 def ends(pid, seconds=10):
@@ -45,6 +58,15 @@ def test_a_program_ends_with_the_one_that_runs_it(number):
         starter.send_signal(number)
         assert starter.wait(30) == -number
     assert ends(pid)
+
+
+@pytest.mark.kills
+def test_ctrl_c_leaves_a_program_the_time_to_save():
+    command = [sys.executable, "-c", SAVING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True) as starter:
+        assert starter.stdout.readline() == "begun\n"
+        os.killpg(starter.pid, signal.SIGINT)
+        assert starter.stdout.read() == "saved\ninterrupted\n"
 
 
 def test_a_program_that_runs_to_its_end_is_left_alone():
