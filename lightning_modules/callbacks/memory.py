@@ -50,6 +50,7 @@ class Plan:
         engine: Bytes of a rollout engine.
         sleeps: Whether the engine's are free again while the policy learns; copy and cache always are.
         compiled: Whether decoder layers are compiled, of which the arithmetic knows nothing.
+        optimizer: The method that makes an optimizer of one's own, of which it knows as little; "" where it is AdamW.
     """
 
     config: PreTrainedConfig
@@ -76,6 +77,7 @@ class Plan:
     engine: int = 0
     sleeps: bool = True
     compiled: bool = False
+    optimizer: str = ""
 
     @property
     def tokens(self) -> int:
@@ -97,7 +99,8 @@ class Plan:
     @property
     def counted(self) -> str:
         """What an estimate is of, in words."""
-        return "live tensors alone" + ", of layers as they are without model.torch_compile" * self.compiled
+        text = "live tensors alone" + ", of layers as they are without model.torch_compile" * self.compiled
+        return text + (f", as if {self.optimizer} made an AdamW" if self.optimizer else "")
 
     @property
     def learnt(self) -> int:

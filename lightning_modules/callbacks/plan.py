@@ -58,8 +58,15 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         attention=config._attn_implementation,
         cuda=module.device.type == "cuda",
         compiled=module.torch_compile,
+        optimizer=optimizer_of_ones_own(module),
     )
     return replace(plan, **generation(trainer, module, plan))
+
+
+def optimizer_of_ones_own(module: FunctionCallingModule) -> str:
+    """The method of a subclass that makes its optimizer; "" where the optimizer is this project's."""
+    own = type(module).configure_optimizers is not FunctionCallingModule.configure_optimizers
+    return f"{type(module).__name__}.configure_optimizers" if own else ""
 
 
 def micro_batch_of(trainer: Trainer, module: FunctionCallingModule) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, liste
 from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.fits import check_evaluation, check_fits
 from lightning_modules.callbacks.memory_text import memory_rows
-from lightning_modules.callbacks.plan import device_memory, parameter_counts, plan_ahead, plan_of
+from lightning_modules.callbacks.plan import device_memory, optimizer_of_ones_own, parameter_counts, plan_ahead, plan_of
 from lightning_modules.callbacks.progress import say
 from lightning_modules.callbacks.validations import check_monitors, check_validates, never_validates
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
@@ -114,8 +114,8 @@ class RunSummary(Callback):
 
 def rate_of(trainer: Trainer, module: FunctionCallingModule) -> str:
     """The learning-rate schedule in words; of an optimizer of one's own its place."""
-    if type(module).configure_optimizers is not FunctionCallingModule.configure_optimizers:
-        return f"as {type(module).__name__}.configure_optimizers has it"
+    if own := optimizer_of_ones_own(module):
+        return f"as {own} has it"
     warmup = module.warmup_steps(trainer.estimated_stepping_batches)
     then = {"cosine": "falls as a cosine to 0", "constant": "stays"}[module.schedule]
     return f"{module.learning_rate:g} after {warmup:,} steps of warm-up, then it {then}"

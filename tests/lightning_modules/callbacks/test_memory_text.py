@@ -62,6 +62,9 @@ def test_the_estimate_says_what_it_is_of(plan):
         assert "(live tensors alone)" in said
     for said in (memory_rows(compiled, available, {})["memory"], refusal(compiled, available, {"nothing": plan})):
         assert "(live tensors alone, of layers as they are without model.torch_compile)" in said
+    own = replace(plan, optimizer="Own.configure_optimizers")
+    for said in (memory_rows(own, available, {})["memory"], refusal(own, available, {"nothing": plan})):
+        assert "(live tensors alone, as if Own.configure_optimizers made an AdamW)" in said
 
 
 def test_sizes_are_written_for_people():
