@@ -63,10 +63,17 @@ def die_with_parent(parent: int) -> None:
 def run(command: Sequence[str | PathLike[str]], **options: Any) -> "CompletedProcess[bytes]":
     """`subprocess.run`, to be called from the main thread, of a program that ends with this process.
 
-    Ctrl-C reaches both, and this one waits for the program, which may have something to save.
+    Ctrl-C reaches both, and this one waits for the program, which may have something to save, unless pressed again.
     """
-    pressed: list[int] = []
-    own = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))  # which programs do not inherit
+    pressed = False
+
+    def wait(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    own = signal.signal(signal.SIGINT, wait)  # which programs do not inherit
     try:
         return subprocess.run(command, preexec_fn=partial(die_with_parent, os.getpid()), **options)
     finally:
