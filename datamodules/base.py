@@ -142,8 +142,15 @@ class XLAMDataModule(LightningDataModule):
             ChatForm(answer_form="template").check()
 
     def prepare_data(self) -> None:
-        """Fill the cache, on one process per machine, and validate the settings before anything is written."""
-        self._load(self.trainer.state.fn if self.trainer else "fit")
+        """Fill the cache, on one process per machine, and validate the settings before anything is written.
+
+        What is found wrong by one rank of several is left to `setup`, in which all find it: here they wait for it.
+        """
+        try:
+            self._load(self.trainer.state.fn if self.trainer else "fit")
+        except (OSError, ValueError):
+            if self.ranks()[1] == 1:
+                raise
 
     def setup(self, stage: str) -> None:
         """Take the rows from the cache, divide them, and say what was read and what was left out."""

@@ -58,6 +58,14 @@ def test_one_folder_with_the_random_states_of_both(runs):
     assert (runs[1] / "hf" / "model.safetensors").is_file()
 
 
+def test_rows_that_cannot_be_read_are_one_sentence_of_all_ranks(base_args, tmp_path):
+    options = {"data.init_args.path": tmp_path / "absent.jsonl", "trainer.devices": 2, "trainer.strategy": "ddp"}
+    done = command_on_ranks("fit", "--config", "configs/srml.yaml", *base_args(tmp_path, **options))
+    assert done.returncodes == [1, 1]
+    assert done.stderr.count("error: ") == 1 and "Connection closed" not in done.stderr, done.stderr
+    assert f"error: there is no file, folder or data set {tmp_path / 'absent.jsonl'} (traceback" in done.stderr
+
+
 @pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
 def test_rollouts_of_all_ranks_are_in_one_file_once_each_in_the_order_of_the_rows(base_args, tmp_path, strategy):
     # of 24 rows in batches of 7 the ranks have 4 and 3, four times less the one of the last batch
