@@ -39,6 +39,8 @@ MANY_PATHS = re.compile(r"""(Parser key "(?:val_)?path": )Expected a <class 'str
 """What it says of several files in the place of one."""
 LACKS = re.compile(r'Parser key "(\w+)": the following arguments are required: (.+)')
 """What jsonargparse says of a class whose argument has no default and no value."""
+NOT_MADE = re.compile(r"^( *)- Problem with given class_path .*\n((?:\1 +.*(?:\n|$))+)", re.MULTILINE)
+"""What it says of a class that was found and cannot be made, among other kinds that the value could have been of."""
 NO_CLASS = re.compile(
     r"Expected an instantiatable class, but [\w.]+ is (a protocol|abstract)|Option 'class_path' is not accepted"
     r"|(Not a valid subclass of|Does not implement protocol) \w+\.?( Got value: .*?)? Subclass types expect one of: .*"
@@ -137,6 +139,8 @@ def refuse(error: Exception) -> NoReturn:
 
 def sentence(message: str) -> str:
     """One line of an error message of several, without what says nothing about the cause, and not a whole screen."""
+    if message.startswith("Does not validate") and (found := NOT_MADE.search(message)):
+        message = found[2]
     kept = list[str]()
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
         reason = NO_FUNCTION.sub(r"\1", line)

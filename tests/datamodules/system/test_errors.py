@@ -105,6 +105,23 @@ def test_a_class_that_is_none_of_those_wanted_is_told_so(said, alike):
     assert sentence(keys + said) == keys + advice
 
 
+@pytest.mark.parametrize("other", ["Expected a <class 'collections.abc.Iterable'>", "Not a valid subclass of Logger"])
+def test_a_class_that_cannot_be_made_is_told_why_and_not_what_else_could_stand_there(other):
+    message = f"""Does not validate against any of the Union subtypes
+Subtypes: [<class 'Logger'>, collections.abc.Iterable[Logger], <class 'bool'>]
+Errors:
+  - {other}
+    Subclass types expect one of:
+    - a dict with parameters accepted by the base class (implicit class_path)
+  - Problem with given class_path 'WandbLogger':
+      Requirement 'wandb' not met.
+      Try to install it
+  - Expected a <class 'bool'>
+Given value type: <class 'list'>
+Given value: [Namespace(class_path='WandbLogger')]"""
+    assert sentence(message) == "Requirement 'wandb' not met. Try to install it"
+
+
 def test_what_is_no_function_is_told_once_and_why():
     kind = "Type collections.abc.Callable[[str, str], typing.Any] expects a function or a callable class: "
     hull = f"{kind}Expected 'typing.Any' to be a class that instantiates into callable. Got value: Namespace(a=1)"
