@@ -42,7 +42,7 @@ def is_pointer(file: Path) -> bool:
 
 
 def check_writable(key: str, folder: str | Path) -> Path:
-    """Refuse a folder that could not be made or written; nothing is left of the attempt.
+    """Refuse a folder that is on another machine, or could not be made or written; nothing is left of the attempt.
 
     Args:
         key: The setting that names it.
@@ -56,6 +56,11 @@ def check_writable(key: str, folder: str | Path) -> Path:
     """
     if not str(folder):
         raise ValueError(f"{key} is empty: give a folder")
+    if "://" in str(folder):
+        raise ValueError(
+            f"{key}: {folder} is no folder of this machine: give a local or a mounted one, and copy what it holds when "
+            "all is done"
+        )
     try:
         place = Path(folder).expanduser().absolute()
         os.stat(place)  # a name that is none, a way through a file, links in a circle

@@ -12,9 +12,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer import Trainer
 
+from datamodules.system.files import check_writable
 from lightning_modules.checkpointing.sharded import ReshardableCheckpoints
 from lightning_modules.commands.options import parameters
-from lightning_modules.commands.run_folders import check_local
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "min_steps": 0}
 LEAST |= {"min_epochs": 0, "val_check_interval": 0, "limit_train_batches": 0}
@@ -78,7 +78,7 @@ def check_trainer_settings(trainer: Namespace) -> None:
 
 
 def check_dirpaths(config: Namespace) -> None:
-    """Refuse checkpoints on another machine before Lightning asks for a library that reaches it.
+    """Refuse checkpoints where none can be written; on another machine, before Lightning asks for what reaches it.
 
     Raises:
         ValueError: Naming the callback.
@@ -88,7 +88,7 @@ def check_dirpaths(config: Namespace) -> None:
     chosen = [(one.class_path, one.get("init_args")) for one in given if isinstance(one, Namespace)]
     for path, settings in (("ModelCheckpoint", config["best_checkpoint"]), *chosen):
         if settings and isinstance(place := settings.get("dirpath"), str | os.PathLike):
-            check_local(os.fspath(place), f"dirpath of {path.rpartition('.')[2]}")
+            check_writable(f"dirpath of {path.rpartition('.')[2]}", place)
 
 
 def check_processes(trainer: Trainer) -> None:

@@ -39,22 +39,8 @@ def local_root(root: str | os.PathLike[str] | None, key: str = "trainer.default_
         ValueError: It is on another machine, or cannot be written.
     """
     root = os.fspath(root or ".")
-    check_local(root, key)
     check_writable(key, root)
     return os.path.expanduser(root)
-
-
-def check_local(place: str, key: str) -> None:
-    """Refuse a place on another machine.
-
-    Raises:
-        ValueError: It is the address of one.
-    """
-    if "://" in place:
-        raise ValueError(
-            f"{key}: {place} is no folder of this machine: give a local or a mounted one, "
-            "and copy the run folder when it is done"
-        )
 
 
 def new_folder(root: Path, kind: str, claim: bool) -> str:

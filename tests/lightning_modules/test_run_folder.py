@@ -90,6 +90,7 @@ def test_the_next_run_has_the_next_folder_below_home(base_args, tmp_path, monkey
     ("option", "words"),
     [
         ("--trainer.default_root_dir=s3://bucket/runs", ["trainer.default_root_dir", "s3://bucket/runs", "local"]),
+        ("--data.cache_dir=s3://bucket/x", ["data.cache_dir: s3://bucket/x is no folder of this machine", "local"]),
         ("--best_checkpoint.dirpath=s3://bucket/x", ["dirpath of ModelCheckpoint: s3://bucket/x is no folder", "loc"]),
         (
             '--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {dirpath: "s3://bucket/x"}}',

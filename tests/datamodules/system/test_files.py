@@ -124,6 +124,8 @@ def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_noth
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ValueError, match="key is empty"):
         check_writable("key", "")
+    with pytest.raises(ValueError, match="key: s3://bucket/x is no folder of this machine: give a local"):
+        check_writable("key", "s3://bucket/x")  # which Path would make a folder `s3:` of
     for folder in ("file", "file/a", "loop/a", "a" * 300, "a\0b", "/proc/absent"):
         with pytest.raises(ValueError, match=r"^key: .* cannot be written"):
             check_writable("key", tmp_path / folder)
