@@ -68,7 +68,8 @@ def check_rows(
             reading = read_raw(raw, turns, unanswered)
             examples = [_with_id(example, number, seen) for example in reading.examples]
             if repeated := next((example.id for example in examples if example.id in seen), ""):
-                raise BadRow("id", f"{repeated!r} is already the id of row {seen[repeated]}")
+                first = f"{repeated!r} is already the id of row {seen[repeated]}"
+                raise BadRow("id", f"{first} (rows without an id get one, made from what they say)")
         except BadRow as error:
             yield number, error, raw
             continue

@@ -136,7 +136,7 @@ def test_rows_that_are_no_objects(tmp_path, make_row):
 
 def test_duplicate_ids_are_seen_across_the_file(write_rows, make_row):
     path = write_rows([make_row(1), make_row(2), make_row(3, id="1")])
-    with pytest.raises(ValueError, match=r"row 3, column 'id': '1' is already the id of row 1"):
+    with pytest.raises(ValueError, match=r"row 3, column 'id': '1' is already the id of row 1 \(rows without"):
         read_examples(path)
     assert len(read_examples(path, "skip")[0]) == 2
 
