@@ -24,9 +24,9 @@ from datamodules.readers import files_left_out
 from datamodules.reports import describe
 from datamodules.sources.targets import Turns
 from datamodules.system.arguments import taken
-from datamodules.system.errors import ONE_PATH
 from datamodules.system.escaping import visible
 from datamodules.system.files import check_writable
+from datamodules.system.sentences import ONE_PATH
 from datamodules.xlam import OnBadRow, left_out, write_jsonl
 from rewards import FunctionCallReward
 

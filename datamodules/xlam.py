@@ -13,8 +13,8 @@ from datamodules.readers import place_of_row, read_rows
 from datamodules.rows import parse_row, read_raw
 from datamodules.sources.columns import name_in
 from datamodules.sources.targets import Turns
-from datamodules.system.errors import sentence
 from datamodules.system.files import atomic_write
+from datamodules.system.sentences import sentence
 
 OnBadRow = Literal["raise", "skip"]
 

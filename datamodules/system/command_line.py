@@ -11,8 +11,9 @@ from typing import IO, Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from datamodules.system.errors import DEBUG, sentence
+from datamodules.system.errors import DEBUG
 from datamodules.system.files import ROOT, shipped
+from datamodules.system.sentences import sentence
 
 OF_JSONARGPARSE = "JSONARGPARSE_DEPRECATION_WARNINGS"
 """Whether it warns of what we and Lightning call and later releases drop: `python -W error` makes an end of that."""

@@ -5,8 +5,8 @@ import html
 import markdown as markdown_package
 import pytest
 
-from datamodules.system.errors import sentence
 from datamodules.system.escaping import markdown_text, visible
+from datamodules.system.sentences import sentence
 
 
 def test_a_terminal_is_told_nothing():
