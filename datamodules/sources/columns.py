@@ -164,7 +164,7 @@ def listed(value: Any) -> list[Any] | None:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):  # BFCL's turns of turns
         value = value[0]
     if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):  # column by column
-        if len({len(part) for part in value.values()}) > 1 and {"role", "from"} & value.keys():
+        if len({len(part) for part in value.values()}) > 1 and _is_message(value):
             raise ValueError(f"the lists {', '.join(map(repr, value))} of its turns are not of one length")
         value = [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=False)]
     if isinstance(value, list) and value and all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in value):

@@ -125,7 +125,7 @@ def _of_gym(row: Mapping[str, Any]) -> Mapping[str, Any]:
         # The others are of other kinds, in a table.
         expected = {key: value for key, value in expected.items() if value not in (None, "", [])}
     for other in names:
-        if other != name and (as_object(row.get(other)) or listed(row.get(other))) and row[other] != row[name]:
+        if (as_object(row.get(other)) or listed(row.get(other))) and row[other] != row[name]:
             raise BadRow(other, f"may be another answer than {name!r}: keep one of them")
     rest = {key: value for key, value in row.items() if key != name}
     if not answered and "ground_truth" in rest:  # what is to be there in the end: no answer, and reported as not used

@@ -736,10 +736,64 @@ def test_traces_of_opentelemetry():
     assert json.loads(example.history) == [ASK, said(TEXT), {"role": "tool", "content": "rain"}]
 
 
-def test_answers_of_tools_are_put_in_the_order_of_the_calls():
-    calls = [CALL, CALL | {"id": "c2"}]
-    results = [{"role": "tool", "tool_call_id": f"c{n}", "content": f"answer {n}"} for n in (2, 1)]
-    row = chat(ASK, said(tool_calls=calls), *results, said("Rain."), {"role": "user", "content": "Thanks"}, said("Bye"))
+CITY = {"city": "Oslo"}
+USE = {"name": "get_weather", "input": CITY}
+
+
+@pytest.mark.parametrize(
+    ("role", "call", "answer"),
+    [  # the call with the id # and its answer: messages, or the parts of an assistant's and of this role's
+        (None, said(tool_calls=[CALL | {"id": "#"}]), {"role": "tool", "tool_call_id": "#", "content": "answer #"}),
+        (
+            None,
+            {"type": "function_call", "call_id": "#", "name": "get_weather", "arguments": json.dumps(CITY)},
+            {"type": "function_call_output", "call_id": "#", "output": "answer #"},
+        ),
+        (
+            None,
+            {"type": "ai", "data": {"tool_calls": [{"id": "#", "name": "get_weather", "args": CITY}]}},
+            {"type": "tool", "data": {"tool_call_id": "#", "content": "answer #"}},
+        ),
+        (
+            "user",
+            {"type": "tool_use", "id": "#", **USE},
+            {"type": "tool_result", "tool_use_id": "#", "content": "answer #"},
+        ),
+        (
+            "user",
+            {"toolUse": {"toolUseId": "#", **USE}},
+            {"toolResult": {"toolUseId": "#", "content": [{"text": "answer #"}]}},
+        ),
+        (
+            "user",
+            {"functionCall": {"id": "#", "name": "get_weather", "args": CITY}},
+            {"functionResponse": {"id": "#", "name": "get_weather", "response": "answer #"}},
+        ),
+        (
+            "user",
+            {"function_call": {"id": "#", "name": "get_weather", "args": CITY}},  # of Google's own libraries
+            {"function_response": {"id": "#", "name": "get_weather", "response": "answer #"}},
+        ),
+        (
+            "tool",
+            {"type": "tool-call", "toolCallId": "#", "toolName": "get_weather", "input": CITY},
+            {"type": "tool-result", "toolCallId": "#", "result": "answer #"},
+        ),
+        (
+            "tool",
+            {"type": "tool_call", "id": "#", "name": "get_weather", "arguments": CITY},
+            {"type": "tool_call_response", "id": "#", "result": "answer #"},
+        ),
+    ],
+)
+def test_answers_of_tools_are_put_in_the_order_of_the_calls(role, call, answer):
+    """Whose answer is whose, only ids say: both calls are of one tool."""
+    calls, results = (
+        [json.loads(json.dumps(one).replace("#", i)) for i in ids] for one, ids in ((call, "12"), (answer, "21"))
+    )
+    if role:
+        calls, results = [said(calls)], [{"role": role, "content": results}]
+    row = chat(ASK, *calls, *results, said("Rain."), {"role": "user", "content": "Thanks"}, said("Bye"))
     roles = [(turn["role"], turn["content"]) for turn in json.loads(to_example(row).history)]
     assert roles[1:4] == [
         ("assistant", "[get_weather(city='Oslo'), get_weather(city='Oslo')]"),
@@ -848,6 +902,25 @@ def test_a_result_in_json_of_bedrock(content, text):
     row = chat(ASK, said(tool_calls=[CALL]), {"role": "user", "content": [{"toolResult": result}]}, said("Rain."))
     history = json.loads(read_raw(row, "every").examples[1].history)
     assert history[-1] == {"role": "tool", "content": text}
+
+
+SKY = {"sky": "bruine à Orléans"}
+
+
+@pytest.mark.parametrize(
+    ("role", "content"),
+    [
+        ("tool", SKY),
+        ("user", [{"toolResult": {"toolUseId": "c1", "content": [{"json": SKY}]}}]),
+        ("user", [{"functionResponse": {"name": "get_weather", "response": SKY}}]),
+        ("tool", [{"type": "tool-result", "toolCallId": "c1", "result": SKY}]),
+        ("tool", [{"type": "tool-result", "toolCallId": "c1", "output": {"type": "json", "value": SKY}}]),
+    ],
+)
+def test_a_result_that_is_an_object_is_written_in_its_own_letters(role, content):
+    row = chat(ASK, said(tool_calls=[CALL]), {"role": role, "content": content}, said("Rain."))
+    history = json.loads(read_raw(row, "every").examples[1].history)
+    assert history[-1]["content"] == '{"sky": "bruine à Orléans"}'
 
 
 def test_a_request_may_begin_as_an_observation_where_no_call_comes_before():
@@ -1253,9 +1326,19 @@ def test_texts_within_texts_and_turns_column_by_column():
     assert read({"query": "Q", "tools": json.dumps(WRAPPED), "answers": answers}) == ([OSLO], "", "")
     columns = {"role": ["user", "assistant"], "content": ["Weather in Oslo?", TEXT]}
     assert read({"messages": columns, "tools": WRAPPED}) == ([OSLO], "", "")
-    columns["role"] += ["user"]  # whose words are missing
-    with pytest.raises(BadRow, match="'role', 'content' of its turns are not of one length"):
-        read({"messages": columns, "tools": WRAPPED})
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"role": ["user", "assistant", "user"], "content": ["Hi", "Ho"]},
+        {"from": ["human", "gpt"], "value": ["Hi", "Ho", "Ha"]},
+        {"human": ["Hi"], "assistant": ["Ho", "Ha"]},
+    ],
+)
+def test_turns_column_by_column_of_which_some_would_be_lost_are_refused(columns):
+    with pytest.raises(BadRow, match="'{}', '{}' of its turns are not of one length".format(*columns)):
+        read({"conversations": columns, "tools": WRAPPED})
 
 
 def test_a_system_turn_in_the_middle_stays_where_it_is():
