@@ -53,6 +53,11 @@ def test_a_run_goes_on_from_its_own_checkpoints_alone(tiny_model_dir, init_from,
         check_run(checkpoint, identity(init_from, tokenizer, form, derived))
 
 
+def test_a_checkpoint_that_names_no_initial_weights_is_refused(tiny_model_dir):
+    with pytest.raises(ValueError, match=r"does not say which weights its run started from: .* give the hf/ folder of"):
+        check_run({"state_dict": {}}, identity("m", load_tokenizer(str(tiny_model_dir)), ChatForm(), "ab"))
+
+
 def test_settings_that_a_checkpoint_has_learnt_with_are_kept():
     check_settings({}, {"lora.alpha": 64})  # an earlier version has written it
     check_settings({"lora.alpha": 64, "epsilon": 1.0}, {"lora.alpha": 64})

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,10 @@ def test_a_table_of_contents_reaches_no_name_beside_its_classes(shards, module, 
         + b"".join(pickle.SHORT_BINUNICODE + bytes([len(word)]) + word.encode() for word in (module, name))
     )
     (folder / ".metadata").write_bytes(stolen + pickle.STACK_GLOBAL + pickle.STOP)
-    with pytest.raises(ValueError, match=r"/\.metadata (asks for|is cut, damaged)"):
+    words = f"asks for {module}.{name}, which is no part"
+    if module == "pathlib":  # what is found is a path of ours, and no table
+        words = "is cut, damaged or no checkpoint of this project (a type)"
+    with pytest.raises(ValueError, match=re.escape(f"/.metadata {words}")):
         check_shards(folder)
 
 
@@ -187,6 +191,38 @@ def test_a_part_outside_of_the_folder_is_refused(shards):
     (folder / ".metadata").write_bytes(pickle.dumps(table))
     with pytest.raises(ValueError, match=r"\.metadata is cut, damaged .*it names \.\./other\.distcp, which is outside"):
         check_shards(folder)
+
+
+@pytest.mark.parametrize("part", ["__0_0.distcp", REST])
+def test_a_part_that_is_missing_or_cut_short_is_named(shards, part):
+    folder = shards()
+    check_shards(folder)
+    os.truncate(folder / part, (folder / part).stat().st_size - 1 if part != REST else 0)  # its last entry's last byte
+    with pytest.raises(FileNotFoundError, match=rf"--ckpt_path {folder}: its part {part} is cut short; copy the whole"):
+        check_shards(folder)
+    (folder / part).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"--ckpt_path {folder}: its part {part} is missing; copy the whole"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("odd", "named"),
+    [
+        *(
+            ({part: None}, part)
+            for part in ("state_dict", "loops", "epoch", "global_step", "pytorch-lightning_version")
+        ),
+        ({"pytorch-lightning_version": "new"}, "pytorch-lightning_version"),  # Lightning compares its numbers
+        ({"state_dict": {"w": 1.0}}, "weights"),
+    ],
+)
+def test_a_file_of_something_else_is_told_by_the_part_that_it_lacks(tmp_path, odd, named):
+    file = tmp_path / "one.ckpt"
+    torch.save(FILE | odd, file)
+    with pytest.raises(
+        ValueError, match=rf"--ckpt_path {file} is no checkpoint of a run: its {named} is missing or of"
+    ):
+        AnyCheckpointIO().load_checkpoint(file)
 
 
 def test_a_damaged_file_is_one_sentence(shards, tmp_path):
