@@ -55,7 +55,7 @@ def resolve_model_folder(init_from: str) -> str:
         raise FileNotFoundError(
             f"init_from: {init_from} is a file: give a folder with a config.json, safetensors and a tokenizer, or a run"
         )
-    if folder.is_absolute() or init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
+    if init_from.startswith((".", "~")) or not _HUB_ID.fullmatch(init_from):
         raise FileNotFoundError(f"init_from: no folder {init_from}; give a run folder, a model folder or a hub id")
     return init_from
 

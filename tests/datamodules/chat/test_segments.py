@@ -4,6 +4,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from datamodules.chat.form import ChatForm
 from datamodules.chat.segments import (
@@ -64,6 +65,18 @@ def test_only_the_first_tag_that_closes_a_thought_ends_it():
     assert target_segments(target[1:], offsets[1:]) == [2] * 24  # no thought was begun
 
 
+def test_what_a_tokenizer_puts_around_texts_is_left_to_the_template(tiny_tokenizer, make_row):
+    """Llama's puts BOS before every text, others EOS behind it: neither belongs between a prompt and its answer."""
+    framing = copy.deepcopy(tiny_tokenizer)
+    ids = {token: framing.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")}
+    around = TemplateProcessing(single="<|endoftext|> $A <|im_end|>", special_tokens=list(ids.items()))
+    framing.backend_tokenizer.post_processor = around
+    assert framing("a")["input_ids"] == [ids["<|endoftext|>"], *tiny_tokenizer("a")["input_ids"], ids["<|im_end|>"]]
+    example = to_example(make_row(2))
+    assert encode(framing, example) == encode(tiny_tokenizer, example)
+    assert encode_prompt(framing, example) == encode_prompt(tiny_tokenizer, example)
+
+
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(str.strip)
 
 
@@ -87,7 +100,7 @@ def test_any_text_survives(tiny_tokenizer, query, cot, city):
 
 def test_prompt_holds_system_tools_history_query(tiny_tokenizer, make_row):
     history = [
-        {"role": "system", "content": "Answer in metric units."},
+        {"role": "system", "content": "\n Answer in metric units.\n"},
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi!"},
     ]
@@ -98,6 +111,18 @@ def test_prompt_holds_system_tools_history_query(tiny_tokenizer, make_row):
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n"
         f"<|im_start|>user\n{example.query}<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_only_an_assistants_earlier_calls_are_written_in_the_form_of_the_answers(make_row):
+    """What a user or a tool says may look like calls, and is theirs."""
+    text = '[{"name": "get_weather", "arguments": {"city": "Oslo"}}]'
+    history = [{"role": role, "content": text} for role in ("user", "assistant", "tool")]
+    example = to_example(make_row(1, query="And in Bergen?", history=json.dumps(history)))
+    _, *said, _ = messages(example)
+    assert [turn["content"] for turn in said] == [text, "[get_weather(city='Oslo')]", text]
+    _, *said, _ = messages(example, ChatForm(answer_form="hermes"))
+    block = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    assert [turn["content"] for turn in said] == [text, block, text]
 
 
 def test_targets_without_thought_and_without_call(make_row):

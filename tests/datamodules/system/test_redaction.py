@@ -54,11 +54,18 @@ def test_secrets_that_are_known_are_masked_wherever_they_stand(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "from the environment")
     monkeypatch.setenv("PATH_OF_A_KEY", "/usr/bin")  # a path, and a setting of many runs
     monkeypatch.setenv("OTHER_KEY", "EMPTY")  # what servers of one's own are given
+    monkeypatch.setenv("DB_PASSWORD", "8letters")
+    monkeypatch.setenv("SHORT_SECRET", "7lettrs")  # which words may hold
+    monkeypatch.setenv("MODEL_NAME", "Qwen3-Large")
+    keep_secrets_of({"judges": [{"api_key": "of a setting", "api_key_env": "NAME_OF_IT"}]})
+    keep_secret("6lettr")
+    keep_secret(" 5let ")
     keep_secret("a/b c+d")
     keep_secrets_of("http://user:hunter2@h/v1?sig=s%2Fi%2Fg1")
     keep_secret(None)
-    said = "from the environment, a/b c+d, a%2Fb%20c%2Bd, hunter2, s/i/g1, /usr/bin, EMPTY"
-    assert redact(said) == f"{', '.join([MASK] * 5)}, /usr/bin, EMPTY"
+    said = "from the environment, 8letters, of a setting, 6lettr, a/b c+d, a%2Fb%20c%2Bd, hunter2, s/i/g1"
+    left = "/usr/bin, EMPTY, 7lettrs, Qwen3-Large, NAME_OF_IT, 5let"
+    assert redact(f"{said}, {left}") == f"{', '.join([MASK] * 8)}, {left}"
 
 
 SETTINGS = {
