@@ -107,7 +107,7 @@ def test_calls_in_two_places_that_differ_are_refused():
         to_example(chat(ASK, said("ok", additional_kwargs={"audio": "x"})))
 
 
-@pytest.mark.parametrize("arguments", ["", None, "{}", {}, "missing"])
+@pytest.mark.parametrize("arguments", ["", " ", None, "{}", {}, "missing"])
 def test_calls_without_arguments(arguments):
     function = {"name": "now", "arguments": arguments}
     if arguments == "missing":
@@ -977,6 +977,12 @@ def test_a_tool_that_is_listed_twice_is_on_offer_once_and_another_of_its_name_is
         assert tuple(found.notes[note] for note in notes) == counts
 
 
+@pytest.mark.parametrize("more", [[], [{"role": "user", "content": "Thanks"}]])
+def test_a_request_at_the_end_that_nobody_answers_is_counted(more):
+    notes = read_raw(chat(ASK, said(TEXT), *more)).notes
+    assert notes["left out/requests at the end that nobody answers"] == len(more)
+
+
 def test_ids_of_the_rows_of_one_chat():
     row = chat(ASK, said(tool_calls=[CALL]), {"role": "tool", "content": "rain"}, said("Rain."), id=7)
     assert [example.id for example in read_raw(row, "every").examples] == ["7-1", "7-3"]
@@ -1189,6 +1195,34 @@ def test_nulls_of_other_rows(nested):
     kept = {"city": "Oslo"} | ({} if nested else {"days": None})
     assert json.loads(reading.examples[0].answers)[0]["arguments"] == kept
     assert reading.notes["repair/nulls left out of arguments"] == (2 if nested else 1)
+
+
+@pytest.mark.parametrize(
+    ("schema", "kept"),
+    [
+        ({"type": "string"}, False),
+        ({"type": "string", "nullable": True}, True),
+        ({"type": "string", "nullable": False}, False),
+        ({"type": ["string", "null"]}, True),
+        ({"enum": ["CET", None]}, True),
+        ({"description": "Any."}, True),  # which says of no type that it is not null's
+    ],
+)
+def test_a_null_of_a_nested_column_stays_where_its_tool_allows_it(schema, kept):
+    tool = NOW | {"parameters": {"type": "object", "properties": {"zone": schema}}}
+    row = {"query": "Q", "tools": json.dumps([tool]), "answers": [{"name": "now", "arguments": {"zone": None}}]}
+    assert read(row)[0] == [{"name": "now", "arguments": {"zone": None} if kept else {}}]
+
+
+def test_nulls_of_other_rows_in_a_list_of_schemas():
+    either = [{"type": "string", "format": None}, {"type": "integer", "format": None, "default": None}]
+    zone = {"anyOf": either, "enum": None, "const": None}
+    row = {"query": "Q", "tools": [NOW | {"parameters": {"properties": {"zone": zone}}}], "answers": [TIME]}
+    reading = read_raw(row)
+    (tool,) = json.loads(reading.examples[0].tools)
+    assert tool["parameters"]["properties"] == {"zone": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    # two of format, one of enum; then those that say something elsewhere, one of default and one of const
+    assert reading.notes["repair/nulls left out of tools"] == 5
 
 
 ZONED = NOW | {"parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
