@@ -84,9 +84,9 @@ def no_settings(words: Sequence[str]) -> str:
                 f"{option} {value}: Python code is not read as settings; what is in it is named by its import path, as "
                 f"{Path(value).stem}.NAME, with its folder in PYTHONPATH"
             )
-        fault = fault_of_yaml(value) if os.path.isfile(value) else "/" in value
-        if option in MEANT and fault and not value.endswith((".yaml", ".yml")):
-            return f"{option} takes a class or a YAML with its settings, and got {value}: {MEANT[option]}"
+        if option in MEANT and not value.endswith((".yaml", ".yml")):  # others may name rows, of any size
+            if fault_of_yaml(value) if os.path.isfile(value) else "/" in value:
+                return f"{option} takes a class or a YAML with its settings, and got {value}: {MEANT[option]}"
     return ""
 
 
