@@ -77,6 +77,26 @@ def check_writable(key: str, folder: str | Path) -> Path:
     return Path(folder).expanduser()
 
 
+def check_file(key: str, file: str) -> Path:
+    """Refuse a file to write that is a folder, or whose folder `check_writable` refuses.
+
+    Args:
+        key: The option that names it.
+        file: The file, there or not.
+
+    Returns:
+        The file, with `~` spelt out.
+
+    Raises:
+        ValueError: Naming the option, the file or its folder, and the reason.
+    """
+    check_writable(key, file if "://" in file else os.path.dirname(file) or ".")
+    place = Path(file).expanduser()
+    if place.is_dir():
+        raise ValueError(f"{key} {file} is a folder: name a file in it")
+    return place
+
+
 def _cannot_write(key: str, folder: str | Path, error: Exception) -> ValueError:
     reason = getattr(error, "strerror", None) or error
     return ValueError(f"{key}: {str(folder)!r} cannot be written ({reason}): give another folder")

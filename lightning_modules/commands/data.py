@@ -19,7 +19,7 @@ from datamodules.sources.openai import openai_row
 from datamodules.sources.targets import Turns
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.escaping import visible
-from datamodules.system.files import atomic_write, check_writable, remove
+from datamodules.system.files import atomic_write, check_file, remove
 from datamodules.system.locks import sole_writer
 from datamodules.xlam import OnBadRow, bad_row, check_rows, complaint, open_jsonl, raise_if_bad, write_jsonl, write_row
 
@@ -139,14 +139,11 @@ def file_to_write(out: str) -> Path:
     Raises:
         ValueError: It is no file, of another kind, or cannot be written.
     """
-    file = Path(out).expanduser()
     if "\0" in out:
         raise ValueError(f"--out {out!r} is no name of a file")
-    if file.suffix not in (".jsonl", ".parquet"):
+    if Path(out).suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"--out {out}: rows are written to .jsonl and .parquet files")
-    check_writable("--out", file.parent)
-    if file.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file in it")
+    file = check_file("--out", out)
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 HELP = """usage: funreason show --config FILE [any option of funreason fit] [--row N] [--html FILE] [--color]
 
@@ -28,16 +27,12 @@ def main(args: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(HELP)
         return
-    from datamodules.system.files import check_writable, write_text
+    from datamodules.system.files import check_file, write_text
     from lightning_modules.commands.page import as_html, as_text
     from lightning_modules.commands.preview import Preview, prepare, preview
 
     run = Preview(["fit", *words])
-    page = run.options.html and Path(run.options.html).expanduser()
-    if page:
-        check_writable("--html", page.parent)
-        if page.is_dir():
-            raise ValueError(f"--html {page} is a folder: name a file in it")
+    page = check_file("--html", run.options.html) if run.options.html else None
     prepare(run.trainer, run.model, run.datamodule)
     sections = preview(run.trainer, run.model, run.datamodule, run.options.row)
     print(as_text(sections, run.options.color or in_color()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.system import files
-from datamodules.system.files import atomic_write, check_writable, clear_unfinished, sync
+from datamodules.system.files import atomic_write, check_file, check_writable, clear_unfinished, sync
 
 KILLED = """
 import os, sys
@@ -129,3 +129,17 @@ def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_leaves_noth
     for folder in ("file", "file/a", "loop/a", "a" * 300, "a\0b", "/proc/absent"):
         with pytest.raises(ValueError, match=r"^key: .* cannot be written"):
             check_writable("key", tmp_path / folder)
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert check_file("key", "~/a/b.txt") == tmp_path / "a" / "b.txt" and check_file("key", "b.txt") == Path("b.txt")
+    for file in ("s3://bucket/b.txt", "s3://b.txt"):
+        with pytest.raises(ValueError, match=f"^key: {file} is no folder of this machine: give a local"):
+            check_file("key", file)
+    with pytest.raises(ValueError, match=r"^key \. is a folder: name a file in it"):
+        check_file("key", ".")
+    with pytest.raises(ValueError, match=r"^key: '/proc/absent' cannot be written"):
+        check_file("key", "/proc/absent/b.txt")
+    assert not list(tmp_path.iterdir())

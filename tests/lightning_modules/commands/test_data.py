@@ -146,6 +146,8 @@ def test_where_rows_cannot_be_written_is_one_sentence(source, tmp_path, monkeypa
         convert(source, tmp_path / "out.jsonl")
     with pytest.raises(SystemExit, match=r"error: --out: '/proc' cannot be written \("):
         convert(source, "/proc/out.jsonl", "--on_bad_row", "skip")
+    with pytest.raises(SystemExit, match=r"error: --out: s3://bucket/out\.jsonl is no folder of this machine"):
+        convert(source, "s3://bucket/out.jsonl")
     with pytest.raises(SystemExit, match=r"error: --out .* is no name of a file"):
         convert(source, "a\0.jsonl")
 

@@ -341,6 +341,7 @@ def test_shards_are_counted_before_there_are_ranks(show):
         (["--row=99"], r"--row 99: the rows of .* are numbered from 1 to 4"),
         (["--row=4"], r"--row 4: .*odd\.jsonl, row 4, column 'answers': the calls cannot be read"),
         (["--html=."], r"--html \. is a folder: name a file in it"),
+        (["--html=s3://bucket/p.html"], r"--html: s3://bucket/p\.html is no folder of this machine"),
         (["--data.init_args.batch_size=0"], r"data\.batch_size is 0; give at least 1"),
         (["--trainer.max_epochs=0"], r"trainer\.max_epochs and max_steps give 0 optimizer steps"),
         (["--data.on_bad_row=raise"], r"odd\.jsonl, row 4, column 'answers'"),
