@@ -5,10 +5,9 @@ All commands are listed in `lightning_modules.commands.main`.
 
 import operator
 import os
-import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +28,7 @@ import datamodules.toolbox.pretraining  # noqa: F401
 import lightning_modules.bfcl.module
 import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
-from datamodules.system.command_line import SentenceParser, configs_first
+from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import OF_PYTHON, run_folder
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
@@ -54,9 +53,9 @@ from lightning_modules.commands.checks import (
     check_trainer_settings,
     refuse_nulls,
 )
-from lightning_modules.commands.given import apart, names_nothing, nested_nulls, no_settings, overlay_alone
+from lightning_modules.commands.given import Given, nested_nulls, no_settings, read
 from lightning_modules.commands.main import main as main
-from lightning_modules.commands.meant import meant
+from lightning_modules.commands.meant import explained
 from lightning_modules.commands.old_keys import read_old_keys
 from lightning_modules.commands.options import help_on
 from lightning_modules.commands.overlays import without_training
@@ -78,60 +77,26 @@ CALLBACKS = {
     "rollouts": RolloutTable,
 }
 """Callbacks that a YAML may set and no overlay can drop, by their groups of settings."""
-ASKS_FOR_CLASSES = re.compile(r'the following arguments are required: \w+\.(model|data)|Parser key "(?:model|data)"')
-"""How it begins what the parser of a command says where no class is named; the parsers of classes ask for settings."""
 ROOTS = {"model": EvaluationModule, "data": LightningDataModule, "trainer": Trainer, **CALLBACKS}
 """The groups of settings, and their classes for help."""
 
 
 class Parser(SentenceParser, LightningArgumentParser):
-    """Lightning's parser, which also reads the keys of earlier versions, and whose errors are one sentence."""
+    """Lightning's parser, whose errors are one sentence, with what may be meant."""
 
-    words: Sequence[str] = ()  # of the command line
-    overlays: Mapping[str, str | None] = {}  # YAMLs that change what nothing before them names, by groups of settings
-    nothing = False  # whether the command line and its YAMLs name no class
+    given: Sequence[Given] = ()  # the command line; none of the parsers of classes within it
 
-    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parse, and name the key of a `${…}` that cannot be resolved; or show the help that is asked for."""
-        self.words = list(sys.argv[1:] if args is None else args)
-        if all(isinstance(word, str) for word in self.words):
-            self.words = configs_first(apart(self.words))
-            self.overlays = {group: overlay_alone(self.words, group) for group in ("model", "data")}
-            self.nothing = names_nothing(self.words)  # asked here, for files are found from another folder within one
-            if text := help_on(self.words, ROOTS):
-                print(text)
-                sys.exit(0)
-            if fault := no_settings(self.words):
-                self.error(fault)
-            try:
-                args = nested_nulls(without_training(read_old_keys(self.words)))
-            except ValueError as error:
-                self.error(str(error))
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Parse, and name the key of a `${…}` that cannot be resolved."""
         try:
-            return super().parse_args(args, *more, **options)
+            return super().parse_args(*args, **options)
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             self.error(f"{error.full_key or 'a YAML'}: a ${{…}} in its value cannot be resolved: {reason}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Report an error and what may be meant or, of a YAML that only changes another, that the other is missing."""
-        for group, file in self.overlays.items():
-            if file and message.startswith(f'Parser key "{group}"'):
-                message = (
-                    f"{file} is an overlay, it names no {group}.class_path: give the experiment that it changes before "
-                    f"it, as in --config configs/grpo.yaml --config {file}"
-                )
-        if ASKS_FOR_CLASSES.match(message) and self.nothing:
-            message = (
-                "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
-                "--config configs/rl.yaml for EGPO"
-            )
-        elif (asks := ASKS_FOR_CLASSES.match(message)) and asks[1]:
-            message = (
-                f"no class of the {asks[1]} is named: give --{asks[1]} and a class, as --model SRMLModule with --data "
-                "XLAMSFTDataModule, or --config and the YAML of an experiment, as configs/finetune.yaml"
-            )
-        super().error(message + (meant(message, ROOTS) if self.exit_on_error else ""), ex)
+        """Report an error and what may be meant; the parser of a class within passes it on as it is."""
+        super().error(explained(message, self.given, ROOTS) if self.given else message, ex)
 
 
 class SaveRedactedConfig(SaveConfigCallback):
@@ -160,7 +125,7 @@ class FunReasonCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
         be_quiet()
-        self.words = args
+        self.given = read(args)
         super().__init__(
             EvaluationModule,
             LightningDataModule,
@@ -187,7 +152,7 @@ class FunReasonCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:
         """The one that is run: parsers of all four took half of the time until a command line is read."""
-        return {name: skipped for name, skipped in super().subcommands().items() if name in self.words[:1]}
+        return {name: skipped for name, skipped in super().subcommands().items() if Given(name) in self.given[:1]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and give the data the model's tokenizer."""
@@ -205,9 +170,24 @@ class FunReasonCLI(LightningCLI):
         steps = ("model.init_args.inner_epochs", "model.init_args.mini_batches")
         parser.link_arguments(steps, "data.init_args.repeats", compute_fn=operator.mul)
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that knows the command line when it reports an error."""
+        parser = super().init_parser(**kwargs)
+        parser.given = self.given
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse a seed that not every generator takes."""
-        super().parse_arguments(parser, args)
+        """Show help on a setting, or parse and refuse a seed that not every generator takes."""
+        if text := help_on(self.given, ROOTS):
+            print(text)
+            sys.exit(0)
+        if fault := no_settings(self.given):
+            parser.error(fault)
+        try:
+            given = nested_nulls(without_training(read_old_keys(self.given)))
+        except ValueError as error:
+            parser.error(str(error))
+        super().parse_arguments(parser, [one.word for one in given])
         config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
         check_seed(config.get("seed_everything"))
 

@@ -1,82 +1,79 @@
-"""Options of a command line before it is parsed: their values, the settings in YAML files, the class of the model."""
+"""A command line before it is parsed: its options, their values, and the settings and classes that its YAMLs name."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
-from datamodules.system.command_line import fault_of_yaml
+from datamodules.system.command_line import configs_first, fault_of_yaml
 from datamodules.system.files import shipped
-from lightning_modules.commands.yaml_nodes import entries, scalar_in, written_out
+from lightning_modules.commands.yaml_nodes import part, scalar_in, written_out
 
-CONFIGS, CLASSES = ("--config", "-c"), ("--model", "--model.class_path")
+CONFIGS, GROUPS = ("--config", "-c"), ("model", "data")
 MEANT = {"--model": "a model is given by --model.init_from", "--data": "rows are given by --data.path"}
 IN_GROUP = re.compile(r"(--model\.(?:init_args\.)?\w+)\.(\w+)")
-ATTACHED = re.compile("^-c(?=[^=])")
+ATTACHED = re.compile("^-c(?=[^=])")  # `-cFILE`, which is `-c=FILE` to argparse
 
 
-def apart(words: Sequence[str]) -> list[str]:
-    """A command line with each `-cFILE` as `-c=FILE`, which is the same to argparse."""
-    return [ATTACHED.sub("-c=", word) for word in words]
+class Given(NamedTuple):
+    """An option of a command line.
 
-
-def options_in(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """The options of a command line and their values; a word on its own is an option without one."""
-    rest = list(reversed(words))
-    while rest:
-        option, equals, value = rest.pop().partition("=")
-        takes = option.startswith("-") and not equals and bool(rest) and not rest[-1].startswith(("--", "-c"))
-        yield option, rest.pop() if takes else value if equals else None
-
-
-def as_word(option: str, value: str | None) -> str:
-    """An option and its value as one word of a command line."""
-    return option if value is None else f"{option}={value}"
-
-
-def settings_in(option: str, value: str | None) -> yaml.Node | None:
-    """The settings of the YAML that an option names as they stand there; None of any other option.
-
-    None, too, where the parser will say what is wrong with it.
+    Attributes:
+        option: Its name; a word on its own is an option without a value.
+        value: Its value, or None.
+        settings: Those of the YAML that it names, as they stand there; None of any other option, and where the parser
+            will say what is wrong with it.
     """
-    file = shipped(value) if value and option in CONFIGS else ""
-    if not os.path.isfile(file) or fault_of_yaml(file):
-        return None
-    return written_out(Path(file).read_text("utf-8"))
+
+    option: str
+    value: str | None = None
+    settings: yaml.Node | None = None
+
+    @property
+    def word(self) -> str:
+        """It as one word of a command line."""
+        return self.option if self.value is None else f"{self.option}={self.value}"
+
+    def kind(self, group: str = "model") -> str:
+        """The class that it names for the model, or the data, by name or path; empty where it names none."""
+        if not self.settings and self.option in (f"--{group}", f"--{group}.class_path"):
+            return self.value or ""
+        return scalar_in(part(self.settings, group)) or scalar_in(part(self.settings, group, "class_path"))
+
+    def rewritten(self, settings: yaml.Node | None) -> "Given":
+        """It with these settings in the place of its value."""
+        return self._replace(value=yaml.serialize(settings, Dumper=yaml.SafeDumper, allow_unicode=True))
 
 
-def class_named(root: yaml.Node, group: str = "model") -> str:
-    """The class that a YAML names for the model, or the data, by name or path; empty where it names none."""
-    return scalar_in(entries(root).get(group)) or scalar_in(entries(root, group).get("class_path"))
+def read(words: Sequence[str]) -> list[Given]:
+    """The options of a command line, its YAMLs first."""
+    given, rest = list[Given](), configs_first([ATTACHED.sub("-c=", word) for word in words])[::-1]
+    while rest:
+        option, equals, text = rest.pop().partition("=")
+        takes = option.startswith("-") and not equals and rest and not rest[-1].startswith(("--", "-c", "-h"))
+        value = rest.pop() if takes else text if equals else None
+        given.append(Given(option, value, settings_of(value) if value and option in CONFIGS else None))
+    return given
 
 
-def overlay_alone(words: Sequence[str], group: str) -> str | None:
-    """The YAML of a command line that has settings for the model, or the data, before its class is named."""
-    for option, value in options_in(words):
-        root = settings_in(option, value)
-        if option in (f"--{group}", f"--{group}.class_path") or (root and class_named(root, group)):
-            return None
-        if root and entries(root, group):
-            return value
-    return None
+def settings_of(name: str) -> yaml.Node | None:
+    """The settings in a YAML; None where the parser will say what is wrong with it."""
+    file = shipped(name)
+    return written_out(Path(file).read_text("utf-8")) if os.path.isfile(file) and not fault_of_yaml(file) else None
 
 
-def names_nothing(words: Sequence[str]) -> bool:
-    """Whether a command line, with its YAMLs, names no class, of a model or of data."""
-    for option, value in options_in(words):
-        root = settings_in(option, value)
-        if option in (*CLASSES, "--data", "--data.class_path"):
-            return False
-        if root and (class_named(root) or class_named(root, "data")):
-            return False
-    return True
+def arguments_in(root: yaml.Node | None) -> Iterator[yaml.Node | None]:
+    """The places in settings where arguments of the model may lie."""
+    yield part(root, "model")
+    yield part(root, "model", "init_args")
 
 
-def no_settings(words: Sequence[str]) -> str:
+def no_settings(given: Sequence[Given]) -> str:
     """What is wrong with a file of another kind in the place of settings or a class; nothing where there is none."""
-    for option, value in options_in(words):
+    for option, value, _ in given:
         if not value or value.startswith(("{", "[")):
             continue
         if value.endswith(".py") and os.path.isfile(value):
@@ -90,12 +87,10 @@ def no_settings(words: Sequence[str]) -> str:
     return ""
 
 
-def nested_nulls(words: Sequence[str]) -> list[str]:
+def nested_nulls(given: Sequence[Given]) -> list[Given]:
     """A command line with each `--model.loss.clip_high=null` as `--model.loss={clip_high: null}`.
 
     Of the former jsonargparse makes the text None, once it has found out that there is nothing, and refuses it.
     """
-    options = [(*option, option[1] in ("null", "~") and IN_GROUP.fullmatch(option[0])) for option in options_in(words)]
-    if not any(key for *_, key in options):
-        return list(words)
-    return [as_word(key[1], f"{{{key[2]}: null}}") if key else as_word(option, value) for option, value, key in options]
+    nulls = [one.value in ("null", "~") and IN_GROUP.fullmatch(one.option) for one in given]
+    return [Given(key[1], f"{{{key[2]}: null}}") if key else one for one, key in zip(given, nulls, strict=True)]

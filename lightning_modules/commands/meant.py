@@ -2,9 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from lightning_modules.commands.given import GROUPS, Given
 from lightning_modules.commands.options import classes, parameters, subclasses
+from lightning_modules.commands.yaml_nodes import entries, part
 
 ELSEWHERE = {
     "data.batch_size": "per_device_train_batch_size train_batch_size micro_batch_size gradient_accumulation_steps",
@@ -49,7 +51,42 @@ ELSEWHERE = {
 """Our keys, and what TRL, LLaMA-Factory, axolotl, ms-swift and verl call that, or what it takes the place of."""
 THEIRS = {name: key for key, names in ELSEWHERE.items() for name in names.split()}
 UNKNOWN = re.compile(r"""(?:Parser key "([\w.]+)":\s)?.*?(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)""", re.S)
+ASKS_FOR_CLASSES = re.compile(r'the following arguments are required: \w+\.(model|data)|Parser key "(model|data)"')
+"""How it begins what the parser of a command says where no class is named; the parsers of classes ask for settings."""
 LIKE = 0.8  # share of its letters that a slip of the pen leaves
+
+
+def explained(message: str, given: Sequence[Given], roots: Mapping[str, type]) -> str:
+    """An error of the parser with what may be meant; of a class that nothing names, how to name one.
+
+    Args:
+        message: The error.
+        given: The command line.
+        roots: The classes of the groups of settings by their names.
+    """
+    asks = ASKS_FOR_CLASSES.match(message)
+    if asks and asks[2] and (file := overlay_alone(given, asks[2])):
+        return (
+            f"{file} is an overlay, it names no {asks[2]}.class_path: give the experiment that it changes before "
+            f"it, as in --config configs/grpo.yaml --config {file}"
+        )
+    if asks and not any(one.kind(group) for one in given for group in GROUPS):
+        return (
+            "no experiment is given: name its YAML, as --config configs/finetune.yaml for SRML or "
+            "--config configs/rl.yaml for EGPO"
+        )
+    if asks and asks[1]:
+        return (
+            f"no class of the {asks[1]} is named: give --{asks[1]} and a class, as --model SRMLModule with --data "
+            "XLAMSFTDataModule, or --config and the YAML of an experiment, as configs/finetune.yaml"
+        )
+    return message + meant(message, roots)
+
+
+def overlay_alone(given: Sequence[Given], group: str) -> str | None:
+    """The YAML that has settings for the model, or the data, before its class is named."""
+    first = next((one for one in given if one.kind(group) or entries(part(one.settings, group))), None)
+    return first.value if first and not first.kind(group) else None
 
 
 def meant(message: str, roots: Mapping[str, type]) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_modules.commands.given import CLASSES, as_word, class_named, options_in, settings_in
+from datamodules.system.command_line import NULL
+from lightning_modules.commands.given import Given, arguments_in
 from lightning_modules.commands.options import classes, named, parameters
-from lightning_modules.commands.yaml_nodes import MAP, NULL, entries, nodes_in, put, scalar, scalar_in, written_out
+from lightning_modules.commands.yaml_nodes import entries, mapping, nodes_in, part, put, scalar_in, take, written_out
 from lightning_modules.grpo import GRPOModule
 
 OF_GRPO = {
@@ -55,38 +56,36 @@ IN_BRACES = {"--model": ("model",), "--model.init_args": ("model", "init_args")}
 REFERENCE = re.compile(r"(?<=\$\{model\.init_args\.)\w+(?=\})")
 
 
-def read_old_keys(words: Sequence[str]) -> list[str]:
+def read_old_keys(given: Sequence[Given]) -> list[Given]:
     """The command line with present names for old ones; a line on stderr says which.
 
     A YAML that holds such names is replaced by its text.
 
     Args:
-        words: The command line. A class that it or a YAML names is that of all that follows, until another is named.
+        given: The command line. A class that it or a YAML names is that of all that follows, until another is named.
 
     Raises:
         ValueError: A setting is given in one place under both its names.
     """
-    new, told, kind = list[str](), dict[str, str](), ""
-    for option, value in options_in(words):
-        way = IN_BRACES.get(option, ()) if value and value.startswith("{") else ()
-        root = written_out(value or "", *way) if way else settings_in(option, value)
-        if root:
-            kind = class_named(root) or kind
-            if renamed := rename_moved(root) | rename_keys(root, kind, option if way else f"{value}"):
+    new, told, kind = list[Given](), dict[str, str](), ""
+    for one in given:
+        value = one.value or ""
+        way = IN_BRACES.get(one.option, ()) if value.startswith("{") else ()
+        held = one._replace(settings=written_out(value, *way)) if way else one
+        kind = held.kind() or kind
+        if root := held.settings:
+            if renamed := rename_moved(root) | rename_keys(root, kind, one.option if way else value):
                 told |= renamed
-                root = entries(root, *way[:-1])[way[-1]] if way else root
-                value = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
+                one = one.rewritten(part(root, *way))
         elif value in MOVED:
             told[value] = MOVED[value]
-            value = MOVED[value]
-        elif (key := OF_MODEL.fullmatch(option)) and (name := new_name(kind, key[2], value or "")):
-            option = f"--model.{key[1] or ''}{name}"
+            one = one._replace(value=MOVED[value])
+        elif (key := OF_MODEL.fullmatch(one.option)) and (name := new_name(kind, key[2], value)):
             told[f"model.{key[2]}"] = f"model.{name}"
-        if option in CLASSES and not way:
-            kind = value or ""
-        new.append(as_word(option, value))
+            one = one._replace(option=f"--model.{key[1] or ''}{name}")
+        new.append(one)
     tell(told)
-    return new if told else list(words)
+    return new
 
 
 def new_name(kind: str, name: str, value: str) -> str | None:
@@ -121,42 +120,36 @@ def rename_keys(root: yaml.Node, kind: str, place: str) -> dict[str, str]:
     Raises:
         ValueError: One is given under both its names.
     """
-    renamed: dict[str, str] = {}
-    for way in (("model",), ("model", "init_args")):
-        arguments = entries(root, *way)
-        names = {key: new_name(kind, key, scalar_in(value)) for key, value in arguments.items()}
+    renamed = dict[str, str]()
+    for node in arguments_in(root):
+        names = {key: new_name(kind, key, scalar_in(value)) for key, value in entries(node).items()}
         new = {key: name for key, name in names.items() if name}
-        if not new:
-            continue
-        node = entries(root, *way[:-1])[way[-1]]
-        node.value = [(key, value) for key, value in node.value if key.value not in new]
-        for key, name in new.items():
-            name, _, field = name.partition(".")
+        for key, value in take(node, new).items():
+            name, _, field = new[key].partition(".")
             settings = group(node, name)
             if field in entries(settings):
                 raise ValueError(
                     f"{place}: model.{key} is model.{name}.{field} now, which is given, too: leave one out"
                 )
             if isinstance(settings, yaml.MappingNode):  # anything else is refused by what follows
-                settings.value.append((scalar(field), arguments[key]))
+                put(settings, field, value)
         renamed |= new
-    for part in nodes_in(root) if renamed else ():
-        if isinstance(part, yaml.ScalarNode):
-            part.value = REFERENCE.sub(lambda found: renamed.get(found[0], found[0]), part.value)
+    for node in nodes_in(root) if renamed else ():
+        if isinstance(node, yaml.ScalarNode):
+            node.value = REFERENCE.sub(lambda found: renamed.get(found[0], found[0]), node.value)
     return {f"model.{key}": f"model.{name}" for key, name in renamed.items()}
 
 
 def group(arguments: yaml.Node, name: str) -> yaml.Node:
     """The settings of a group among the arguments of a model, which is made where there is none."""
-    found = entries(arguments).get(name, yaml.MappingNode(MAP, []))
+    found = entries(arguments).get(name, mapping())
     if isinstance(found, yaml.ScalarNode) and found.tag != NULL:  # a class of one's own, by its path
-        found = yaml.MappingNode(MAP, [(scalar("class_path"), found)])
+        found = put(mapping(), "class_path", found)
     put(arguments, name, found)
     held = entries(found)
     if "class_path" not in held or isinstance(held.get("init_args"), yaml.MappingNode):
         return held.get("init_args", found)
-    settings = yaml.MappingNode(MAP, [])
-    put(found, "init_args", settings)
+    put(found, "init_args", settings := mapping())
     return settings
 
 

@@ -5,39 +5,34 @@ import pkgutil
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, get_args
 
 from jsonargparse import ArgumentParser
 
-HELP = re.compile(r"--((?:\w+\.)+)help(?:=(.*))?")
-CHOOSES = re.compile(r"--(model|data)(?:\.class_path)?(?:=(.*))?")
+from lightning_modules.commands.given import GROUPS, Given
+
+HELP = re.compile(r"--((?:\w+\.)+)help")
 
 
-def help_on(words: Sequence[str], roots: Mapping[str, type]) -> str | None:
+def help_on(given: Sequence[Given], roots: Mapping[str, type]) -> str | None:
     """The help that a command line asks for with a word like `--model.lora.help`.
 
     Args:
-        words: The command line; `--model` and `--data` choose the classes.
+        given: The command line; `--model` and `--data` choose the classes.
         roots: The classes of the groups of settings by their names.
 
     Returns:
         The text; None where nothing is asked for that is known here.
     """
-    asked = [(*found.groups(), after) for word, after in pairwise([*words, "-"]) if (found := HELP.fullmatch(word))]
+    asked = [(found[1], one.value) for one in given if (found := HELP.fullmatch(one.option))]
     if not asked:
         return None
-    path, given, after = asked[0]
+    path, wanted = asked[0]
     names = [name for name in path.split(".") if name and name != "init_args"]
-    wanted = given or ("" if after.startswith("-") else after)
     if names[0] not in roots:
         return None
-    chosen = {}  # class by group of settings: --model=CLASS or --model CLASS
-    for word, after in pairwise([*words, ""]):
-        found = CHOOSES.fullmatch(word)
-        if found and (found[2] is not None or not after.startswith("-")):
-            chosen[found[1]] = found[2] or after
-    kinds = [named(chosen[names[0]], roots[names[0]])] if names[0] in chosen else [roots[names[0]]]
+    chosen = [one.kind(names[0]) for one in given if names[0] in GROUPS and not one.settings]
+    kinds = [named(name, roots[names[0]]) for name in list(filter(None, chosen))[-1:]] or [roots[names[0]]]
     for name in names[1:]:
         owners = [owner for kind in kinds for owner in (kind, *subclasses(kind)) if name in parameters(owner)]
         if not owners:

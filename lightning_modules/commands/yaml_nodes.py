@@ -1,10 +1,10 @@
 """YAML as nodes, in which values stay as they are written: what a file holds, found and changed before it is parsed."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import yaml
 
-MAP, MERGE, NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("map", "merge", "null"))
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def written_out(text: str, *way: str) -> yaml.Node | None:
@@ -23,7 +23,7 @@ def written_out(text: str, *way: str) -> yaml.Node | None:
     except (yaml.YAMLError, RecursionError):
         return None
     for key in reversed(way):
-        root = yaml.MappingNode(MAP, [(scalar(key), root)])
+        root = put(mapping(), key, root)
     return root
 
 
@@ -42,12 +42,26 @@ def nodes_in(root: yaml.Node | None) -> Iterator[yaml.Node]:
             nodes += node.value
 
 
-def entries(node: yaml.Node | None, *way: str) -> dict[str, yaml.Node]:
-    """The entries by key of a mapping, or of the one under these keys in it; empty where there is none."""
+def part(node: yaml.Node | None, *way: str) -> yaml.Node | None:
+    """What lies under these keys; None where there is nothing."""
+    for name in way:
+        node = entries(node).get(name)
+    return node
+
+
+def entries(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    """The entries by key of a mapping; empty where it is none."""
     if not isinstance(node, yaml.MappingNode):
         return {}
-    held = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
-    return entries(held.get(way[0]), *way[1:]) if way else held
+    return {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+
+
+def take(node: yaml.Node | None, names: Collection[str]) -> dict[str, yaml.Node]:
+    """Take the entries of these names out of a mapping; those that there were."""
+    taken = {name: value for name, value in entries(node).items() if name in names}
+    if node and taken:
+        node.value = [(key, value) for key, value in node.value if key.value not in taken]
+    return taken
 
 
 def scalar_in(node: yaml.Node | None) -> str:
@@ -55,11 +69,13 @@ def scalar_in(node: yaml.Node | None) -> str:
     return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
 
 
-def put(mapping: yaml.Node, name: str, value: yaml.Node) -> None:
-    """Let a key of a mapping have this value, in the place of another or of none."""
-    mapping.value = [(key, held) for key, held in mapping.value if key.value != name] + [(scalar(name), value)]
+def mapping() -> yaml.MappingNode:
+    """One without entries."""
+    return yaml.MappingNode("tag:yaml.org,2002:map", [])
 
 
-def scalar(text: str) -> yaml.ScalarNode:
-    """A text in YAML."""
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
+def put(node: yaml.Node, name: str, value: yaml.Node | None) -> yaml.Node:
+    """Let a key of a mapping have this value, in the place of another or of none; the mapping."""
+    take(node, [name])
+    node.value.append((yaml.ScalarNode("tag:yaml.org,2002:str", name), value))
+    return node

@@ -548,7 +548,7 @@ def test_rows_are_not_read_as_settings(tmp_path, monkeypatch):
     """A JSON array took 2.4 s per MB, each of the times that it was read."""
     (tmp_path / "rows.json").write_text("[]")
     monkeypatch.setattr(given, "fault_of_yaml", lambda file: pytest.fail(f"{file} is read"))
-    assert given.no_settings(["fit", "--data.path", str(tmp_path / "rows.json")]) == ""
+    assert given.no_settings(given.read(["fit", "--data.path", str(tmp_path / "rows.json")])) == ""
 
 
 def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(capsys):
@@ -564,7 +564,6 @@ def test_settings_of_a_generator_that_nothing_names_are_told_how_to_name_it(caps
 def test_a_command_line_without_an_experiment_asks_for_one(capsys, words):
     """But the parser of a class, which is kept from one command line to the next, asks for what the class lacks."""
     of_class = Parser(exit_on_error=False)
-    of_class.words = words
     with pytest.raises(ArgumentError, match=r"^the following arguments are required: init_from$"):
         of_class.error("the following arguments are required: init_from")
     with pytest.raises(SystemExit):

@@ -8,7 +8,9 @@ import yaml
 from lightning_modules import GRPOModule
 from lightning_modules.cli import FunReasonCLI
 from lightning_modules.commands.given import nested_nulls
-from lightning_modules.commands.old_keys import MOVED, OF_GRPO, read_old_keys
+from lightning_modules.commands.given import read as read_words
+from lightning_modules.commands.old_keys import MOVED, OF_GRPO
+from lightning_modules.commands.old_keys import read_old_keys as read_options
 
 TUNED = """\
 model:
@@ -30,6 +32,11 @@ class OwnModule(GRPOModule):
 
     def __init__(self, *, clip_high: float = 9.0, overlong: str = "mask", **kwargs) -> None:
         super().__init__(**kwargs)
+
+
+def read_old_keys(words, reader=read_options):
+    """The words that a command line is read as."""
+    return [option.word for option in reader(read_words(words))]
 
 
 def read(tmp_path, text, *words):
@@ -117,13 +124,13 @@ def test_arguments_are_read_without_init_args_and_in_braces(tmp_path):
 
 def test_a_value_that_there_is_not_is_given_to_its_group(capsys):
     words = ["fit", "--model.importance_sampling.cap", "null", "--model.init_args.loss.clip_low=~", "--model.lora=null"]
-    assert nested_nulls(words) == [
+    assert read_old_keys(words, nested_nulls) == [
         "fit",
         "--model.importance_sampling={cap: null}",
         "--model.init_args.loss={clip_low: null}",
         "--model.lora=null",
     ]
-    assert nested_nulls(["--model.loss.clip_low", "0.1"]) == ["--model.loss.clip_low", "0.1"]
+    assert read_old_keys(["--model.loss.clip_low", "0.1"], nested_nulls) == ["--model.loss.clip_low=0.1"]
 
 
 def test_every_argument_is_read_on_the_command_line(capsys):
@@ -137,9 +144,11 @@ def test_every_argument_is_read_on_the_command_line(capsys):
 @pytest.mark.parametrize("kind", ["SRMLModule", "absent.Module", "os.path.join", f"{__name__}.OwnModule"])
 def test_what_is_no_argument_of_before_is_left_alone(tmp_path, capsys, kind):
     text = f"model:\n  class_path: {kind}\n  init_args:\n    clip_high: 3.0\n    overlong: mask\n"
-    words = ["--model.clip_high=4.0", "--model.overlong", "none", "--data.path=", "--print_config"]
-    config, rest = read(tmp_path, text, *words)
-    assert config == str(tmp_path / "c.yaml") and rest == words and capsys.readouterr().err == ""
+    config, rest = read(
+        tmp_path, text, "--model.clip_high=4.0", "--model.overlong", "none", "--data.path=", "--print_config"
+    )
+    wanted = ["--model.clip_high=4.0", "--model.overlong=none", "--data.path=", "--print_config"]
+    assert config == str(tmp_path / "c.yaml") and rest == wanted and capsys.readouterr().err == ""
 
 
 def test_groups_of_now_are_left_alone(tmp_path):
@@ -163,7 +172,7 @@ def test_a_class_is_found_where_it_was(tmp_path, old, capsys):
 )
 def test_what_is_no_settings_is_left_to_the_parser(tmp_path, text):
     assert read(tmp_path, text)[0] == str(tmp_path / "c.yaml")
-    assert read_old_keys(["--config", "absent.yaml", "--config"]) == ["--config", "absent.yaml", "--config"]
+    assert read_old_keys(["--config", "absent.yaml", "--config"]) == ["--config=absent.yaml", "--config"]
 
 
 def test_the_parser_takes_what_is_read_and_says_what_is_refused(tmp_path, capsys):
