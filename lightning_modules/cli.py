@@ -30,6 +30,7 @@ import lightning_modules.grpo
 import lightning_modules.srml  # noqa: F401
 from datamodules.system.command_line import SentenceParser
 from datamodules.system.errors import OF_PYTHON, run_folder
+from datamodules.system.files import check_writable
 from datamodules.system.redaction import keep_secrets_of, redact_settings, refuse_masked
 from lightning_modules.callbacks.board import RunLogger
 from lightning_modules.callbacks.ending import interrupted
@@ -60,7 +61,7 @@ from lightning_modules.commands.old_keys import read_old_keys
 from lightning_modules.commands.options import help_on
 from lightning_modules.commands.overlays import without_training
 from lightning_modules.commands.quiet import be_quiet
-from lightning_modules.commands.run_folders import RunTrainer, local_root, new_folder
+from lightning_modules.commands.run_folders import RunTrainer, new_folder
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.objectives import PolicyLoss
 from lightning_modules.policy.weights import check_model
@@ -200,7 +201,8 @@ class FunReasonCLI(LightningCLI):
         check_sections(config, ROOTS)
         refuse_masked(config)
         keep_secrets_of(config)
-        config["trainer"]["default_root_dir"] = local_root(config["trainer"]["default_root_dir"])
+        root = config["trainer"]["default_root_dir"] or "."
+        config["trainer"]["default_root_dir"] = str(check_writable("trainer.default_root_dir", root))
         check_trainer_settings(config["trainer"])
         check_dirpaths(config)
         for key, kind in {"model": None, "data": None, "trainer": RunTrainer}.items():
@@ -237,13 +239,10 @@ class FunReasonCLI(LightningCLI):
         return trainer
 
     def _check_trainer(self, trainer: Trainer) -> None:
-        """Refuse a trainer that this run cannot have, or a place of its checkpoints."""
+        """Refuse a trainer that this run cannot have."""
         check_processes(trainer)
         check_alone(trainer)
         check_shards_by_model(trainer.strategy)
-        for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else ():
-            if callback.dirpath:
-                local_root(callback.dirpath, f"dirpath of {type(callback).__name__}")
         if self._get(self.config_init, "ckpt_path"):
             check_reads_safely(trainer.strategy)
 

@@ -1,12 +1,11 @@
 """The folder of a run under `trainer.default_root_dir`: `srml-fit-0`, and the trainer that writes there."""
 
-import os
 from pathlib import Path
 
 from lightning.pytorch.trainer import Trainer
 
 from datamodules.system.errors import run_folder
-from datamodules.system.files import check_writable, clear_unfinished
+from datamodules.system.files import clear_unfinished
 from lightning_modules.callbacks.board import RunLogger
 
 
@@ -30,17 +29,6 @@ class RunTrainer(Trainer):
     def global_step(self) -> int:
         """Optimizer steps taken; in a validation or test those of the run that trained the model."""
         return super().global_step or self.step_of_model
-
-
-def local_root(root: str | os.PathLike[str] | None, key: str = "trainer.default_root_dir") -> str:
-    """A setting as a folder of this machine that can be written, with `~` spelt out.
-
-    Raises:
-        ValueError: It is on another machine, or cannot be written.
-    """
-    root = os.fspath(root or ".")
-    check_writable(key, root)
-    return os.path.expanduser(root)
 
 
 def new_folder(root: Path, kind: str, claim: bool) -> str:
