@@ -108,9 +108,14 @@ class Plan:
         return self.widths[0] if self.everything else max(4, self.widths[0])
 
     @property
+    def table(self) -> int:
+        """Parameters of the embedding, and as many of the head."""
+        return self.config.vocab_size * self.config.hidden_size
+
+    @property
     def root(self) -> int:
-        """Parameters that are in no layer: embedding and head."""
-        return self.config.vocab_size * self.config.hidden_size * (1 if self.config.tie_word_embeddings else 2)
+        """Parameters that are in no layer: embedding and head, which may be one."""
+        return self.table * (1 if self.config.tie_word_embeddings else 2)
 
     @property
     def block(self) -> int:
@@ -173,9 +178,11 @@ def estimate(plan: Plan) -> Memory:
     backward = learning | {"gathered": gathered, "activations": plan.again * given + full * kept + ends}
     backward["casts"] = full * casts
     layer = backward | {"casts": (full + min(plan.again, 1)) * casts, "layer": (kept if last else 0) + passing}
+    # It is added to the embedding's where both are one, and FSDP reduces the two together.
+    layer["waiting"] = r * plan.table if plan.everything and (plan.fsdp or plan.config.tie_word_embeddings) else 0
     # What the other layers kept is free again.
     first = layer | {"activations": given + kept + ends, "casts": casts, "layer": passing, "reduced": reduced}
-    one = plan.config.vocab_size * plan.config.hidden_size * w if plan.fsdp and plan.copy else 0
+    one = plan.table * w if plan.fsdp and plan.copy else 0
     return Memory(
         {
             "weights": 0 if plan.offload else weights,
@@ -228,7 +235,7 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     passing = (3 if in_blocks(plan, inner) else 2) * c * inner * plan.tokens
     if plan.fsdp:  # this layer and the next one gathered; its gradients, and those to be reduced, in float32
         passing += 2 * c * plan.block
-        passing += (c + 4) * plan.block + c * plan.root // 2 if plan.everything else 0  # the head's wait for the end
+        passing += (c + 4) * plan.block if plan.everything else 0
     return plan.tokens * (norms + inputs + attention + mlp + adapters) + mask, passing
 
 
@@ -254,7 +261,7 @@ def head_bytes(plan: Plan) -> int:
     # Of a tile log-probabilities, their gradient, and that as a factor; of its ids a factor, gradient and sum.
     narrow = c if c < 4 else 0
     logits = ids * (2 * wide + narrow) * (tokens + hidden)
-    gradient = r * plan.config.vocab_size * hidden if plan.everything else 0
+    gradient = r * plan.table if plan.everything else 0
     layer = c * plan.block if plan.fsdp else 0  # the last one is gathered already
     states = (2 * r + wide + narrow) * hidden * targets  # with their gradient, its sum in float32, and as a factor
     return logits + gradient + states + layer
@@ -265,7 +272,9 @@ def embedding_bytes(plan: Plan) -> int:
     w, c, _ = plan.widths
     if not plan.everything:
         return 0
-    return (c + 4) * plan.root if plan.fsdp else w * plan.root // 2  # as in `layer_bytes`; or one gradient to be added
+    if plan.fsdp:  # as in `layer_bytes`
+        return (c + 4) * plan.root
+    return w * plan.table * (2 if plan.config.tie_word_embeddings else 1)  # the head's has waited for it, or is added
 
 
 def heads_of(config: PreTrainedConfig) -> tuple[int, int]:

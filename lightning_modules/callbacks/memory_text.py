@@ -62,6 +62,7 @@ def derived(plan: Plan) -> dict[str, str]:
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",
         "head": f"the logits of {tile(not plan.cuda)[0]:,} tokens and some thousands of ids at a time, its gradient",
         "layer": f"one of {plan.config.num_hidden_layers} decoder layers: what is computed again, gathered, reduced",
+        "waiting": "the gradient of the head, until the embedding's is there",
         "embedding": "gradients of embedding and head",
         "reduced": "gradients that are averaged over replicas of the shards, of all layers by the end",
         "copy": "weights to generate with, besides those that learn",

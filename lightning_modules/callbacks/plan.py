@@ -193,7 +193,7 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, a
         available: Bytes of a GPU.
     """
     width = getattr(torch, generator.dtype).itemsize if generator.dtype else plan.widths[1]
-    head = plan.root if plan.config.tie_word_embeddings else 0  # the engine has one of its own: `untied_config`
+    head = 2 * plan.table - plan.root  # of a tied one the engine has its own: `untied_config`
     weights = (plan.trained + plan.frozen + head) * width // gpus
     if (cache := generator.options["kv_cache_memory_bytes"]) is not None:
         return int(weights + cache)
@@ -208,14 +208,14 @@ def whole(plan: Plan) -> int:
 
 def streamed(plan: Plan) -> int:
     """Bytes of the largest part of the model that is unsharded at a time for an engine."""
-    return max(plan.block, plan.config.vocab_size * plan.config.hidden_size) * plan.widths[1]
+    return max(plan.block, plan.table) * plan.widths[1]
 
 
 def cast(plan: Plan) -> int:
     """Bytes of the copies of linear weights that transformers generates with: see `generators.casting`."""
     w, c, _ = plan.widths
-    embedding = 0 if plan.config.tie_word_embeddings else plan.root // 2
     needed = not plan.cuda or (w > c and not plan.fsdp)  # a CPU packs them in any case
+    embedding = plan.root - plan.table  # no linear layer, unless it is the head, too
     return (plan.trained + plan.frozen - embedding) * c if needed else 0
 
 

@@ -157,3 +157,23 @@ def test_the_estimate_knows_what_a_cpu_computes_again(precision, checkpointing):
     assert estimate(plan).peak == pytest.approx(found[0], rel=0.15)
     kept = estimate(replace(plan, cuda=True)).parts["activations"]
     assert kept > estimate(plan).parts["activations"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_estimate_knows_that_the_gradient_of_a_tied_head_waits(tied):
+    sizes = {"vocab_size": 16384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
+    ids, positions = torch.ones(2, 8, dtype=torch.long), torch.arange(8).repeat(2, 1)
+    with allocator_peak(CPU) as found:
+        policy = ScoredCausalLM(Qwen2ForCausalLM(config)).train()
+        optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+        for _ in range(2):
+            for _ in range(2):
+                policy(ids, positions, ids).logprobs.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    weights = sum(p.numel() for p in policy.parameters())
+    memory = estimate(Plan(config, weights, 0, "32-true", 2, 8, False, cuda=False))
+    # Beside weights, gradients and AdamW one gradient of 4 MiB, or those of head and embedding until they are one.
+    assert memory.moment == f"the backward pass of the {'embedding' if tied else 'head'}"
+    assert memory.peak == pytest.approx(found[0], rel=0.05)

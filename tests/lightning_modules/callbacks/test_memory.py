@@ -101,6 +101,22 @@ def test_the_head_holds_a_tile_and_not_all_logits():
     assert head_bytes(replace(more, scored=3)) == 2 * 4 * 300 + 2 * 4 * 800 + 4 * 800 + 3 * 96
 
 
+def test_the_gradient_of_a_head_waits_for_that_of_the_embedding_where_both_are_summed_or_reduced_together():
+    def bytes_of(plan):
+        moments = {name.rpartition(" ")[2]: moment for name, moment in estimate(plan).moments.items()}
+        assert moments["layer"]["waiting"] == estimate(plan).moments["the backward pass of the first layer"]["waiting"]
+        return moments["layer"]["waiting"], moments["embedding"]["embedding"]
+
+    tied = replace(PLAN, config=Qwen2Config(**SIZES | {"tie_word_embeddings": True}), trained=3_200)
+    # Each has 800 weights. The gradient of a head of its own is added up at once; else it is there until the end.
+    assert bytes_of(PLAN) == (0, 3_200) and bytes_of(tied) == (3_200, 6_400)
+    # FSDP keeps it in bfloat16, and at the end all of them besides in float32.
+    apart, one = (replace(plan, precision="bf16-mixed", fsdp=True, shards=8) for plan in (PLAN, tied))
+    assert bytes_of(apart) == (1_600, 1_600 * 6) and bytes_of(one) == (1_600, 800 * 6)
+    # Adapters leave both as they are.
+    assert bytes_of(replace(tied, trained=100, frozen=3_100)) == (0, 0)
+
+
 def test_fsdp_holds_embedding_and_head_whole_but_not_those_of_a_reference():
     plan = replace(PLAN, precision="bf16-mixed", fsdp=True, shards=8)
     assert parts(plan)["gathered"] == 1_600 * 2
