@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, adapters, estimate, has_room
-from lightning_modules.callbacks.plan import cast, engine_bytes, longest_prompt, share_of, streamed, whole
+from lightning_modules.callbacks.plan import cast, engine_bytes, share_of, streamed, whole
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.grpo import GRPOModule
@@ -48,7 +48,7 @@ def cheaper(
     if module.lora is None:
         rank = LoRA().r
         found[f"model.lora.r {rank}"] = replace(
-            plan, trained=adapters(plan.config, rank), frozen=plan.trained, reference=False
+            plan, trained=adapters(plan.config, rank), frozen=plan.trained + plan.frozen, reference=False
         )
     if plan.cuda:
         found |= over_more_ranks(trainer, module, plan, available)
@@ -122,7 +122,7 @@ def with_engine(plan: Plan, available: int) -> Plan:
 
 def over_more_gpus(trainer: Trainer, generator: VLLMGenerator, plan: Plan, available: int) -> dict[str, Plan]:
     """The plan with the engine over more GPUs of a node, as many as its share of them is enough on, by the setting."""
-    prompt = longest_prompt(trainer.datamodule)
+    prompt = trainer.datamodule.longest_prompt
     for gpus in (2, 4, 8):
         engine = engine_bytes(plan, generator, prompt, gpus, available)
         starts = engine <= share_of(generator, available) or generator.options["kv_cache_memory_bytes"] is not None

@@ -8,7 +8,7 @@ counted: what the allocator loses to fragments, CUDA's context, buffers of NCCL,
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from lightning_modules.objectives.logprobs import tile
 from lightning_modules.policy.attention import BY_DOCUMENT
@@ -283,12 +283,11 @@ def heads_of(config: PreTrainedConfig) -> tuple[int, int]:
     return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-def cache_bytes(config: PreTrainedConfig, rows: int, length: int) -> int:
-    """Keys and values, as numbers, of rows of that length; layers with a sliding window keep no more than that."""
+def cached_numbers(config: PreTrainedConfig, rows: int, length: int) -> int:
+    """How many numbers keys and values of rows of that length are; a layer with a window keeps no more than that."""
     heads, width = heads_of(config)
-    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or length
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
-    columns = sum(min(window, length) if kind == "sliding_attention" else length for kind in kinds)
+    windows = [getattr(layer, "sliding_window", None) or length for layer in DynamicCache(config=config).layers]
+    columns = sum(min(window, length) for window in windows)
     return 2 * rows * columns * (getattr(config, "num_key_value_heads", None) or heads) * width
 
 

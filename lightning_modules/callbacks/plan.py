@@ -12,7 +12,7 @@ from datamodules.base import XLAMDataModule
 from datamodules.prompts import XLAMPromptDataModule
 from datamodules.sft import XLAMSFTDataModule
 from lightning_modules.base import FunctionCallingModule
-from lightning_modules.callbacks.memory import Plan, cache_bytes
+from lightning_modules.callbacks.memory import Plan, cached_numbers
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
@@ -147,7 +147,7 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
         copy = streamed(plan)  # shards are gathered one after the other
     if isinstance(generator, VLLMGenerator):
         available = device_memory(trainer, module.device)
-        engine = engine_bytes(plan, generator, longest_prompt(data), generator.tensor_parallel_size, available)
+        engine = engine_bytes(plan, generator, data.longest_prompt, generator.tensor_parallel_size, available)
         copy += PACK if generator.transfer == "ipc" else 0
         return {"copy": copy, "engine": engine, "sleeps": generator.sleep and plan.cuda}
     if not isinstance(generator, HFGenerator):
@@ -160,13 +160,8 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     caches = []
     for completions, prompt in asked:
         rows = min(generator.rows_together(prompt), -(-completions // trainer.world_size))
-        caches.append(cache_bytes(plan.config, rows, prompt + generator.max_new_tokens))
+        caches.append(cached_numbers(plan.config, rows, prompt + generator.max_new_tokens))
     return {"copy": copy + cast(plan), "cache": max(caches) * plan.widths[1]}
-
-
-def longest_prompt(data: XLAMDataModule) -> int:
-    """Tokens of the longest prompt to generate from; rows to fine-tune on count with their answers."""
-    return max(_longest_row(data), getattr(data, "longest_prompt", 0))
 
 
 def _longest_row(data: XLAMDataModule) -> int:
@@ -197,8 +192,8 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, a
     weights = (plan.trained + plan.frozen + head) * width // gpus
     if (cache := generator.options["kv_cache_memory_bytes"]) is not None:
         return int(weights + cache)
-    tokens = generator.options["max_model_len"] or prompt + generator.max_new_tokens
-    return max(share_of(generator, available), weights + cache_bytes(plan.config, 1, tokens) * width // gpus)
+    tokens = generator.longest_row(plan.config, prompt)
+    return max(share_of(generator, available), weights + cached_numbers(plan.config, 1, tokens) * width // gpus)
 
 
 def whole(plan: Plan) -> int:

@@ -225,6 +225,12 @@ class VLLMGenerator:
         """Take from the run what the settings leave open; see `HoldsWeights`."""
         self._half, self._longest_prompt = "16" in precision, longest_prompt
 
+    def longest_row(self, config: PreTrainedConfig, longest_prompt: int) -> int:
+        """Tokens that a prompt and its completion may have together, where the longest prompt has so many."""
+        wanted = longest_prompt + self.max_new_tokens
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or wanted
+        return self.options["max_model_len"] or min(wanted, positions)
+
     def rest(self, stale: bool = False) -> None:
         """Free the engine's GPU memory until the next call; see `HoldsWeights`."""
         if self.engine is not None:
@@ -306,12 +312,9 @@ class VLLMGenerator:
         return torch.bfloat16 if self._half else policy.causal_lm.dtype
 
     def _max_model_len(self, config: PreTrainedConfig) -> int:
-        if self.options["max_model_len"] is not None:
-            return self.options["max_model_len"]
         if self._longest_prompt is None:
-            return -1  # for vLLM: as many as there is memory for
-        wanted = self._longest_prompt + self.max_new_tokens
-        return min(wanted, getattr(config.get_text_config(), "max_position_embeddings", None) or wanted)
+            return self.options["max_model_len"] or -1  # for vLLM: as many as there is memory for
+        return self.longest_row(config, self._longest_prompt)
 
     def _start_if_first(self, policy: ScoredCausalLM) -> None:
         if self.group.leads and self.engine is None:

@@ -87,7 +87,7 @@ def test_a_run_that_fits_but_for_the_reserve_is_refused(plan, monkeypatch):
 
 def run_of(plan, strategy, generator, **settings):
     rows = {"lengths": np.array([70, 100]), "train_indices": np.arange(2), "val_indices": np.arange(1)}
-    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024), **rows)
+    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024), longest_prompt=100, **rows)
     trainer = SimpleNamespace(
         world_size=64, num_devices=8, strategy=strategy, datamodule=data, limit_val_batches=1.0, fit_anyway=False
     )

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, MistralConfig, Qwen2Config
 
 from lightning_modules.callbacks.memory import (
     Plan,
     adapters,
-    cache_bytes,
+    cached_numbers,
     estimate,
     head_bytes,
     heads_of,
@@ -164,10 +164,12 @@ def test_what_generating_takes_is_held_without_gradients_and_activations():
 
 def test_the_cache_holds_keys_and_values_of_every_column_or_of_a_window():
     # 3 layers, 2 heads of 2 for keys and as many for values: 24 numbers a column.
-    assert cache_bytes(CONFIG, rows=5, length=100) == 24 * 500
+    assert cached_numbers(CONFIG, rows=5, length=100) == 24 * 500
     window = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=10, max_window_layers=1)
     assert window.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
-    assert cache_bytes(window, rows=5, length=100) == 8 * 5 * (100 + 10 + 10)
+    assert cached_numbers(window, rows=5, length=100) == 8 * 5 * (100 + 10 + 10)
+    # Mistral's config names no kinds of layers: each has the window.
+    assert cached_numbers(MistralConfig(**SIZES, sliding_window=10), rows=5, length=100) == 24 * 5 * 10
 
 
 def test_rollouts_share_the_device_only_if_they_do_not_sleep():

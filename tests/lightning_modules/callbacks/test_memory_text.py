@@ -32,7 +32,9 @@ def test_settings_that_need_less_depend_on_what_is_set(plan):
         "model.lora.r 16",
         "--config configs/trainer/fsdp2.yaml on 8 devices",
     ]
-    assert not cheaper(trainer, module, replace(plan, reference=True))["model.lora.r 16"].reference  # adapters off
+    adapted = cheaper(trainer, module, replace(plan, frozen=5_000, reference=True))["model.lora.r 16"]
+    assert not adapted.reference  # adapters off
+    assert adapted.frozen == 10_005_000  # what was frozen stays, such as what sees
     some = replace(plan, checkpointing=True, every_n_layers=2)
     assert cheaper(trainer, module, some)["model.gradient_checkpointing true"] == replace(some, every_n_layers=1)
     lean = replace(plan, checkpointing=True, precision="bf16-true", rows=1, fsdp=True, shards=16)

@@ -31,7 +31,7 @@ def test_servers_are_given_a_part_of_the_model_at_a_time_however_it_is_sent(tiny
     assert streamed(plan) < whole(plan)  # one of two layers
 
 
-def test_the_longest_prompt_may_be_one_to_validate_on(tiny_model_dir, monkeypatch):
+def test_an_engine_holds_the_longest_prompt_and_no_row_that_is_learnt_from_with_its_answer(tiny_model_dir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(planning, "device_memory", lambda *_: 0)  # of which an engine takes what it needs to start
     config = AutoConfig.from_pretrained(tiny_model_dir)
@@ -39,12 +39,13 @@ def test_the_longest_prompt_may_be_one_to_validate_on(tiny_model_dir, monkeypatc
     module = SimpleNamespace(generator=VLLMGenerator(max_new_tokens=28), device=None)
     rows = {"lengths": np.array([70, 100]), "train_indices": np.arange(2), "val_indices": np.arange(1)}
     engines = []
-    for longest in (60, 100, 160):
+    for longest in (60, 100, 160, config.max_position_embeddings):
         trainer = SimpleNamespace(strategy=None, limit_val_batches=1.0)
         trainer.datamodule = SimpleNamespace(longest_prompt=longest, **rows)
         engines.append(generation(trainer, module, plan)["engine"])
-    # Keys and values of a token are 64 numbers of 2 bytes.
-    assert [engine - engines[0] for engine in engines] == [0, 0, 60 * 64 * 2]
+    # Keys and values of a token are 64 numbers of 2 bytes; a completion ends at the model's last position.
+    most = config.max_position_embeddings - 28
+    assert [engine - engines[0] for engine in engines] == [n * 64 * 2 for n in (0, 40, 100, most - 60)]
 
 
 def rows_of(kind, **settings):
