@@ -2,7 +2,6 @@
 
 from dataclasses import fields, replace
 from itertools import combinations
-from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -11,14 +10,13 @@ from lightning_modules.callbacks.memory import Plan, adapters, estimate, has_roo
 from lightning_modules.callbacks.plan import cast, engine_bytes, share_of, streamed, whole
 from lightning_modules.generators import HFGenerator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
+from lightning_modules.generators.vllm import UTILIZATION
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.lora import LoRA
 from lightning_modules.strategies import FSDP1, FSDP2
 
 MOST_RANKS = 1024  # that are thought of
 NAMED = 3  # ways to fit, at most
-UTILIZATION = 0.3
-"""`gpu_memory_utilization` of `VLLMGenerator` unless set."""
 
 
 def cheaper(
@@ -38,7 +36,7 @@ def cheaper(
     elif plan.every_n_layers > 1:
         found["model.gradient_checkpointing true"] = replace(plan, every_n_layers=1)
     # What learns has to be float32 (`check_precision`).
-    if plan.widths[0] > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
+    if plan.w > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
         half = replace(plan, precision="bf16-true")
         found["trainer.precision bf16-true"] = half if plan.fsdp else replace(half, copy=min(plan.copy, cast(half)))
     key = "model" if isinstance(module, GRPOModule) else "data"
@@ -147,13 +145,11 @@ def ways(plan: Plan, available: int, changes: dict[str, Plan]) -> list[tuple[tup
         for name, other in changes.items()
     }
     for count in range(1, len(changes) + 1):
-        found = []
-        for names in combinations(differ, count):
-            together: dict[str, Any] = {}
-            for name in names:
-                together |= differ[name]
-            if has_room(other := replace(plan, **together), available):
-                found.append((names, estimate(other).peak))
-        if found:
-            return found[:NAMED]
+        together = {
+            names: replace(plan, **{key: value for name in names for key, value in differ[name].items()})
+            for names in combinations(differ, count)
+        }
+        fitting = [names for names, other in together.items() if has_room(other, available)]
+        if fitting:
+            return [(names, estimate(together[names]).peak) for names in fitting[:NAMED]]
     return []

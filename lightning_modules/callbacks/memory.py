@@ -85,11 +85,19 @@ class Plan:
         return self.rows * self.length
 
     @property
-    def widths(self) -> tuple[int, int, int]:
-        """w, c and r in bytes."""
-        w = 2 if self.precision == "bf16-true" else 8 if self.precision.startswith("64") else 4
-        c = 2 if "16" in self.precision else w
-        return w, c, c if self.fsdp else w  # FSDP gathers in c; autocast leaves embeddings as they are stored
+    def w(self) -> int:
+        """Bytes of a stored weight."""
+        return 2 if self.precision == "bf16-true" else 8 if self.precision.startswith("64") else 4
+
+    @property
+    def c(self) -> int:
+        """Bytes of a factor of a matrix product."""
+        return 2 if "16" in self.precision else self.w
+
+    @property
+    def r(self) -> int:
+        """Bytes of a number of a hidden state."""
+        return self.c if self.fsdp else self.w  # FSDP gathers in c; autocast leaves embeddings as they are stored
 
     @property
     def again(self) -> int:
@@ -105,7 +113,7 @@ class Plan:
     @property
     def learnt(self) -> int:
         """Bytes of a weight that learns: peft keeps adapters in float32 at least."""
-        return self.widths[0] if self.everything else max(4, self.widths[0])
+        return self.w if self.everything else max(4, self.w)
 
     @property
     def table(self) -> int:
@@ -113,9 +121,14 @@ class Plan:
         return self.config.vocab_size * self.config.hidden_size
 
     @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one."""
+        return bool(self.config.tie_word_embeddings)
+
+    @property
     def root(self) -> int:
-        """Parameters that are in no layer: embedding and head, which may be one."""
-        return self.table * (1 if self.config.tie_word_embeddings else 2)
+        """Parameters that are in no layer: embedding and head."""
+        return self.table * (1 if self.tied else 2)
 
     @property
     def block(self) -> int:
@@ -157,47 +170,52 @@ class Memory:
 
 
 def estimate(plan: Plan) -> Memory:
-    """Memory of one device in a step of several micro-batches: gradients are there when the last of them begins."""
-    w, c, r = plan.widths
-    layers, learnt = plan.config.num_hidden_layers, plan.trained * plan.learnt // plan.shards
-    weights = learnt + plan.frozen * w // plan.shards
-    gradients = 0 if plan.offload else learnt * (2 if plan.buckets else 1)
-    if plan.fsdp and plan.unsharded:
-        gradients += plan.trained * max(4, w)  # in the dtype that FSDP reduces them in
-    # FSDP2 keeps what it reduced of every layer until the backward pass is over, besides the sum over micro-batches.
-    reduced = (plan.trained - (plan.root if plan.everything else 0)) * max(4, w) // plan.shards if plan.hybrid else 0
-    # Autograd keeps what autocast casts of weights for the backward pass, with recomputation that of one layer.
-    casts = 0 if plan.fsdp or w == c else plan.block * c
-    gathered = plan.root * c if plan.fsdp else 0  # until its gradients are reduced
+    """Memory of one device in a step; of an evaluation, in which nothing is learnt, that of generating alone."""
+    learnt = plan.trained * plan.learnt // plan.shards
+    weights = learnt + plan.frozen * plan.w // plan.shards
+    always = {"weights": weights, "AdamW": 2 * learnt, "reference": weights if plan.reference else 0}
+    if plan.offload:
+        always = dict.fromkeys(always, 0)
+    moments = learning(plan) if plan.trained else {}
+    one = plan.table * plan.w if plan.fsdp and plan.copy else 0  # a weight at a time
+    moments["unsharding the weights"] = {"copy": plan.copy, "gathered": one}
+    moments["sampling rollouts"] = {"copy": plan.copy, "cache": plan.cache, "rollouts": plan.engine}
+    return Memory(always, moments)
+
+
+def learning(plan: Plan) -> dict[str, dict[str, int]]:
+    """Bytes of each part by the moment of the last micro-batch of a step, which finds gradients of those before it."""
+    layers, hidden = plan.config.num_hidden_layers, plan.config.hidden_size
     kept, passing = layer_bytes(plan)
-    given = 0 if plan.offload_activations else plan.tokens * plan.config.hidden_size * r
+    given = 0 if plan.offload_activations else plan.tokens * hidden * plan.r
     ends, full = end_bytes(plan), layers - plan.again  # layers that keep everything, and not their input alone
     last = plan.again and (layers - 1) % plan.every_n_layers == 0  # else what it kept is freed before others compute
-    awake = 0 if plan.sleeps else plan.engine
-    learning = {"gradients": gradients, "rollouts": awake}
-    backward = learning | {"gathered": gathered, "activations": plan.again * given + full * kept + ends}
-    backward["casts"] = full * casts
+    # Autograd keeps what autocast casts of weights for the backward pass, with recomputation that of one layer.
+    casts = 0 if plan.fsdp or plan.w == plan.c else plan.block * plan.c
+    # FSDP2 keeps what it reduced of every layer until the backward pass is over, besides the sum over micro-batches.
+    in_layers = plan.trained - (plan.root if plan.everything else 0)
+    reduced = in_layers * max(4, plan.w) // plan.shards if plan.hybrid else 0
+    always = {"gradients": gradient_bytes(plan), "rollouts": 0 if plan.sleeps else plan.engine}
+    backward = always | {"gathered": plan.root * plan.c if plan.fsdp else 0}  # until its gradients are reduced
+    backward |= {"activations": plan.again * given + full * kept + ends, "casts": full * casts}
     layer = backward | {"casts": (full + min(plan.again, 1)) * casts, "layer": (kept if last else 0) + passing}
     # It is added to the embedding's where both are one, and FSDP reduces the two together.
-    layer["waiting"] = r * plan.table if plan.everything and (plan.fsdp or plan.config.tie_word_embeddings) else 0
+    layer["waiting"] = plan.r * plan.table if plan.everything and (plan.fsdp or plan.tied) else 0
     # What the other layers kept is free again.
     first = layer | {"activations": given + kept + ends, "casts": casts, "layer": passing, "reduced": reduced}
-    one = plan.table * w if plan.fsdp and plan.copy else 0
-    return Memory(
-        {
-            "weights": 0 if plan.offload else weights,
-            "AdamW": 0 if plan.offload else 2 * learnt,
-            "reference": weights if plan.reference and not plan.offload else 0,
-        },
-        {
-            "the backward pass of the head": backward | {"head": head_bytes(plan)},
-            "the backward pass of a layer": layer,
-            "the backward pass of the first layer": first if plan.hybrid else layer,
-            "the backward pass of the embedding": learning | {"embedding": embedding_bytes(plan), "reduced": reduced},
-            "unsharding the weights": {"copy": plan.copy, "gathered": one},
-            "sampling rollouts": {"copy": plan.copy, "cache": plan.cache, "rollouts": plan.engine},
-        },
-    )
+    return {
+        "the backward pass of the head": backward | {"head": head_bytes(plan)},
+        "the backward pass of a layer": layer,
+        "the backward pass of the first layer": first if plan.hybrid else layer,
+        "the backward pass of the embedding": always | {"embedding": embedding_bytes(plan), "reduced": reduced},
+    }
+
+
+def gradient_bytes(plan: Plan) -> int:
+    """Bytes of the gradients that are summed over micro-batches, with those of DDP's buckets or whole ones of FSDP."""
+    shard = 0 if plan.offload else plan.trained * plan.learnt // plan.shards * (2 if plan.buckets else 1)
+    whole = plan.trained * max(4, plan.w) if plan.fsdp and plan.unsharded else 0  # in the dtype they are reduced in
+    return shard + whole
 
 
 def room(plan: Plan, available: int) -> int:
@@ -214,10 +232,9 @@ def has_room(plan: Plan, available: int) -> bool:
 
 def layer_bytes(plan: Plan) -> tuple[int, int]:
     """Bytes that autograd keeps of a layer for its backward pass, and bytes on top of them in that pass."""
-    _, c, r = plan.widths
-    config, squares = plan.config, plan.rows * plan.length**2
-    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    heads, width = heads_of(config)
+    c, r, squares = plan.c, plan.r, plan.rows * plan.length**2
+    hidden, inner = plan.config.hidden_size, inner_of(plan.config)
+    heads, _, width = heads_of(plan.config)
     wide = heads * width  # A
     # Each keeps its input in float32, and that scaled to 1; or what it was given, with the MLP's activation computed
     # again, too (`policy.recompute`).
@@ -228,7 +245,7 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
     attention = (5 if plan.attention == BY_DOCUMENT else 4) * c * wide
     mlp = (3 if in_blocks(plan, inner) else 4) * c * inner  # gate, silu(gate), up and their product
     # Adapters of half-precision weights are in float32 (peft), and each rounds its input to that.
-    adapters = 0 if plan.everything or plan.widths[0] > 2 else 4 * (5 * hidden + wide + inner)
+    adapters = 0 if plan.everything or plan.w > 2 else 4 * (5 * hidden + wide + inner)
     # SDPA turns the boolean mask into numbers in every layer; eager attention keeps probabilities in float32 and c.
     mask = {"sdpa": c * squares, "eager": (4 + c) * heads * squares}.get(plan.attention, 0)
     # Gradients of the product and of one of its factors, or of both.
@@ -241,8 +258,7 @@ def layer_bytes(plan: Plan) -> tuple[int, int]:
 
 def end_bytes(plan: Plan) -> int:
     """Bytes that are kept beside the layers: of the last norm (input in float32, scaled, result) and of masks."""
-    _, _, r = plan.widths
-    norm = 2 * r if in_blocks(plan, plan.config.hidden_size) else 4 + 2 * r
+    norm = (0 if in_blocks(plan, plan.config.hidden_size) else 4) + 2 * plan.r
     mask = plan.rows * plan.length**2 if plan.attention == "sdpa" else 0
     return plan.tokens * plan.config.hidden_size * norm + mask
 
@@ -254,7 +270,7 @@ def in_blocks(plan: Plan, width: int) -> bool:
 
 def head_bytes(plan: Plan) -> int:
     """Bytes that the backward pass of the head needs (`objectives.logprobs`)."""
-    _, c, r = plan.widths
+    c, r = plan.c, plan.r
     targets = plan.tokens if plan.scored is None else plan.scored
     hidden, wide = plan.config.hidden_size, max(4, c)
     tokens, ids = (min(most, n) for most, n in zip(tile(not plan.cuda), (targets, plan.config.vocab_size), strict=True))
@@ -269,33 +285,36 @@ def head_bytes(plan: Plan) -> int:
 
 def embedding_bytes(plan: Plan) -> int:
     """Bytes of the last part of the backward pass, that of embedding and head; all activations are freed."""
-    w, c, _ = plan.widths
     if not plan.everything:
         return 0
     if plan.fsdp:  # as in `layer_bytes`
-        return (c + 4) * plan.root
-    return w * plan.table * (2 if plan.config.tie_word_embeddings else 1)  # the head's has waited for it, or is added
+        return (plan.c + 4) * plan.root
+    return plan.w * plan.table * (2 if plan.tied else 1)  # that of a tied head has waited for it
 
 
-def heads_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """Attention heads of a layer and the width of one; of a model without attention those of its states, or one."""
+def inner_of(config: PreTrainedConfig) -> int:
+    """Intermediate size of an MLP, I."""
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
+def heads_of(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Heads of queries and of keys in a layer, and the width of one; without attention those of its states, or one."""
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 1
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return heads, keys, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def cached_numbers(config: PreTrainedConfig, rows: int, length: int) -> int:
     """How many numbers keys and values of rows of that length are; a layer with a window keeps no more than that."""
-    heads, width = heads_of(config)
+    _, keys, width = heads_of(config)
     windows = [getattr(layer, "sliding_window", None) or length for layer in DynamicCache(config=config).layers]
     columns = sum(min(window, length) for window in windows)
-    return 2 * rows * columns * (getattr(config, "num_key_value_heads", None) or heads) * width
+    return 2 * rows * columns * keys * width
 
 
 def adapters(config: PreTrainedConfig, rank: int) -> int:
     """Number of parameters of LoRA on all linear layers."""
-    hidden, (heads, width) = config.hidden_size, heads_of(config)
-    key = width * (getattr(config, "num_key_value_heads", None) or heads)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    hidden, (heads, keys, width) = config.hidden_size, heads_of(config)
     # q and o, k and v, the three of the MLP
-    ends = 2 * (hidden + heads * width) + 2 * (hidden + key) + 3 * (hidden + inner)
+    ends = 2 * (hidden + heads * width) + 2 * (hidden + keys * width) + 3 * (hidden + inner_of(config))
     return config.num_hidden_layers * rank * ends

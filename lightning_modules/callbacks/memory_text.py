@@ -46,17 +46,16 @@ def refusal(plan: Plan, available: int, changes: dict[str, Plan]) -> str:
 
 def derived(plan: Plan) -> dict[str, str]:
     """The computation of each part of an estimate, in words."""
-    w, c, _ = plan.widths
     shards = f" / {plan.shards} shards" if plan.shards > 1 else ""
     some = f" in {plan.again} of {plan.config.num_hidden_layers} layers" if plan.every_n_layers > 1 else ""
     activations = f"computed again layer by layer{some}" if plan.checkpointing else "all kept"
     cast = "of a layer" if plan.checkpointing else "of all layers"
     learn = f"{plan.trained:,} that learn x {plan.learnt} bytes{shards}"
     return {
-        "weights": f"{plan.trained + plan.frozen:,} x {w} bytes{shards}",
+        "weights": f"{plan.trained + plan.frozen:,} x {plan.w} bytes{shards}",
         "AdamW": f"twice {learn}",
         "reference": "a frozen copy of the weights",
-        "casts": f"weights in the {c} bytes of matrix products, {cast}",
+        "casts": f"weights in the {plan.c} bytes of matrix products, {cast}",
         "gradients": learn + (", twice for the buckets of DDP" if plan.buckets else ""),
         "gathered": "embedding and head of all shards",
         "activations": f"{plan.rows:,} rows x {plan.length:,} tokens, {activations}",

@@ -161,7 +161,7 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     for completions, prompt in asked:
         rows = min(generator.rows_together(prompt), -(-completions // trainer.world_size))
         caches.append(cached_numbers(plan.config, rows, prompt + generator.max_new_tokens))
-    return {"copy": copy + cast(plan), "cache": max(caches) * plan.widths[1]}
+    return {"copy": copy + cast(plan), "cache": max(caches) * plan.c}
 
 
 def _longest_row(data: XLAMDataModule) -> int:
@@ -187,7 +187,7 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, a
         gpus: That one engine is spread over.
         available: Bytes of a GPU.
     """
-    width = getattr(torch, generator.dtype).itemsize if generator.dtype else plan.widths[1]
+    width = getattr(torch, generator.dtype).itemsize if generator.dtype else plan.c
     head = 2 * plan.table - plan.root  # of a tied one the engine has its own: `untied_config`
     weights = (plan.trained + plan.frozen + head) * width // gpus
     if (cache := generator.options["kv_cache_memory_bytes"]) is not None:
@@ -198,20 +198,19 @@ def engine_bytes(plan: Plan, generator: VLLMGenerator, prompt: int, gpus: int, a
 
 def whole(plan: Plan) -> int:
     """Bytes of an unsharded copy of the weights, in the dtype of products."""
-    return (plan.trained + plan.frozen) * plan.widths[1]
+    return (plan.trained + plan.frozen) * plan.c
 
 
 def streamed(plan: Plan) -> int:
     """Bytes of the largest part of the model that is unsharded at a time for an engine."""
-    return max(plan.block, plan.table) * plan.widths[1]
+    return max(plan.block, plan.table) * plan.c
 
 
 def cast(plan: Plan) -> int:
     """Bytes of the copies of linear weights that transformers generates with: see `generators.casting`."""
-    w, c, _ = plan.widths
-    needed = not plan.cuda or (w > c and not plan.fsdp)  # a CPU packs them in any case
+    needed = not plan.cuda or (plan.w > plan.c and not plan.fsdp)  # a CPU packs them in any case
     embedding = plan.root - plan.table  # no linear layer, unless it is the head, too
-    return (plan.trained + plan.frozen - embedding) * c if needed else 0
+    return (plan.trained + plan.frozen - embedding) * plan.c if needed else 0
 
 
 def build_empty(module: FunctionCallingModule) -> None:

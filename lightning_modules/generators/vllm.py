@@ -32,6 +32,8 @@ from lightning_modules.ranks import failing_together, of_every_rank
 
 CALLS = 6
 """Calls of an engine that ranks may wait for one after the other: start, wake, load, wake, empty the cache, score."""
+UTILIZATION = 0.3
+"""Share of a GPU that an engine has unless told otherwise."""
 
 
 @declared
@@ -97,7 +99,7 @@ class VLLMGenerator:
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
-        gpu_memory_utilization: float = 0.3,
+        gpu_memory_utilization: float = UTILIZATION,
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
         enable_lora: bool = False,

@@ -181,10 +181,10 @@ def test_rollouts_share_the_device_only_if_they_do_not_sleep():
 
 
 def test_models_without_attention_are_estimated_by_their_states():
-    assert heads_of(CONFIG) == (4, 2)
+    assert heads_of(CONFIG) == (4, 2, 2)
     sizes = {"vocab_size": 100, "hidden_size": 8, "num_hidden_layers": 3}
     mamba2 = Mamba2Config(**sizes, num_heads=4, head_dim=4, expand=2)  # states of 4 x 4, twice the hidden size
-    assert heads_of(mamba2) == (4, 4) and heads_of(MambaConfig(**sizes)) == (1, 8)
+    assert heads_of(mamba2) == (4, 4, 4) and heads_of(MambaConfig(**sizes)) == (1, 1, 8)
     assert layer_bytes(replace(PLAN, config=mamba2))[0] > layer_bytes(replace(PLAN, config=MambaConfig(**sizes)))[0] > 0
 
 
