@@ -1,15 +1,14 @@
 """Whether a run fits into the memory of its GPUs, by the estimate; one that does not is refused."""
 
 import math
-from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.cheaper import changes
-from lightning_modules.callbacks.memory import Plan, estimate, has_room, room
+from lightning_modules.callbacks.memory import Plan, estimate, has_room
 from lightning_modules.callbacks.memory_text import refusal, shown, size_of
-from lightning_modules.callbacks.plan import gpu_memory, plan_of_evaluation, share_of
+from lightning_modules.callbacks.plan import gpu_memory, plan_ahead, plan_of_evaluation, share_of
 from lightning_modules.evaluation import EvaluationModule
 from lightning_modules.generators import Generator, VLLMGenerator
 from lightning_modules.generators.base import HoldsWeights
@@ -17,15 +16,12 @@ from lightning_modules.ranks import failing_together
 from lightning_modules.strategies import FSDP1, FSDP2
 
 
-def check_fits(
-    trainer: Trainer, module: FunctionCallingModule, planned: Callable[[Trainer, FunctionCallingModule], Plan | None]
-) -> None:
+def check_fits(trainer: Trainer, module: FunctionCallingModule) -> None:
     """Refuse a run that cannot fit into the memory of its GPUs; a collective. On CPUs nothing is refused.
 
     Args:
         trainer: The run's; its attribute `fit_anyway` lets everything pass.
-        module: The run's.
-        planned: Gives the `Plan`: `plan_of` with the model at hand, `plan_ahead` before it is loaded.
+        module: The run's, its weights loaded or not.
 
     Raises:
         ValueError: Naming what is needed, what there is, and settings with which it would fit; also if a rollout
@@ -35,26 +31,27 @@ def check_fits(
     if available is None or getattr(trainer, "fit_anyway", False):
         return
     with failing_together():
-        if (plan := planned(trainer, module)) and not has_room(plan, available):
-            raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
-        if plan and isinstance(module.generator, VLLMGenerator):
+        if plan := plan_ahead(trainer, module):
+            if not has_room(plan, available):
+                raise ValueError(refusal(plan, available, changes(trainer, module, plan, available)))
             check_share(plan, module.generator, available)
 
 
-def check_share(plan: Plan, generator: VLLMGenerator, available: int) -> None:
+def check_share(plan: Plan, generator: Generator, available: int) -> None:
     """Refuse a share of the GPU that is too small for an engine, as vLLM would once it has loaded the weights.
 
     Args:
         plan: What the run does.
-        generator: The engine's settings.
+        generator: The run's.
         available: Bytes of a GPU.
 
     Raises:
         ValueError: Naming what is needed, and the settings.
     """
+    if not isinstance(generator, VLLMGenerator) or generator.options["kv_cache_memory_bytes"] is not None:
+        return
     utilization, share = generator.options["gpu_memory_utilization"], share_of(generator, available)
-    given = generator.options["kv_cache_memory_bytes"] is not None
-    if plan.engine > share and not given:
+    if plan.engine > share:
         raise ValueError(
             f"The vLLM engine is estimated to need {shown(plan.engine)} of each GPU for weights and keys and values "
             f"of its longest row, and gpu_memory_utilization {utilization:g} gives it {shown(share)}: set "
@@ -85,8 +82,7 @@ def check_evaluation(trainer: Trainer, module: EvaluationModule) -> None:
             plan = plan_of_evaluation(trainer, module, copies, available)
             if copies:
                 check_copy(plan, generator, available)
-            if isinstance(generator, VLLMGenerator):
-                check_share(plan, generator, available)
+            check_share(plan, generator, available)
 
 
 def check_copy(plan: Plan, generator: Generator, available: int) -> None:
@@ -100,10 +96,7 @@ def check_copy(plan: Plan, generator: Generator, available: int) -> None:
     Raises:
         ValueError: Naming what is needed, what there is, and what would need less.
     """
-    memory = estimate(plan)
-    moments = (sum(memory.moments[name].values()) for name in ("unsharding the weights", "sampling rollouts"))
-    needed = sum(memory.always.values()) + max(moments)
-    if needed <= room(plan, available):
+    if has_room(plan, available):
         return
     whose, advice = "", "Set model.generator to VLLMGenerator with a tensor_parallel_size under FSDP2"
     if isinstance(generator, HoldsWeights):
@@ -111,7 +104,7 @@ def check_copy(plan: Plan, generator: Generator, available: int) -> None:
         advice = "Take FSDP2 (--config configs/trainer/fsdp2.yaml), which gives it one weight after the other"
     raise ValueError(
         f"To generate with a sharded model each GPU makes a whole copy of it{whose}: that is estimated to need "
-        f"{shown(needed)} of each, and there are {size_of(plan, available)}. {advice}, or leave the sharding out "
-        "(--config configs/trainer/ddp.yaml with --trainer.precision bf16-true: "
+        f"{shown(estimate(plan).peak)} of each, and there are {size_of(plan, available)}. {advice}, or leave the "
+        "sharding out (--config configs/trainer/ddp.yaml with --trainer.precision bf16-true: "
         f"{shown(2 * plan.frozen + plan.engine)}); --fit_anyway starts it all the same."
     )

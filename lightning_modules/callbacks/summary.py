@@ -13,7 +13,7 @@ from lightning_modules.callbacks.board import LAYOUT, ROLLOUTS, RunLogger, liste
 from lightning_modules.callbacks.cheaper import cheaper
 from lightning_modules.callbacks.fits import check_evaluation, check_fits
 from lightning_modules.callbacks.memory_text import memory_rows
-from lightning_modules.callbacks.plan import device_memory, optimizer_of_ones_own, parameter_counts, plan_ahead, plan_of
+from lightning_modules.callbacks.plan import device_memory, optimizer_of_ones_own, parameter_counts, plan_of
 from lightning_modules.callbacks.progress import say
 from lightning_modules.callbacks.validations import check_monitors, check_validates, never_validates
 from lightning_modules.evaluation import SANITY_ROWS, EvaluationModule
@@ -33,7 +33,7 @@ class RunSummary(Callback):
         if stage == "fit":
             check_validates(trainer)
             check_monitors(trainer, pl_module)
-            check_fits(trainer, pl_module, plan_ahead)
+            check_fits(trainer, pl_module)
         elif isinstance(pl_module, EvaluationModule):
             check_evaluation(trainer, pl_module)
 
@@ -81,7 +81,7 @@ class RunSummary(Callback):
             rows |= memory_rows(plan, device_memory(trainer, pl_module.device), cheaper(trainer, pl_module, plan))
         if trainer.is_global_zero:
             print(visible("\n".join(f"  {name:<14}{value}" for name, value in rows.items())))
-        check_fits(trainer, pl_module, plan_of)  # the model may have turned out to be one that takes more
+        check_fits(trainer, pl_module)  # the model may have turned out to be one that takes more
         if isinstance(trainer.logger, RunLogger):
             hidden = ("Loss",) if isinstance(pl_module, GRPOModule) else ROLLOUTS
             trainer.logger.begin(listed_settings(trainer, pl_module), hidden)

@@ -78,11 +78,12 @@ def test_a_gpu_has_room_for_the_estimate_and_what_that_does_not_count(plan):
 def test_a_run_that_fits_but_for_the_reserve_is_refused(plan, monkeypatch):
     run = run_of(plan, DDP(), HFGenerator(), device=GPU)
     full = gpu(estimate(plan).peak)
+    monkeypatch.setattr(fits, "plan_ahead", lambda trainer, module: plan)
     monkeypatch.setattr(fits, "gpu_memory", lambda device: full)
-    check_fits(*run, lambda trainer, module: plan)
+    check_fits(*run)
     monkeypatch.setattr(fits, "gpu_memory", lambda device: full - 1)
     with pytest.raises(ValueError, match=r"^This run is estimated to need .* of them left for CUDA's context"):
-        check_fits(*run, lambda trainer, module: plan)
+        check_fits(*run)
 
 
 def run_of(plan, strategy, generator, **settings):
@@ -165,13 +166,14 @@ def test_an_engine_whose_weights_are_more_than_its_share_is_refused(plan, engine
     lean = replace(lean, engine=engine_of(lean, available=79 * GIB))
     run = run_of(lean, FSDP2(), VLLMGenerator(max_new_tokens=28), device=GPU)
     assert 28 * 10**9 < lean.engine < estimate(lean).peak < 79 * GIB  # beside 28 GB of the policy
+    monkeypatch.setattr(fits, "plan_ahead", lambda trainer, module: lean)
     monkeypatch.setattr(fits, "gpu_memory", lambda device: 79 * GIB)
     with pytest.raises(ValueError, match=SHARE):  # 28 GB are 26.1 GiB, 0.3301 of 79
-        check_fits(*run, lambda trainer, module: lean)
+        check_fits(*run)
     run[0].fit_anyway = True
-    check_fits(*run, lambda trainer, module: lean)
+    check_fits(*run)
     run[0].fit_anyway, run[1].generator = False, VLLMGenerator(max_new_tokens=28, gpu_memory_utilization=0.34)
-    check_fits(*run, lambda trainer, module: lean)
+    check_fits(*run)
     # 64 GB beside 64: over 4 GPUs they are 16 and over 2 of them 32, and 0.3 of one is 25.4.
     large = replace(lean, frozen=32 * 10**9)
     large = replace(large, engine=engine_of(large, available=79 * GIB))
@@ -186,9 +188,9 @@ def test_the_plan_before_weights_are_loaded_is_that_of_the_loaded_model(
 ):
     plans, states = [], []
 
-    def note(trainer, module, planned):
+    def note(trainer, module):
         states.append(torch.get_rng_state())
-        plans.append((module.policy is None, planned(trainer, module)))
+        plans.append((module.policy is None, planning.plan_ahead(trainer, module)))
         assert torch.equal(torch.get_rng_state(), states[-1])
 
     monkeypatch.setattr(summary, "check_fits", note)
