@@ -7,9 +7,8 @@ from lightning.pytorch import Trainer
 
 from lightning_modules.base import FunctionCallingModule
 from lightning_modules.callbacks.memory import Plan, adapters, estimate, has_room
-from lightning_modules.callbacks.plan import cast, engine_bytes, share_of, streamed, whole
+from lightning_modules.callbacks.plan import engine_bytes, generation, share_of, streamed, whole
 from lightning_modules.generators import HFGenerator, VLLMGenerator
-from lightning_modules.generators.base import HoldsWeights
 from lightning_modules.generators.vllm import UTILIZATION
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.policy.lora import LoRA
@@ -38,7 +37,7 @@ def cheaper(
     # What learns has to be float32 (`check_precision`).
     if plan.w > 2 and module.lora is not None and not isinstance(trainer.strategy, FSDP1):
         half = replace(plan, precision="bf16-true")
-        found["trainer.precision bf16-true"] = half if plan.fsdp else replace(half, copy=min(plan.copy, cast(half)))
+        found["trainer.precision bf16-true"] = replace(half, **generation(trainer, module, half))
     key = "model" if isinstance(module, GRPOModule) else "data"
     least = max(plan.length, 0 if key == "model" else trainer.datamodule.hparams.max_length)  # it takes no less
     if plan.rows > least // plan.length:
@@ -66,10 +65,9 @@ def over_more_ranks(
     """
     ranks = 2 * plan.shards if plan.fsdp else max(8, trainer.world_size)
     most = trainer.world_size if plan.hybrid else MOST_RANKS
-    generates = not plan.fsdp and (plan.copy or plan.cache or plan.engine)  # of an unsharded copy then
-    held = isinstance(getattr(module, "generator", None), HoldsWeights)  # is given shards as they come
-    copy = (streamed(plan) if held else whole(plan)) if generates else plan.copy
-    spread = replace(plan, fsdp=True, shards=ranks, buckets=False, copy=copy)
+    spread = replace(plan, fsdp=True, shards=ranks, buckets=False)
+    if not plan.fsdp:
+        spread = replace(spread, **generation(trainer, module, spread))
     if available:
         learning = replace(spread, copy=0, cache=0)  # of a copy each rank has the whole
         ranks = enough(spread, available, most) or enough(learning, available, most) or ranks

@@ -142,9 +142,8 @@ def generation(trainer: Trainer, module: FunctionCallingModule, plan: Plan) -> d
     validates = trainer.limit_val_batches and len(data.val_indices)
     if not samples and not validates:
         return {}
-    copy = whole(plan) if plan.fsdp else 0
-    if isinstance(generator, HoldsWeights) and isinstance(trainer.strategy, FSDP2):
-        copy = streamed(plan)  # shards are gathered one after the other
+    streams = isinstance(generator, HoldsWeights) and not isinstance(trainer.strategy, FSDP1)  # a shard after the other
+    copy = (streamed(plan) if streams else whole(plan)) if plan.fsdp else 0
     if isinstance(generator, VLLMGenerator):
         available = device_memory(trainer, module.device)
         engine = engine_bytes(plan, generator, data.longest_prompt, generator.tensor_parallel_size, available)

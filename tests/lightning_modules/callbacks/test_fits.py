@@ -88,7 +88,7 @@ def test_a_run_that_fits_but_for_the_reserve_is_refused(plan, monkeypatch):
 
 def run_of(plan, strategy, generator, **settings):
     rows = {"lengths": np.array([70, 100]), "train_indices": np.arange(2), "val_indices": np.arange(1)}
-    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024), longest_prompt=100, **rows)
+    data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024, eval_batch_size=64), longest_prompt=100, **rows)
     trainer = SimpleNamespace(
         world_size=64, num_devices=8, strategy=strategy, datamodule=data, limit_val_batches=1.0, fit_anyway=False
     )
@@ -161,6 +161,18 @@ def test_weights_through_the_memory_of_a_gpu_take_a_pack_of_it(plan, engine_of, 
     assert by_memory == by_files + GIB
 
 
+def test_other_settings_change_what_generating_takes(plan, engine_of):
+    engine_of(plan, available=10**6)
+    run = run_of(plan, DDP(), VLLMGenerator(max_new_tokens=28, transfer="ipc"), device=GPU)
+    full = replace(plan, precision="32-true")
+    full = replace(full, **generation(*run, full))
+    found = changes(*run, full, 10**6)
+    half, spread = found["trainer.precision bf16-true"], found["--config configs/trainer/fsdp2.yaml on 64 devices"]
+    # A pack on its way to the engine; the engine's weights and cache are half as large; of shards one is whole besides.
+    assert (full.copy, half.copy, spread.copy) == (GIB, GIB, streamed(full) + GIB)
+    assert full.engine == 2 * half.engine == ((10_000_000 + plan.root) * 2 + 128 * 64 * 2) * 2 == spread.engine
+
+
 def test_an_engine_whose_weights_are_more_than_its_share_is_refused(plan, engine_of, monkeypatch):
     lean = replace(plan, trained=0, frozen=14 * 10**9, checkpointing=True, rows=1, precision="bf16-true")
     lean = replace(lean, engine=engine_of(lean, available=79 * GIB))
@@ -177,7 +189,7 @@ def test_an_engine_whose_weights_are_more_than_its_share_is_refused(plan, engine
     # 64 GB beside 64: over 4 GPUs they are 16 and over 2 of them 32, and 0.3 of one is 25.4.
     large = replace(lean, frozen=32 * 10**9)
     large = replace(large, engine=engine_of(large, available=79 * GIB))
-    found = changes(*run_of(large, FSDP2(), VLLMGenerator(max_new_tokens=28)), large, 79 * GIB)
+    found = changes(*run_of(large, FSDP2(), VLLMGenerator(max_new_tokens=28), device=GPU), large, 79 * GIB)
     (name,) = (name for name in found if "tensor_parallel_size" in name)
     assert (name, found[name].engine) == ("model.generator.tensor_parallel_size 4", int(0.3 * 79 * GIB))
 

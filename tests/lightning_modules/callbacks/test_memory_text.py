@@ -25,7 +25,8 @@ def test_an_estimate_above_the_device_names_settings_that_need_less_least_first(
 
 def test_settings_that_need_less_depend_on_what_is_set(plan):
     data = SimpleNamespace(hparams=SimpleNamespace(max_length=1024))
-    trainer, module = SimpleNamespace(world_size=1, strategy=None, datamodule=data), SimpleNamespace(lora=None)
+    trainer = SimpleNamespace(world_size=1, strategy=None, datamodule=data, limit_val_batches=0)
+    module, with_lora = (SimpleNamespace(lora=lora, generator=None) for lora in (None, object()))
     assert list(cheaper(trainer, module, plan)) == [
         "model.gradient_checkpointing true",
         "data.micro_batch_tokens 1024",
@@ -38,11 +39,11 @@ def test_settings_that_need_less_depend_on_what_is_set(plan):
     some = replace(plan, checkpointing=True, every_n_layers=2)
     assert cheaper(trainer, module, some)["model.gradient_checkpointing true"] == replace(some, every_n_layers=1)
     lean = replace(plan, checkpointing=True, precision="bf16-true", rows=1, fsdp=True, shards=16)
-    assert list(cheaper(trainer, SimpleNamespace(lora=object()), lean)) == ["32 devices"]
+    assert list(cheaper(trainer, with_lora, lean)) == ["32 devices"]
     # Half of what is frozen; of what learns, bfloat16 would round away the updates.
-    assert "trainer.precision bf16-true" in cheaper(trainer, SimpleNamespace(lora=object()), plan)
-    flat = SimpleNamespace(world_size=1, strategy=FSDP1(), datamodule=data)
-    assert "trainer.precision bf16-true" not in cheaper(flat, SimpleNamespace(lora=object()), plan)
+    assert "trainer.precision bf16-true" in cheaper(trainer, with_lora, plan)
+    flat = SimpleNamespace(world_size=1, strategy=FSDP1(), datamodule=data, limit_val_batches=0)
+    assert "trainer.precision bf16-true" not in cheaper(flat, with_lora, plan)
     # Documents of 300 tokens in rows of their own: what data.max_length asks for holds three of them.
     alone = cheaper(trainer, module, replace(plan, rows=27, length=300))
     assert alone["data.micro_batch_tokens 1024"].rows == 3
