@@ -36,7 +36,6 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
     rows, length = micro_batch
     strategy, config = trainer.strategy, module.policy.causal_lm.config.get_text_config()
     trained, frozen = parameter_counts(module)
-    fsdp, shards = isinstance(strategy, FSDP1 | FSDP2), shards_of(trainer)
     recomputed = resolve_gradient_checkpointing(module.gradient_checkpointing)
     plan = Plan(
         config=config,
@@ -48,17 +47,13 @@ def plan_of(trainer: Trainer, module: FunctionCallingModule) -> Plan | None:
         checkpointing=recomputed is not None,
         every_n_layers=recomputed.every_n_layers if recomputed else 1,
         offload_activations=recomputed is not None and recomputed.offload,
-        fsdp=fsdp,
-        shards=shards,
-        hybrid=isinstance(strategy, FSDP2) and shards < trainer.world_size,
-        unsharded=fsdp and strategy.accumulate_unsharded,
-        offload=fsdp and offloads(strategy),
         buckets=isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("gradient_as_bucket_view"),
         reference=isinstance(module, GRPOModule) and module.loss.kl_coef > 0 and module.lora is None,
         attention=config._attn_implementation,
         cuda=module.device.type == "cuda",
         compiled=module.torch_compile,
         optimizer=optimizer_of_ones_own(module),
+        **sharding(trainer),
     )
     return replace(plan, **generation(trainer, module, plan))
 
@@ -114,8 +109,7 @@ def plan_of_evaluation(trainer: Trainer, module: EvaluationModule, copies: bool,
         copies: Whether each GPU makes a whole copy of the weights.
         available: Bytes of a GPU.
     """
-    strategy, generator = trainer.strategy, module.generator
-    model, fsdp = build_policy(module.init_from, empty=True).causal_lm, isinstance(strategy, FSDP1 | FSDP2)
+    generator, model = module.generator, build_policy(module.init_from, empty=True).causal_lm
     plan = Plan(
         config=model.config.get_text_config(),
         trained=0,
@@ -124,10 +118,8 @@ def plan_of_evaluation(trainer: Trainer, module: EvaluationModule, copies: bool,
         rows=0,
         length=0,
         checkpointing=False,
-        fsdp=fsdp,
-        shards=shards_of(trainer),
-        offload=fsdp and offloads(strategy),
         cuda=module.device.type == "cuda",
+        **sharding(trainer),
     )
     engine = 0
     if isinstance(generator, VLLMGenerator):
@@ -239,19 +231,19 @@ def parameter_counts(module: FunctionCallingModule) -> tuple[int, int]:
     return counts[True], counts[False]
 
 
-def shards_of(trainer: Trainer) -> int:
-    """Ranks that share one copy of the weights."""
-    strategy = trainer.strategy
+def sharding(trainer: Trainer) -> dict[str, Any]:
+    """How FSDP spreads the weights, as settings of the `Plan`; nothing without it."""
+    strategy, ranks = trainer.strategy, trainer.world_size
     if isinstance(strategy, FSDP2):
-        return strategy.shard_size or trainer.world_size
-    if isinstance(strategy, FSDP1):
-        return strategy.num_processes if "HYBRID" in strategy.sharding_strategy.name else trainer.world_size
-    return 1
-
-
-def offloads(strategy: FSDP1 | FSDP2) -> bool:
-    """Whether shards and their optimizer stay in the memory of the CPU."""
-    return bool(getattr(strategy.cpu_offload, "offload_params", strategy.cpu_offload))
+        shards, offload = strategy.shard_size or ranks, strategy.cpu_offload
+    elif isinstance(strategy, FSDP1):
+        shards = strategy.num_processes if "HYBRID" in strategy.sharding_strategy.name else ranks
+        offload = strategy.cpu_offload.offload_params
+    else:
+        return {}
+    hybrid = isinstance(strategy, FSDP2) and shards < ranks
+    unsharded = strategy.accumulate_unsharded
+    return {"fsdp": True, "shards": shards, "hybrid": hybrid, "unsharded": unsharded, "offload": offload}
 
 
 def device_memory(trainer: Trainer, device: torch.device) -> int:

@@ -11,11 +11,11 @@ from transformers import AutoConfig
 from datamodules import XLAMPromptDataModule, XLAMSFTDataModule
 from lightning_modules.callbacks import plan as planning
 from lightning_modules.callbacks.memory import Plan
-from lightning_modules.callbacks.plan import cast, generation, micro_batch_of, shards_of, streamed, whole
+from lightning_modules.callbacks.plan import cast, generation, micro_batch_of, sharding, streamed, whole
 from lightning_modules.generators import HFGenerator, VLLMGenerator, VLLMServerGenerator
 from lightning_modules.grpo import GRPOModule
 from lightning_modules.rollout.sampling import Sampling
-from lightning_modules.strategies import FSDP1, FSDP2
+from lightning_modules.strategies import DDP, FSDP1, FSDP2
 
 
 @pytest.mark.parametrize("transfer", ["folder", "nccl"])
@@ -120,8 +120,17 @@ def test_the_cache_is_that_of_rollouts_or_of_validation_whichever_is_larger(tiny
 def test_ranks_that_share_a_copy_of_the_weights():
     hybrid = FSDP1(sharding_strategy="HYBRID_SHARD")
     hybrid.parallel_devices = [torch.device("cpu")] * 4  # of a node
-    shards = [
-        shards_of(SimpleNamespace(strategy=strategy, world_size=16))
-        for strategy in (None, FSDP2(), FSDP2(shard_size=8), FSDP1(), hybrid)
+    found = [
+        sharding(SimpleNamespace(strategy=strategy, world_size=16))
+        for strategy in (FSDP2(), FSDP2(shard_size=8), FSDP1(), hybrid)
     ]
-    assert shards == [1, 16, 8, 16, 4]
+    assert [settings["shards"] for settings in found] == [16, 8, 16, 4]
+    assert [settings["hybrid"] for settings in found] == [False, True, False, False]  # of FSDP2 alone
+    assert sharding(SimpleNamespace(strategy=DDP(), world_size=16)) == {}
+
+
+@pytest.mark.parametrize("strategy", [FSDP1, FSDP2])
+def test_shards_wait_on_the_host_and_gradients_are_whole_as_the_strategy_is_told(strategy):
+    for settings in ({"cpu_offload": True}, {"accumulate_unsharded": True}):
+        found = sharding(SimpleNamespace(strategy=strategy(**settings), world_size=2))
+        assert [found["offload"], found["unsharded"]] == ["cpu_offload" in settings, "accumulate_unsharded" in settings]
