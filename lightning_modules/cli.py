@@ -204,7 +204,8 @@ class FunReasonCLI(LightningCLI):
         root = config["trainer"]["default_root_dir"] or "."
         config["trainer"]["default_root_dir"] = str(check_writable("trainer.default_root_dir", root))
         check_trainer_settings(config["trainer"])
-        check_dirpaths(config)
+        if self.subcommand in (None, "fit"):  # the others write none, where these folders may not be
+            check_dirpaths(config)
         for key, kind in {"model": None, "data": None, "trainer": RunTrainer}.items():
             refuse_nulls(key, kind, config[key])
         if config.get("ckpt_path") is not None:

@@ -110,6 +110,12 @@ def test_a_setting_that_cannot_be_used_is_answered_before_anything_loads(base_ar
     assert said.startswith("error: ") and "\n" not in said and all(word in said for word in words), said
 
 
+def test_a_test_goes_on_where_checkpoints_of_the_training_cannot_be_written(base_args, tmp_path):
+    absent = base_args(tmp_path, **{"model.init_args.init_from": "/absent"})
+    with pytest.raises(SystemExit, match="error: init_from: no folder /absent"):
+        main(["test", *CONFIG, *absent, "--best_checkpoint.dirpath=/proc/nothing/x"])
+
+
 @pytest.mark.parametrize("earlier", ["srml-fit-0", "egpo-fit-3", "version_0"])  # the last as they were called once
 def test_runs_that_start_at_once_have_a_folder_each_and_clear_what_kills_have_left(tmp_path, monkeypatch, earlier):
     with monkeypatch.context() as patch:
