@@ -42,7 +42,7 @@ LOGDIR ?= $(or $(shell ls -td runs/*/ 2>/dev/null | head -1),runs)
 tensorboard: setup  ## Curves and samples of LOGDIR=... (the newest folder below runs/): open the address it prints
 	$(BIN)/tensorboard --logdir '$(LOGDIR)' --samples_per_plugin text=100
 
-# A process more than there are cores, for some tests wait, and 4 at most: on two cores 723 s with 3, and 781 with 2.
+# A process more than there are cores, for some tests wait; 4 at most.
 PROCESSES = $$($(BIN)/python -c 'import os; print(min(4, 1 + os.cpu_count()))')
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --durations 15
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
+from datamodules.readers.data_sets import SUFFIXES
 from datamodules.system.command_line import configs_first, fault_of_yaml
 from datamodules.system.files import shipped
 from lightning_modules.commands.yaml_nodes import part, scalar_in, written_out
@@ -81,8 +82,9 @@ def no_settings(given: Sequence[Given]) -> str:
                 f"{option} {value}: Python code is not read as settings; what is in it is named by its import path, as "
                 f"{Path(value).stem}.NAME, with its folder in PYTHONPATH"
             )
-        if option in MEANT and not value.endswith((".yaml", ".yml")):  # others may name rows, of any size
-            if fault_of_yaml(value) if os.path.isfile(value) else "/" in value:
+        if option in MEANT and not value.endswith((".yaml", ".yml")):
+            rows = Path(value).suffix.lower() in SUFFIXES  # of any size, and YAML is slow
+            if rows or (fault_of_yaml(value) if os.path.isfile(value) else "/" in value):
                 return f"{option} takes a class or a YAML with its settings, and got {value}: {MEANT[option]}"
     return ""
 
